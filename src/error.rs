@@ -1,0 +1,80 @@
+//! One error type for the whole program: what was being done, to what, what to do, and the exit code that follows.
+
+use std::path::Path;
+
+/// Why something failed, as far as the exit code is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// What was typed is wrong (exit 2).
+    Usage,
+    /// A file, key or line that was given is wrong (exit 2).
+    Content,
+    /// The system refused: disk full, permission, a process that died (exit 1).
+    System,
+    /// Stopped by the user; a checkpoint was written where one is due (exit 130).
+    Interrupted,
+}
+
+/// An error whose message names what was being done, to what, and what to do about it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    kind: Kind,
+    message: String,
+}
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Something that was typed is wrong.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Usage, message: message.into() }
+    }
+
+    /// Content that was given (a file, key, line) is wrong.
+    pub fn content(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Content, message: message.into() }
+    }
+
+    /// The system refused something that should have worked.
+    pub fn system(message: impl Into<String>) -> Self {
+        Self { kind: Kind::System, message: message.into() }
+    }
+
+    /// An input or output error while `doing` something to `path`. A path given by the user that does not exist is content.
+    pub fn io(doing: &str, path: &Path, source: &std::io::Error) -> Self {
+        let kind = match source.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::IsADirectory | std::io::ErrorKind::NotADirectory => {
+                Kind::Content
+            }
+            _ => Kind::System,
+        };
+        Self { kind, message: format!("{doing} {}: {source}", path.display()) }
+    }
+
+    /// The run was stopped by Ctrl-C.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Interrupted, message: message.into() }
+    }
+
+    /// What was being done when this error came up, put in front of the message.
+    pub fn context(mut self, doing: impl std::fmt::Display) -> Self {
+        self.message = format!("{doing}: {}", self.message);
+        self
+    }
+
+    /// Why it failed.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The exit code of the program: 2 for usage and content, 1 for the system, 130 when interrupted.
+    pub fn exit_code(&self) -> u8 {
+        match self.kind {
+            Kind::Usage | Kind::Content => 2,
+            Kind::System => 1,
+            Kind::Interrupted => 130,
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The private Python environment of the tasks.
+/// (being written)
+pub struct Python;
