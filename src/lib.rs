@@ -3,6 +3,7 @@
 //!
 //! Modules in layer order; a file imports only from lines above its own, from its own line, or from its own folder.
 
+pub mod config;
 pub mod error;
 pub mod rng;
 pub mod tensor;
