@@ -5,11 +5,17 @@
 
 pub mod config;
 pub mod error;
+pub mod files;
+pub mod metrics;
 pub mod rng;
 pub mod tensor;
 
 pub mod backend;
 
+pub mod chat;
+pub mod tokenizer;
+
+pub mod dataset;
 pub mod reward;
 pub mod sandbox;
 pub mod task;
