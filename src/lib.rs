@@ -4,10 +4,18 @@
 //! Modules in layer order; a file imports only from lines above its own, from its own line, or from its own folder.
 
 pub mod error;
+pub mod files;
 pub mod rng;
 pub mod tensor;
 
 pub mod backend;
+
+pub mod weights;
+
+pub mod model;
+
+pub mod checkpoint;
+pub mod optimizer;
 
 pub mod reward;
 pub mod sandbox;
