@@ -5,10 +5,18 @@
 
 pub mod config;
 pub mod error;
+pub mod files;
 pub mod rng;
 pub mod tensor;
 
 pub mod backend;
+
+pub mod weights;
+
+pub mod model;
+
+pub mod checkpoint;
+pub mod optimizer;
 
 pub mod reward;
 pub mod sandbox;
