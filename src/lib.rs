@@ -13,3 +13,5 @@ pub mod reward;
 pub mod sandbox;
 pub mod task;
 pub mod trajectory;
+
+pub mod ideas;
