@@ -77,7 +77,7 @@ pub struct Rule {
 
 impl Rule {
     /// The line of `script` this rule is about and what it makes of it, also when that is the same text.
-    pub fn rewrite<'a>(&self, script: &'a str) -> Option<(&'a str, String)> {
+    fn rewrite<'a>(&self, script: &'a str) -> Option<(&'a str, String)> {
         let mut lines = script.lines().filter(|line| line.starts_with(&self.line));
         let (line, None) = (lines.next()?, lines.next()) else { return None };
         if self.kind.is_some_and(|kind| !kind.holds(script)) {
@@ -85,7 +85,17 @@ impl Rule {
         }
         match &self.find {
             None => Some((line, self.replace.clone())),
-            Some(find) => find.is_match(line).then(|| (line, find.replace(line, self.replace.as_str()).into_owned())),
+            Some(find) if find.is_match(line) => Some((line, find.replace(line, self.replace.as_str()).into_owned())),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether a line of `script` is one that this rule makes, whatever stood there before.
+    fn is_used_in(&self, script: &str) -> bool {
+        match (&self.find, self.replace.strip_prefix("${1}")) {
+            (None, _) => self.replace.lines().any(|made| script.lines().any(|line| line == made)),
+            (Some(_), Some(tail)) => script.lines().any(|l| l.starts_with(&self.line) && l.ends_with(tail)),
+            (Some(_), None) => self.rewrite(script).is_some_and(|(line, made)| line == made),
         }
     }
 }
@@ -227,6 +237,11 @@ impl Library {
     /// Every edit the library offers on `script`, in the library's order; never one that changes nothing.
     pub fn applicable(&self, script: &str) -> Vec<Edit<'_>> {
         self.ideas.iter().filter_map(|idea| idea.edit(script)).collect()
+    }
+
+    /// Whether a line of `script` is one that an idea of this library makes: how exercises keep clear of held-out ideas.
+    pub fn is_used_in(&self, script: &str) -> bool {
+        self.ideas.iter().any(|idea| idea.rule.is_used_in(script))
     }
 
     /// The library with only its diverse ideas left, in order of selection.
