@@ -9,6 +9,7 @@ pub mod tensor;
 
 pub mod backend;
 
+pub mod environment;
 pub mod reward;
 pub mod sandbox;
 pub mod task;
