@@ -35,19 +35,12 @@ pub mod batch;
 pub mod rollout;
 
 pub mod agent;
-pub mod dataset;
 pub mod state_pool;
 
 pub mod expert;
 pub mod ideas;
 
 pub mod evaluate;
-pub mod exercises;
 pub mod ppo;
-pub mod pretrain;
-pub mod rl;
-pub mod sft;
 
-pub mod report;
 
-pub mod cli;
