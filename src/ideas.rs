@@ -1,1 +1,373 @@
-//! (being written)
+//! The idea library: one-line ideas on three axes, each with the rule that turns it into an exact edit of a script;
+//! selection of diverse ideas, and the random draw an expert works from. It edits text and executes nothing.
+
+use crate::error::{Error, Result};
+use crate::rng::Philox;
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// What an idea is about (ML-Agent, arXiv 2505.23723: ideas along data, model and learning).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Axis {
+    /// Rows, columns, features, vectorizers.
+    Data,
+    /// The estimator.
+    Model,
+    /// The settings of the estimator that stands there.
+    Learning,
+}
+
+impl Axis {
+    /// All three, in order.
+    pub const ALL: [Axis; 3] = [Axis::Data, Axis::Model, Axis::Learning];
+}
+
+/// What a script must be for an idea to make sense; decided from its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The model line holds an estimator that is no regressor.
+    Classification,
+    /// The model line holds a regressor.
+    Regression,
+    /// The script turns text into columns.
+    Text,
+}
+
+impl Kind {
+    /// Whether `script` is of this kind. A script without a model line is neither classification nor regression.
+    pub fn holds(self, script: &str) -> bool {
+        const REGRESSORS: [&str; 10] = [
+            "Regressor",
+            "Ridge(",
+            "RidgeCV(",
+            "Lasso",
+            "Lars",
+            "ElasticNet",
+            "SVR",
+            "LinearRegression",
+            "ARDRegression",
+            "MatchingPursuit",
+        ];
+        let model = script.lines().find_map(|line| line.strip_prefix("model = "));
+        let regression = model.map(|m| REGRESSORS.iter().any(|r| m.contains(r)));
+        match self {
+            Kind::Classification => regression == Some(false),
+            Kind::Regression => regression == Some(true),
+            Kind::Text => script.lines().any(|line| line.starts_with("vec = ")),
+        }
+    }
+}
+
+/// How an idea changes a script: the one line it applies to, and what becomes of that line.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// How the line begins, for example `n = `; it must be how exactly one line of the script begins.
+    pub line: String,
+    /// The part of the line that is replaced (its first match); the whole line when there is none.
+    pub find: Option<Regex>,
+    /// What stands there instead; `$1` or `${1}` is what the first group of `find` matched. May hold several lines.
+    pub replace: String,
+    /// The kind of script it is for; any when there is none.
+    pub kind: Option<Kind>,
+}
+
+impl Rule {
+    /// The line of `script` this rule is about and what it makes of it, also when that is the same text.
+    fn rewrite<'a>(&self, script: &'a str) -> Option<(&'a str, String)> {
+        let mut lines = script.lines().filter(|line| line.starts_with(&self.line));
+        let (line, None) = (lines.next()?, lines.next()) else { return None };
+        if self.kind.is_some_and(|kind| !kind.holds(script)) {
+            return None;
+        }
+        match &self.find {
+            None => Some((line, self.replace.clone())),
+            Some(find) if find.is_match(line) => Some((line, find.replace(line, self.replace.as_str()).into_owned())),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether a line of `script` is one that this rule makes, whatever stood there before.
+    fn is_used_in(&self, script: &str) -> bool {
+        match (&self.find, self.replace.strip_prefix("${1}")) {
+            (None, _) => self.replace.lines().any(|made| script.lines().any(|line| line == made)),
+            (Some(_), Some(tail)) => script.lines().any(|l| l.starts_with(&self.line) && l.ends_with(tail)),
+            (Some(_), None) => self.rewrite(script).is_some_and(|(line, made)| line == made),
+        }
+    }
+}
+
+/// One idea.
+#[derive(Debug, Clone)]
+pub struct Idea {
+    /// What it is about.
+    pub axis: Axis,
+    /// Unique in its library, for example `rows=100`.
+    pub name: String,
+    /// The idea in one line of plain words.
+    pub text: String,
+    /// The group it belongs to, such as `rows` or `model`: a draw picks a group first, then one idea of it.
+    pub family: String,
+    /// How it changes a script.
+    pub rule: Rule,
+}
+
+impl Idea {
+    /// The edit this idea is on `script`; `None` where it does not apply or would change nothing.
+    pub fn edit(&self, script: &str) -> Option<Edit<'_>> {
+        let (line, replace) = self.rule.rewrite(script)?;
+        let search = line_start(script, line)?.to_string();
+        (line != replace).then_some(Edit { idea: self, search, replace })
+    }
+}
+
+/// An idea as an exact patch: `search` is how exactly one line begins, `replace` the new line or lines.
+#[derive(Debug, Clone)]
+pub struct Edit<'a> {
+    /// The idea.
+    pub idea: &'a Idea,
+    /// How exactly one line of the script begins.
+    pub search: String,
+    /// What that whole line becomes.
+    pub replace: String,
+}
+
+impl Edit<'_> {
+    /// `script` with this edit made.
+    pub fn apply(&self, script: &str) -> String {
+        let mut out = String::with_capacity(script.len() + self.replace.len());
+        for line in script.split_inclusive('\n') {
+            if line.starts_with(&self.search) {
+                out.push_str(&self.replace);
+                out.push_str(if line.ends_with('\n') { "\n" } else { "" });
+            } else {
+                out.push_str(line);
+            }
+        }
+        out
+    }
+}
+
+/// The shortest natural text that begins `line` and no other line of `script`: up to ` =` when that is unique, else the
+/// whole line; `None` when even that begins several lines.
+pub fn line_start<'a>(script: &str, line: &'a str) -> Option<&'a str> {
+    let is_unique = |start: &str| script.lines().filter(|l| l.starts_with(start)).count() == 1;
+    let short = line.find(" =").map(|at| &line[..at + 2]);
+    short.filter(|s| is_unique(s)).or_else(|| is_unique(line).then_some(line))
+}
+
+/// Ideas in the order of their file.
+#[derive(Debug, Clone)]
+pub struct Library {
+    /// The ideas.
+    pub ideas: Vec<Idea>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileFormat {
+    idea: Vec<IdeaFormat>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdeaFormat {
+    axis: Axis,
+    family: String,
+    name: String,
+    text: String,
+    line: String,
+    find: Option<String>,
+    replace: String,
+    kind: Option<Kind>,
+}
+
+impl Library {
+    /// The bundled ideas that experts and the base model's exercises draw from.
+    pub fn held_in() -> Result<Self> {
+        Self::parse(include_str!("../data/ideas/held_in.toml"), "data/ideas/held_in.toml")
+    }
+
+    /// The bundled ideas for the held-out tasks: no exercise and no expert of the training tasks ever uses one.
+    pub fn held_out() -> Result<Self> {
+        Self::parse(include_str!("../data/ideas/held_out.toml"), "data/ideas/held_out.toml")
+    }
+
+    /// Reads a library from a TOML file with one `[[idea]]` an idea.
+    ///
+    /// # Errors
+    /// Content errors that name the file and the idea: unknown or missing keys, a name that is there twice, text of more
+    /// than one line, a `find` that is no regular expression.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading ideas from", path, &e))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Reads a library from TOML text; `origin` names it in errors. The errors are those of [`Library::load`].
+    pub fn parse(text: &str, origin: &str) -> Result<Self> {
+        let file: FileFormat = toml::from_str(text).map_err(|e| Error::content(format!("{origin}: {e}")))?;
+        let mut names = BTreeSet::new();
+        let mut ideas = Vec::with_capacity(file.idea.len());
+        for raw in file.idea {
+            let wrong = |what: &str| Error::content(format!("{origin}: idea `{}`: {what}", raw.name));
+            if !names.insert(raw.name.clone()) {
+                return Err(wrong("its name is there twice; expected a unique name such as `rows=100`"));
+            }
+            if raw.text.is_empty() || raw.text.contains('\n') {
+                return Err(wrong("expected `text` to be one line such as `Train on the first 100 rows.`"));
+            }
+            if raw.line.is_empty() || raw.line.contains('\n') {
+                return Err(wrong("expected `line` to be how one line of the script begins, such as `n = `"));
+            }
+            let find = raw.find.as_deref().map(Regex::new).transpose().map_err(|e| {
+                wrong(&format!("`find` is no regular expression, expected one such as `C=[0-9.]+`: {e}"))
+            })?;
+            let rule = Rule { line: raw.line, find, replace: raw.replace, kind: raw.kind };
+            ideas.push(Idea { axis: raw.axis, name: raw.name, text: raw.text, family: raw.family, rule });
+        }
+        if ideas.is_empty() {
+            return Err(Error::content(format!("{origin}: no idea in it; expected at least one [[idea]]")));
+        }
+        Ok(Self { ideas })
+    }
+
+    /// Every edit the library offers on `script`, in the library's order; never one that changes nothing.
+    pub fn applicable(&self, script: &str) -> Vec<Edit<'_>> {
+        self.ideas.iter().filter_map(|idea| idea.edit(script)).collect()
+    }
+
+    /// Whether a line of `script` is one that an idea of this library makes: how exercises keep clear of held-out ideas.
+    pub fn is_used_in(&self, script: &str) -> bool {
+        self.ideas.iter().any(|idea| idea.rule.is_used_in(script))
+    }
+
+    /// The library with only its diverse ideas left, in order of selection.
+    pub fn select(&self, selection: Selection) -> Self {
+        let chosen = match selection {
+            Selection::MeanDistance(k) => mean_distance(&self.embeddings(|_| true).1, k),
+            Selection::FarthestPoint(k) => Axis::ALL
+                .iter()
+                .flat_map(|&axis| {
+                    let (places, points) = self.embeddings(|idea| idea.axis == axis);
+                    farthest_point(&points, k).into_iter().map(move |i| places[i])
+                })
+                .collect(),
+        };
+        Self { ideas: chosen.into_iter().map(|i| self.ideas[i].clone()).collect() }
+    }
+
+    /// Where the ideas that `keep` wants stand, and the embeddings of their texts.
+    fn embeddings(&self, keep: impl Fn(&Idea) -> bool) -> (Vec<usize>, Vec<Vec<f32>>) {
+        let kept = self.ideas.iter().enumerate().filter(|(_, idea)| keep(idea));
+        kept.map(|(i, idea)| (i, embed(&idea.text))).unzip()
+    }
+}
+
+/// How diverse ideas are kept (ML-Agent, section 3.1; both of its versions).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selection {
+    /// v1: the k of the whole library with the largest mean distance to the others.
+    MeanDistance(usize),
+    /// v2: farthest-point sampling of k ideas on each axis.
+    FarthestPoint(usize),
+}
+
+/// Length of an embedding.
+pub const EMBEDDING: usize = 512;
+
+/// A text as counts of its words and of the three-character pieces of each, hashed into [`EMBEDDING`] places, of
+/// Euclidean length 1 (all zero without a word). It stands where the paper uses an embedding model: closeness is shared
+/// wording, not shared meaning.
+pub fn embed(text: &str) -> Vec<f32> {
+    let mut v = vec![0.0_f32; EMBEDDING];
+    let mut count = |piece: &str| {
+        let hash = blake3::hash(piece.as_bytes());
+        v[usize::from(u16::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1]])) % EMBEDDING] += 1.0;
+    };
+    let lower = text.to_lowercase();
+    for word in lower.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()) {
+        count(word);
+        let padded: Vec<char> = format!("<{word}>").chars().collect();
+        padded.windows(3).for_each(|three| count(&three.iter().collect::<String>()));
+    }
+    let norm = v.iter().map(|x| x * x).sum::<f32>().sqrt();
+    if norm > 0.0 {
+        v.iter_mut().for_each(|x| *x /= norm);
+    }
+    v
+}
+
+/// Euclidean distance of two embeddings.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| f64::from(x - y).powi(2)).sum::<f64>().sqrt()
+}
+
+/// The `k` points with the largest mean distance to all others, the largest first (all points when there are fewer);
+/// of equals the one that stands first.
+pub fn mean_distance(points: &[Vec<f32>], k: usize) -> Vec<usize> {
+    let total: Vec<f64> = points.iter().map(|p| points.iter().map(|q| distance(p, q)).sum()).collect();
+    let mut order: Vec<usize> = (0..points.len()).collect();
+    order.sort_by(|&a, &b| total[b].total_cmp(&total[a]));
+    order.truncate(k);
+    order
+}
+
+/// Farthest-point sampling: begins with the point of the largest mean distance, then takes again and again the point
+/// whose nearest chosen point is farthest, until there are `k` (all points when there are fewer); of equals the first.
+pub fn farthest_point(points: &[Vec<f32>], k: usize) -> Vec<usize> {
+    let mut chosen = mean_distance(points, k.min(1));
+    let mut nearest = vec![f64::INFINITY; points.len()];
+    while let Some(&last) = chosen.last().filter(|_| chosen.len() < k.min(points.len())) {
+        let mut best: Option<usize> = None;
+        for i in 0..points.len() {
+            nearest[i] = nearest[i].min(distance(&points[i], &points[last]));
+            if !chosen.contains(&i) && best.is_none_or(|b| nearest[i] > nearest[b]) {
+                best = Some(i);
+            }
+        }
+        chosen.extend(best);
+    }
+    chosen
+}
+
+/// One idea of `axis` that changes `script`: first a family with equal chance, then an idea of it with equal chance;
+/// `None` when the axis has none.
+pub fn draw_one<'a>(library: &'a Library, script: &str, axis: Axis, rng: &mut Philox) -> Option<Edit<'a>> {
+    let mut families: BTreeMap<&str, Vec<Edit<'a>>> = BTreeMap::new();
+    for edit in library.applicable(script).into_iter().filter(|e| e.idea.axis == axis) {
+        families.entry(&edit.idea.family).or_default().push(edit);
+    }
+    let mut families: Vec<Vec<Edit<'a>>> = families.into_values().collect();
+    if families.is_empty() {
+        return None;
+    }
+    let mut family = families.swap_remove(rng.below(families.len()));
+    let one = rng.below(family.len());
+    Some(family.swap_remove(one))
+}
+
+/// k ~ U{1,2,3} axes in random order (ML-Agent, section 3.1).
+pub fn draw_axes(rng: &mut Philox) -> Vec<Axis> {
+    let mut axes = Axis::ALL;
+    rng.shuffle(&mut axes);
+    axes[..=rng.below(3)].to_vec()
+}
+
+/// The ideas of one episode: the axes of [`draw_axes`], and on each one idea that applies to `script` as it stands. An
+/// axis on which nothing applies gives none. A later idea is made an edit again ([`Idea::edit`]) once the script changed.
+pub fn draw<'a>(library: &'a Library, script: &str, rng: &mut Philox) -> Vec<&'a Idea> {
+    let axes = draw_axes(rng);
+    axes.into_iter().filter_map(|axis| draw_one(library, script, axis, rng)).map(|edit| edit.idea).collect()
+}
+
+/// How diverse `ideas` are: the number of distinct names on each axis; an axis without any is not there.
+pub fn unique_names<'a>(ideas: impl IntoIterator<Item = &'a Idea>) -> BTreeMap<Axis, usize> {
+    let mut names: BTreeMap<Axis, BTreeSet<&str>> = BTreeMap::new();
+    for idea in ideas {
+        names.entry(idea.axis).or_default().insert(&idea.name);
+    }
+    names.into_iter().map(|(axis, names)| (axis, names.len())).collect()
+}

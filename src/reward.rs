@@ -27,3 +27,56 @@ pub enum Form {
     /// Version 2: invalid and error -1, neutral and corner 0, edit share.
     Linear,
 }
+
+/// The reward of a step in `form`.
+///
+/// `share` counts for an edit only: (m_{t+1} - m_t) / (m_best - m_init), so positive is better whatever the metric's direction;
+/// a change below the task's noise floor comes as 0. `clip` bounds the linear form to [-clip, clip] (the paper has no
+/// clip; one bad edit on an unbounded metric can cost several gaps); the sigmoid is bounded already.
+pub fn reward(form: Form, case: Case, share: f64, clip: Option<f64>) -> f64 {
+    match (form, case) {
+        (Form::Sigmoid, Case::Invalid | Case::Error) => 0.0,
+        (Form::Sigmoid, Case::Neutral | Case::Corner) => 0.5,
+        (Form::Sigmoid, Case::Edit) => 1.0 / (1.0 + (-100.0 * share).exp()),
+        (Form::Linear, Case::Invalid | Case::Error) => -1.0,
+        (Form::Linear, Case::Neutral | Case::Corner) => 0.0,
+        (Form::Linear, Case::Edit) => clip.map_or(share, |c| share.max(-c).min(c)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_in_both_forms() {
+        use Case::*;
+        for (case, share, clip, sigmoid, linear) in [
+            (Invalid, 0.0, None, 0.0, -1.0),
+            (Error, 0.0, None, 0.0, -1.0),
+            (Neutral, 0.0, None, 0.5, 0.0),
+            (Corner, 0.0, None, 0.5, 0.0),
+            // A share counts for an edit only.
+            (Invalid, 0.3, None, 0.0, -1.0),
+            (Error, 0.3, None, 0.0, -1.0),
+            (Neutral, 0.3, None, 0.5, 0.0),
+            (Corner, 0.3, None, 0.5, 0.0),
+            (Edit, 0.0, None, 0.5, 0.0),
+            // The saturation that the paper's first version has: 1, 2 and 5 % of the gap.
+            (Edit, 0.01, None, 0.731, 0.01),
+            (Edit, 0.02, None, 0.881, 0.02),
+            (Edit, 0.05, None, 0.993, 0.05),
+            (Edit, -0.01, None, 0.269, -0.01),
+            (Edit, 1.5, None, 1.0, 1.5),
+            (Edit, 1.5, Some(1.0), 1.0, 1.0),
+            (Edit, -3.0, None, 0.0, -3.0),
+            (Edit, -3.0, Some(1.0), 0.0, -1.0),
+            (Edit, 0.25, Some(1.0), 1.0, 0.25),
+            (Edit, f64::NEG_INFINITY, Some(1.0), 0.0, -1.0),
+        ] {
+            let got = reward(Form::Sigmoid, case, share, clip);
+            assert!((got - sigmoid).abs() < 5e-4, "the values are given to three digits: {case:?} {share} {got}");
+            assert_eq!(reward(Form::Linear, case, share, clip), linear, "{case:?} {share} {clip:?}");
+        }
+    }
+}

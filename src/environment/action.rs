@@ -1,1 +1,330 @@
-//! (being written)
+//! The agent's replies: from text to a typed action, and back to the canonical text. Lenient in white space, strict in names
+//! and keys. Does not look at files: whether a named script exists is the workspace's business.
+
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::fmt;
+
+/// The actions of the `direct` set (no helper model).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The files of a folder.
+    ListFiles {
+        /// Folder inside the workspace; `.` is the workspace.
+        dir_path: String,
+    },
+    /// Copy one file to another name.
+    CopyFile {
+        /// What is copied.
+        source: String,
+        /// The new name.
+        destination: String,
+    },
+    /// Show lines of a file.
+    InspectScriptLines {
+        /// The file.
+        script_name: String,
+        /// First line shown, from 1.
+        start_line_number: u64,
+        /// Last line shown.
+        end_line_number: u64,
+    },
+    /// Run a script.
+    ExecuteScript {
+        /// The script.
+        script_name: String,
+    },
+    /// Change a script by a search/replace patch (see `patch`).
+    EditScript {
+        /// The script.
+        script_name: String,
+        /// A whole passage, or how exactly one line begins.
+        search: String,
+        /// What takes its place.
+        replace: String,
+    },
+    /// End the episode.
+    FinalAnswer {
+        /// Free text.
+        final_answer: String,
+    },
+}
+
+/// Which fields a reply has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplyFormat {
+    /// All six fields of the paper.
+    Thought,
+    /// The paper's ablation: Action and Action Input only.
+    NoThought,
+}
+
+const FIELDS: [&str; 6] = ["Reflection", "Research Plan and Status", "Fact Check", "Thought", "Action", "Action Input"];
+
+impl ReplyFormat {
+    /// The names of the fields, in order.
+    pub fn fields(self) -> &'static [&'static str] {
+        match self {
+            ReplyFormat::Thought => &FIELDS,
+            ReplyFormat::NoThought => &FIELDS[4..],
+        }
+    }
+}
+
+/// The actions and their arguments, in the order of the canonical text.
+pub const ACTIONS: [(&str, &[&str]); 6] = [
+    ("List Files", &["dir_path"]),
+    ("Copy File", &["source", "destination"]),
+    ("Inspect Script Lines", &["script_name", "start_line_number", "end_line_number"]),
+    ("Execute Script", &["script_name"]),
+    ("Edit Script", &["script_name", "search", "replace"]),
+    ("Final Answer", &["final_answer"]),
+];
+
+/// Why a reply is no action. The text is shown to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// A field is not there.
+    #[error("the field \"{0}:\" is missing; it must begin a line of its own")]
+    MissingField(&'static str),
+    /// A field comes before one that should precede it.
+    #[error("the field \"{0}:\" is out of order; the order is {order}", order = .1.fields().join(", "))]
+    WrongOrder(&'static str, ReplyFormat),
+    /// A field is there twice.
+    #[error("the field \"{0}:\" is there twice")]
+    RepeatedField(&'static str),
+    /// Text before the first field.
+    #[error("there is text before the field \"{0}:\"")]
+    LeadingText(&'static str),
+    /// No action has this name.
+    #[error("there is no action \"{0}\"; the actions are {names}", names = names())]
+    UnknownAction(String),
+    /// The input is not JSON.
+    #[error("the Action Input is not valid JSON: {0}")]
+    NotJson(String),
+    /// The input is JSON, but no object.
+    #[error("the Action Input must be a JSON object, for example {example}", example = EXAMPLE)]
+    NotAnObject,
+    /// Something follows the JSON object.
+    #[error("there is text after the Action Input: {0}")]
+    TrailingText(String),
+    /// A key the action does not have.
+    #[error("\"{action}\" has no argument \"{key}\"; it takes {}", arguments(.action))]
+    UnknownKey {
+        /// The action's name.
+        action: &'static str,
+        /// The key.
+        key: String,
+    },
+    /// A key is there twice.
+    #[error("the argument \"{0}\" is there twice")]
+    RepeatedKey(String),
+    /// An argument is not there.
+    #[error("\"{action}\" needs the argument \"{key}\"; it takes {}", arguments(.action))]
+    MissingKey {
+        /// The action's name.
+        action: &'static str,
+        /// The key.
+        key: &'static str,
+    },
+    /// An argument has the wrong type.
+    #[error("the argument \"{key}\" must be {expected}")]
+    WrongType {
+        /// The key.
+        key: &'static str,
+        /// What it must be.
+        expected: &'static str,
+    },
+}
+
+const EXAMPLE: &str = r#"{"script_name": "train.py"}"#;
+
+fn names() -> String {
+    ACTIONS.map(|(name, _)| name).join(", ")
+}
+
+fn arguments(action: &str) -> String {
+    let keys = ACTIONS.iter().find(|(name, _)| *name == action).map_or(&[][..], |(_, keys)| keys);
+    keys.iter().map(|k| format!("\"{k}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// Reads a reply.
+pub fn parse(reply: &str, format: ReplyFormat) -> Result<Action, ParseError> {
+    let [name, input] = split(reply, format)?;
+    let Some(&(action, keys)) = ACTIONS.iter().find(|(known, _)| *known == name) else {
+        return Err(ParseError::UnknownAction(name.chars().take(80).collect()));
+    };
+    let arguments = Arguments { action, pairs: read_object(input)? };
+    for (i, (key, _)) in arguments.pairs.iter().enumerate() {
+        if !keys.contains(&key.as_str()) {
+            return Err(ParseError::UnknownKey { action, key: key.clone() });
+        }
+        if arguments.pairs[..i].iter().any(|(earlier, _)| earlier == key) {
+            return Err(ParseError::RepeatedKey(key.clone()));
+        }
+    }
+    Ok(match action {
+        "List Files" => Action::ListFiles { dir_path: arguments.text("dir_path")? },
+        "Copy File" => {
+            Action::CopyFile { source: arguments.text("source")?, destination: arguments.text("destination")? }
+        }
+        "Inspect Script Lines" => Action::InspectScriptLines {
+            script_name: arguments.text("script_name")?,
+            start_line_number: arguments.number("start_line_number")?,
+            end_line_number: arguments.number("end_line_number")?,
+        },
+        "Execute Script" => Action::ExecuteScript { script_name: arguments.text("script_name")? },
+        "Edit Script" => Action::EditScript {
+            script_name: arguments.text("script_name")?,
+            search: arguments.text("search")?,
+            replace: arguments.text("replace")?,
+        },
+        _ => Action::FinalAnswer { final_answer: arguments.text("final_answer")? },
+    })
+}
+
+/// The action's name and the text of its input, once all fields of the format are found in order.
+fn split(reply: &str, format: ReplyFormat) -> Result<[&str; 2], ParseError> {
+    let fields = format.fields();
+    let mut found: Vec<(&'static str, usize, usize)> = Vec::new(); // field, where its line begins, where its text begins
+    let mut line_start = 0;
+    for line in reply.split_inclusive('\n') {
+        let indent = line.len() - line.trim_start().len();
+        // The longest name wins: "Action" also begins "Action Input".
+        let header =
+            fields.iter().copied().find(|f| line[indent..].strip_prefix(f).is_some_and(|r| r.starts_with(':')));
+        if let Some(field) = header {
+            if found.iter().any(|&(seen, ..)| seen == field) {
+                return Err(ParseError::RepeatedField(field));
+            }
+            found.push((field, line_start, line_start + indent + field.len() + 1));
+            if field == "Action Input" {
+                break; // what follows is JSON, not fields
+            }
+        }
+        line_start += line.len();
+    }
+    for (i, &field) in fields.iter().enumerate() {
+        match found.get(i) {
+            Some(&(at, ..)) if at == field => {}
+            _ if !found.iter().any(|&(seen, ..)| seen == field) => return Err(ParseError::MissingField(field)),
+            Some(&(at, ..)) => return Err(ParseError::WrongOrder(at, format)),
+            None => return Err(ParseError::MissingField(field)),
+        }
+    }
+    if !reply[..found[0].1].trim().is_empty() {
+        return Err(ParseError::LeadingText(fields[0]));
+    }
+    let (action, input) = (found[fields.len() - 2], found[fields.len() - 1]);
+    Ok([reply[action.2..input.1].trim(), reply[input.2..].trim()])
+}
+
+struct Arguments {
+    action: &'static str,
+    pairs: Vec<(String, Value)>,
+}
+
+impl Arguments {
+    fn value(&self, key: &'static str) -> Result<&Value, ParseError> {
+        let found = self.pairs.iter().find(|(k, _)| k == key);
+        found.map(|(_, value)| value).ok_or(ParseError::MissingKey { action: self.action, key })
+    }
+
+    fn text(&self, key: &'static str) -> Result<String, ParseError> {
+        let text = self.value(key)?.as_str();
+        text.map(str::to_string).ok_or(ParseError::WrongType { key, expected: "a string" })
+    }
+
+    fn number(&self, key: &'static str) -> Result<u64, ParseError> {
+        self.value(key)?.as_u64().ok_or(ParseError::WrongType { key, expected: "a whole number of at least 0" })
+    }
+}
+
+/// The pairs of a JSON object as written, repeated keys included, with nothing after it.
+fn read_object(text: &str) -> Result<Vec<(String, Value)>, ParseError> {
+    struct Pairs;
+    impl<'de> Visitor<'de> for Pairs {
+        type Value = Vec<(String, Value)>;
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a JSON object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut pairs = Vec::new();
+            while let Some(pair) = map.next_entry()? {
+                pairs.push(pair);
+            }
+            Ok(pairs)
+        }
+    }
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<serde::de::IgnoredAny>();
+    match values.next() {
+        Some(Ok(_)) => {}
+        Some(Err(e)) => return Err(ParseError::NotJson(e.to_string())),
+        None => return Err(ParseError::NotJson("it is empty".to_string())),
+    }
+    let rest = text[values.byte_offset()..].trim();
+    if !rest.is_empty() {
+        return Err(ParseError::TrailingText(rest.chars().take(80).collect()));
+    }
+    if !text.starts_with('{') {
+        return Err(ParseError::NotAnObject);
+    }
+    serde_json::Deserializer::from_str(text).deserialize_map(Pairs).map_err(|e| ParseError::NotJson(e.to_string()))
+}
+
+/// The action's name.
+pub fn name(action: &Action) -> &'static str {
+    match action {
+        Action::ListFiles { .. } => "List Files",
+        Action::CopyFile { .. } => "Copy File",
+        Action::InspectScriptLines { .. } => "Inspect Script Lines",
+        Action::ExecuteScript { .. } => "Execute Script",
+        Action::EditScript { .. } => "Edit Script",
+        Action::FinalAnswer { .. } => "Final Answer",
+    }
+}
+
+/// The canonical text of an action: two lines, the input written as Python's `json.dumps` writes it.
+pub fn render(action: &Action) -> String {
+    let pairs: Vec<(&str, String)> = match action {
+        Action::ListFiles { dir_path } => vec![("dir_path", quote(dir_path))],
+        Action::CopyFile { source, destination } => {
+            vec![("source", quote(source)), ("destination", quote(destination))]
+        }
+        Action::InspectScriptLines { script_name, start_line_number, end_line_number } => vec![
+            ("script_name", quote(script_name)),
+            ("start_line_number", start_line_number.to_string()),
+            ("end_line_number", end_line_number.to_string()),
+        ],
+        Action::ExecuteScript { script_name } => vec![("script_name", quote(script_name))],
+        Action::EditScript { script_name, search, replace } => {
+            vec![("script_name", quote(script_name)), ("search", quote(search)), ("replace", quote(replace))]
+        }
+        Action::FinalAnswer { final_answer } => vec![("final_answer", quote(final_answer))],
+    };
+    let input = pairs.iter().map(|(k, v)| format!("\"{k}\": {v}")).collect::<Vec<_>>().join(", ");
+    format!("Action: {}\nAction Input: {{{input}}}", name(action))
+}
+
+/// A JSON string as Python's `json.dumps` writes it: everything outside printable ASCII escaped, UTF-16 surrogate pairs included.
+fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            ' '..='~' => out.push(c),
+            _ => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    out.push('"');
+    out
+}

@@ -1,1 +1,247 @@
-//! (being written)
+//! Content-addressed workspaces: the agent's text files by the hash of what they hold. Task data is not in here; it is laid
+//! beside the files, read-only, when a workspace is made.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The agent's files: name (relative, `/` between folders) to text.
+pub type Files = BTreeMap<String, Arc<str>>;
+
+/// blake3 of a text, in hex.
+pub type BlobId = String;
+
+/// blake3 of a snapshot's names and blob ids, in hex.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SnapshotId(pub String);
+
+impl std::fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The files of a workspace by content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Name to blob.
+    pub files: BTreeMap<String, BlobId>,
+}
+
+impl Snapshot {
+    /// Its id. Lengths are hashed too, so that no two snapshots spell the same bytes.
+    pub fn id(&self) -> SnapshotId {
+        let mut hash = blake3::Hasher::new();
+        for part in self.files.iter().flat_map(|(name, blob)| [name, blob]) {
+            hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        SnapshotId(hash.finalize().to_hex().to_string())
+    }
+}
+
+/// All snapshots of a run, in memory; shared by threads.
+#[derive(Debug, Default)]
+pub struct SnapshotStore {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    blobs: HashMap<BlobId, Arc<str>>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+}
+
+/// One line of the saved file.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum Line {
+    Blob { blob: BlobId, text: String },
+    Snapshot { snapshot: SnapshotId, files: BTreeMap<String, BlobId> },
+}
+
+const FILE: &str = "snapshots.jsonl";
+
+impl SnapshotStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Each insertion is complete in itself, so a panic elsewhere leaves nothing half-done.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps these files; equal files give the same id and are kept once.
+    pub fn insert(&self, files: &Files) -> SnapshotId {
+        let ids: Vec<BlobId> = files.values().map(|text| blake3::hash(text.as_bytes()).to_hex().to_string()).collect();
+        let snapshot = Snapshot { files: files.keys().cloned().zip(ids.iter().cloned()).collect() };
+        let id = snapshot.id();
+        let mut inner = self.lock();
+        for (blob, text) in ids.into_iter().zip(files.values()) {
+            inner.blobs.entry(blob).or_insert_with(|| text.clone());
+        }
+        inner.snapshots.entry(id.clone()).or_insert(snapshot);
+        id
+    }
+
+    /// The files of a snapshot.
+    ///
+    /// # Errors
+    /// Content, when the store does not hold it.
+    pub fn get(&self, id: &SnapshotId) -> Result<Files> {
+        let missing = || Error::content(format!("snapshot {id} is not in the store; load the run's {FILE} first"));
+        let inner = self.lock();
+        let snapshot = inner.snapshots.get(id).ok_or_else(missing)?;
+        let file = |(name, blob): (&String, &BlobId)| Some((name.clone(), inner.blobs.get(blob)?.clone()));
+        snapshot.files.iter().map(file).collect::<Option<Files>>().ok_or_else(missing)
+    }
+
+    /// How many snapshots there are.
+    pub fn len(&self) -> usize {
+        self.lock().snapshots.len()
+    }
+
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes `folder`/snapshots.jsonl, whole: blobs first, then snapshots, both sorted by id.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let inner = self.lock();
+        let blobs: BTreeMap<&BlobId, &Arc<str>> = inner.blobs.iter().collect();
+        let blobs = blobs.into_iter().map(|(id, text)| Line::Blob { blob: id.clone(), text: text.to_string() });
+        let snapshots = inner.snapshots.iter();
+        let snapshots = snapshots.map(|(id, s)| Line::Snapshot { snapshot: id.clone(), files: s.files.clone() });
+        write_lines(&folder.join(FILE), blobs.chain(snapshots))
+    }
+
+    /// Adds what `folder`/snapshots.jsonl holds to the store.
+    ///
+    /// # Errors
+    /// Content, naming file and line, when a line is malformed, its id is not the hash of what it holds, or a blob is missing.
+    pub fn load(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(FILE);
+        let mut inner = self.lock();
+        read_lines(&path, |number, line: Line| {
+            let bad = |what: String| Error::content(format!("{}:{number}: {what}", path.display()));
+            match line {
+                Line::Blob { blob, text } if blake3::hash(text.as_bytes()).to_hex().as_str() == blob => {
+                    inner.blobs.insert(blob, Arc::from(text));
+                }
+                Line::Blob { blob, .. } => return Err(bad(format!("the text is not that of blob {blob}"))),
+                Line::Snapshot { snapshot: id, files } => {
+                    let snapshot = Snapshot { files };
+                    if snapshot.id() != id {
+                        return Err(bad(format!("the files are not those of snapshot {id}")));
+                    }
+                    if let Some((name, blob)) = snapshot.files.iter().find(|(_, b)| !inner.blobs.contains_key(*b)) {
+                        return Err(bad(format!("blob {blob} of file {name} is in no earlier line")));
+                    }
+                    inner.snapshots.insert(id, snapshot);
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Writes JSON lines to a sibling, syncs and renames it: the file appears whole or not at all.
+pub(super) fn write_lines<T: Serialize>(path: &Path, lines: impl Iterator<Item = T>) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let failed = |e: std::io::Error| Error::io("cannot write", path, &e);
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    let mut buffer = std::io::BufWriter::new(file.as_file_mut());
+    for line in lines {
+        serde_json::to_writer(&mut buffer, &line).map_err(|e| failed(e.into()))?;
+        buffer.write_all(b"\n").map_err(failed)?;
+    }
+    buffer.flush().map_err(failed)?;
+    drop(buffer);
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map(|_| ()).map_err(|e| failed(e.error))
+}
+
+/// Hands each line of a JSONL file, with its number from 1, to `take`.
+pub(super) fn read_lines<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    mut take: impl FnMut(usize, T) -> Result<()>,
+) -> Result<()> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("cannot read", path, &e))?;
+    for (i, line) in text.lines().enumerate() {
+        let value = serde_json::from_str(line)
+            .map_err(|e| Error::content(format!("{}:{}: not a line of this file: {e}", path.display(), i + 1)))?;
+        take(i + 1, value)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    fn files(pairs: &[(&str, &str)]) -> Files {
+        pairs.iter().map(|(n, t)| (n.to_string(), Arc::from(*t))).collect()
+    }
+
+    #[test]
+    fn ids_are_of_content() {
+        let store = SnapshotStore::new();
+        let a = store.insert(&files(&[("a.py", "x"), ("b.py", "y")]));
+        assert_eq!(a, store.insert(&files(&[("b.py", "y"), ("a.py", "x")])));
+        for other in [[("a.py", "y"), ("b.py", "x")], [("a.py", "x"), ("c.py", "y")]] {
+            assert_ne!(a, store.insert(&files(&other)));
+        }
+        assert_eq!(store.len(), 3);
+        assert_eq!(store.get(&a).unwrap(), files(&[("a.py", "x"), ("b.py", "y")]));
+        assert_eq!(store.get(&SnapshotId("0".into())).unwrap_err().kind(), Kind::Content);
+    }
+
+    #[test]
+    fn saved_and_loaded_is_the_same() {
+        let (store, other) = (SnapshotStore::new(), SnapshotStore::new());
+        let folder = tempfile::tempdir().unwrap();
+        let ids = [files(&[]), files(&[("a.py", "é\n\"")]), files(&[("a.py", "2"), ("d/b.py", "")])]
+            .map(|f| (store.insert(&f), f));
+        store.save(folder.path()).unwrap();
+        other.load(folder.path()).unwrap();
+        for (id, files) in ids {
+            assert_eq!(other.get(&id).unwrap(), files);
+        }
+        let read = || std::fs::read(folder.path().join(FILE)).unwrap();
+        let first = read();
+        other.save(folder.path()).unwrap();
+        assert_eq!(first, read());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn tampered_files_are_refused_with_their_line() {
+        let store = SnapshotStore::new();
+        store.insert(&files(&[("a.py", "text")]));
+        let folder = tempfile::tempdir().unwrap();
+        store.save(folder.path()).unwrap();
+        let path = folder.path().join(FILE);
+        let good = std::fs::read_to_string(&path).unwrap();
+        let snapshot_only = good.lines().nth(1).unwrap().to_string();
+        for (bad, line) in [
+            (good.replace("\"text\":\"text\"", "\"text\":\"other\""), 1),
+            (good.replace("a.py", "b.py"), 2),
+            (snapshot_only, 1),
+            (good.replace("\"files\"", "\"fils\""), 2),
+            (good.trim_end().trim_end_matches('}').to_string(), 2),
+        ] {
+            std::fs::write(&path, &bad).unwrap();
+            let error = SnapshotStore::new().load(folder.path()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Content);
+            assert!(error.to_string().contains(&format!("{FILE}:{line}:")), "{error}");
+        }
+    }
+}

@@ -2,11 +2,15 @@
 
 pub mod grader;
 pub mod metric;
+mod prepare;
 
+use crate::error::{Error, Result};
 use crate::sandbox::Limits;
-pub use metric::Metric;
+pub use metric::{Metric, Table};
+use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 /// A task as its task.toml states it.
 #[derive(Debug, Clone)]
@@ -33,7 +37,7 @@ pub struct Task {
     pub submission: String,
     /// What a run may use.
     pub limits: Limits,
-    /// Files the agent starts with and may edit: name to text.
+    /// Files the agent starts with and may edit: name to text. It is the entry script.
     pub starter: BTreeMap<String, String>,
     /// The folder task.toml lies in.
     pub folder: PathBuf,
@@ -50,4 +54,235 @@ pub struct PreparedTask {
     pub labels: PathBuf,
     /// Hash of data and labels: part of the cache key of a graded run.
     pub data_id: String,
+}
+
+const MANIFEST: &str = "task.toml";
+const MODALITIES: [&str; 5] = ["tabular", "image", "text", "series", "graph"];
+
+/// A whole valid task.toml: error messages quote its lines.
+const EXAMPLE: &str = r#"name = "digits"
+description = "classify images, 10 classes"
+modality = "image"
+metric = "accuracy"
+m_init = 0.215
+m_best = 0.99
+noise_floor = 0.003
+held_out = false
+entry = "train.py"
+submission = "submission.csv"
+[limits]
+cpu_seconds = 2.0
+wall_seconds = 20.0
+memory_bytes = 1073741824
+output_bytes = 65536
+file_bytes = 16777216
+"#;
+
+/// task.toml, key by key.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    name: String,
+    description: String,
+    modality: String,
+    metric: Metric,
+    m_init: f64,
+    m_best: f64,
+    noise_floor: f64,
+    held_out: bool,
+    entry: String,
+    submission: String,
+    limits: Limits,
+}
+
+impl Task {
+    /// Reads `folder`/task.toml and the entry script, and checks them.
+    ///
+    /// # Errors
+    /// Names file and key, what was expected and a valid line: unknown, missing or mistyped keys, and whatever [`Task::check`] refuses.
+    pub fn load(folder: &Path) -> Result<Task> {
+        let path = folder.join(MANIFEST);
+        let text = fs::read_to_string(&path).map_err(|e| Error::io("reading", &path, &e))?;
+        let manifest: Manifest = toml::from_str(&text).map_err(|e| manifest_error(&path, &text, &e))?;
+        let Manifest { name, description, modality, metric, m_init, m_best, noise_floor, held_out, .. } = manifest;
+        let Manifest { entry, submission, limits, .. } = manifest;
+        let folder = folder.to_path_buf();
+        let starter = BTreeMap::new();
+        let mut task = Task {
+            name,
+            description,
+            modality,
+            metric,
+            m_init,
+            m_best,
+            noise_floor,
+            held_out,
+            entry,
+            submission,
+            limits,
+            starter,
+            folder,
+        };
+        task.check()?;
+        let script = task.folder.join(&task.entry);
+        let text = fs::read_to_string(&script)
+            .map_err(|e| Error::io("reading", &script, &e).context(format!("key entry of {}", path.display())))?;
+        task.starter.insert(task.entry.clone(), text);
+        Ok(task)
+    }
+
+    /// Every task folder (one that holds a task.toml) directly under `root`, sorted by name.
+    pub fn load_all(root: &Path) -> Result<Vec<Task>> {
+        let failed = |e: std::io::Error| Error::io("listing tasks in", root, &e);
+        let mut tasks = Vec::new();
+        for entry in fs::read_dir(root).map_err(failed)? {
+            let folder = entry.map_err(failed)?.path();
+            if folder.join(MANIFEST).exists() {
+                tasks.push(Task::load(&folder)?);
+            }
+        }
+        if tasks.is_empty() {
+            return Err(Error::content(format!(
+                "no task in {}: expected folders that hold a {MANIFEST}",
+                root.display()
+            )));
+        }
+        tasks.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(tasks)
+    }
+
+    /// Whether the stated values make sense together: what [`Task::load`] cannot see key by key.
+    ///
+    /// # Errors
+    /// Names the file and the key, what was expected and a valid line.
+    pub fn check(&self) -> Result<()> {
+        let folder_name = self.folder.file_name().map(|name| name.to_string_lossy().into_owned());
+        if folder_name.as_deref() != Some(self.name.as_str()) {
+            let expected = folder_name.unwrap_or_default();
+            return Err(self.wrong(
+                "name",
+                format_args!("\"{}\" is not the folder's name, expected name = \"{expected}\"", self.name),
+            ));
+        }
+        if self.description.trim().is_empty() || self.description.contains('\n') {
+            return Err(self.wrong("description", "expected one line of text"));
+        }
+        if !MODALITIES.contains(&self.modality.as_str()) {
+            let expected = format_args!("unknown \"{}\", expected one of: {}", self.modality, MODALITIES.join(", "));
+            return Err(self.wrong("modality", expected));
+        }
+        for (key, name) in [("entry", &self.entry), ("submission", &self.submission)] {
+            if !is_plain_name(name) {
+                return Err(self.wrong(key, format_args!("\"{name}\" is not a plain file name")));
+            }
+        }
+        if self.entry == self.submission {
+            return Err(self.wrong("submission", "expected another file than entry"));
+        }
+        self.check_scale()?;
+        self.check_limits()
+    }
+
+    fn check_scale(&self) -> Result<()> {
+        for (key, value) in [("m_init", self.m_init), ("m_best", self.m_best), ("noise_floor", self.noise_floor)] {
+            if !value.is_finite() {
+                return Err(self.wrong(key, format_args!("{value} is not finite")));
+            }
+        }
+        if self.m_init == 0.0 {
+            return Err(self.wrong("m_init", "0 makes the relative gain undefined, expected the baseline's metric"));
+        }
+        if self.m_best == self.m_init {
+            return Err(self.wrong("m_best", "equals m_init, expected a better metric"));
+        }
+        if (self.m_best > self.m_init) != self.metric.higher_is_better() {
+            let direction = if self.metric.higher_is_better() { "higher" } else { "lower" };
+            let found = format_args!(
+                "{} is worse than m_init {}: {direction} {} is better",
+                self.m_best, self.m_init, self.metric
+            );
+            return Err(self.wrong("m_best", found));
+        }
+        let gap = (self.m_best - self.m_init).abs();
+        if self.noise_floor < 0.0 || self.noise_floor >= gap {
+            let found = format_args!("{} is not between 0 and the gap from m_init to m_best, {gap}", self.noise_floor);
+            return Err(self.wrong("noise_floor", found));
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Result<()> {
+        let Limits { cpu_seconds, wall_seconds, memory_bytes, output_bytes, file_bytes } = self.limits;
+        for (key, seconds) in [("cpu_seconds", cpu_seconds), ("wall_seconds", wall_seconds)] {
+            if !seconds.is_finite() || seconds <= 0.0 {
+                return Err(self.wrong(key, format_args!("{seconds} is not a time above 0")));
+            }
+        }
+        if wall_seconds < cpu_seconds {
+            return Err(self.wrong("wall_seconds", format_args!("{wall_seconds} is below cpu_seconds {cpu_seconds}")));
+        }
+        for (key, bytes) in [("memory_bytes", memory_bytes), ("output_bytes", output_bytes), ("file_bytes", file_bytes)]
+        {
+            if bytes == 0 {
+                return Err(self.wrong(key, "expected a size above 0"));
+            }
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, key: &str, problem: impl std::fmt::Display) -> Error {
+        wrong(&self.folder.join(MANIFEST), key, problem)
+    }
+
+    /// (m - m_init) / (m_best - m_init): 0 at the baseline, 1 at the best stated metric, whatever the direction.
+    pub fn normalised(&self, m: f64) -> f64 {
+        (m - self.m_init) / (self.m_best - self.m_init)
+    }
+
+    /// The share of the gap that a step from metric `from` to metric `to` closes; 0 when they differ by less than the noise floor.
+    pub fn share(&self, from: f64, to: f64) -> f64 {
+        if (to - from).abs() < self.noise_floor { 0.0 } else { (to - from) / (self.m_best - self.m_init) }
+    }
+
+    /// The tasks of these names, in the order of `names`; an unknown name is an error that lists the known ones.
+    pub fn find(tasks: &[Task], names: &[impl AsRef<str>]) -> Result<Vec<Task>> {
+        let known = |name: &str| tasks.iter().find(|task| task.name == name).cloned();
+        let find_one = |name: &str| {
+            known(name).ok_or_else(|| {
+                let valid: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
+                Error::usage(format!("no task \"{name}\", expected one of: {}", valid.join(", ")))
+            })
+        };
+        names.iter().map(|name| find_one(name.as_ref())).collect()
+    }
+}
+
+/// True for a name that stays inside its folder.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
+}
+
+fn wrong(path: &Path, key: &str, problem: impl std::fmt::Display) -> Error {
+    let example = match EXAMPLE.lines().find(|line| line.split(" = ").next() == Some(key)) {
+        Some(line) => format!("; a valid line: {line}"),
+        None => String::new(),
+    };
+    Error::content(format!("{}, key {key}: {problem}{example}", path.display()))
+}
+
+/// A parse error with the key it is about: named by the message (unknown or missing), else the one on the line of its span.
+fn manifest_error(path: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let message = error.message();
+    let named = message.strip_prefix("missing field `").or_else(|| message.strip_prefix("unknown field `"));
+    let on_line = || {
+        let start = error.span()?.start;
+        let line_start = text.get(..start)?.rfind('\n').map_or(0, |i| i + 1);
+        let (key, _) = text.get(line_start..)?.lines().next()?.split_once('=')?;
+        Some(key.trim())
+    };
+    let key = named.and_then(|rest| rest.split('`').next()).or_else(on_line);
+    match key {
+        Some(key) => wrong(path, key, message),
+        None => Error::content(format!("{}: {message}; a valid file:\n{EXAMPLE}", path.display())),
+    }
 }

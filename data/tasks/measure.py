@@ -1,0 +1,222 @@
+"""Measures m_init, m_best and noise_floor of every task: real runs of real scripts, nothing estimated.
+
+    python measure.py [--write] [TASK ...]
+
+with a Python that holds the packages of data/python/requirements.txt. Takes about a minute on 2 cores; --write puts the values into each task.toml.
+
+m_init       the baseline script's metric.
+m_best       greedy composition: of all ideas the best one is kept, then the best one on top of it, until none helps. Held-in
+             tasks use the held-in ideas; held-out tasks the better of the two lists, so that their score stays near [0, 1] too.
+noise_floor  half the deviation of the best script's metric over five other train/test splits, at most 5 % of the gap.
+
+Scripts run in forked processes of this one, without isolation: they are ours.
+"""
+import os
+
+for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[threads] = "1"
+
+import contextlib
+import io
+import multiprocessing
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import sklearn.dummy, sklearn.ensemble, sklearn.linear_model, sklearn.naive_bayes, sklearn.neighbors, sklearn.svm  # warm
+import sklearn.feature_extraction.text, sklearn.preprocessing, sklearn.tree  # warm
+from sklearn import metrics
+
+HERE = Path(__file__).resolve().parent
+CPU_SECONDS = 2.0
+SPLITS = range(1, 6)
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+def log_loss(y, p):
+    p = np.stack([1 - p, p], 1) if p.ndim == 1 else p
+    p = np.clip(p / p.sum(1, keepdims=True), 1e-15, 1 - 1e-15)
+    return -np.mean(np.log(p[np.arange(len(y)), y.astype(int)]))
+
+
+METRICS = {  # name: function, +1 where higher is better
+    "accuracy": (lambda y, p: metrics.accuracy_score(y, np.round(p)), 1),
+    "auc": (lambda y, p: metrics.roc_auc_score(y, p if p.ndim == 1 else p[:, 1]), 1),
+    "logloss": (log_loss, -1),
+    "mae": (metrics.mean_absolute_error, -1),
+    "rmse": (metrics.root_mean_squared_error, -1),
+}
+
+# --------------------------------------------------------------------------------------------------------------- ideas
+# Only ideas that may help: harmful and crashing ones cannot raise m_best.
+HELD_IN = {
+    r"^n = (\S+)$": ["100", "200", "len(X)"],
+    r"^k = (\S+)$": ["5", "8", "20", "X.shape[1]"],
+    r"^lags = (\S+)$": ["3", "7", "14", "28"],
+    r"^hops = (\S+)$": ["1", "2", "3", "8"],
+    r"\bC=([\d.]+)": ["0.01", "0.1", "1", "10", "100"],
+    r"alpha=([\d.]+)": ["0.001", "0.1", "1", "10"],
+    r"max_iter=(\d+)": ["50", "200"],
+    r"n_estimators=(\d+)": ["20", "80"],
+    r"n_neighbors=(\d+)": ["1", "3", "5", "10", "20"],
+    r"max_features=(\d+)": ["50", "150", "400", "None"],
+    "classifier": ["linear_model.LogisticRegression(C=1, max_iter=200)", "ensemble.RandomForestClassifier(n_estimators=40, random_state=0)",
+                   "ensemble.ExtraTreesClassifier(n_estimators=40, random_state=0)", "svm.SVC(C=10)", "neighbors.KNeighborsClassifier(n_neighbors=5)",
+                   "naive_bayes.MultinomialNB()", "naive_bayes.GaussianNB()", "linear_model.RidgeClassifier(alpha=1)"],
+    "regressor": ["linear_model.Ridge(alpha=0.01)", "linear_model.Lasso(alpha=0.1)", "ensemble.RandomForestRegressor(n_estimators=40, random_state=0)",
+                  "ensemble.ExtraTreesRegressor(n_estimators=40, random_state=0)", "ensemble.GradientBoostingRegressor(n_estimators=60, random_state=0)",
+                  "svm.SVR(C=10)", "neighbors.KNeighborsRegressor(n_neighbors=5)", "linear_model.LinearRegression()"],
+    "scaler": ["StandardScaler()", "MinMaxScaler()", "Normalizer()", "QuantileTransformer(n_quantiles=20)"],
+    "function": ["np.sqrt(np.abs({}))", "{} ** 2"],
+    "vectorizer": ["TfidfVectorizer({})", "CountVectorizer({}, ngram_range=(1, 2))", "CountVectorizer({}, min_df=5)"],
+}
+HELD_OUT = {
+    r"^n = (\S+)$": ["60", "150", "300", "10**6"],
+    r"^k = (\S+)$": ["7", "12", "30", "999"],
+    r"^lags = (\S+)$": ["2", "5", "12", "24", "29"],
+    r"^hops = (\S+)$": ["4", "5"],
+    r"\bC=([\d.]+)": ["0.03", "0.3", "3", "30"],
+    r"alpha=([\d.]+)": ["0.03", "0.3", "3", "30"],
+    r"max_iter=(\d+)": ["30", "100", "500"],
+    r"n_estimators=(\d+)": ["10", "60"],
+    r"n_neighbors=(\d+)": ["4", "7", "15"],
+    r"max_features=(\d+)": ["30", "90", "250", "999"],
+    "classifier": ["linear_model.LogisticRegression(C=3, max_iter=300)", "ensemble.GradientBoostingClassifier(n_estimators=30, random_state=0)",
+                   "ensemble.BaggingClassifier(random_state=0)", "ensemble.AdaBoostClassifier(random_state=0)", "naive_bayes.ComplementNB()",
+                   "naive_bayes.BernoulliNB()", "svm.SVC(C=3, probability=True)", "svm.LinearSVC(C=3)", "neighbors.KNeighborsClassifier(n_neighbors=7)"],
+    "regressor": ["linear_model.BayesianRidge()", "linear_model.HuberRegressor()", "ensemble.AdaBoostRegressor(random_state=0)",
+                  "ensemble.BaggingRegressor(random_state=0)", "svm.SVR(C=30)", "neighbors.KNeighborsRegressor(n_neighbors=7)"],
+    "scaler": ["RobustScaler()", "MaxAbsScaler()", "PowerTransformer()"],
+    "function": ["np.log1p(np.abs({}))", "np.tanh({})"],
+    "vectorizer": ["TfidfVectorizer({}, sublinear_tf=True)", "CountVectorizer({}, binary=True)", "CountVectorizer({}, max_df=0.5)"],
+}
+
+
+def edits(script, ideas):
+    """Every script that one idea makes of this one: {idea: script}."""
+    made = {}
+
+    def replace(idea, found, text):
+        if found and found.group(0) != text:
+            made[idea] = script[: found.start()] + text + script[found.end() :]
+
+    model = re.search(r"^model = (.*)$", script, re.M)
+    features = re.search(r"^# features$", script, re.M)
+    vectorizer = re.search(r"^vec = text\.\w+\((max_features=\w+).*$", script, re.M)
+    is_regressor = re.search(r"Regressor|SVR|Ridge\(|BayesianRidge|Lasso|LinearRegression", model.group(1))
+    for kind, values in ideas.items():
+        for value in values:
+            if kind in ("classifier", "regressor"):
+                if (kind == "regressor") == bool(is_regressor):
+                    replace(value, model, "model = " + value)
+            elif kind == "scaler":
+                replace(value, features, f"s = preprocessing.{value}.fit(X)\nX, Z = s.transform(X), s.transform(Z)")
+            elif kind == "function":
+                replace(value.format("X"), features, f"X, Z = {value.format('X')}, {value.format('Z')}")
+            elif kind == "vectorizer":
+                if vectorizer:
+                    replace(value.format("..."), vectorizer, "vec = text." + value.format(vectorizer.group(1)))
+            elif found := re.search(kind, script, re.M):
+                text = found.group(0)[: found.start(1) - found.start(0)] + value
+                replace(text, found, text)
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+class OutOfTime(BaseException):
+    pass
+
+
+def out_of_time(*_):
+    raise OutOfTime
+
+
+def run(job):
+    """(task, data folder, script) -> (metric or None, CPU seconds)."""
+    task, data, script = job
+    folder = tempfile.mkdtemp()
+    os.chdir(folder)
+    os.symlink(f"{data}/public/data.npz", "data.npz")
+    start = time.process_time()
+    signal.signal(signal.SIGPROF, out_of_time)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    metric = None
+    try:
+        np.random.seed(0)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            exec(compile(script, task["entry"], "exec"), {"__name__": "__main__"})
+        seconds = time.process_time() - start
+        p, y = np.loadtxt(task["submission"], delimiter=","), np.loadtxt(f"{data}/private/labels.csv")
+        metric = float(METRICS[task["metric"]][0](y, p)) if len(p) == len(y) and np.isfinite(p).all() else None
+    except (Exception, OutOfTime):  # an idea that crashes or is too slow: not a candidate
+        seconds = time.process_time() - start
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        os.chdir("/")
+        shutil.rmtree(folder)
+    return metric, seconds
+
+
+def prepare(task, seed, root):
+    folder = root / f"{task['name']}-{seed}"
+    for part in ("public", "private"):
+        (folder / part).mkdir(parents=True)
+    script = HERE / task["name"] / "prepare.py"
+    subprocess.run([sys.executable, "-B", script, folder / "public", folder / "private", str(seed)], check=True)
+    return str(folder)
+
+
+def greedy(task, data, script, metric, ideas, pool):
+    """The best script, its metric, and the ideas that led there."""
+    sign, path = METRICS[task["metric"]][1], []
+    while True:
+        made = edits(script, ideas)
+        metrics = [m for m, _ in pool.map(run, [(task, data, s) for s in made.values()], chunksize=1)]
+        ranked = [(sign * m, -i) for i, m in enumerate(metrics) if m is not None]
+        best, i = max(ranked, default=(-np.inf, 0))
+        if best <= sign * metric + 1e-9:
+            return script, metric, path
+        idea = list(made)[-i]
+        script, metric = made[idea], sign * best
+        path.append(idea)
+
+
+def measure(task, root, pool):
+    sign = METRICS[task["metric"]][1]
+    data = prepare(task, 0, root)
+    baseline = (HERE / task["name"] / task["entry"]).read_text()
+    (m_init, seconds), = pool.map(run, [(task, data, baseline)])
+    lists = [HELD_IN, HELD_OUT] if task["held_out"] else [HELD_IN]
+    found = [greedy(task, data, baseline, m_init, ideas, pool) for ideas in lists]
+    script, m_best, path = max(found, key=lambda f: sign * f[1])
+    again = pool.map(run, [(task, prepare(task, seed, root), script) for seed in SPLITS])
+    gap = abs(m_best - m_init)
+    deviation = float(np.std([m for m, _ in again if m is not None]))
+    floor = min(deviation / 2, 0.05 * gap)
+    print(f"{task['name']:10} {task['metric']:8} m_init {m_init:.6g}  m_best {m_best:.6g}  noise_floor {floor:.3g} (deviation {deviation:.3g})  "
+          f"baseline {1000 * seconds:.0f} ms CPU")
+    for (_, metric, ideas), name in zip(found, ["held-in", "held-out"]):
+        print(f"{'':10} {name} ideas {metric:.6g}: {' > '.join(ideas)}", flush=True)
+    return dict(m_init=f"{m_init:.6g}", m_best=f"{m_best:.6g}", noise_floor=f"{floor:.3g}")
+
+
+if __name__ == "__main__":
+    names = [a for a in sys.argv[1:] if a != "--write"] or sorted(p.parent.name for p in HERE.glob("*/task.toml"))
+    with tempfile.TemporaryDirectory() as root, multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
+        for name in names:
+            manifest = HERE / name / "task.toml"
+            values = measure(tomllib.loads(manifest.read_text()), Path(root), pool)
+            if "--write" in sys.argv:
+                text = manifest.read_text()
+                for key, value in values.items():
+                    text = re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.M)
+                manifest.write_text(text)

@@ -1,0 +1,119 @@
+//! Makes a task's data by its own script, once, into a cache keyed by that script's content. Never runs agent code.
+
+use super::grader::parse_csv;
+use super::{PreparedTask, Table, Task};
+use crate::error::{Error, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const SCRIPT: &str = "prepare.py";
+const LABELS: &str = "labels.csv";
+
+impl PreparedTask {
+    /// Runs the task's prepare.py (`python prepare.py PUBLIC_DIR PRIVATE_DIR`) unless `cache` already holds what this text of it,
+    /// run by this `python`, made. The folder appears whole, by one rename.
+    pub fn prepare(task: &Task, python: &Path, cache: &Path) -> Result<PreparedTask> {
+        let script = task.folder.join(SCRIPT);
+        let text = fs::read(&script).map_err(|e| Error::io("reading", &script, &e))?;
+        // The interpreter stands for the package versions: data that scikit-learn ships can change with them.
+        let key = blake3::Hasher::new().update(&text).update(python.as_os_str().as_encoded_bytes()).finalize().to_hex();
+        let folder = cache.join(format!("{}-{}", task.name, &key[..16]));
+        if !folder.is_dir() {
+            fs::create_dir_all(cache).map_err(|e| Error::io("creating", cache, &e))?;
+            make(task, &script, python, cache, &folder)?;
+        }
+        open(task, &folder)
+    }
+
+    /// The labels the grader compares with: one row an example.
+    pub fn load_labels(&self) -> Result<Table> {
+        let text = fs::read_to_string(&self.labels).map_err(|e| Error::io("reading", &self.labels, &e))?;
+        parse_csv(&text, usize::MAX).map_err(|problem| {
+            Error::content(format!(
+                "labels {} {problem}; expected a line like 1.0 for each example",
+                self.labels.display()
+            ))
+        })
+    }
+}
+
+/// Runs the script into a temporary sibling of `folder`, checks what it made, and renames it.
+fn make(task: &Task, script: &Path, python: &Path, cache: &Path, folder: &Path) -> Result<()> {
+    let temporary = tempfile::Builder::new()
+        .prefix(&format!("{}-", task.name))
+        .suffix(".part")
+        .tempdir_in(cache)
+        .map_err(|e| Error::io("creating a folder in", cache, &e))?;
+    for part in ["public", "private"] {
+        let part = temporary.path().join(part);
+        fs::create_dir(&part).map_err(|e| Error::io("creating", &part, &e))?;
+    }
+    let output = Command::new(python)
+        .arg("-B")
+        .arg(script)
+        .args([temporary.path().join("public"), temporary.path().join("private")])
+        .env("OMP_NUM_THREADS", "1")
+        .env("OPENBLAS_NUM_THREADS", "1")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| Error::io("running", python, &e))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let last = stderr.trim_end().lines().last().unwrap_or("no message").to_owned();
+        return Err(Error::content(format!(
+            "{} failed ({}): {last}; run it by hand to see more: {} {0} PUBLIC_DIR PRIVATE_DIR",
+            script.display(),
+            output.status,
+            python.display(),
+        )));
+    }
+    let prepared = open(task, temporary.path()).map_err(|e| e.context(script.display()))?;
+    prepared.load_labels()?;
+    for path in prepared.data.iter().map(|(_, path)| path).chain([&prepared.labels]) {
+        fs::File::open(path).and_then(|f| f.sync_all()).map_err(|e| Error::io("writing", path, &e))?;
+    }
+    match fs::rename(temporary.path(), folder) {
+        // Another process made the same data in the meantime.
+        Err(_) if folder.is_dir() => Ok(()),
+        result => result.map_err(|e| Error::io("creating", folder, &e)),
+    }
+}
+
+/// What a prepared folder holds.
+fn open(task: &Task, folder: &Path) -> Result<PreparedTask> {
+    let public = folder.join("public");
+    let data = regular_files(&public)?;
+    if data.is_empty() {
+        return Err(Error::content(format!("no data in {}; expected a file like data.npz", public.display())));
+    }
+    if let Some((name, _)) = data.iter().find(|(name, _)| *name == task.entry || *name == task.submission) {
+        return Err(Error::content(format!(
+            "data file {name} has the name of task {}'s entry or submission",
+            task.name
+        )));
+    }
+    let labels = folder.join("private").join(LABELS);
+    let mut hasher = blake3::Hasher::new();
+    for (name, path) in data.iter().map(|(name, path)| (name.as_str(), path)).chain([(LABELS, &labels)]) {
+        let bytes = fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(&bytes);
+    }
+    let data_id = hasher.finalize().to_hex().to_string();
+    Ok(PreparedTask { task: task.clone(), data, labels, data_id })
+}
+
+/// Name and path of every regular file, sorted by name.
+fn regular_files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let failed = |e: std::io::Error| Error::io("listing", folder, &e);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().map_err(failed)?.is_file() {
+            files.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
