@@ -1,206 +1,19 @@
-//! The environment with a runner that plays scripts written in a few words, so that every ending of a run can be had at will.
+//! What a step leads to, case by case. The files and prompts of the environment, and real runs, are tested in their own files.
 #![allow(clippy::unwrap_used)]
 
+mod files;
+mod prompts;
+
+mod world;
+
 use onestep::environment::action::{Action, render};
-use onestep::environment::workspace::{self, FileError, Workspace};
 use onestep::environment::*;
-use onestep::error::{Error, Kind, Result};
+use onestep::error::Kind;
 use onestep::reward::Case;
-use onestep::sandbox::{Job, Limits, Outcome, Verdict};
-use onestep::task::{Metric, PreparedTask, Task};
-use onestep::trajectory::Message;
-use std::collections::BTreeMap;
+use onestep::task::{Metric, PreparedTask};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use tempfile::TempDir;
-
-/// Plays scripts of one directive a line, and counts them.
-#[derive(Default)]
-struct Fake {
-    runs: AtomicUsize,
-    batches: Mutex<Vec<usize>>,
-    fails: bool,
-}
-
-impl Fake {
-    fn play(job: &Job) -> Verdict {
-        let file = |name: &str| job.folder.join(name);
-        let mut verdict = Verdict {
-            outcome: Outcome::Exited(0),
-            stdout: String::new(),
-            stderr: String::new(),
-            cpu_seconds: 0.5,
-            wall_seconds: 1.0,
-        };
-        for line in fs::read_to_string(file(&job.script)).unwrap().lines() {
-            let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-            match word {
-                "print" => verdict.stdout += &format!("{rest}\n"),
-                "warn" => verdict.stderr += &format!("{rest}\n"),
-                // So many of ten rows are right.
-                "right" => {
-                    let right: usize = rest.parse().unwrap();
-                    let rows: String = (0..10).map(|i| if i < right { "1\n" } else { "0\n" }).collect();
-                    fs::write(file("submission.csv"), rows).unwrap();
-                }
-                "submit" => fs::write(file("submission.csv"), rest).unwrap(),
-                "symlink" => symlink(rest, file("submission.csv")).unwrap(),
-                "hardlink" => fs::hard_link(rest, file("submission.csv")).unwrap(),
-                "leave" => fs::write(file("left.txt"), "left").unwrap(),
-                "list" => {
-                    let mut names: Vec<_> = fs::read_dir(&job.folder)
-                        .unwrap()
-                        .map(|e| e.unwrap().file_name().into_string().unwrap())
-                        .collect();
-                    names.sort();
-                    verdict.stdout += &format!("{}\n", names.join(" "));
-                }
-                "where" => verdict.stdout += &format!("{0} {0}/train.py\n", job.folder.display()),
-                "raise" => {
-                    verdict.stderr += &format!("Traceback (most recent call last):\n{rest}\n");
-                    verdict.outcome = Outcome::Exited(1);
-                    break;
-                }
-                "exit" => verdict.outcome = Outcome::Exited(rest.parse().unwrap()),
-                "signal" => verdict.outcome = Outcome::Signaled(rest.parse().unwrap()),
-                "end" => {
-                    verdict.outcome = match rest {
-                        "cpu" => Outcome::CpuLimit,
-                        "wall" => Outcome::WallLimit,
-                        "memory" => Outcome::MemoryLimit,
-                        "output" => Outcome::OutputLimit,
-                        _ => Outcome::FileLimit,
-                    }
-                }
-                _ => assert!(line.starts_with('#') || line.is_empty(), "unknown directive {line:?}"),
-            }
-        }
-        verdict
-    }
-}
-
-impl Runner for Fake {
-    fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>> {
-        if self.fails {
-            return Err(Error::system("the helper died"));
-        }
-        self.runs.fetch_add(jobs.len(), Ordering::Relaxed);
-        self.batches.lock().unwrap().push(jobs.len());
-        Ok(jobs.iter().map(Fake::play).collect())
-    }
-}
-
-/// An environment of one task of ten examples, from 2 of them right to all.
-struct World {
-    folder: TempDir,
-    fake: Arc<Fake>,
-    environment: Environment,
-}
-
-const START: &str = "print two right\nright 2\n# end\n";
-
-fn prepared(folder: &Path, script: &str) -> PreparedTask {
-    for (name, content) in
-        [("labels.csv", "1\n".repeat(10).as_bytes()), ("data.npz", b"PK\0\xff\xfe"), ("notes.csv", b"a,b\n1,2\n")]
-    {
-        fs::write(folder.join(name), content).unwrap();
-    }
-    let task = Task {
-        name: "ten".into(),
-        description: "say yes ten times".into(),
-        modality: "tabular".into(),
-        metric: Metric::Accuracy,
-        m_init: 0.2,
-        m_best: 1.0,
-        noise_floor: 0.05,
-        held_out: false,
-        entry: "train.py".into(),
-        submission: "submission.csv".into(),
-        limits: Limits {
-            cpu_seconds: 2.0,
-            wall_seconds: 20.0,
-            memory_bytes: 1 << 30,
-            output_bytes: 1 << 16,
-            file_bytes: 1 << 16,
-        },
-        starter: BTreeMap::from([("train.py".to_string(), script.to_string())]),
-        folder: folder.to_path_buf(),
-    };
-    let data = ["data.npz", "notes.csv"].map(|name| (name.to_string(), folder.join(name))).to_vec();
-    PreparedTask { task, data, labels: folder.join("labels.csv"), data_id: "one".into() }
-}
-
-fn settings(folder: &Path) -> Settings {
-    Settings {
-        format: ReplyFormat::NoThought,
-        prompt: Style::Compact,
-        max_steps: 15,
-        episode_seconds: 1800.0,
-        observation_limit: 2000,
-        undo_failed_edits: true,
-        scratch: folder.join("scratch"),
-    }
-}
-
-fn world_of(script: &str, fake: Fake, change: impl FnOnce(&mut Settings)) -> World {
-    let folder = tempfile::tempdir().unwrap();
-    let mut settings = settings(folder.path());
-    change(&mut settings);
-    let fake = Arc::new(fake);
-    let task = prepared(folder.path(), script);
-    let environment = Environment::new(fake.clone(), vec![task], settings).unwrap();
-    World { folder, fake, environment }
-}
-
-fn world() -> World {
-    world_of(START, Fake::default(), |_| {})
-}
-
-impl World {
-    fn start(&self) -> State {
-        self.environment.reset("ten").unwrap()
-    }
-
-    fn step(&self, state: &State, reply: impl Into<String>) -> StepResult {
-        self.environment.step_many(vec![(state.clone(), reply.into())]).unwrap().remove(0)
-    }
-
-    fn runs(&self) -> usize {
-        self.fake.runs.load(Ordering::Relaxed)
-    }
-
-    fn script(&self, state: &State) -> String {
-        self.environment.files(state).unwrap()["train.py"].to_string()
-    }
-}
-
-fn edit(search: &str, replace: &str) -> String {
-    render(&Action::EditScript { script_name: "train.py".into(), search: search.into(), replace: replace.into() })
-}
-
-fn execute(script: &str) -> String {
-    render(&Action::ExecuteScript { script_name: script.into() })
-}
-
-fn copy(source: &str, destination: &str) -> String {
-    render(&Action::CopyFile { source: source.into(), destination: destination.into() })
-}
-
-fn list(folder: &str) -> String {
-    render(&Action::ListFiles { dir_path: folder.into() })
-}
-
-fn inspect(script: &str, start: u64, end: u64) -> String {
-    let script_name = script.to_string();
-    render(&Action::InspectScriptLines { script_name, start_line_number: start, end_line_number: end })
-}
-
-fn finish() -> String {
-    render(&Action::FinalAnswer { final_answer: "done".into() })
-}
+use std::sync::Arc;
+use world::*;
 
 #[test]
 fn a_good_edit_is_graded_and_kept() {
@@ -232,7 +45,8 @@ fn lower_is_better_turns_the_sign() {
     let folder = tempfile::tempdir().unwrap();
     let mut task = prepared(folder.path(), START);
     (task.task.metric, task.task.m_init, task.task.m_best) = (Metric::Mae, 0.8, 0.0);
-    let environment = Environment::new(Arc::new(Fake::default()), vec![task], settings(folder.path())).unwrap();
+    let environment =
+        Environment::new(Arc::new(Fake::default()), "python", vec![task], settings(folder.path())).unwrap();
     let mut replies = vec![edit("right", "right 6"), edit("right", "right 0")].into_iter();
     let state = environment.reset("ten").unwrap();
     let mut step = |state: State| environment.step_many(vec![(state, replies.next().unwrap())]).unwrap().remove(0);
@@ -247,7 +61,8 @@ fn a_change_below_the_noise_floor_counts_as_none() {
     let folder = tempfile::tempdir().unwrap();
     let mut task = prepared(folder.path(), START);
     task.task.noise_floor = 0.15;
-    let environment = Environment::new(Arc::new(Fake::default()), vec![task], settings(folder.path())).unwrap();
+    let environment =
+        Environment::new(Arc::new(Fake::default()), "python", vec![task], settings(folder.path())).unwrap();
     let state = environment.reset("ten").unwrap();
     let step = environment.step_many(vec![(state, edit("right", "right 3"))]).unwrap().remove(0);
     assert_eq!((step.case, step.share, step.metric_after), (Case::Edit, 0.0, 0.3));
@@ -457,18 +272,19 @@ fn what_a_result_depends_on_is_in_its_key() {
     let key = |change: &dyn Fn(&mut PreparedTask)| {
         let mut other = task.clone();
         change(&mut other);
-        cache::RunKey::new(&other, &id, "train.py")
+        cache::RunKey::new("python", &other, &id, "train.py")
     };
     let same = key(&|t| t.task.description = "other words".into());
-    assert_eq!(same, cache::RunKey::new(&task, &id, "train.py"));
+    assert_eq!(same, cache::RunKey::new("python", &task, &id, "train.py"));
     for other in [
         key(&|t| t.data_id = "two".into()),
         key(&|t| t.task.metric = Metric::Mae),
         key(&|t| t.task.entry = "other.py".into()),
         key(&|t| t.task.submission = "other.csv".into()),
         key(&|t| t.task.limits.cpu_seconds = 3.0),
-        cache::RunKey::new(&task, &SnapshotId("b".into()), "train.py"),
-        cache::RunKey::new(&task, &id, "other.py"),
+        cache::RunKey::new("python", &task, &SnapshotId("b".into()), "train.py"),
+        cache::RunKey::new("python", &task, &id, "other.py"),
+        cache::RunKey::new("another python", &task, &id, "train.py"),
     ] {
         assert_ne!(same, other);
     }
@@ -545,172 +361,4 @@ fn a_failing_runner_is_no_reward() {
     assert_eq!(world.environment.cache.counts().executions, 0);
     assert_eq!(world.step(&world.start(), list(".")).case, Case::Neutral, "what needs no run goes on");
     assert!(world.environment.reset("eleven").unwrap_err().to_string().contains("it has ten"));
-}
-
-#[test]
-fn paths_stay_inside() {
-    let folder = tempfile::tempdir().unwrap();
-    let task = prepared(folder.path(), START);
-    let files: Files =
-        [("train.py", "a\nb"), ("src/a.py", ""), ("src/b/c.py", "")].map(|(n, t)| (n.to_string(), Arc::from(t))).into();
-    let workspace = Workspace { files: &files, prepared: &task };
-    for (path, expected) in [
-        ("train.py", Some("train.py")),
-        ("./src/../train.py", Some("train.py")),
-        ("src//b/./c.py", Some("src/b/c.py")),
-        ("src/b/../../train.py", Some("train.py")),
-    ] {
-        assert_eq!(workspace.script(path).ok().map(|(name, _)| name).as_deref(), expected, "{path}");
-    }
-    let outside = |p: &str| FileError::Outside(p.into());
-    let not_a_name = |p: &str| FileError::NotAName(p.into());
-    let long = "x".repeat(256);
-    let deep = ["y"; 600].join("/");
-    for (path, expected) in [
-        ("/etc/passwd", outside("/etc/passwd")),
-        ("..", outside("..")),
-        ("../train.py", outside("../train.py")),
-        ("src/../../train.py", outside("src/../../train.py")),
-        ("", not_a_name("")),
-        (".", not_a_name(".")),
-        ("src/", not_a_name("src/")),
-        ("a\0b", not_a_name("a\0b")),
-        (&long, not_a_name(&long)),
-        (&deep, not_a_name(&deep)),
-    ] {
-        assert_eq!(workspace.copy_file("train.py", path).unwrap_err(), expected);
-    }
-    // A name that is a folder, or below a file.
-    for path in ["src", "src/b", "train.py/x.py", "notes.csv/x.py"] {
-        assert_eq!(workspace.copy_file("train.py", path).unwrap_err(), FileError::IsFolder(path.into()));
-    }
-    assert_eq!(workspace.list_files("./src").unwrap(), ["a.py", "b/"]);
-    assert_eq!(workspace.list_files("").unwrap(), ["data.npz", "notes.csv", "src/", "train.py"]);
-    assert_eq!(workspace.list_files("train.py").unwrap_err(), FileError::NoFolder("train.py".into()));
-}
-
-#[test]
-fn inspecting_lines() {
-    let folder = tempfile::tempdir().unwrap();
-    let task = prepared(folder.path(), START);
-    let long: String = (1..=250).map(|i| format!("{i}\n")).collect();
-    let files: Files =
-        [("long.py", long.as_str()), ("empty.py", "")].map(|(n, t)| (n.to_string(), Arc::from(t))).into();
-    let workspace = Workspace { files: &files, prepared: &task };
-    let (shown, last) = workspace.inspect_lines("long.py", 101, 200).unwrap();
-    assert_eq!((shown.lines().next(), shown.lines().last(), last), (Some("101"), Some("200"), 250));
-    assert_eq!(workspace.inspect_lines("long.py", 250, 300).unwrap(), ("250\n".into(), 250));
-    assert_eq!(workspace.inspect_lines("empty.py", 1, 1).unwrap(), (String::new(), 0));
-    for (start, end, expected) in [
-        (101, 201, FileError::TooManyLines(101)),
-        (1, u64::MAX, FileError::TooManyLines(u64::MAX)),
-        (0, 10, FileError::BadRange { start: 0, end: 10 }),
-        (5, 4, FileError::BadRange { start: 5, end: 4 }),
-        (251, 260, FileError::BehindEnd { start: 251, last: 250 }),
-    ] {
-        assert_eq!(workspace.inspect_lines("long.py", start, end).unwrap_err(), expected);
-    }
-}
-
-#[test]
-fn a_real_folder_holds_copies() {
-    let folder = tempfile::tempdir().unwrap();
-    let task = prepared(folder.path(), START);
-    let files: Files = [("train.py", START), ("a/b.py", "x"), ("submission.csv", "1")]
-        .map(|(n, t)| (n.to_string(), Arc::from(t)))
-        .into();
-    let place = tempfile::tempdir().unwrap();
-    workspace::materialise(&files, &task, place.path()).unwrap();
-    assert_eq!(fs::read_to_string(place.path().join("a/b.py")).unwrap(), "x");
-    assert!(!place.path().join("submission.csv").exists());
-    let data = place.path().join("data.npz");
-    let metadata = fs::symlink_metadata(&data).unwrap();
-    assert!(metadata.is_file() && metadata.nlink() == 1 && metadata.permissions().mode() & 0o777 == 0o444);
-    assert_ne!(metadata.ino(), fs::metadata(folder.path().join("data.npz")).unwrap().ino());
-
-    // Neither a name nor a link that is there already leads out.
-    let outside = tempfile::tempdir().unwrap();
-    for name in ["../x.py", "/x.py", "a/../../x.py"] {
-        let files: Files = [(name.to_string(), Arc::from("x"))].into();
-        assert_eq!(workspace::materialise(&files, &task, outside.path()).unwrap_err().kind(), Kind::Content);
-    }
-    let place = tempfile::tempdir().unwrap();
-    symlink(outside.path(), place.path().join("a")).unwrap();
-    assert!(workspace::materialise(&files, &task, place.path()).is_err());
-    assert!(!outside.path().join("b.py").exists());
-    fs::write(outside.path().join("s.csv"), "1").unwrap();
-    assert_eq!(workspace::left_behind(place.path(), "a/s.csv"), None);
-}
-
-#[test]
-fn compact_prompt() {
-    let world = world();
-    let text = |state: &State| {
-        let messages = world.environment.messages(state).unwrap();
-        assert_eq!((messages.len(), messages[0].role.as_str()), (1, "user"));
-        messages[0].content.clone()
-    };
-    let start = world.start();
-    let head = "Task: say yes ten times. accuracy, higher is better.\ntrain.py:\nprint two right\n";
-    assert_eq!(text(&start), format!("{head}right 2\n# end\nLast: start"));
-    let step = world.step(&start, edit("right", "right 6"));
-    assert_eq!(text(&step.next), format!("{head}right 6\n# end\nLast: Script ran. two right"));
-    let undone = world.step(&step.next, edit("right", "raise NameError: x"));
-    assert_eq!(text(&undone.next), format!("{head}right 6\n# end\nLast: Undone. NameError: x"));
-}
-
-#[test]
-fn full_prompt_and_its_shortening() {
-    let world = world_of(START, Fake::default(), |s| (s.prompt, s.format) = (Style::Full, ReplyFormat::Thought));
-    let thought =
-        |action: String| format!("Reflection: r\nResearch Plan and Status: p\nFact Check: f\nThought: t\n{action}");
-    let mut state = world.start();
-    for reply in [list("."), inspect("train.py", 1, 3), edit("right", "right 6")] {
-        state = world.step(&state, thought(reply)).next;
-    }
-    assert_eq!(state.metric, 0.6);
-    let all = world.environment.messages(&state).unwrap();
-    let roles: Vec<&str> = all.iter().map(|m| m.role.as_str()).collect();
-    assert_eq!(roles, ["system", "user", "assistant", "user", "assistant", "user", "assistant", "user"]);
-    for part in [
-        "List Files",
-        "Copy File",
-        "Inspect Script Lines",
-        "Execute Script",
-        "Edit Script",
-        "Final Answer",
-        "Fact Check:",
-    ] {
-        assert!(all[0].content.contains(part), "{part}");
-    }
-    // The example in the prompt is one the parser takes.
-    let example = all[0].content.split("\"model =\":\n").nth(1).unwrap().split("\n\nYou have").next().unwrap();
-    assert!(matches!(action::parse(example, ReplyFormat::Thought), Ok(Action::EditScript { .. })), "{example}");
-    for part in [
-        "say yes ten times.",
-        "accuracy, higher is better",
-        "data.npz (data, read-only)",
-        "train.py:\n```\nprint two right\nright 2\n",
-    ] {
-        assert!(all[1].content.contains(part), "{part}: {}", all[1].content);
-    }
-    assert!(all[7].content.starts_with("Observation: The file was changed:"));
-
-    let count = |messages: &[Message]| messages.iter().map(|m| m.content.len()).sum::<usize>();
-    let within = |limit: usize| world.environment.messages_within(&state, &count, limit);
-    assert_eq!(within(count(&all)).unwrap(), all);
-    let shorter = within(count(&all) - 1).unwrap();
-    assert_eq!(shorter[3].content, "Observation: data.npz notes.csv train.py");
-    assert_eq!(shorter[5..], all[5..]);
-    let least = count(&all[..2])
-        + "\n\nThe first 2 steps are left out here.".len()
-        + count(&all[6..7])
-        + "Observation: Script ran. two right".len();
-    let last = within(least).unwrap();
-    assert_eq!((last.len(), count(&last)), (4, least));
-    let error = within(least - 1).unwrap_err();
-    assert!(error.kind() == Kind::Content && error.to_string().contains(&(least - 1).to_string()), "{error}");
-    for limit in least..=count(&all) {
-        assert!(count(&within(limit).unwrap()) <= limit);
-    }
 }
