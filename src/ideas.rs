@@ -121,9 +121,9 @@ pub struct Idea {
 impl Idea {
     /// The edit this idea is on `script`; `None` where it does not apply or would change nothing.
     pub fn edit(&self, script: &str) -> Option<Edit<'_>> {
-        let (index, _, made) = self.rule.rewrite(script)?;
-        let (search, replace) = line_start_patch(script, index, &made)?;
-        Some(Edit { idea: self, search, replace })
+        let (line, _, made) = self.rule.rewrite(script)?;
+        let (search, replace) = line_start_patch(script, line, &made)?;
+        Some(Edit { idea: self, line, search, replace })
     }
 }
 
@@ -132,7 +132,9 @@ impl Idea {
 pub struct Edit<'a> {
     /// The idea.
     pub idea: &'a Idea,
-    /// How exactly one line of the script begins.
+    /// Which line it changes, from 0.
+    pub line: usize,
+    /// How exactly that one line of the script begins.
     pub search: String,
     /// What that whole line becomes.
     pub replace: String,

@@ -16,3 +16,5 @@ pub mod task;
 pub mod trajectory;
 
 pub mod ideas;
+
+pub mod exercises;
