@@ -11,7 +11,7 @@ use crate::environment::action::{self, Action};
 use crate::environment::patch::{self, line_start_patch};
 use crate::environment::prompt::compact_text;
 use crate::error::{Error, Result};
-use crate::ideas::{Kind, Library};
+use crate::ideas::{Edit, Kind, Library};
 use crate::rng::Philox;
 use crate::task::Metric;
 use regex::{Captures, Regex};
@@ -71,7 +71,7 @@ impl Exercises {
             held_out: Library::held_out()?,
             models,
             number: regex(r"\d[\d.]*")?,
-            setting: regex(r"= ?\d[\d.]*")?,
+            setting: regex(r"random_state=\d+|= ?\d[\d.]*")?,
             variable: regex(&format!(r"\b(?:{})\b", VARIABLES.join("|")))?,
         })
     }
@@ -88,27 +88,27 @@ impl Exercises {
         let direction = if metric.higher_is_better() { "higher" } else { "lower" };
         let last = observation(rng);
         let prompt = compact_text(&description, metric.name(), direction, ENTRY, &shown, &last);
-        let mut texts = Vec::with_capacity(replies);
-        while texts.len() < replies {
-            let share = rng.uniform();
-            let change = match share {
-                _ if share < 0.72 => self.idea_edit(&script, rng),
-                _ if share < 0.86 => self.copy_edit(&script, rng),
-                _ => {
-                    texts.push(action::render(&other_action(rng)));
-                    continue;
-                }
-            };
-            // The edit is checked in the script's own names, then written in those of the prompt.
-            let Some((index, made)) = change.filter(|(index, made)| self.is_allowed_edit(&script, *index, made)) else {
+        let replies = (0..replies).map(|_| self.reply(&script, &shown, &rename, rng)).collect();
+        Exercise { prompt, replies }
+    }
+
+    /// A reply to `shown`, which is `script` with its variables renamed.
+    fn reply(&self, script: &str, shown: &str, rename: &dyn Fn(&str) -> String, rng: &mut Philox) -> String {
+        let share = rng.uniform();
+        if share >= 0.86 {
+            return action::render(&other_action(rng));
+        }
+        loop {
+            let idea = if share < 0.72 { self.idea_edit(script, rng) } else { None };
+            let (line, made) = idea.unwrap_or_else(|| self.copy_edit(script, rng));
+            // An edit is checked in the script's own names, then written in those of the prompt.
+            if !self.is_allowed(&with_line(script, line, &made)) {
                 continue;
-            };
-            if let Some((search, replace)) = line_start_patch(&shown, index, &rename(&made)) {
-                let script_name = ENTRY.to_string();
-                texts.push(action::render(&Action::EditScript { script_name, search, replace }));
+            }
+            if let Some((search, replace)) = line_start_patch(shown, line, &rename(&made)) {
+                return action::render(&Action::EditScript { script_name: ENTRY.to_string(), search, replace });
             }
         }
-        Exercise { prompt, replies: texts }
     }
 
     /// Description, metric and script of a prompt: no held-out baseline, no line that a held-out idea makes.
@@ -117,12 +117,9 @@ impl Exercises {
             let (description, metric, layout) = self.layout(rng);
             let mut script = layout.script();
             for _ in 0..*rng.choose(&[0, 0, 1, 2, 3]) {
-                let edits = self.held_in.applicable(&script);
-                if edits.is_empty() {
-                    break;
+                if let Some(edit) = self.any_edit(&script, rng) {
+                    script = patch::apply(&script, &edit.search, &edit.replace).unwrap_or(script);
                 }
-                let edit = rng.choose(&edits);
-                script = patch::apply(&script, &edit.search, &edit.replace).unwrap_or(script);
             }
             if self.is_allowed(&script) {
                 return (description, metric, script);
@@ -130,15 +127,9 @@ impl Exercises {
         }
     }
 
-    /// Whether a script is neither a held-out baseline nor holds a line that a held-out idea makes.
-    fn is_allowed(&self, script: &str) -> bool {
+    /// Whether the base model may see `script`: it is no held-out baseline and no line of it is one a held-out idea makes.
+    pub fn is_allowed(&self, script: &str) -> bool {
         !HELD_OUT_SCRIPTS.contains(&script) && !self.held_out.is_used_in(script)
-    }
-
-    fn is_allowed_edit(&self, script: &str, index: usize, made: &str) -> bool {
-        let mut lines: Vec<&str> = script.split('\n').collect();
-        lines[index] = made;
-        self.is_allowed(&lines.join("\n"))
     }
 
     /// A random script's values, with a description and a metric that suit it.
@@ -172,38 +163,42 @@ impl Exercises {
         (description, metric, Layout { modules, rows, inputs, model, output })
     }
 
-    /// A held-in idea, any as likely as any other; for one in four its numbers are random.
+    /// A held-in idea that applies, any as likely as any other; for one in four its numbers are random.
     fn idea_edit(&self, script: &str, rng: &mut Philox) -> Option<(usize, String)> {
-        let edits = self.held_in.applicable(script);
-        if edits.is_empty() {
-            return None;
-        }
-        let edit = rng.choose(&edits);
-        let mut made = edit.replace.clone();
-        if rng.uniform() < 0.25 {
-            made = self.jitter(&made, 1.0, rng);
-        }
+        let edit = self.any_edit(script, rng)?;
+        let made = if rng.uniform() < 0.25 { self.jitter(&edit.replace, 1.0, rng) } else { edit.replace };
         Some((edit.line, made))
     }
 
-    /// Any line with its numbers made random, or commented out when it has none: practice in naming and copying a line.
-    fn copy_edit(&self, script: &str, rng: &mut Philox) -> Option<(usize, String)> {
-        let lines: Vec<&str> = script.split('\n').collect();
-        let index = rng.below(lines.len());
-        let line = lines[index];
-        let made = self.number.replace_all(line, |_: &Captures| number(rng));
-        let made = if made == line { format!("# {line}") } else { made.into_owned() };
-        (!line.is_empty()).then_some((index, made))
+    /// Ideas are tried at random until one applies: cheaper than making all edits for one draw. `None` when a number of tries
+    /// that is enough for any script of ours fails.
+    fn any_edit(&self, script: &str, rng: &mut Philox) -> Option<Edit<'_>> {
+        (0..1000).find_map(|_| rng.choose(&self.held_in.ideas).edit(script))
     }
 
-    /// `text` with each number after an equals sign made random with chance `share`.
+    /// Any line with its numbers made random, or commented out when it has none: practice in naming and copying a line.
+    fn copy_edit(&self, script: &str, rng: &mut Philox) -> (usize, String) {
+        let lines: Vec<(usize, &str)> = script.split('\n').enumerate().filter(|(_, line)| !line.is_empty()).collect();
+        let &(index, line) = rng.choose(&lines);
+        let made = self.number.replace_all(line, |_: &Captures| number(rng));
+        (index, if made == line { format!("# {line}") } else { made.into_owned() })
+    }
+
+    /// `text` with each number after an equals sign made random with chance `share`; a `random_state` stays.
     fn jitter(&self, text: &str, share: f64, rng: &mut Philox) -> String {
-        let random = |c: &Captures| match rng.uniform() < share {
-            true => format!("{}{}", c[0].trim_end_matches(|x: char| x.is_ascii_digit() || x == '.'), number(rng)),
-            false => c[0].to_string(),
+        let random = |c: &Captures| {
+            let name = c[0].trim_end_matches(|x: char| x.is_ascii_digit() || x == '.');
+            let stays = name.starts_with("random_state") || rng.uniform() >= share;
+            if stays { c[0].to_string() } else { format!("{name}{}", number(rng)) }
         };
         self.setting.replace_all(text, random).into_owned()
     }
+}
+
+/// `script` with line `index` made anew.
+fn with_line(script: &str, index: usize, made: &str) -> String {
+    let lines = script.split('\n').enumerate().map(|(i, line)| if i == index { made } else { line });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// A number of the sizes that settings have.
