@@ -44,6 +44,9 @@ pub mod ideas;
 pub mod run;
 
 pub mod evaluate;
+pub mod exercises;
 pub mod ppo;
+pub mod pretrain;
+pub mod rl;
 
 
