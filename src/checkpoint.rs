@@ -258,6 +258,27 @@ fn checkpoints(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
+/// Copies what a model folder holds beside weights and configuration (tokenizer, chat template, generation settings).
+pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+    ] {
+        let path = from.join(name);
+        if path.exists() {
+            let bytes = std::fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;
+            write_whole(&to.join(name), &bytes)?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes `value` as indented JSON, whole or not at all.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text =
