@@ -1,2 +1,8 @@
 //! The thin binary.
-fn main() {}
+
+fn main() {
+    // Before anything else: the helper forks, so it must have one thread.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == onestep::sandbox::worker::HELPER_ARGUMENT) {
+        std::process::exit(onestep::sandbox::worker::helper_main());
+    }
+}

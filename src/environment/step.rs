@@ -98,7 +98,7 @@ impl Environment {
                 continue;
             };
             let loaded = self.loaded(&state.task)?;
-            let key = RunKey::new(&loaded.prepared, &plan.snapshot, script);
+            let key = RunKey::new(&self.python_id, &loaded.prepared, &plan.snapshot, script);
             keys.push(Some(key.clone()));
             if !seen.insert(key.clone()) {
                 continue;

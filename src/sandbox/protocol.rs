@@ -50,6 +50,18 @@ pub struct Verdict {
     pub wall_seconds: f64,
 }
 
+/// A worker's answers to the trainer: one `Ready` or `Failed` when it has started, then one of the others for each job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Reply {
+    /// It can take jobs; a line for each isolation that is not possible here, and one for that in force.
+    Ready(Vec<String>),
+    /// The job ended.
+    Done(Verdict),
+    /// The job (or the start) was not possible, and why: the script has not run.
+    Failed(String),
+}
+
 /// The protection in force, found by trying it, not the one asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Protection {

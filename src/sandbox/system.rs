@@ -1,0 +1,272 @@
+//! The few Linux calls the sandbox needs and the standard library lacks: passing descriptors, polling, forking, signals,
+//! and a reading of the process table. No policy here.
+
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// Most descriptors one message carries.
+const MAX_FDS: usize = 4;
+/// Bytes of ancillary data that `MAX_FDS` descriptors need, rounded up generously.
+const CONTROL_BYTES: usize = 64;
+
+/// Ancillary data must be aligned like its header.
+#[repr(C, align(8))]
+struct ControlBuffer([u8; CONTROL_BYTES]);
+
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Two connected sockets that keep message boundaries; both close on exec.
+pub(super) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [0; 2];
+    // SAFETY: `fds` has room for the two descriptors the call writes.
+    checked(unsafe {
+        libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr())
+    })?;
+    // SAFETY: the call succeeded, so both descriptors are open and ours alone.
+    Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
+}
+
+/// Sends one message with at most `MAX_FDS` descriptors.
+pub(super) fn send(socket: BorrowedFd, message: &[u8], fds: &[BorrowedFd]) -> io::Result<()> {
+    assert!(fds.len() <= MAX_FDS, "a message carries at most {MAX_FDS} descriptors");
+    let mut control = ControlBuffer([0; CONTROL_BYTES]);
+    let mut data = libc::iovec { iov_base: message.as_ptr().cast_mut().cast(), iov_len: message.len() };
+    // SAFETY: all-zero bytes are a valid msghdr.
+    let mut header: libc::msghdr = unsafe { zeroed() };
+    header.msg_iov = &raw mut data;
+    header.msg_iovlen = 1;
+    if !fds.is_empty() {
+        let bytes = (fds.len() * size_of::<libc::c_int>()) as libc::c_uint;
+        header.msg_control = control.0.as_mut_ptr().cast();
+        // SAFETY: CMSG_SPACE and CMSG_LEN only compute. The first header lies in `control`, which is aligned and holds
+        // CMSG_SPACE(MAX_FDS * 4) = 32 bytes or more, so the header and `fds.len()` integers fit.
+        unsafe {
+            header.msg_controllen = libc::CMSG_SPACE(bytes) as _;
+            let first = libc::CMSG_FIRSTHDR(&header);
+            (*first).cmsg_level = libc::SOL_SOCKET;
+            (*first).cmsg_type = libc::SCM_RIGHTS;
+            (*first).cmsg_len = libc::CMSG_LEN(bytes) as _;
+            for (i, fd) in fds.iter().enumerate() {
+                libc::CMSG_DATA(first).cast::<libc::c_int>().add(i).write_unaligned(fd.as_raw_fd());
+            }
+        }
+    }
+    loop {
+        // SAFETY: `header` points to `data` and `control`, both alive for the call.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &header, libc::MSG_NOSIGNAL) };
+        match sent {
+            0.. => return Ok(()),
+            _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            _ => return Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Receives one message: its length (0 when the peer is gone) and the descriptor it carried, if any.
+pub(super) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut control = ControlBuffer([0; CONTROL_BYTES]);
+    let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all-zero bytes are a valid msghdr.
+    let mut header: libc::msghdr = unsafe { zeroed() };
+    header.msg_iov = &raw mut data;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = CONTROL_BYTES as _;
+    let length = loop {
+        // SAFETY: `header` points to `data` and `control`, both alive and writable for the call.
+        let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC) };
+        if length >= 0 {
+            break length as usize;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    };
+    // SAFETY: the kernel filled `control` up to msg_controllen; a SCM_RIGHTS header is followed by at least one
+    // descriptor, which is new and ours. Our peers send at most one to this function.
+    let fd = unsafe {
+        let first = libc::CMSG_FIRSTHDR(&header);
+        let carries = !first.is_null() && (*first).cmsg_type == libc::SCM_RIGHTS;
+        carries.then(|| OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<libc::c_int>().read_unaligned()))
+    };
+    Ok((length, fd))
+}
+
+/// Waits until one of `fds` can be read or its peer is gone, or the time is over. A flag for each.
+pub(super) fn wait_readable<const N: usize>(fds: [Option<BorrowedFd>; N], timeout: Duration) -> io::Result<[bool; N]> {
+    // A negative descriptor is skipped by the kernel.
+    let mut polled =
+        fds.map(|fd| libc::pollfd { fd: fd.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 });
+    // Rounded up, so that the caller's deadline has passed when the time is over.
+    let milliseconds = timeout.as_micros().div_ceil(1000).min(60_000) as libc::c_int;
+    // SAFETY: `polled` has N entries.
+    match checked(unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, milliseconds) }) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok([false; N]),
+        Err(error) => Err(error),
+        Ok(_) => Ok(polled.map(|entry| entry.revents != 0)),
+    }
+}
+
+/// Makes reads return `WouldBlock` instead of waiting.
+pub(super) fn set_nonblocking(fd: BorrowedFd) -> io::Result<()> {
+    // SAFETY: plain flag calls on an open descriptor.
+    unsafe {
+        let flags = checked(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
+        checked(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)).map(drop)
+    }
+}
+
+/// Sends SIGKILL to a process, or with a negative number to a process group. One that is gone is no error.
+pub(super) fn kill(pid: i32) {
+    if pid != 0 && pid != 1 && pid != -1 {
+        // SAFETY: a plain call; 0, 1 and -1, which mean more than one group, are excluded.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+}
+
+/// Forks. Some(pid) in the parent, None in the child.
+///
+/// # Safety
+/// The process must have one thread only, or locks held by the others stay locked in the child.
+pub(super) unsafe fn fork() -> io::Result<Option<i32>> {
+    // SAFETY: the caller's promise.
+    let pid = checked(unsafe { libc::fork() })?;
+    Ok((pid != 0).then_some(pid))
+}
+
+/// Puts /dev/null in the place of stdin.
+pub(super) fn null_stdin() -> io::Result<()> {
+    let null = std::fs::File::open("/dev/null")?;
+    // SAFETY: both descriptors are open; what 0 was is closed.
+    checked(unsafe { libc::dup2(null.as_raw_fd(), 0) }).map(drop)
+}
+
+/// Leaves the terminal: Ctrl-C reaches the parent only, which decides.
+pub(super) fn new_session() {
+    // SAFETY: a plain call; it fails harmlessly for a group leader.
+    unsafe { libc::setsid() };
+}
+
+/// Asks the kernel to kill this process when its parent ends.
+pub(super) fn die_with_parent() {
+    // SAFETY: a plain call.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong) };
+}
+
+/// Orphaned descendants become children of this process instead of escaping to init.
+pub(super) fn adopt_orphans() {
+    // SAFETY: a plain call.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong) };
+}
+
+/// Switches address randomisation off for what is executed next, so that nothing ordered by address differs between
+/// workers. Best effort: some containers forbid it.
+pub(super) fn fix_addresses() {
+    // SAFETY: a plain call.
+    unsafe { libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong) };
+}
+
+/// Reaps every child that has ended; false when there are no children left.
+pub(super) fn reap() -> bool {
+    loop {
+        // SAFETY: a null status is allowed.
+        match unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } {
+            0 => return true,
+            pid if pid < 0 => return false,
+            _ => {}
+        }
+    }
+}
+
+/// One line of the process table.
+#[derive(Debug, Clone)]
+pub(super) struct Process {
+    pub pid: i32,
+    pub parent: i32,
+    /// Seconds, its own and those of children it has waited for.
+    pub cpu_seconds: f64,
+    /// Resident bytes, shared pages included.
+    pub resident_bytes: u64,
+}
+
+/// All processes below `root`, at any depth. Those that end meanwhile may be missing.
+pub(super) fn descendants(root: i32) -> Vec<Process> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let table: Vec<Process> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid: i32| parse_stat(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?))
+        .collect();
+    let mut found: Vec<Process> = Vec::new();
+    let mut parents = vec![root];
+    while let Some(parent) = parents.pop() {
+        for process in table.iter().filter(|process| process.parent == parent) {
+            parents.push(process.pid);
+            found.push(process.clone());
+        }
+    }
+    found
+}
+
+fn parse_stat(pid: i32, line: &str) -> Option<Process> {
+    // The command's name is in parentheses and may hold anything, so count fields from the last one.
+    let fields: Vec<&str> = line.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let ticks = |i: usize| fields.get(i)?.parse::<u64>().ok();
+    // SAFETY: plain calls.
+    let (ticks_per_second, page) = unsafe { (libc::sysconf(libc::_SC_CLK_TCK), libc::sysconf(libc::_SC_PAGESIZE)) };
+    Some(Process {
+        pid,
+        parent: fields.get(1)?.parse().ok()?,
+        cpu_seconds: (ticks(11)? + ticks(12)? + ticks(13)? + ticks(14)?) as f64 / ticks_per_second as f64,
+        resident_bytes: ticks(21)? * page as u64,
+    })
+}
+
+/// Bytes of anonymous and shared memory of a process, pages shared with others by their share. None when it cannot be read.
+pub(super) fn proportional_bytes(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let kilobytes = |name| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix(name))?.split_ascii_whitespace().next()?.parse().ok()
+    };
+    Some((kilobytes("Pss_Anon:")? + kilobytes("Pss_Shmem:")?) * 1024)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_descriptor_travels_with_its_message() {
+        let (left, right) = socket_pair().unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        send(left.as_fd(), b"hello", &[writer.as_fd()]).unwrap();
+        drop(writer);
+        let mut buffer = [0; 16];
+        let (length, fd) = receive(right.as_fd(), &mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"hello");
+        use std::io::Write;
+        std::fs::File::from(fd.unwrap()).write_all(b"through").unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+        drop(left);
+        assert_eq!(receive(right.as_fd(), &mut buffer).unwrap().0, 0);
+    }
+
+    #[test]
+    fn a_command_name_with_parentheses_is_parsed() {
+        let numbers = (4..=24).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        let process = parse_stat(7, &format!("7 (a) R (b) S 3 {numbers}")).unwrap();
+        assert_eq!((process.pid, process.parent), (7, 3));
+        // utime, stime, cutime and cstime are fields 14 to 17 of proc(5): here their values are 13 to 16 more by one.
+        assert!(process.cpu_seconds > 0.0 && process.resident_bytes > 0);
+    }
+}
