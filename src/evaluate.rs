@@ -1,1 +1,303 @@
-//! (being written)
+//! Whole episodes on tasks and what they scored: avg@n, best@n, gain (ML-Agent, arXiv 2505.23723, section 4.1), and ours:
+//! the normalised score (m - m_init)/(m_best - m_init) with bootstrap intervals, best state along the way, failed share.
+
+use crate::agent::{self, Agent};
+use crate::config::Reward;
+use crate::environment::{Environment, State};
+use crate::error::Result;
+use crate::model::Policy;
+use crate::rng::Philox;
+use crate::task::Task;
+use crate::trajectory::Trajectory;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Bootstrap resamples behind every interval.
+const RESAMPLES: usize = 2000;
+
+/// One task's figures over n trajectories.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskScore {
+    /// True when the task was never trained on.
+    pub held_out: bool,
+    /// The metric's name.
+    pub metric: String,
+    /// The baseline's metric.
+    pub m_init: f64,
+    /// The stated best.
+    pub m_best: f64,
+    /// Mean metric of the final states.
+    pub avg: f64,
+    /// Its standard deviation over trajectories (n - 1).
+    pub std: f64,
+    /// Best metric among the final states.
+    pub best: f64,
+    /// Mean over trajectories of the best metric along the way.
+    pub best_state: f64,
+    /// beta (avg - m_init) / m_init, beta = -1 where lower is better.
+    pub gain: f64,
+    /// Mean of (m - m_init) / (m_best - m_init) of the final states.
+    pub normalised: f64,
+    /// The same of the best states.
+    pub normalised_best_state: f64,
+    /// 95 % bootstrap interval of `normalised`.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+    /// Share of trajectories whose final state was never graded and scores as m_init or its last graded state.
+    pub failed: f64,
+    /// Normalised score of each trajectory.
+    pub scores: Vec<f64>,
+}
+
+/// A mean over tasks with its interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Mean {
+    /// Mean over tasks of the mean over trajectories.
+    pub normalised: f64,
+    /// 95 % bootstrap interval, trajectories resampled within tasks.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+}
+
+/// One policy's evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Over the held-in tasks evaluated, when there are any.
+    pub held_in: Option<Mean>,
+    /// Over the held-out tasks evaluated, when there are any.
+    pub held_out: Option<Mean>,
+    /// By task.
+    pub tasks: BTreeMap<String, TaskScore>,
+}
+
+/// evaluation.json: policies by name (base, sft, rl, ...) and how they differ.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluations {
+    /// By policy.
+    pub policies: BTreeMap<String, Evaluation>,
+    /// "rl - sft" and the like: difference of normalised scores, held in and held out.
+    #[serde(default)]
+    pub differences: BTreeMap<String, BTreeMap<String, Mean>>,
+}
+
+impl Evaluations {
+    /// Adds a policy and its differences to those already there.
+    pub fn insert(&mut self, name: &str, evaluation: Evaluation) {
+        for (other, before) in &self.policies {
+            let mut differences = BTreeMap::new();
+            for held_out in [false, true] {
+                let key = if held_out { "held_out" } else { "held_in" };
+                if let Some(mean) = difference(before, &evaluation, held_out) {
+                    differences.insert(key.to_string(), mean);
+                }
+            }
+            self.differences.insert(format!("{name} - {other}"), differences);
+        }
+        self.policies.insert(name.to_string(), evaluation);
+    }
+}
+
+/// Plays `trajectories` episodes a task in lockstep: every live episode's next action is sampled in one batch and executed in
+/// one batch. `name` is the policy's, and names the random streams.
+pub fn play(
+    agent: &mut Agent,
+    policy: Policy,
+    environment: &Environment,
+    tasks: &[String],
+    reward: &Reward,
+    trajectories: usize,
+    seed: u64,
+    name: &str,
+) -> Result<Vec<Trajectory>> {
+    struct Episode {
+        state: State,
+        record: Trajectory,
+    }
+    let mut episodes: Vec<Episode> = vec![];
+    for task in tasks {
+        for index in 0..trajectories {
+            let record = Trajectory::new(task, name, index as u64);
+            episodes.push(Episode { state: environment.reset(task)?, record });
+        }
+    }
+    loop {
+        let live: Vec<usize> = (0..episodes.len()).filter(|&i| !episodes[i].state.done).collect();
+        if live.is_empty() {
+            break;
+        }
+        let states: Vec<&State> = live.iter().map(|&i| &episodes[i].state).collect();
+        let prompts = agent.prompts(environment, &states)?;
+        let streams: Vec<String> = live
+            .iter()
+            .map(|&i| {
+                let e = &episodes[i];
+                format!("eval {name} {} {} {}", e.record.task, e.record.index, e.state.steps)
+            })
+            .collect();
+        let replies = agent.act(policy, &prompts, 1, seed, &streams)?;
+        let actions = live.iter().zip(&replies).map(|(&i, r)| (episodes[i].state.clone(), r[0].text.clone()));
+        let results = environment.step_many(actions.collect())?;
+        for (((&i, result), prompt), mut reply) in live.iter().zip(results).zip(prompts).zip(replies) {
+            let episode = &mut episodes[i];
+            let reward = reward.of(result.case, result.share);
+            episode.record.steps.push(agent::record_sampled(&episode.state, prompt, reply.remove(0), &result, reward));
+            episode.state = result.next;
+        }
+    }
+    let finish = |Episode { state, mut record }: Episode| {
+        record.metric_final = state.metric;
+        record.metric_best = state.best;
+        record.failed = !state.graded_final;
+        record
+    };
+    Ok(episodes.into_iter().map(finish).collect())
+}
+
+/// Figures of one policy's trajectories.
+pub fn score<'a>(tasks: impl IntoIterator<Item = &'a Task>, trajectories: &[Trajectory]) -> Evaluation {
+    let mut scores = BTreeMap::new();
+    for task in tasks {
+        let own: Vec<&Trajectory> = trajectories.iter().filter(|t| t.task == task.name).collect();
+        if !own.is_empty() {
+            scores.insert(task.name.clone(), task_score(task, &own));
+        }
+    }
+    let mean = |held_out: bool| {
+        let lists: Vec<&[f64]> =
+            scores.values().filter(|s: &&TaskScore| s.held_out == held_out).map(|s| s.scores.as_slice()).collect();
+        (!lists.is_empty()).then(|| bootstrap(&lists))
+    };
+    Evaluation { held_in: mean(false), held_out: mean(true), tasks: scores }
+}
+
+fn task_score(task: &Task, own: &[&Trajectory]) -> TaskScore {
+    let finals: Vec<f64> = own.iter().map(|t| t.metric_final).collect();
+    let n = own.len() as f64;
+    let avg = average(&finals);
+    let variance = finals.iter().map(|m| (m - avg) * (m - avg)).sum::<f64>() / (n - 1.0).max(1.0);
+    let higher = task.metric.higher_is_better();
+    let better = |a: f64, b: f64| if (b > a) == higher { b } else { a };
+    let best_state = average(&own.iter().map(|t| t.metric_best).collect::<Vec<_>>());
+    let scores: Vec<f64> = finals.iter().map(|&m| task.normalised(m)).collect();
+    let mean = bootstrap(&[&scores]);
+    TaskScore {
+        held_out: task.held_out,
+        metric: task.metric.name().to_string(),
+        m_init: task.m_init,
+        m_best: task.m_best,
+        avg,
+        std: variance.sqrt(),
+        best: finals.iter().copied().fold(finals[0], better),
+        best_state,
+        gain: if higher { 1.0 } else { -1.0 } * (avg - task.m_init) / task.m_init,
+        normalised: mean.normalised,
+        normalised_best_state: task.normalised(best_state),
+        low: mean.low,
+        high: mean.high,
+        failed: own.iter().filter(|t| t.failed).count() as f64 / n,
+        scores,
+    }
+}
+
+fn average(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Mean over lists of their means, with the 2.5 % and 97.5 % points over resamples within each list.
+fn bootstrap(lists: &[&[f64]]) -> Mean {
+    let mean = |draw: &mut dyn FnMut(&[f64]) -> f64| average(&lists.iter().map(|list| draw(list)).collect::<Vec<_>>());
+    let normalised = mean(&mut |list| average(list));
+    let mut rng = Philox::new(0, 0);
+    let mut resamples: Vec<f64> = (0..RESAMPLES)
+        .map(|_| mean(&mut |list| (0..list.len()).map(|_| *rng.choose(list)).sum::<f64>() / list.len() as f64))
+        .collect();
+    resamples.sort_by(f64::total_cmp);
+    Mean { normalised, low: resamples[RESAMPLES / 40], high: resamples[RESAMPLES - 1 - RESAMPLES / 40] }
+}
+
+/// After minus before over the tasks both have played.
+fn difference(before: &Evaluation, after: &Evaluation, held_out: bool) -> Option<Mean> {
+    let mut sides: [Vec<&[f64]>; 2] = [vec![], vec![]];
+    for (name, task) in after.tasks.iter().filter(|(_, t)| t.held_out == held_out) {
+        if let Some(earlier) = before.tasks.get(name) {
+            sides[0].push(&earlier.scores);
+            sides[1].push(&task.scores);
+        }
+    }
+    if sides[0].is_empty() {
+        return None;
+    }
+    let (a, b) = (bootstrap(&sides[0]), bootstrap(&sides[1]));
+    // Independent samples: half-widths add in squares.
+    let middle = b.normalised - a.normalised;
+    let low = ((b.normalised - b.low).powi(2) + (a.high - a.normalised).powi(2)).sqrt();
+    let high = ((b.high - b.normalised).powi(2) + (a.normalised - a.low).powi(2)).sqrt();
+    Some(Mean { normalised: middle, low: middle - low, high: middle + high })
+}
+
+/// The table of an evaluation, for a terminal.
+pub fn table(evaluations: &Evaluations) -> String {
+    let names: Vec<&String> = evaluations.policies.keys().collect();
+    let mut text = format!("{:<11}{:<9}{:>10}{:>10}", "task", "metric", "m_init", "m_best");
+    for name in &names {
+        text += &format!(" | {:>9}{:>10}{:>8}{:>7}", format!("{name} avg"), "best", "norm", "failed");
+    }
+    text.push('\n');
+    let rows: BTreeMap<(bool, &String), &TaskScore> =
+        evaluations.policies.values().flat_map(|e| &e.tasks).map(|(n, t)| ((t.held_out, n), t)).collect();
+    for ((_, name), task) in rows {
+        text += &format!("{:<11}{:<9}{:>10.4}{:>10.4}", name, task.metric, task.m_init, task.m_best);
+        for policy in &names {
+            match evaluations.policies[*policy].tasks.get(name) {
+                Some(t) => {
+                    text += &format!(" | {:>9.4}{:>10.4}{:>8.3}{:>6.0}%", t.avg, t.best, t.normalised, 100.0 * t.failed);
+                }
+                None => text += &format!(" | {:>9}{:>10}{:>8}{:>7}", "-", "-", "-", "-"),
+            }
+        }
+        text.push('\n');
+    }
+    for (label, held_out) in [("held-in", false), ("held-out", true)] {
+        let mut line = format!("{label:<40}");
+        let mut any = false;
+        for policy in &names {
+            let e = &evaluations.policies[*policy];
+            match if held_out { e.held_out } else { e.held_in } {
+                Some(m) => {
+                    line += &format!(" | {:>34}", format!("{:.3} [{:.3}, {:.3}]", m.normalised, m.low, m.high));
+                    any = true;
+                }
+                None => line += &format!(" | {:>34}", "-"),
+            }
+        }
+        if any {
+            text += &line;
+            text.push('\n');
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bootstrap_of_constant_lists_has_no_width() {
+        let mean = bootstrap(&[&[0.5, 0.5], &[1.0]]);
+        assert_eq!(mean, Mean { normalised: 0.75, low: 0.75, high: 0.75 });
+    }
+
+    #[test]
+    fn bootstrap_interval_is_near_the_normal_one() {
+        // 100 values of deviation 1: the standard error is 0.1, the 95 % interval about +-0.196.
+        let mut rng = Philox::new(3, 0);
+        let values: Vec<f64> = (0..100).map(|_| rng.normal()).collect();
+        let mean = bootstrap(&[&values]);
+        assert!(mean.low < mean.normalised && mean.normalised < mean.high);
+        let width = mean.high - mean.low;
+        assert!((0.3..0.5).contains(&width), "width {width}");
+    }
+}

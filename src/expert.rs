@@ -1,1 +1,133 @@
-//! (being written)
+//! The scripted expert of exploration-enriched fine-tuning: composes real edits from ideas drawn uniformly over axes
+//! (ML-Agent, arXiv 2505.23723, section 3.1). Every step is executed; it may look at the true metric, the policy never does.
+
+use crate::agent;
+use crate::config::{Collect, Reward};
+use crate::environment::{Action, Environment, ReplyFormat, State, StepResult, action};
+use crate::error::Result;
+use crate::ideas::{Axis, Library, draw_axes, draw_one};
+use crate::reward::Case;
+use crate::rng::Philox;
+use crate::trajectory::Trajectory;
+
+/// One trajectory while it is played.
+struct Play {
+    state: State,
+    record: Trajectory,
+    todo: Vec<Axis>,
+    rng: Philox,
+}
+
+/// What the expert says next, and what it came from.
+struct Move {
+    reply: String,
+    idea: Option<(Axis, String)>,
+}
+
+/// Plays trajectories `indices` of every task in lockstep: `rounds` times k ~ U{1,2,3} axes, one idea of each; a step without
+/// an edit now and then; Final Answer. An idea that crashes or hurts is drawn again, up to `redraws` times.
+pub fn play(
+    environment: &Environment,
+    tasks: &[String],
+    library: &Library,
+    settings: &Collect,
+    reward: &Reward,
+    indices: std::ops::Range<usize>,
+    seed: u64,
+) -> Result<Vec<Trajectory>> {
+    let mut plays = vec![];
+    for task in tasks {
+        for index in indices.clone() {
+            let mut rng = Philox::named(seed, &format!("expert {task} {index}"));
+            let todo = (0..settings.rounds).flat_map(|_| draw_axes(&mut rng)).collect();
+            let record = Trajectory::new(task, "expert", index as u64);
+            plays.push(Play { state: environment.reset(task)?, record, todo, rng });
+        }
+    }
+    while plays.iter().any(|p| !p.state.done) {
+        let live: Vec<usize> = (0..plays.len()).filter(|&i| !plays[i].state.done).collect();
+        let mut moves: Vec<Move> =
+            live.iter().map(|&i| plays[i].next(environment, library, settings)).collect::<Result<_>>()?;
+        let mut results: Vec<Option<StepResult>> = live.iter().map(|_| None).collect();
+        for attempt in 0..=settings.redraws {
+            let open: Vec<usize> = (0..live.len()).filter(|&j| results[j].is_none()).collect();
+            let actions = open.iter().map(|&j| (plays[live[j]].state.clone(), moves[j].reply.clone())).collect();
+            for (&j, result) in open.iter().zip(environment.step_many(actions)?) {
+                let good = result.case == Case::Edit && result.share >= 0.0;
+                let axis = moves[j].idea.as_ref().map(|(axis, _)| *axis);
+                let again = axis.filter(|_| !good && attempt < settings.redraws);
+                match again.and_then(|axis| plays[live[j]].draw(environment, library, axis).transpose()) {
+                    Some(other) => moves[j] = other?,
+                    None => results[j] = Some(result),
+                }
+            }
+        }
+        for ((i, step), result) in live.into_iter().zip(moves).zip(results) {
+            let Some(result) = result else { continue };
+            let play = &mut plays[i];
+            let messages = environment.messages(&play.state)?;
+            let reward = reward.of(result.case, result.share);
+            play.record.steps.push(agent::record(&play.state, messages, step.reply, &result, reward));
+            play.record.ideas.extend(step.idea.map(|(_, name)| name));
+            play.state = result.next;
+        }
+    }
+    let finish = |Play { state, mut record, .. }: Play| {
+        record.metric_final = state.metric;
+        record.metric_best = state.best;
+        record.failed = !state.graded_final;
+        record
+    };
+    Ok(plays.into_iter().map(finish).collect())
+}
+
+impl Play {
+    /// The next move: an idea of the next axis, another action, or the end.
+    fn next(&mut self, environment: &Environment, library: &Library, settings: &Collect) -> Result<Move> {
+        let format = environment.settings().format;
+        let entry = environment.task(&self.state.task)?.task.entry.clone();
+        if self.todo.is_empty() {
+            let done = Action::FinalAnswer { final_answer: "done".to_string() };
+            return Ok(Move { reply: say(&done, "No idea is left to try.", format), idea: None });
+        }
+        if self.rng.uniform() >= settings.other_share {
+            let axis = self.todo.remove(0);
+            if let Some(edit) = self.draw(environment, library, axis)? {
+                return Ok(edit);
+            }
+        }
+        let others = [
+            Action::ExecuteScript { script_name: entry.clone() },
+            Action::ListFiles { dir_path: ".".to_string() },
+            Action::InspectScriptLines { script_name: entry, start_line_number: 1, end_line_number: 20 },
+        ];
+        Ok(Move { reply: say(self.rng.choose(&others), "Look before the next change.", format), idea: None })
+    }
+
+    /// An idea of `axis` for the script as it stands; `None` when none applies.
+    fn draw(&mut self, environment: &Environment, library: &Library, axis: Axis) -> Result<Option<Move>> {
+        let entry = &environment.task(&self.state.task)?.task.entry;
+        let files = environment.files(&self.state)?;
+        let script = files.get(entry).map_or("", |text| text);
+        let Some(edit) = draw_one(library, script, axis, &mut self.rng) else { return Ok(None) };
+        let action = Action::EditScript {
+            script_name: entry.clone(),
+            search: edit.search.clone(),
+            replace: edit.replace.clone(),
+        };
+        let reply = say(&action, &edit.idea.text, environment.settings().format);
+        Ok(Some(Move { reply, idea: Some((axis, edit.idea.name.clone())) }))
+    }
+}
+
+/// The reply in the run's format.
+fn say(action: &Action, thought: &str, format: ReplyFormat) -> String {
+    let action = action::render(action);
+    match format {
+        ReplyFormat::NoThought => action,
+        ReplyFormat::Thought => format!(
+            "Reflection: The last observation was read.\nResearch Plan and Status: One change at a time, each run and graded.\n\
+             Fact Check: Only what a run has shown is taken as known.\nThought: {thought}\n{action}"
+        ),
+    }
+}

@@ -1,20 +1,52 @@
 //! OneStep trains a language-model agent for machine-learning engineering on one machine: exploration-enriched supervised
 //! fine-tuning, then step-wise reinforcement learning on single actions (ML-Agent, arXiv 2505.23723).
 //!
-//! Modules in layer order; a file imports only from lines above its own, from its own line, or from its own folder.
+//! Modules in layer order; a file imports only from groups above its own, from its own group, or from its own folder.
+//! tests/layers.rs keeps that true.
 
 pub mod error;
+pub mod files;
+pub mod metrics;
 pub mod rng;
 pub mod tensor;
 
 pub mod backend;
 
-pub mod environment;
-pub mod reward;
+pub mod chat;
+pub mod tokenizer;
+pub mod weights;
+
+pub mod model;
+
+pub mod checkpoint;
+pub mod optimizer;
+
 pub mod sandbox;
+
 pub mod task;
+
+pub mod reward;
 pub mod trajectory;
 
+pub mod environment;
+
+pub mod config;
+
+pub mod batch;
+pub mod rollout;
+
+pub mod agent;
+pub mod state_pool;
+
+pub mod expert;
 pub mod ideas;
 
+pub mod run;
+
+pub mod evaluate;
 pub mod exercises;
+pub mod ppo;
+pub mod pretrain;
+pub mod rl;
+
+

@@ -1,1 +1,202 @@
-//! (being written)
+//! AdamW over a flat list of tensors, gradient clipping by global norm, and learning-rate schedules. Writes no files.
+
+use crate::backend::{AdamW, Backend};
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// The constants of AdamW (arXiv 1711.05101).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdamWConfig {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay, times the learning rate; on matrices only, not on norms and biases.
+    pub weight_decay: f32,
+}
+
+/// AdamW's state for one flat list of parameters.
+pub struct Optimizer {
+    /// Its constants.
+    pub config: AdamWConfig,
+    /// Steps taken.
+    pub steps: u32,
+    /// First moments, one a parameter tensor.
+    pub m: Vec<Tensor>,
+    /// Second moments.
+    pub v: Vec<Tensor>,
+}
+
+impl Optimizer {
+    /// Fresh state for `params`.
+    pub fn new(be: &dyn Backend, params: &[Tensor], config: AdamWConfig) -> Result<Self> {
+        let zeros = || params.iter().map(|p| be.alloc(p.shape(), be.activation())).collect::<Result<Vec<_>>>();
+        Ok(Self { config, steps: 0, m: zeros()?, v: zeros()? })
+    }
+
+    /// One step with learning rate `lr`; gradients whose global norm is above `max_norm` are scaled down to it first
+    /// (`f32::INFINITY`: never). Returns the norm before clipping. Errors, all before anything is changed: lists that do not
+    /// belong together, frozen parameters, a gradient that is not finite.
+    pub fn step(
+        &mut self,
+        be: &dyn Backend,
+        params: &mut [Tensor],
+        grads: &[Tensor],
+        lr: f32,
+        max_norm: f32,
+    ) -> Result<f32> {
+        if params.len() != self.m.len() || grads.len() != self.m.len() {
+            let (p, g, m) = (params.len(), grads.len(), self.m.len());
+            return Err(Error::system(format!("optimizer for {m} tensors was given {p} parameters and {g} gradients")));
+        }
+        if let Some(frozen) = params.iter().find(|p| p.is_mapped() || p.dtype() != be.activation()) {
+            return Err(Error::system(format!("{frozen:?} cannot be trained; widen the model first")));
+        }
+        let norm = be.squared_norm(&grads.iter().collect::<Vec<_>>())?.sqrt();
+        if !norm.is_finite() {
+            return Err(Error::system(format!(
+                "gradient is not finite (global norm {norm}) at optimizer step {}; nothing was updated; a lower learning rate helps",
+                self.steps + 1
+            )));
+        }
+        let grad_scale = if norm > f64::from(max_norm) { (f64::from(max_norm) / norm) as f32 } else { 1.0 };
+        self.steps += 1;
+        for decays in [true, false] {
+            let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+            let weight_decay = if decays { weight_decay } else { 0.0 };
+            let step = AdamW { lr, beta1, beta2, eps, weight_decay, step: self.steps, grad_scale };
+            let chosen = |param: &Tensor| (param.shape().len() > 1) == decays;
+            let (mut p, mut g, mut m, mut v) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let state = self.m.iter_mut().zip(&mut self.v);
+            for ((param, grad), (first, second)) in params.iter_mut().zip(grads).zip(state) {
+                if chosen(param) {
+                    p.push(param);
+                    g.push(grad);
+                    m.push(first);
+                    v.push(second);
+                }
+            }
+            be.adamw(&step, &mut p, &g, &mut m, &mut v)?;
+        }
+        Ok(norm as f32)
+    }
+}
+
+/// How the learning rate goes over the steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "kind", deny_unknown_fields)]
+pub enum Schedule {
+    /// Linear warm-up, then 1.
+    Constant {
+        /// Steps of the warm-up.
+        warmup: u32,
+    },
+    /// Linear warm-up, then half a cosine down to `floor` at step `total`.
+    Cosine {
+        /// Steps of the warm-up.
+        warmup: u32,
+        /// Steps of the run.
+        total: u32,
+        /// Where it ends, as a share of the peak.
+        floor: f32,
+    },
+}
+
+impl Schedule {
+    /// The factor on the peak learning rate in step `step`, counted from 0.
+    pub fn factor(&self, step: u32) -> f32 {
+        let warm = |warmup: u32| (step + 1) as f32 / (warmup as f32 + 1.0);
+        match *self {
+            Schedule::Constant { warmup } if step < warmup => warm(warmup),
+            Schedule::Constant { .. } => 1.0,
+            Schedule::Cosine { warmup, .. } if step < warmup => warm(warmup),
+            Schedule::Cosine { warmup, total, floor } => {
+                let done = f64::from(step - warmup) / f64::from(total.saturating_sub(warmup).max(1));
+                let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos());
+                (f64::from(floor) + (1.0 - f64::from(floor)) * cosine) as f32
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::backend::oracle::Oracle;
+
+    const CONFIG: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.5 };
+
+    fn tensors(matrix: [f32; 2], vector: [f32; 2]) -> Vec<Tensor> {
+        vec![Tensor::from_slice(&[1, 2], &matrix), Tensor::from_slice(&[2], &vector)]
+    }
+
+    #[test]
+    fn a_first_step_moves_by_the_learning_rate_and_decays_matrices_only() {
+        let be = &Oracle::f32();
+        let mut params = tensors([1.0, -1.0], [1.0, -1.0]);
+        let grads = tensors([3.0, 0.0], [0.0, -4.0]);
+        let mut optimizer = Optimizer::new(be, &params, CONFIG).unwrap();
+        let norm = optimizer.step(be, &mut params, &grads, 0.1, f32::INFINITY).unwrap();
+        assert_eq!(norm, 5.0);
+        // Bias-corrected, a first step is lr * sign(g) up to eps; a matrix also loses lr * decay = 5 %.
+        let expected = tensors([0.95 - 0.1, -0.95], [1.0, -1.0 + 0.1]);
+        for (found, expected) in params.iter().zip(&expected) {
+            for (a, b) in found.slice::<f32>().iter().zip(expected.slice::<f32>()) {
+                assert!((a - b).abs() < 8.0 * f32::EPSILON, "{a} against {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn clipping_scales_all_gradients_by_one_factor() {
+        let be = &Oracle::f32();
+        let (mut clipped, mut halved) = (tensors([1.0; 2], [1.0; 2]), tensors([1.0; 2], [1.0; 2]));
+        let mut a = Optimizer::new(be, &clipped, CONFIG).unwrap();
+        let mut b = Optimizer::new(be, &halved, CONFIG).unwrap();
+        assert_eq!(a.step(be, &mut clipped, &tensors([3.0, 0.0], [0.0, 4.0]), 0.1, 2.5).unwrap(), 5.0);
+        assert_eq!(b.step(be, &mut halved, &tensors([1.5, 0.0], [0.0, 2.0]), 0.1, 2.5).unwrap(), 2.5);
+        for (a, b) in a.m.iter().chain(&a.v).zip(b.m.iter().chain(&b.v)) {
+            assert_eq!(a.slice::<f32>(), b.slice::<f32>());
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        let be = &Oracle::f32();
+        let mut params = tensors([1.0, 2.0], [3.0, 4.0]);
+        let mut optimizer = Optimizer::new(be, &params, CONFIG).unwrap();
+        for bad in [f32::NAN, f32::INFINITY] {
+            let error = optimizer.step(be, &mut params, &tensors([0.0, bad], [0.0; 2]), 0.1, 1.0).unwrap_err();
+            assert!(error.to_string().starts_with("gradient is not finite"), "{error}");
+        }
+        assert_eq!((params[0].slice::<f32>(), optimizer.steps), (&[1.0, 2.0][..], 0));
+        assert_eq!(optimizer.m[0].slice::<f32>(), [0.0; 2]);
+    }
+
+    #[test]
+    fn stored_types_are_not_trained() {
+        let be = &Oracle::f32();
+        let mut params = vec![Tensor::zeros(&[2], crate::tensor::DType::BF16)];
+        let mut optimizer = Optimizer::new(be, &params, CONFIG).unwrap();
+        let error = optimizer.step(be, &mut params, &[Tensor::from_slice(&[2], &[1.0f32; 2])], 0.1, 1.0).unwrap_err();
+        assert!(error.to_string().contains("widen the model first"), "{error}");
+    }
+
+    #[test]
+    fn schedules_warm_up_and_come_down() {
+        let constant = Schedule::Constant { warmup: 3 };
+        assert_eq!([0, 1, 2, 3, 100].map(|step| constant.factor(step)), [0.25, 0.5, 0.75, 1.0, 1.0]);
+        let cosine = Schedule::Cosine { warmup: 1, total: 5, floor: 0.2 };
+        let found = [0, 1, 3, 5, 9].map(|step| cosine.factor(step));
+        for (found, expected) in found.into_iter().zip([0.5, 1.0, 0.6, 0.2, 0.2]) {
+            assert!((found - expected).abs() <= f32::EPSILON, "{found} against {expected}");
+        }
+        let none = Schedule::Cosine { warmup: 0, total: 0, floor: 0.0 };
+        assert_eq!(none.factor(0), 1.0);
+    }
+}

@@ -1,1 +1,281 @@
-//! (being written)
+//! Text to token ids and back, from the tokenizer files of a Hugging Face folder. Adds no special tokens of its own: a chat
+//! template writes them. Does not render conversations (chat.rs does).
+
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// The tokenizer of a model folder, with the names and ids of its special tokens.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    path: PathBuf,
+    chat_template: Option<String>,
+    bos: Option<String>,
+    eos: Option<String>,
+    pad_id: Option<u32>,
+    eos_ids: Vec<u32>,
+    size: usize,
+}
+
+impl Tokenizer {
+    /// Reads tokenizer.json of `dir` and, where present: tokenizer_config.json (bos, eos, pad, chat template), chat_template.jinja
+    /// (wins over the template in the config, as in transformers), generation_config.json and config.json (eos_token_id).
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| {
+            Error::content(format!("{}: {e}; expected a tokenizer.json of the `tokenizers` library", path.display()))
+        })?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| Error::content(format!("{}: {e}", path.display())))?;
+        let size = inner.get_vocab(true).values().map(|&id| id as usize + 1).max().unwrap_or(0);
+        if size == 0 {
+            return Err(Error::content(format!("{}: it has no tokens; expected at least one", path.display())));
+        }
+
+        let config_path = dir.join("tokenizer_config.json");
+        let config = read_object(&config_path)?;
+        let named = |key: &str| special_token(&config, key, &config_path);
+        let (bos, eos, pad) = (named("bos_token")?, named("eos_token")?, named("pad_token")?);
+        let id_of = |name: &Option<String>, key: &str| match name {
+            None => Ok(None),
+            Some(token) => inner.token_to_id(token).map(Some).ok_or_else(|| {
+                Error::content(format!("{}: {key} {token:?} is no token of {}", config_path.display(), path.display()))
+            }),
+        };
+        id_of(&bos, "bos_token")?;
+        let pad_id = id_of(&pad, "pad_token")?;
+        let mut eos_ids: Vec<u32> = id_of(&eos, "eos_token")?.into_iter().collect();
+        for file in ["generation_config.json", "config.json"] {
+            for id in ids_of(&dir.join(file), "eos_token_id")? {
+                if !eos_ids.contains(&id) {
+                    eos_ids.push(id);
+                }
+            }
+        }
+
+        let jinja = dir.join("chat_template.jinja");
+        let chat_template = match std::fs::read_to_string(&jinja) {
+            Ok(text) => Some(text),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => template_in(&config, &config_path)?,
+            Err(e) => return Err(Error::io("reading", &jinja, &e)),
+        };
+        Ok(Self { inner, path, chat_template, bos, eos, pad_id, eos_ids, size })
+    }
+
+    /// The ids of `text`; special tokens that stand in it are recognised, none is added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| {
+            Error::content(format!("{}: encoding {} bytes of text: {e}", self.path.display(), text.len()))
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, special tokens kept. Ids the tokenizer does not know (rows that pad an embedding) give no text; bytes
+    /// that are no UTF-8 give U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.inner.decode(ids, false).unwrap_or_default()
+    }
+
+    /// The id of one token by name.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Whether `id` is a special token (one that a chat template writes, not text).
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner
+            .get_added_vocabulary()
+            .simple_id_to_token(id)
+            .is_some_and(|t| self.inner.get_added_vocabulary().is_special_token(&t))
+    }
+
+    /// Ids that end a reply: the tokenizer's own eos first, then those of generation_config.json and config.json.
+    /// What a chat template closes a reply with may differ: see `ChatTemplate::stop_ids`.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
+    }
+
+    /// The token that opens a text, as a chat template's `bos_token`.
+    pub fn bos(&self) -> Option<&str> {
+        self.bos.as_deref()
+    }
+
+    /// The token that ends a text, as a chat template's `eos_token`.
+    pub fn eos(&self) -> Option<&str> {
+        self.eos.as_deref()
+    }
+
+    /// The padding id, where one is named.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad_id
+    }
+
+    /// The folder's own chat template.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// The largest id plus one: how many rows an embedding needs.
+    pub fn vocab_size(&self) -> usize {
+        self.size
+    }
+
+    /// Refuses a tokenizer that has ids beyond a model's embedding of `model_vocab` rows. Fewer tokens than rows are usual (padding).
+    pub fn check(&self, model_vocab: usize) -> Result<()> {
+        let (tokens, beyond) = (self.size, self.eos_ids.iter().find(|&&id| id as usize >= model_vocab));
+        if tokens > model_vocab || beyond.is_some() {
+            return Err(Error::content(format!(
+                "{}: the tokenizer has {tokens} tokens, the model's embedding {model_vocab} rows (vocab_size in config.json){}: \
+                 use the tokenizer.json that came with this model",
+                self.path.display(),
+                beyond.map_or(String::new(), |id| format!(", and the end token {id} is beyond them"))
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A JSON object from a file that may be absent (then empty).
+fn read_object(path: &Path) -> Result<Value> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Object(serde_json::Map::new())),
+        Err(e) => return Err(Error::io("reading", path, &e)),
+    };
+    match serde_json::from_str(&text) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err(Error::content(format!("{}: expected a JSON object", path.display()))),
+        Err(e) => Err(Error::content(format!("{}: {e}; expected a JSON object", path.display()))),
+    }
+}
+
+/// A special token: absent, null, its text, or an object with `content`.
+fn special_token(config: &Value, key: &str, path: &Path) -> Result<Option<String>> {
+    match &config[key] {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.clone())),
+        Value::Object(object) if object.get("content").is_some_and(Value::is_string) => {
+            Ok(object["content"].as_str().map(str::to_string))
+        }
+        other => Err(Error::content(format!(
+            "{}: {key} is {other}; expected a token such as \"<|im_end|>\", or {{\"content\": \"<|im_end|>\"}}",
+            path.display()
+        ))),
+    }
+}
+
+/// A list of ids under `key`: absent, null, a number or a list of numbers.
+fn ids_of(path: &Path, key: &str) -> Result<Vec<u32>> {
+    let object = read_object(path)?;
+    let number = |v: &Value| {
+        v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| {
+            Error::content(format!("{}: {key} holds {v}; expected a token id such as 151645", path.display()))
+        })
+    };
+    match &object[key] {
+        Value::Null => Ok(Vec::new()),
+        Value::Array(list) => list.iter().map(number).collect(),
+        one => Ok(vec![number(one)?]),
+    }
+}
+
+/// `chat_template` of tokenizer_config.json: text, or a list of named templates of which `default` is taken.
+fn template_in(config: &Value, path: &Path) -> Result<Option<String>> {
+    let wrong = || {
+        Error::content(format!(
+            "{}: chat_template is neither text nor a list with {{\"name\": \"default\", \"template\": \"...\"}}",
+            path.display()
+        ))
+    };
+    match &config["chat_template"] {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.clone())),
+        Value::Array(list) => {
+            let default = list.iter().find(|entry| entry["name"] == "default").ok_or_else(wrong)?;
+            default["template"].as_str().map(|t| Some(t.to_string())).ok_or_else(wrong)
+        }
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+#[path = "../tests/common/byte_tokenizer.rs"]
+#[allow(clippy::unwrap_used)]
+mod fixture;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod tests {
+    use super::fixture::byte_tokenizer_files;
+    use super::*;
+    use serde_json::json;
+
+    /// The byte-level tokenizer, opened.
+    pub(crate) fn byte_tokenizer(extra: &[&str]) -> Tokenizer {
+        let dir = tempfile::tempdir().unwrap();
+        byte_tokenizer_files(dir.path(), extra, &json!({"eos_token": "<|im_end|>"}));
+        Tokenizer::open(dir.path()).unwrap()
+    }
+
+    #[test]
+    fn text_survives_the_round_trip_with_special_tokens_kept() {
+        let tokenizer = byte_tokenizer(&[]);
+        for text in ["", "def f(x):\n    return x\t# ä日本🙂", "<|im_start|>user\nhi<|im_end|>\n", " \u{0} lead"] {
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(tokenizer.decode(&ids), text);
+        }
+        assert_eq!(tokenizer.encode("<|im_end|>a").unwrap(), [257, u32::from(b'a')]);
+        assert!(tokenizer.is_special(257) && !tokenizer.is_special(97));
+        assert_eq!(tokenizer.decode(&[97, 9999]), "a");
+    }
+
+    #[test]
+    fn special_tokens_and_templates_are_read_in_all_their_forms() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = json!({"bos_token": {"content": "<s>"}, "eos_token": "<|im_end|>", "pad_token": null,
+                            "chat_template": [{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}]});
+        byte_tokenizer_files(dir.path(), &["<s>"], &config);
+        std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [257, 258]}"#).unwrap();
+        std::fs::write(dir.path().join("config.json"), r#"{"eos_token_id": 3}"#).unwrap();
+        let tokenizer = Tokenizer::open(dir.path()).unwrap();
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad_id()), (Some("<s>"), Some("<|im_end|>"), None));
+        assert_eq!(tokenizer.eos_ids(), [257, 258, 3]);
+        assert_eq!(tokenizer.chat_template(), Some("D"));
+        std::fs::write(dir.path().join("chat_template.jinja"), "J").unwrap();
+        assert_eq!(Tokenizer::open(dir.path()).unwrap().chat_template(), Some("J"));
+    }
+
+    #[test]
+    fn a_tokenizer_larger_than_the_model_is_refused() {
+        let tokenizer = byte_tokenizer(&[]);
+        assert_eq!(tokenizer.vocab_size(), 258);
+        assert!(tokenizer.check(258).is_ok() && tokenizer.check(512).is_ok());
+        let error = tokenizer.check(200).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        for part in ["258 tokens", "200 rows", "tokenizer.json that came with"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn bad_files_are_named() {
+        let check = |file: &str, text: &str, part: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            byte_tokenizer_files(dir.path(), &[], &json!({}));
+            std::fs::write(dir.path().join(file), text).unwrap();
+            let error = Tokenizer::open(dir.path()).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(file) && error.to_string().contains(part), "{error}");
+        };
+        check("tokenizer.json", "{", "tokenizer.json of the `tokenizers` library");
+        check("tokenizer_config.json", "[]", "expected a JSON object");
+        check("tokenizer_config.json", r#"{"eos_token": 3}"#, "<|im_end|>");
+        check("tokenizer_config.json", r#"{"eos_token": "<nope>"}"#, "no token of");
+        check("tokenizer_config.json", r#"{"chat_template": []}"#, "default");
+        check("generation_config.json", r#"{"eos_token_id": -1}"#, "151645");
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(Tokenizer::open(empty.path()).unwrap_err().exit_code(), 2);
+    }
+}

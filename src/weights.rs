@@ -1,1 +1,322 @@
-//! (being written)
+//! Safetensors files: memory-mapped and validated at the door, written whole. The only memory map of the crate.
+//! Knows names, shapes and types; what the tensors mean is for others to say.
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::tensor::{Bytes, DType, Tensor};
+use half::{bf16, f16};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// More dimensions than any weight has.
+const MAX_RANK: usize = 8;
+
+/// A read-only map of a whole file.
+struct FileMap(memmap2::Mmap);
+
+impl Bytes for FileMap {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// One file: its map and its validated header.
+struct Shard {
+    path: PathBuf,
+    map: Arc<dyn Bytes>,
+    /// Where the tensors' bytes begin.
+    data: usize,
+    metadata: Metadata,
+}
+
+/// The tensors of a safetensors file or of a folder of shards, by name. Opening validates every header: lengths, offsets and
+/// shapes agree with the file, without gaps or overlaps. Tensors are read when touched, from the map.
+pub struct WeightMap {
+    shards: Vec<Shard>,
+    /// Name to shard.
+    places: BTreeMap<String, usize>,
+    notes: Mutex<Vec<String>>,
+}
+
+impl WeightMap {
+    /// Opens `dir`/model.safetensors, or the shards named by `dir`/model.safetensors.index.json. The files must not be changed
+    /// while the map or a tensor of it lives. Errors: neither is there, a malformed or truncated file, an index that lies.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let single = dir.join("model.safetensors");
+        let index = dir.join("model.safetensors.index.json");
+        if single.exists() {
+            Self::open_file(&single)
+        } else if index.exists() {
+            Self::open_index(dir, &index)
+        } else {
+            Err(Error::content(format!(
+                "{}: no weights; expected model.safetensors or model.safetensors.index.json with its shards",
+                dir.display()
+            )))
+        }
+    }
+
+    /// Opens one safetensors file.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let shard = Shard::open(path)?;
+        let places = shard.metadata.offset_keys().into_iter().map(|name| (name, 0)).collect();
+        Ok(Self { shards: vec![shard], places, notes: Mutex::default() })
+    }
+
+    fn open_index(dir: &Path, index: &Path) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = std::fs::read_to_string(index).map_err(|e| Error::io("reading", index, &e))?;
+        let parsed: Index = serde_json::from_str(&text).map_err(|e| {
+            Error::content(format!(
+                "{}: {e}; expected {{\"weight_map\": {{\"tensor name\": \"model-00001-of-00002.safetensors\"}}}}",
+                index.display()
+            ))
+        })?;
+        let mut shards: Vec<Shard> = Vec::new();
+        let mut by_file = HashMap::new();
+        let mut places = BTreeMap::new();
+        for (name, file) in parsed.weight_map {
+            if Path::new(&file).file_name() != Some(file.as_ref()) {
+                return Err(Error::content(format!(
+                    "{}: {name}: the shard {file:?} must be a file name in the same folder",
+                    index.display()
+                )));
+            }
+            let place = match by_file.get(&file) {
+                Some(&place) => place,
+                None => {
+                    let shard = Shard::open(&dir.join(&file))
+                        .map_err(|e| e.context(format!("shard of {}", index.display())))?;
+                    shards.push(shard);
+                    by_file.insert(file, shards.len() - 1);
+                    shards.len() - 1
+                }
+            };
+            if shards[place].metadata.info(&name).is_none() {
+                return Err(Error::content(format!(
+                    "{}: tensor {name} is not in it, though {} says so",
+                    shards[place].path.display(),
+                    index.display()
+                )));
+            }
+            places.insert(name, place);
+        }
+        Ok(Self { shards, places, notes: Mutex::default() })
+    }
+
+    /// The tensor `name`, in place where its bytes are aligned for its type, else copied and noted. Errors name the file: no
+    /// such tensor, another shape, or a type other than f32, f16, bf16, f64 and i32.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.get_any(name)?;
+        if tensor.shape() == shape {
+            return Ok(tensor);
+        }
+        Err(Error::content(format!(
+            "{}: tensor {name} has shape {:?}, expected {shape:?}",
+            self.shards[self.places[name]].path.display(),
+            tensor.shape()
+        )))
+    }
+
+    /// The tensor `name` in whatever shape it has; otherwise as `get`.
+    pub fn get_any(&self, name: &str) -> Result<Tensor> {
+        let Some(&place) = self.places.get(name) else {
+            let files: Vec<_> = self.shards.iter().map(|s| s.path.display().to_string()).collect();
+            return Err(Error::content(format!("{}: no tensor {name}", files.join(", "))));
+        };
+        let shard = &self.shards[place];
+        let info = shard
+            .metadata
+            .info(name)
+            .ok_or_else(|| Error::content(format!("{}: no tensor {name}", shard.path.display())))?;
+        let fail = |what: String| Error::content(format!("{}: tensor {name} {what}", shard.path.display()));
+        let dtype = from_stored(info.dtype)
+            .ok_or_else(|| fail(format!("is of type {:?}; expected F32, F16 or BF16", info.dtype)))?;
+        if info.shape.len() > MAX_RANK {
+            return Err(fail(format!("has {} dimensions; expected at most {MAX_RANK}", info.shape.len())));
+        }
+        let start = shard.data + info.data_offsets.0;
+        let bytes = &shard.map.bytes()[start..shard.data + info.data_offsets.1];
+        if (bytes.as_ptr() as usize).is_multiple_of(dtype.size()) {
+            return Tensor::mapped(&info.shape, dtype, Arc::clone(&shard.map), start).map_err(|e| e.context(name));
+        }
+        let note = format!("{}: tensor {name} is not aligned in the file and was copied", shard.path.display());
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+        Ok(copied(&info.shape, dtype, bytes))
+    }
+
+    /// True when the tensor `name` is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.places.contains_key(name)
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// What the user may want to know: the tensors that had to be copied so far.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Shard {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("opening", path, &e))?;
+        // SAFETY: the map is private and read-only. Its contract, that nobody truncates or rewrites the file while it lives, is
+        // handed to the user by `WeightMap::open`; this crate replaces files only by renaming, which leaves the old inode alone.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, &e))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+            let what = culprit(&map).unwrap_or_else(|| e.to_string());
+            Error::content(format!(
+                "{}: not a whole safetensors file of {} bytes: {what}; download or write it again",
+                path.display(),
+                map.len()
+            ))
+        })?;
+        Ok(Self { path: path.to_path_buf(), map: Arc::new(FileMap(map)), data: header + 8, metadata })
+    }
+}
+
+/// What is wrong with a file that `safetensors` refused, where its header can be read: which tensor, found and expected.
+fn culprit(bytes: &[u8]) -> Option<String> {
+    let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+    let stop = usize::try_from(length).ok()?.checked_add(8)?;
+    let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(bytes.get(8..stop)?).ok()?;
+    let mut tensors = Vec::new();
+    for (name, value) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
+        match serde_json::from_value::<TensorInfo>(value) {
+            Ok(info) => tensors.push((info.data_offsets, name, info)),
+            Err(e) => return Some(format!("tensor {name}: {e}")),
+        }
+    }
+    tensors.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+    let mut end = 0;
+    for ((from, to), name, info) in tensors {
+        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |a, &b| a.checked_mul(b));
+        if from != end || to < from {
+            return Some(format!("tensor {name} lies at bytes {from} to {to} of the data, expected a start at {end}"));
+        }
+        if bits != (to - from).checked_mul(8) {
+            return Some(format!(
+                "tensor {name}: {} bytes do not hold {:?} of {:?}",
+                to - from,
+                info.shape,
+                info.dtype
+            ));
+        }
+        end = to;
+    }
+    Some(format!("the header says {end} bytes of data, found {}", bytes.len() - stop))
+}
+
+/// Writes `tensors`, whose names differ, to `path` as safetensors, whole or not at all, each in `dtype` (`None`: as it is). The metadata is
+/// {"format": "pt"}, which transformers asks for. Equal tensors give equal bytes.
+pub fn save(path: &Path, tensors: &[(String, &Tensor)], dtype: Option<DType>) -> Result<()> {
+    let views =
+        || tensors.iter().map(|(name, tensor)| (name, Stored { tensor, dtype: dtype.unwrap_or(tensor.dtype()) }));
+    let names: BTreeSet<&String> = tensors.iter().map(|(name, _)| name).collect();
+    if names.len() != tensors.len() {
+        return Err(Error::system(format!("writing {}: two tensors have one name", path.display())));
+    }
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    files::publish(path, |temporary| {
+        safetensors::serialize_to_file(views(), Some(metadata), temporary).map_err(|e| match e {
+            safetensors::SafeTensorError::IoError(e) => Error::io("writing", path, &e),
+            other => Error::system(format!("writing {}: {other}", path.display())),
+        })?;
+        let mut header = [0; 8];
+        let mut file = File::open(temporary).map_err(|e| Error::io("opening", temporary, &e))?;
+        std::io::Read::read_exact(&mut file, &mut header).map_err(|e| Error::io("reading back", path, &e))?;
+        Ok(8 + u64::from_le_bytes(header) + views().map(|(_, view)| view.data_len() as u64).sum::<u64>())
+    })
+}
+
+/// A tensor as it will lie in the file; conversion happens while writing, one tensor at a time.
+struct Stored<'a> {
+    tensor: &'a Tensor,
+    dtype: DType,
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.dtype {
+            DType::F32 => Dtype::F32,
+            DType::F64 => Dtype::F64,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            DType::I32 => Dtype::I32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.tensor.shape()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        if self.tensor.dtype() == self.dtype {
+            return Cow::Borrowed(self.tensor.as_bytes());
+        }
+        Cow::Owned(converted(self.tensor, self.dtype).as_bytes().to_vec())
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.len() * self.dtype.size()
+    }
+}
+
+/// A host copy in another float type, rounded to nearest.
+fn converted(tensor: &Tensor, dtype: DType) -> Tensor {
+    fn each(tensor: &Tensor, mut put: impl FnMut(usize, f64)) {
+        match tensor.dtype() {
+            DType::F32 => tensor.slice::<f32>().iter().enumerate().for_each(|(i, &x)| put(i, x.into())),
+            DType::F64 => tensor.slice::<f64>().iter().enumerate().for_each(|(i, &x)| put(i, x)),
+            DType::F16 => tensor.slice::<f16>().iter().enumerate().for_each(|(i, &x)| put(i, x.into())),
+            DType::BF16 => tensor.slice::<bf16>().iter().enumerate().for_each(|(i, &x)| put(i, x.into())),
+            DType::I32 => tensor.slice::<i32>().iter().enumerate().for_each(|(i, &x)| put(i, x.into())),
+        }
+    }
+    let mut out = Tensor::zeros(tensor.shape(), dtype);
+    match dtype {
+        DType::F32 => each(tensor, |i, x| out.slice_mut::<f32>()[i] = x as f32),
+        DType::F64 => each(tensor, |i, x| out.slice_mut::<f64>()[i] = x),
+        DType::F16 => each(tensor, |i, x| out.slice_mut::<f16>()[i] = f16::from_f64(x)),
+        DType::BF16 => each(tensor, |i, x| out.slice_mut::<bf16>()[i] = bf16::from_f64(x)),
+        DType::I32 => each(tensor, |i, x| out.slice_mut::<i32>()[i] = x as i32),
+    }
+    out
+}
+
+/// An owned tensor of `bytes`, which need no alignment.
+fn copied(shape: &[usize], dtype: DType, bytes: &[u8]) -> Tensor {
+    let mut tensor = Tensor::zeros(shape, dtype);
+    let out: &mut [u8] = match dtype {
+        DType::F32 => bytemuck::cast_slice_mut(tensor.slice_mut::<f32>()),
+        DType::F64 => bytemuck::cast_slice_mut(tensor.slice_mut::<f64>()),
+        DType::F16 => bytemuck::cast_slice_mut(tensor.slice_mut::<f16>()),
+        DType::BF16 => bytemuck::cast_slice_mut(tensor.slice_mut::<bf16>()),
+        DType::I32 => bytemuck::cast_slice_mut(tensor.slice_mut::<i32>()),
+    };
+    out.copy_from_slice(bytes);
+    tensor
+}
+
+fn from_stored(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F64 => Some(DType::F64),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        Dtype::I32 => Some(DType::I32),
+        _ => None,
+    }
+}

@@ -8,6 +8,7 @@
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
+pub mod check;
 pub mod cpu;
 pub mod oracle;
 

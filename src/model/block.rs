@@ -1,1 +1,297 @@
-//! (being written)
+//! One transformer block: its forward and its backward side by side, over the backend's ops. Training, scoring and decoding run
+//! this same code; only where attention finds its keys differs.
+
+use crate::backend::{Backend, Heads, Linear, LinearGrads, QkNorm, Segments};
+use crate::error::Result;
+use crate::model::kv_cache::PagedPlan;
+use crate::model::parameters::{LayerPlaces, Module};
+use crate::model::{Gradients, Policy, two};
+use crate::tensor::{DType, Tensor};
+
+/// A residual stream and its RMSNorm.
+pub(super) struct Normed {
+    pub sum: Tensor,  // (T, C)
+    pub y: Tensor,    // (T, C)
+    pub rstd: Tensor, // (T)
+}
+
+/// What the forward of one block leaves for its backward.
+pub(super) struct BlockBuffers {
+    pub qkv: Tensor,            // (T, D), normalised and rotated
+    pub raw: Option<Tensor>,    // (T, (NH + NKV) HS), q and k before their norm
+    pub o: Tensor,              // (T, NH HS)
+    pub lse: Tensor,            // (NH, T)
+    pub mid: Normed,            // after attention
+    pub gate_up: Tensor,        // (T, 2F)
+    pub act: Tensor,            // (T, F)
+    pub s: [Option<Tensor>; 7], // (T, R) x A^T of each adapted linear layer
+}
+
+/// What the backward of any block works in.
+pub(super) struct Scratch {
+    pub dsum: Tensor,     // (T, C), carried from block to block
+    pub dnorm: Tensor,    // (T, C)
+    pub dgate_up: Tensor, // (T, 2F)
+    pub dact: Tensor,     // (T, F)
+    pub dout: Tensor,     // (T, NH HS)
+    pub dqkv: Tensor,     // (T, D)
+}
+
+/// Where attention finds its keys and values.
+pub(super) enum Attention<'a> {
+    /// In the batch itself.
+    Packed(Segments<'a>),
+    /// In a paged cache, to which the batch's own are appended first.
+    Paged {
+        plan: &'a PagedPlan,
+        k: &'a mut Tensor,
+        v: &'a mut Tensor,
+        block_size: usize,
+        copied: &'a mut Tensor, // (X, D)
+    },
+}
+
+/// The parameters of one block, as the ops want them.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
+    pub policy: Policy<'a>,
+    pub layer: usize,
+}
+
+impl<'a> Block<'a> {
+    fn places(&self) -> &'a LayerPlaces {
+        &self.policy.model.places.layers[self.layer]
+    }
+
+    fn weight(&self, place: usize) -> &'a Tensor {
+        &self.policy.model.weights[place]
+    }
+
+    fn heads(&self) -> Heads {
+        self.policy.model.config.heads
+    }
+
+    fn eps(&self) -> f32 {
+        self.policy.model.config.rms_eps
+    }
+
+    fn qk_norm(&self) -> Option<QkNorm<'a>> {
+        let (q, k) = self.places().qk_norm?;
+        Some(QkNorm { q: self.weight(q), k: self.weight(k), eps: self.eps() })
+    }
+
+    fn linear(&self, module: Module) -> Linear<'a> {
+        let (w, bias) = self.places().linears[module as usize];
+        Linear {
+            w: self.weight(w),
+            bias: bias.map(|place| self.weight(place)),
+            lora: self.policy.adapter.and_then(|adapter| adapter.lora(self.layer, module)),
+        }
+    }
+
+    fn linear_grads<'g>(&self, grads: &'g mut Gradients, module: Module) -> LinearGrads<'g> {
+        let place = self.policy.adapter.and_then(|adapter| adapter.place(self.layer, module));
+        let lora = match (place, &mut grads.adapter) {
+            (Some(place), Some(list)) => Some(two(list, place, place + 1)),
+            _ => None,
+        };
+        let (w, bias) = match (self.places().linears[module as usize], &mut grads.weights) {
+            ((w, Some(bias)), Some(list)) => {
+                let (bias, w) = two(list, bias, w); // a bias comes right before its weight
+                (Some(w), Some(bias))
+            }
+            ((w, None), Some(list)) => (Some(&mut list[w]), None),
+            (_, None) => (None, None),
+        };
+        LinearGrads { lora, w, bias }
+    }
+
+    /// The first columns of q, k and v in a row of qkv.
+    fn qkv_columns(&self) -> [(Module, usize); 3] {
+        let Heads { nh, nkv, hs } = self.heads();
+        [(Module::Q, 0), (Module::K, nh * hs), (Module::V, (nh + nkv) * hs)]
+    }
+
+    fn gate_up_columns(&self) -> [(Module, usize); 2] {
+        [(Module::Gate, 0), (Module::Up, self.policy.model.config.mlp)]
+    }
+
+    /// From `input` to `next`, the stream after this block under the norm `next_w` of whoever reads it. `out` (T, C) is workspace.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward(
+        &self,
+        be: &dyn Backend,
+        positions: &Tensor,
+        attention: Attention,
+        input: &Normed,
+        b: &mut BlockBuffers,
+        out: &mut Tensor,
+        next_w: &Tensor,
+        next: &mut Normed,
+    ) -> Result<()> {
+        let (heads, table) = (self.heads(), &self.policy.model.rope_table);
+        for (module, column) in self.qkv_columns() {
+            be.linear(&input.y, &self.linear(module), &mut b.qkv, column, b.s[module as usize].as_mut())?;
+        }
+        be.qk_norm_rope(&mut b.qkv, heads, self.qk_norm(), positions, table, b.raw.as_mut())?;
+        match attention {
+            Attention::Packed(segments) => be.attention(&b.qkv, heads, &segments, &mut b.o, &mut b.lse)?,
+            Attention::Paged { plan, k, v, block_size, copied } => {
+                be.kv_append(&b.qkv, heads, &plan.slots, k, v)?;
+                if let Some((rows, slots)) = &plan.copies {
+                    be.gather_rows(&b.qkv, rows, copied)?;
+                    be.kv_append(copied, heads, slots, k, v)?;
+                }
+                let (table, lens, cu_q) = (&plan.block_table, &plan.lens, &plan.cu_q);
+                be.attention_paged(&b.qkv, heads, k, v, block_size, table, lens, cu_q, &mut b.o)?;
+            }
+        }
+        be.linear(&b.o, &self.linear(Module::O), out, 0, b.s[Module::O as usize].as_mut())?;
+        let (mid, post_w) = (&mut b.mid, self.weight(self.places().post_norm));
+        be.add_rmsnorm(&input.sum, Some(out), post_w, self.eps(), Some(&mut mid.sum), &mut mid.y, &mut mid.rstd)?;
+        for (module, column) in self.gate_up_columns() {
+            be.linear(&mid.y, &self.linear(module), &mut b.gate_up, column, b.s[module as usize].as_mut())?;
+        }
+        be.swiglu(&b.gate_up, &mut b.act)?;
+        be.linear(&b.act, &self.linear(Module::Down), out, 0, b.s[Module::Down as usize].as_mut())?;
+        be.add_rmsnorm(&mid.sum, Some(out), next_w, self.eps(), Some(&mut next.sum), &mut next.y, &mut next.rstd)
+    }
+
+    /// The mirror image: `d.dsum` is the gradient of the stream after this block and becomes the one before it, which is left out
+    /// when `wants_input` is false. Accumulates into `grads`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        be: &dyn Backend,
+        positions: &Tensor,
+        segments: &Segments,
+        input: &Normed,
+        b: &BlockBuffers,
+        d: &mut Scratch,
+        grads: &mut Gradients,
+        wants_input: bool,
+    ) -> Result<()> {
+        let (heads, table) = (self.heads(), &self.policy.model.rope_table);
+        let s = |module: Module| b.s[module as usize].as_ref();
+
+        be.fill(&mut d.dact, 0.0)?;
+        let (down, dgrads) = (self.linear(Module::Down), self.linear_grads(grads, Module::Down));
+        be.linear_backward(&b.act, &down, &d.dsum, 0, s(Module::Down), Some(&mut d.dact), dgrads)?;
+        be.swiglu_backward(&b.gate_up, &d.dact, &mut d.dgate_up)?;
+        be.fill(&mut d.dnorm, 0.0)?;
+        for (module, column) in self.gate_up_columns() {
+            let (p, dp) = (self.linear(module), self.linear_grads(grads, module));
+            be.linear_backward(&b.mid.y, &p, &d.dgate_up, column, s(module), Some(&mut d.dnorm), dp)?;
+        }
+        let post = self.places().post_norm;
+        let dw = grads.weights.as_mut().map(|list| &mut list[post]);
+        be.add_rmsnorm_backward(&b.mid.sum, self.weight(post), &b.mid.rstd, &d.dnorm, &mut d.dsum, dw)?;
+
+        be.fill(&mut d.dout, 0.0)?;
+        let (o, dgrads) = (self.linear(Module::O), self.linear_grads(grads, Module::O));
+        be.linear_backward(&b.o, &o, &d.dsum, 0, s(Module::O), Some(&mut d.dout), dgrads)?;
+        be.attention_backward(&b.qkv, &b.o, &b.lse, &d.dout, heads, segments, &mut d.dqkv)?;
+        let dnorms = match (self.places().qk_norm, &mut grads.weights) {
+            (Some((q, k)), Some(list)) => Some(two(list, q, k)),
+            _ => None,
+        };
+        be.qk_norm_rope_backward(&mut d.dqkv, heads, self.qk_norm(), positions, table, b.raw.as_ref(), dnorms)?;
+        be.fill(&mut d.dnorm, 0.0)?;
+        for (module, column) in self.qkv_columns() {
+            let (p, dp) = (self.linear(module), self.linear_grads(grads, module));
+            let dx = wants_input.then_some(&mut d.dnorm);
+            be.linear_backward(&input.y, &p, &d.dqkv, column, s(module), dx, dp)?;
+        }
+        if !wants_input {
+            return Ok(());
+        }
+        let norm = self.places().input_norm;
+        let dw = grads.weights.as_mut().map(|list| &mut list[norm]);
+        be.add_rmsnorm_backward(&input.sum, self.weight(norm), &input.rstd, &d.dnorm, &mut d.dsum, dw)
+    }
+}
+
+impl Normed {
+    pub fn empty() -> Self {
+        Self { sum: empty(), y: empty(), rstd: empty() }
+    }
+
+    pub fn fit(&mut self, be: &dyn Backend, policy: Policy, rows: usize) -> Result<()> {
+        let hidden = policy.model.config.hidden;
+        fit(be, &mut self.sum, &[rows, hidden])?;
+        fit(be, &mut self.y, &[rows, hidden])?;
+        fit(be, &mut self.rstd, &[rows])
+    }
+}
+
+impl BlockBuffers {
+    pub fn empty() -> Self {
+        Self {
+            qkv: empty(),
+            raw: None,
+            o: empty(),
+            lse: empty(),
+            mid: Normed::empty(),
+            gate_up: empty(),
+            act: empty(),
+            s: Default::default(),
+        }
+    }
+
+    pub fn fit(&mut self, be: &dyn Backend, policy: Policy, rows: usize) -> Result<()> {
+        let config = &policy.model.config;
+        let Heads { nh, nkv, hs } = config.heads;
+        fit(be, &mut self.qkv, &[rows, config.heads.qkv_width()])?;
+        fit_option(be, &mut self.raw, config.qk_norm.then_some([rows, (nh + nkv) * hs]))?;
+        fit(be, &mut self.o, &[rows, nh * hs])?;
+        fit(be, &mut self.lse, &[nh, rows])?;
+        self.mid.fit(be, policy, rows)?;
+        fit(be, &mut self.gate_up, &[rows, 2 * config.mlp])?;
+        fit(be, &mut self.act, &[rows, config.mlp])?;
+        for (module, s) in Module::ALL.into_iter().zip(&mut self.s) {
+            let lora = policy.adapter.filter(|adapter| adapter.config.modules.contains(&module));
+            fit_option(be, s, lora.map(|adapter| [rows, adapter.config.rank]))?;
+        }
+        Ok(())
+    }
+}
+
+impl Scratch {
+    pub fn empty() -> Self {
+        Self { dsum: empty(), dnorm: empty(), dgate_up: empty(), dact: empty(), dout: empty(), dqkv: empty() }
+    }
+
+    pub fn fit(&mut self, be: &dyn Backend, policy: Policy, rows: usize) -> Result<()> {
+        let config = &policy.model.config;
+        fit(be, &mut self.dsum, &[rows, config.hidden])?;
+        fit(be, &mut self.dnorm, &[rows, config.hidden])?;
+        fit(be, &mut self.dgate_up, &[rows, 2 * config.mlp])?;
+        fit(be, &mut self.dact, &[rows, config.mlp])?;
+        fit(be, &mut self.dout, &[rows, config.heads.nh * config.heads.hs])?;
+        fit(be, &mut self.dqkv, &[rows, config.heads.qkv_width()])
+    }
+}
+
+/// A buffer not yet fitted.
+pub(super) fn empty() -> Tensor {
+    Tensor::zeros(&[0], DType::F32)
+}
+
+/// Gives `tensor` this shape in the activation type, keeping what it has when that fits.
+pub(super) fn fit(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize]) -> Result<()> {
+    if tensor.shape() != shape || tensor.dtype() != be.activation() {
+        *tensor = empty(); // freed first, so that two never live together
+        *tensor = be.alloc(shape, be.activation())?;
+    }
+    Ok(())
+}
+
+fn fit_option(be: &dyn Backend, slot: &mut Option<Tensor>, shape: Option<[usize; 2]>) -> Result<()> {
+    match shape {
+        Some(shape) => fit(be, slot.get_or_insert_with(empty), &shape),
+        None => {
+            *slot = None;
+            Ok(())
+        }
+    }
+}

@@ -1,1 +1,96 @@
-//! (being written)
+//! Low-rank adapters (LoRA, arXiv 2106.09685; rsLoRA, arXiv 2312.03732) over a frozen model. Reads and writes no files.
+
+use crate::backend::{Backend, Lora};
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+pub use crate::model::parameters::Module;
+use crate::rng::Philox;
+use crate::tensor::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// What an adapter adapts, and how strongly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraConfig {
+    /// R
+    pub rank: usize,
+    /// Numerator of the scale.
+    pub alpha: f32,
+    /// Scale by alpha / sqrt(R) in place of alpha / R.
+    pub rslora: bool,
+    /// The adapted linear layers of every block.
+    pub modules: Vec<Module>,
+}
+
+impl LoraConfig {
+    /// The factor on the low-rank product.
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank as f32;
+        if self.rslora { self.alpha / rank.sqrt() } else { self.alpha / rank }
+    }
+}
+
+/// The tensors of an adapter in the activation type: A (R, K) then B (N, R), layer by layer, module by module in the order of
+/// the forward pass.
+#[derive(Clone)]
+pub struct Adapter {
+    /// As given, its modules sorted.
+    pub config: LoraConfig,
+    /// `model.layers.{i}.self_attn.q_proj.lora_A.weight` and so on, one a tensor.
+    pub names: Vec<String>,
+    /// What is trained.
+    pub tensors: Vec<Tensor>,
+}
+
+impl Adapter {
+    /// An adapter that changes nothing yet: A uniform in +-1/sqrt(K) (kaiming with a = sqrt 5, as PEFT), B zero.
+    /// Errors: rank zero, an alpha that is not positive, no modules.
+    pub fn new(be: &dyn Backend, model: &ModelConfig, config: LoraConfig, rng: &mut Philox) -> Result<Self> {
+        let mut adapter = Self::zeros(be, model, config)?;
+        for a in adapter.tensors.iter_mut().step_by(2) {
+            let bound = 1.0 / (a.columns() as f64).sqrt();
+            let mut host = Tensor::zeros(a.shape(), DType::F32);
+            host.slice_mut::<f32>().fill_with(|| ((2.0 * rng.uniform() - 1.0) * bound) as f32);
+            be.write(a, &host)?;
+        }
+        Ok(adapter)
+    }
+
+    /// An adapter of zeros. Errors as `new`.
+    pub fn zeros(be: &dyn Backend, model: &ModelConfig, mut config: LoraConfig) -> Result<Self> {
+        config.modules.sort();
+        config.modules.dedup();
+        if config.rank == 0 || config.alpha <= 0.0 || !config.alpha.is_finite() || config.modules.is_empty() {
+            return Err(Error::content(format!(
+                "lora: rank {}, alpha {}, {} modules; expected a rank from 1, a positive alpha and at least one of {}",
+                config.rank,
+                config.alpha,
+                config.modules.len(),
+                Module::ALL.map(Module::name).join(", ")
+            )));
+        }
+        let (mut names, mut tensors) = (Vec::new(), Vec::new());
+        for layer in 0..model.layers {
+            for &module in &config.modules {
+                let (n, k) = module.shape(model);
+                let path = module.path(layer);
+                names.extend([format!("{path}.lora_A.weight"), format!("{path}.lora_B.weight")]);
+                tensors.push(be.alloc(&[config.rank, k], be.activation())?);
+                tensors.push(be.alloc(&[n, config.rank], be.activation())?);
+            }
+        }
+        Ok(Self { config, names, tensors })
+    }
+
+    /// The pair beside `module` of `layer`, if it is adapted.
+    pub fn lora(&self, layer: usize, module: Module) -> Option<Lora<'_>> {
+        let place = self.place(layer, module)?;
+        Some(Lora { a: &self.tensors[place], b: &self.tensors[place + 1], scale: self.config.scale() })
+    }
+
+    /// Where A of `module` in `layer` lies in the flat list; B follows.
+    pub(super) fn place(&self, layer: usize, module: Module) -> Option<usize> {
+        let slot = self.config.modules.iter().position(|&m| m == module)?;
+        Some(2 * (layer * self.config.modules.len() + slot))
+    }
+}

@@ -1,1 +1,411 @@
-//! (being written)
+//! The transformer: a model, an adapter over it, and their forward and backward as a page of op calls. Knows no file formats.
+
+pub mod config;
+pub mod kv_cache;
+pub mod lora;
+pub mod rope;
+
+mod block;
+mod parameters;
+
+use crate::backend::{Backend, Segments};
+use crate::error::{Error, Result};
+use crate::rng::Philox;
+use crate::tensor::{DType, Tensor};
+use block::{Attention, Block, BlockBuffers, Normed, Scratch, empty, fit};
+use config::ModelConfig;
+use kv_cache::{KvCache, PagedPlan};
+use lora::Adapter;
+use parameters::{Places, parameters};
+use rayon::prelude::*;
+
+/// A model's weights, in the type they are stored in.
+pub struct Model {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Hugging Face names, one a tensor of `weights`.
+    pub names: Vec<String>,
+    /// All parameters; mapped ones are frozen.
+    pub weights: Vec<Tensor>,
+    places: Places,
+    rope_table: Tensor, // (P, HS)
+}
+
+impl Model {
+    /// A model whose parameters `get` finds by name and shape. Errors: those of `get`, an invalid configuration, integers.
+    pub fn new(
+        be: &dyn Backend,
+        config: ModelConfig,
+        get: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let (list, places) = parameters(&config);
+        let mut weights = Vec::with_capacity(list.len());
+        for (name, shape) in &list {
+            let tensor = get(name, shape)?;
+            if tensor.dtype() == DType::I32 {
+                return Err(Error::content(format!("tensor {name} holds integers; expected f32, f16 or bf16")));
+            }
+            weights.push(tensor);
+        }
+        let rope_table = rope::table(be, &config.rope, config.max_positions, config.heads.hs)?;
+        let names = list.into_iter().map(|(name, _)| name).collect();
+        Ok(Self { config, names, weights, places, rope_table })
+    }
+
+    /// Random weights as GPT-2 draws them: normal with deviation 0.02, the projections into the residual stream divided by
+    /// sqrt(2L), norms 1, biases 0. Equal seeds give equal weights.
+    pub fn random(be: &dyn Backend, config: ModelConfig, seed: u64, dtype: DType) -> Result<Self> {
+        let into_residual = 0.02 / (2.0 * config.layers as f64).sqrt();
+        let mut index = 0u64;
+        Self::new(be, config, &mut |name, shape| {
+            index += 1;
+            let mut host = Tensor::zeros(shape, DType::F32);
+            if name.ends_with("norm.weight") {
+                host.slice_mut::<f32>().fill(1.0);
+            } else if !name.ends_with(".bias") {
+                let residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+                let deviation = if residual { into_residual } else { 0.02 };
+                let columns = host.columns();
+                host.slice_mut::<f32>().par_chunks_mut(columns).enumerate().for_each(|(row, values)| {
+                    let mut rng = Philox::new(seed, index << 32 | row as u64);
+                    values.fill_with(|| (deviation * rng.normal()) as f32);
+                });
+            }
+            let mut tensor = be.alloc(shape, dtype)?;
+            be.write(&mut tensor, &host)?;
+            Ok(tensor)
+        })
+    }
+
+    /// A trainable copy in the activation type.
+    pub fn widen(&self, be: &dyn Backend) -> Result<Self> {
+        self.copied(be, |_| be.activation())
+    }
+
+    /// A copy, in the same types, with `adapter` folded into its weights.
+    pub fn merged(&self, be: &dyn Backend, adapter: &Adapter) -> Result<Self> {
+        let mut model = self.copied(be, Tensor::dtype)?;
+        for layer in 0..self.config.layers {
+            for &module in &adapter.config.modules {
+                if let Some(lora) = adapter.lora(layer, module) {
+                    let (place, _) = self.places.layers[layer].linears[module as usize];
+                    be.merge_lora(&mut model.weights[place], &lora)?;
+                }
+            }
+        }
+        Ok(model)
+    }
+
+    fn copied(&self, be: &dyn Backend, dtype: impl Fn(&Tensor) -> DType) -> Result<Self> {
+        let mut weights = Vec::with_capacity(self.weights.len());
+        for weight in &self.weights {
+            let mut copy = be.alloc(weight.shape(), dtype(weight))?;
+            be.write(&mut copy, weight)?;
+            weights.push(copy);
+        }
+        let (config, names, places) = (self.config.clone(), self.names.clone(), self.places.clone());
+        Ok(Self { config, names, weights, places, rope_table: self.rope_table.clone() })
+    }
+
+    /// (V, C), the matrix from hidden states to logits: the embedding's when tied.
+    pub fn lm_head(&self) -> &Tensor {
+        &self.weights[self.places.lm_head]
+    }
+
+    /// The number of parameters; a tied lm-head counts once.
+    pub fn parameters(&self) -> usize {
+        self.weights.iter().map(Tensor::len).sum()
+    }
+}
+
+/// A model under an adapter, or alone: actor, critic, reference and behaviour are policies over one model.
+#[derive(Clone, Copy)]
+pub struct Policy<'a> {
+    /// The base.
+    pub model: &'a Model,
+    /// What is added to it.
+    pub adapter: Option<&'a Adapter>,
+}
+
+/// One sequence of a packed batch, or a continuation of one.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<'a> {
+    /// Its tokens, at least one.
+    pub ids: &'a [u32],
+    /// The place of the first token in its text: 0, or the parent's length.
+    pub start_position: usize,
+    /// The earlier segment (by index, itself without a parent) that it continues and sees whole.
+    pub parent: Option<usize>,
+}
+
+/// Packed segments as tensors; no token sees another segment, but for its parent.
+pub struct Batch {
+    /// (T)
+    pub ids: Tensor,
+    /// (T)
+    pub positions: Tensor,
+    /// (S + 1)
+    pub cu_seqlens: Tensor,
+    /// (S), -1 for none.
+    pub parent: Tensor,
+}
+
+impl Batch {
+    /// Packs `segments`, at least one, in order. Errors name the segment: no tokens, an id outside the vocabulary, a position beyond the model's
+    /// last, a parent that is not an earlier segment without a parent.
+    pub fn new(be: &dyn Backend, config: &ModelConfig, segments: &[Segment]) -> Result<Self> {
+        if segments.is_empty() {
+            return Err(Error::content("a batch without segments; expected at least one"));
+        }
+        let (mut ids, mut positions, mut offsets, mut parents) = (Vec::new(), Vec::new(), vec![0], Vec::new());
+        for (index, segment) in segments.iter().enumerate() {
+            let fail = |what: String| Err(Error::content(format!("segment {index} of the batch {what}")));
+            if segment.ids.is_empty() {
+                return fail("has no tokens".into());
+            }
+            if let Some(id) = segment.ids.iter().find(|&&id| id as usize >= config.vocab) {
+                return fail(format!("has token id {id}; the model has ids 0 to {}", config.vocab - 1));
+            }
+            let end = segment.start_position + segment.ids.len();
+            if end > config.max_positions {
+                return fail(format!("ends at position {end}; the model has {} positions", config.max_positions));
+            }
+            if let Some(parent) = segment.parent
+                && (parent >= index || segments[parent].parent.is_some())
+            {
+                return fail(format!("has parent {parent}; expected an earlier segment that has none itself"));
+            }
+            ids.extend(segment.ids.iter().map(|&id| id as i32));
+            positions.extend(segment.start_position..end);
+            offsets.push(ids.len());
+            parents.push(segment.parent.map_or(-1, |p| p as i32));
+        }
+        Ok(Self {
+            ids: index_tensor(be, &[ids.len()], &ids)?,
+            positions: index_tensor(be, &[positions.len()], &narrow(&positions)?)?,
+            cu_seqlens: index_tensor(be, &[offsets.len()], &narrow(&offsets)?)?,
+            parent: index_tensor(be, &[parents.len()], &parents)?,
+        })
+    }
+
+    /// T
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn segments(&self) -> Segments<'_> {
+        Segments { cu_seqlens: &self.cu_seqlens, parent: &self.parent }
+    }
+}
+
+/// Gradients in the activation type, as long as the lists they belong to; `None` is frozen.
+pub struct Gradients {
+    /// Of `Adapter::tensors`.
+    pub adapter: Option<Vec<Tensor>>,
+    /// Of `Model::weights`.
+    pub weights: Option<Vec<Tensor>>,
+}
+
+impl Gradients {
+    /// Zeros for the adapter of `policy`, if it has one, and for the model's weights when they are trained too.
+    pub fn new(be: &dyn Backend, policy: Policy, trains_weights: bool) -> Result<Self> {
+        let zeros =
+            |list: &[Tensor]| list.iter().map(|t| be.alloc(t.shape(), be.activation())).collect::<Result<Vec<_>>>();
+        Ok(Self {
+            adapter: policy.adapter.map(|adapter| zeros(&adapter.tensors)).transpose()?,
+            weights: trains_weights.then(|| zeros(&policy.model.weights)).transpose()?,
+        })
+    }
+
+    /// Sets everything to zero.
+    pub fn zero(&mut self, be: &dyn Backend) -> Result<()> {
+        let lists = [&mut self.adapter, &mut self.weights];
+        lists.into_iter().flatten().flatten().try_for_each(|tensor| be.fill(tensor, 0.0))
+    }
+
+    /// Where the lm-head's gradient accumulates (the embedding's when tied), when weights are trained.
+    pub fn lm_head(&mut self, model: &Model) -> Option<&mut Tensor> {
+        self.weights.as_mut().map(|list| &mut list[model.places.lm_head])
+    }
+}
+
+/// Buffers of the forward and backward passes, reused between calls of one size. What a kept pass left serves one backward.
+pub struct Activations {
+    norms: Vec<Normed>,
+    blocks: Vec<BlockBuffers>,
+    out: Tensor,    // (T, C)
+    copied: Tensor, // (X, D)
+    scratch: Scratch,
+    last: usize,
+    /// T of a kept pass, until another pass overwrites it.
+    kept: Option<usize>,
+}
+
+impl Default for Activations {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Activations {
+    /// No buffers yet.
+    pub fn new() -> Self {
+        Self {
+            norms: Vec::new(),
+            blocks: Vec::new(),
+            out: empty(),
+            copied: empty(),
+            scratch: Scratch::empty(),
+            last: 0,
+            kept: None,
+        }
+    }
+
+    /// (T, C) after the final norm, of the last pass. Panics before any pass.
+    pub fn hidden(&self) -> &Tensor {
+        &self.norms[self.last].y
+    }
+
+    /// Fits the buffers of all layers, or of one that all layers share.
+    fn prepare(&mut self, be: &dyn Backend, policy: Policy, rows: usize, keep: bool) -> Result<()> {
+        let layers = policy.model.config.layers;
+        let (norms, blocks) = if keep { (layers + 1, layers) } else { (2, 1) };
+        self.kept = None;
+        self.norms.resize_with(self.norms.len().max(norms), Normed::empty);
+        self.blocks.resize_with(self.blocks.len().max(blocks), BlockBuffers::empty);
+        self.norms[..norms].iter_mut().try_for_each(|normed| normed.fit(be, policy, rows))?;
+        self.blocks[..blocks].iter_mut().try_for_each(|block| block.fit(be, policy, rows))?;
+        self.last = if keep { layers } else { layers % 2 };
+        fit(be, &mut self.out, &[rows, policy.model.config.hidden])
+    }
+}
+
+/// The hidden states of a packed batch, in `acts.hidden()`. With `keep` every layer's buffers stay for `backward`; without, one
+/// layer's buffers serve all.
+pub fn forward(be: &dyn Backend, policy: Policy, batch: &Batch, keep: bool, acts: &mut Activations) -> Result<()> {
+    acts.prepare(be, policy, batch.tokens(), keep)?;
+    run(be, policy, &batch.ids, &batch.positions, Source::Packed(batch), keep, acts)?;
+    acts.kept = keep.then_some(batch.tokens());
+    Ok(())
+}
+
+/// The hidden states (Q, C) of the new tokens `ids` (Q) of sequences in a paged cache, in `acts.hidden()`; their keys and values
+/// are appended to the cache.
+pub fn forward_paged(
+    be: &dyn Backend,
+    policy: Policy,
+    ids: &Tensor,
+    cache: &mut KvCache,
+    plan: &PagedPlan,
+    acts: &mut Activations,
+) -> Result<()> {
+    acts.prepare(be, policy, ids.len(), false)?;
+    if let Some((rows, _)) = &plan.copies {
+        fit(be, &mut acts.copied, &[rows.len(), policy.model.config.heads.qkv_width()])?;
+    }
+    run(be, policy, ids, &plan.positions, Source::Paged(plan, cache), false, acts)
+}
+
+/// Where the attention of all layers finds its keys.
+enum Source<'a> {
+    Packed(&'a Batch),
+    Paged(&'a PagedPlan, &'a mut KvCache),
+}
+
+fn run(
+    be: &dyn Backend,
+    policy: Policy,
+    ids: &Tensor,
+    positions: &Tensor,
+    mut source: Source,
+    keep: bool,
+    acts: &mut Activations,
+) -> Result<()> {
+    let (weights, places, eps) = (&policy.model.weights, &policy.model.places, policy.model.config.rms_eps);
+    let Activations { norms, blocks, out, copied, .. } = acts;
+    let stream = &mut norms[0];
+    be.embed(ids, &weights[places.embed], &mut stream.sum)?;
+    let first = &weights[places.layers[0].input_norm];
+    be.add_rmsnorm(&stream.sum, None, first, eps, None, &mut stream.y, &mut stream.rstd)?;
+    for layer in 0..places.layers.len() {
+        let (from, to, buffers) = if keep { (layer, layer + 1, layer) } else { (layer % 2, (layer + 1) % 2, 0) };
+        let (input, next) = two(norms, from, to);
+        let attention = match &mut source {
+            Source::Packed(batch) => Attention::Packed(batch.segments()),
+            Source::Paged(plan, KvCache { k, v, block_size }) => Attention::Paged {
+                plan,
+                k: &mut k[layer],
+                v: &mut v[layer],
+                block_size: *block_size,
+                copied: &mut *copied,
+            },
+        };
+        let next_w = &weights[places.layers.get(layer + 1).map_or(places.norm, |next| next.input_norm)];
+        let block = Block { policy, layer };
+        block.forward(be, positions, attention, input, &mut blocks[buffers], out, next_w, next)?;
+    }
+    Ok(())
+}
+
+/// From `dhidden` (T, C), the gradient of `acts.hidden()` of a kept `forward` of the same policy and batch, accumulates into
+/// `grads`. Error: the last pass was not such a one.
+pub fn backward(
+    be: &dyn Backend,
+    policy: Policy,
+    batch: &Batch,
+    acts: &mut Activations,
+    dhidden: &Tensor,
+    grads: &mut Gradients,
+) -> Result<()> {
+    let (model, rows) = (policy.model, batch.tokens());
+    if acts.kept != Some(rows) {
+        return Err(Error::system(format!(
+            "backward of {rows} tokens after a forward that kept {:?}; run forward with keep first",
+            acts.kept
+        )));
+    }
+    let (places, Activations { norms, blocks, scratch, last, .. }) = (&model.places, acts);
+    scratch.fit(be, policy, rows)?;
+    be.fill(&mut scratch.dsum, 0.0)?;
+    let dw = grads.weights.as_mut().map(|list| &mut list[places.norm]);
+    let (end, norm) = (&norms[*last], &model.weights[places.norm]);
+    be.add_rmsnorm_backward(&end.sum, norm, &end.rstd, dhidden, &mut scratch.dsum, dw)?;
+    for layer in (0..places.layers.len()).rev() {
+        let wants_input = layer > 0 || grads.weights.is_some();
+        let (block, segments) = (Block { policy, layer }, batch.segments());
+        let (input, kept) = (&norms[layer], &blocks[layer]);
+        block.backward(be, &batch.positions, &segments, input, kept, scratch, grads, wants_input)?;
+    }
+    match &mut grads.weights {
+        Some(list) => be.embed_backward(&batch.ids, &scratch.dsum, &mut list[places.embed]),
+        None => Ok(()),
+    }
+}
+
+/// An integer tensor of the backend.
+pub fn index_tensor(be: &dyn Backend, shape: &[usize], values: &[i32]) -> Result<Tensor> {
+    let mut tensor = be.alloc(shape, DType::I32)?;
+    be.write(&mut tensor, &Tensor::from_slice(shape, values))?;
+    Ok(tensor)
+}
+
+/// Offsets, rows and positions as the 32-bit integers that ops take.
+fn narrow(values: &[usize]) -> Result<Vec<i32>> {
+    let narrow = |&value: &usize| {
+        i32::try_from(value)
+            .map_err(|_| Error::system(format!("index {value} does not fit 32 bits; make the batch smaller")))
+    };
+    values.iter().map(narrow).collect()
+}
+
+/// Two places of a list at once; `i` and `j` differ.
+fn two<T>(list: &mut [T], i: usize, j: usize) -> (&mut T, &mut T) {
+    if i < j {
+        let (head, tail) = list.split_at_mut(j);
+        (&mut head[i], &mut tail[0])
+    } else {
+        let (head, tail) = list.split_at_mut(i);
+        (&mut tail[0], &mut head[j])
+    }
+}

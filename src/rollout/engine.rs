@@ -1,1 +1,169 @@
-//! (being written)
+//! Continuous batching over a paged cache: prompts are computed once and forked for their samples, then all running samples
+//! decode together; a sample's tokens do not depend on what else is in the batch.
+
+use super::sampler::{self, Draw};
+use super::scheduler::{Running, Scheduler, Work};
+use super::{Request, Sample};
+use crate::backend::Backend;
+use crate::config::{Engine as Settings, Sampling};
+use crate::error::Result;
+use crate::model::kv_cache::{KvCache, PagedPlan};
+use crate::model::{self, Activations, Model, Policy};
+use crate::tensor::{DType, Tensor};
+
+/// A model's cache and buffers, ready to sample with any adapter over the model.
+pub struct Engine<'a> {
+    backend: &'a dyn Backend,
+    cache: KvCache,
+    scheduler: Scheduler,
+    acts: Activations,
+}
+
+/// One sample as it grows.
+struct Growing {
+    draw: Draw,
+    sample: Sample,
+}
+
+impl<'a> Engine<'a> {
+    /// Takes the cache's memory.
+    pub fn new(backend: &'a dyn Backend, model: &Model, settings: &Settings) -> Result<Self> {
+        let blocks = settings.cache_tokens.div_ceil(settings.block_size);
+        let cache = KvCache::new(backend, &model.config, blocks, settings.block_size)?;
+        Ok(Self { backend, cache, scheduler: Scheduler::new(settings), acts: Activations::default() })
+    }
+
+    /// The samples of each request, in order. A sample ends with one of `stop` or at its length limit.
+    pub fn generate(
+        &mut self,
+        policy: Policy,
+        requests: &[Request],
+        sampling: &Sampling,
+        stop: &[u32],
+    ) -> Result<Vec<Vec<Sample>>> {
+        let growing = |request: &Request| {
+            let one = |sample| Growing {
+                draw: Draw::first(request.seed, &request.stream, sample),
+                sample: Sample { ids: vec![], logprobs: vec![] },
+            };
+            (0..request.samples).map(one).collect::<Vec<_>>()
+        };
+        let mut replies: Vec<Vec<Growing>> = requests.iter().map(growing).collect();
+        let done = self.run(policy, requests, sampling, stop, &mut replies);
+        if done.is_err() {
+            self.scheduler.clear();
+        }
+        done?;
+        Ok(replies.into_iter().map(|r| r.into_iter().map(|g| g.sample).collect()).collect())
+    }
+
+    fn run(
+        &mut self,
+        policy: Policy,
+        requests: &[Request],
+        sampling: &Sampling,
+        stop: &[u32],
+        replies: &mut [Vec<Growing>],
+    ) -> Result<()> {
+        self.scheduler.submit(requests)?;
+        loop {
+            let (first, rows) = match self.scheduler.next(requests) {
+                Work::Prefill(chosen) => self.prefill(policy, requests, &chosen)?,
+                Work::Decode => self.decode(policy)?,
+                Work::Done => return Ok(()),
+            };
+            self.draw(policy, requests, sampling, stop, replies, first, &rows)?;
+        }
+    }
+
+    /// Computes the prompts and starts their samples. Returns the first new running sample and the row each new one draws from.
+    fn prefill(&mut self, policy: Policy, requests: &[Request], chosen: &[usize]) -> Result<(usize, Vec<i32>)> {
+        let first = self.scheduler.running.len();
+        let (mut ids, mut rows, mut copies, mut parents) = (vec![], vec![], vec![], vec![]);
+        for &request in chosen {
+            let Request { prompt, samples, max_tokens, .. } = &requests[request];
+            let start = ids.len();
+            ids.extend(prompt.iter().map(|&id| id as i32));
+            let parent = self.scheduler.blocks.allocate(prompt.len())?;
+            parents.push(self.scheduler.running.len());
+            for sample in 1..*samples {
+                let (sequence, pairs) = self.scheduler.blocks.fork(&parent)?;
+                let partial = prompt.len() - pairs.len();
+                copies.extend(pairs.iter().enumerate().map(|(i, &(_, to))| (start + partial + i, to)));
+                self.scheduler.running.push(Running { request, sample, sequence, left: *max_tokens, last: 0 });
+                rows.push(ids.len() as i32 - 1);
+            }
+            // The prompt's own sequence is the first sample; it stands after its forks.
+            self.scheduler.running.push(Running { request, sample: 0, sequence: parent, left: *max_tokens, last: 0 });
+            rows.push(ids.len() as i32 - 1);
+            if let Some(place) = parents.last_mut() {
+                *place = self.scheduler.running.len() - 1;
+            }
+        }
+        let running = &self.scheduler.running;
+        let sequences: Vec<_> = parents.iter().map(|&p| (&running[p].sequence, running[p].sequence.len())).collect();
+        let plan = PagedPlan::new(self.backend, &sequences, &copies)?;
+        self.forward(policy, &ids, &plan)?;
+        Ok((first, rows))
+    }
+
+    /// Computes the last drawn token of every running sample.
+    fn decode(&mut self, policy: Policy) -> Result<(usize, Vec<i32>)> {
+        let Scheduler { running, blocks, .. } = &mut self.scheduler;
+        running.iter_mut().try_for_each(|r| blocks.append(&mut r.sequence, 1))?;
+        let ids: Vec<i32> = running.iter().map(|r| r.last as i32).collect();
+        let sequences: Vec<_> = running.iter().map(|r| (&r.sequence, 1)).collect();
+        let plan = PagedPlan::new(self.backend, &sequences, &[])?;
+        let rows = (0..ids.len() as i32).collect();
+        self.forward(policy, &ids, &plan)?;
+        Ok((0, rows))
+    }
+
+    fn forward(&mut self, policy: Policy, ids: &[i32], plan: &PagedPlan) -> Result<()> {
+        let ids = self.indices(ids)?;
+        model::forward_paged(self.backend, policy, &ids, &mut self.cache, plan, &mut self.acts)
+    }
+
+    /// Draws the next token of the running samples from `first` on; those that end give their blocks back.
+    #[allow(clippy::too_many_arguments)]
+    fn draw(
+        &mut self,
+        policy: Policy,
+        requests: &[Request],
+        sampling: &Sampling,
+        stop: &[u32],
+        replies: &mut [Vec<Growing>],
+        first: usize,
+        rows: &[i32],
+    ) -> Result<()> {
+        let mut hidden = self.backend.alloc(&[rows.len(), policy.model.config.hidden], self.backend.activation())?;
+        self.backend.gather_rows(self.acts.hidden(), &self.indices(rows)?, &mut hidden)?;
+        let running = &mut self.scheduler.running;
+        let draws: Vec<Draw> = running[first..].iter().map(|r| replies[r.request][r.sample].draw).collect();
+        let (ids, logp) = sampler::sample(self.backend, &hidden, policy.model.lm_head(), sampling, &draws)?;
+        for ((running, id), logp) in running[first..].iter_mut().zip(ids).zip(logp) {
+            let growing = &mut replies[running.request][running.sample];
+            growing.sample.ids.push(id);
+            growing.sample.logprobs.push(logp);
+            growing.draw.counter += 1;
+            running.last = id;
+            running.left -= 1;
+        }
+        let limit = |r: &Running| replies[r.request][r.sample].sample.ids.len() >= requests[r.request].max_tokens;
+        let (mut kept, mut ended) = (Vec::with_capacity(running.len()), vec![]);
+        for running in running.drain(..) {
+            if stop.contains(&running.last) || limit(&running) { ended.push(running) } else { kept.push(running) }
+        }
+        *running = kept;
+        for running in ended {
+            self.scheduler.blocks.free(running.sequence);
+        }
+        Ok(())
+    }
+
+    fn indices(&self, values: &[i32]) -> Result<Tensor> {
+        let mut tensor = self.backend.alloc(&[values.len()], DType::I32)?;
+        self.backend.write(&mut tensor, &Tensor::from_slice(&[values.len()], values))?;
+        Ok(tensor)
+    }
+}

@@ -1,1 +1,31 @@
-//! (being written)
+//! Sampling of replies: schedule, run, post-process. Never sees environments, tasks or text.
+
+mod engine;
+mod sampler;
+mod scheduler;
+
+pub use engine::Engine;
+
+/// A prompt and how many replies it wants.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The prompt's ids; at least one.
+    pub prompt: Vec<u32>,
+    /// Replies to sample; at least one. The prompt is computed once for all.
+    pub samples: usize,
+    /// The run's seed.
+    pub seed: u64,
+    /// Names the random stream: equal (seed, stream, sample) draw equal numbers, whatever else is in the batch.
+    pub stream: String,
+    /// Tokens of a reply at most, the end token included.
+    pub max_tokens: usize,
+}
+
+/// One reply.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Its ids; the last one is an end token unless it hit the length limit.
+    pub ids: Vec<u32>,
+    /// Log-probability of each id at the sampling temperature.
+    pub logprobs: Vec<f32>,
+}

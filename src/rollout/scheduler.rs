@@ -1,1 +1,125 @@
-//! (being written)
+//! What the next pass computes: prompts as long as they fit, else one token of every running sample. Computes nothing itself.
+
+use super::Request;
+use crate::config::Engine as Settings;
+use crate::error::{Error, Result};
+use crate::model::kv_cache::{BlockManager, Sequence};
+use std::collections::VecDeque;
+
+/// A sample being decoded.
+pub(super) struct Running {
+    /// Its request.
+    pub request: usize,
+    /// Its place among the request's samples.
+    pub sample: usize,
+    /// Its tokens in the cache: all but the last drawn one.
+    pub sequence: Sequence,
+    /// Tokens it may still draw; the cache blocks for them are reserved.
+    pub left: usize,
+    /// The last drawn token, the input of its next pass.
+    pub last: u32,
+}
+
+/// The next pass.
+pub(super) enum Work {
+    /// Prompts of these requests.
+    Prefill(Vec<usize>),
+    /// One token of every running sample.
+    Decode,
+    /// Nothing is left.
+    Done,
+}
+
+/// Waiting requests, running samples, and the blocks they hold. A request starts only when the blocks of all its samples at full
+/// length are free, so that nothing has to be taken back later.
+pub(super) struct Scheduler {
+    waiting: VecDeque<usize>,
+    pub running: Vec<Running>,
+    pub blocks: BlockManager,
+    total: usize,
+    prefill_tokens: usize,
+    max_running: usize,
+}
+
+impl Scheduler {
+    pub fn new(settings: &Settings) -> Self {
+        let total = settings.cache_tokens.div_ceil(settings.block_size);
+        Self {
+            waiting: VecDeque::new(),
+            running: vec![],
+            blocks: BlockManager::new(total, settings.block_size),
+            total,
+            prefill_tokens: settings.prefill_tokens,
+            max_running: settings.max_running,
+        }
+    }
+
+    /// Queues `requests`. Errors: an empty prompt, or one whose samples can never fit.
+    pub fn submit(&mut self, requests: &[Request]) -> Result<()> {
+        for (index, request) in requests.iter().enumerate() {
+            if request.prompt.is_empty() || request.samples == 0 || request.max_tokens == 0 {
+                return Err(Error::content(format!("request {index}: expected a prompt, a sample and a token or more")));
+            }
+            let (needed, samples) = (self.needed(request), request.samples);
+            if needed > self.total || samples > self.max_running {
+                return Err(Error::content(format!(
+                    "a prompt of {} tokens with {samples} samples of at most {} needs {needed} cache blocks and {samples} \
+                     places; there are {} and {}: raise engine.cache_tokens or engine.max_running, or lower the number of \
+                     samples or sampling.max_tokens",
+                    request.prompt.len(),
+                    request.max_tokens,
+                    self.total,
+                    self.max_running,
+                )));
+            }
+            self.waiting.push_back(index);
+        }
+        Ok(())
+    }
+
+    /// Blocks of a request's samples at full length: the prompt's shared, the rest each its own.
+    fn needed(&self, request: &Request) -> usize {
+        let prompt = self.blocks.blocks_for(request.prompt.len());
+        let own = self.blocks.blocks_for(request.prompt.len() + request.max_tokens) - prompt + 1;
+        prompt + request.samples * own
+    }
+
+    /// Blocks that running samples may still take.
+    fn reserved(&self) -> usize {
+        let one = |r: &Running| self.blocks.blocks_for(r.sequence.len() + r.left) - r.sequence.blocks().len();
+        self.running.iter().map(one).sum()
+    }
+
+    /// The next pass.
+    pub fn next(&mut self, requests: &[Request]) -> Work {
+        let mut free = self.blocks.available().saturating_sub(self.reserved());
+        let (mut places, mut tokens) = (self.max_running.saturating_sub(self.running.len()), 0);
+        let mut chosen = vec![];
+        while let Some(&index) = self.waiting.front() {
+            let request = &requests[index];
+            let (needed, length) = (self.needed(request), request.prompt.len());
+            let fits = needed <= free && request.samples <= places;
+            if !fits || (!chosen.is_empty() && tokens + length > self.prefill_tokens) {
+                break;
+            }
+            free -= needed;
+            places -= request.samples;
+            tokens += length;
+            chosen.push(index);
+            self.waiting.pop_front();
+        }
+        match (chosen.is_empty(), self.running.is_empty()) {
+            (false, _) => Work::Prefill(chosen),
+            (true, false) => Work::Decode,
+            (true, true) => Work::Done,
+        }
+    }
+
+    /// Gives everything back, after an error in the middle of a batch.
+    pub fn clear(&mut self) {
+        self.waiting.clear();
+        for running in self.running.drain(..) {
+            self.blocks.free(running.sequence);
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Types and shapes of the ops from the head on: log-probabilities, sampling, losses and the optimiser.
+
+use super::Door;
+use crate::backend::{Lora, PpoInputs, Sampling, ValueInputs};
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+impl Door {
+    fn head(&self, x: &Tensor, w: &Tensor, targets: &Tensor, temperature: f32) -> Result<usize> {
+        let ([m, c], [v, _]) = (self.matrix("x (M, C)", x)?, self.matrix("w (V, C)", w)?);
+        self.input("x (M, C)", x, &[m, c])?;
+        self.parameter("w (V, C)", w, &[v, c])?;
+        self.int("targets (M)", targets, &[m])?;
+        self.require(temperature > 0.0 && temperature.is_finite(), || {
+            format!("temperature is {temperature}, expected a finite number above 0")
+        })?;
+        Ok(m)
+    }
+}
+
+/// `linear_logprob`.
+#[allow(clippy::too_many_arguments)]
+pub fn linear_logprob(
+    activation: DType,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &Tensor,
+    temperature: f32,
+    logp: &Tensor,
+    entropy: &Tensor,
+    lse: &Tensor,
+) -> Result<()> {
+    let door = Door("linear_logprob", activation);
+    let m = door.head(x, w, targets, temperature)?;
+    door.output("logp (M)", logp, &[m])?;
+    door.output("entropy (M)", entropy, &[m])?;
+    door.output("lse (M)", lse, &[m])
+}
+
+/// `linear_logprob_backward`.
+#[allow(clippy::too_many_arguments)]
+pub fn linear_logprob_backward(
+    activation: DType,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &Tensor,
+    temperature: f32,
+    entropy: &Tensor,
+    lse: &Tensor,
+    dlogp: &Tensor,
+    dentropy: Option<&Tensor>,
+    dx: &Tensor,
+    dw: Option<&Tensor>,
+) -> Result<()> {
+    let door = Door("linear_logprob_backward", activation);
+    let m = door.head(x, w, targets, temperature)?;
+    for (name, t) in [("entropy (M)", entropy), ("lse (M)", lse), ("dlogp (M)", dlogp)] {
+        door.input(name, t, &[m])?;
+    }
+    dentropy.map_or(Ok(()), |t| door.input("dentropy (M)", t, &[m]))?;
+    door.output("dx (M, C)", dx, x.shape())?;
+    dw.map_or(Ok(()), |t| door.output("dw (V, C)", t, w.shape()))
+}
+
+/// `logits`.
+pub fn logits(activation: DType, x: &Tensor, w: &Tensor, out: &Tensor) -> Result<()> {
+    let door = Door("logits", activation);
+    let ([b, c], [_, v]) = (door.matrix("x (B, C)", x)?, door.matrix("out (B, V)", out)?);
+    door.input("x (B, C)", x, &[b, c])?;
+    door.parameter("w (V, C)", w, &[v, c])?;
+    door.output("out (B, V)", out, &[b, v])
+}
+
+/// `sample`.
+pub fn sample(activation: DType, logits: &Tensor, sampling: &Sampling, ids: &Tensor, logp: &Tensor) -> Result<()> {
+    let door = Door("sample", activation);
+    let [b, v] = door.matrix("logits (B, V)", logits)?;
+    door.input("logits (B, V)", logits, &[b, v])?;
+    door.typed("temperature (B)", sampling.temperature, DType::F32, &[b])?;
+    door.typed("top_p (B)", sampling.top_p, DType::F32, &[b])?;
+    door.int("top_k (B)", sampling.top_k, &[b])?;
+    door.int("seed (B, 2)", sampling.seed, &[b, 2])?;
+    door.int("counter (B)", sampling.counter, &[b])?;
+    door.int("ids (B)", ids, &[b])?;
+    door.writable("ids (B)", ids)?;
+    door.output("logp (B)", logp, &[b])
+}
+
+/// `ppo_loss`.
+pub fn ppo_loss(activation: DType, inputs: &PpoInputs, dlogp: &Tensor, dentropy: &Tensor) -> Result<()> {
+    let door = Door("ppo_loss", activation);
+    let m = door.vector("logp (M)", inputs.logp)?;
+    let PpoInputs { logp, entropy, behaviour, reference, advantage, weight } = inputs;
+    for (name, t) in [
+        ("logp (M)", logp),
+        ("entropy (M)", entropy),
+        ("behaviour (M)", behaviour),
+        ("reference (M)", reference),
+        ("advantage (M)", advantage),
+        ("weight (M)", weight),
+    ] {
+        door.input(name, t, &[m])?;
+    }
+    door.output("dlogp (M)", dlogp, &[m])?;
+    door.output("dentropy (M)", dentropy, &[m])
+}
+
+/// `value_loss`.
+pub fn value_loss(activation: DType, inputs: &ValueInputs, dvalue: &Tensor) -> Result<()> {
+    let door = Door("value_loss", activation);
+    let m = door.vector("value (M)", inputs.value)?;
+    let ValueInputs { value, old_value, target, weight } = inputs;
+    for (name, t) in
+        [("value (M)", value), ("old_value (M)", old_value), ("target (M)", target), ("weight (M)", weight)]
+    {
+        door.input(name, t, &[m])?;
+    }
+    door.output("dvalue (M)", dvalue, &[m])
+}
+
+/// `squared_norm`: tensors of the activation type.
+pub fn squared_norm(activation: DType, tensors: &[&Tensor]) -> Result<()> {
+    let door = Door("squared_norm", activation);
+    tensors.iter().enumerate().try_for_each(|(i, t)| door.input(&format!("tensor {i}"), t, t.shape()))
+}
+
+/// `adamw`: four lists of equal length, tensor by tensor of equal shape, all of the activation type; steps count from 1.
+pub fn adamw(
+    activation: DType,
+    step: u32,
+    params: &[&mut Tensor],
+    grads: &[&Tensor],
+    m: &[&mut Tensor],
+    v: &[&mut Tensor],
+) -> Result<()> {
+    let door = Door("adamw", activation);
+    let n = params.len();
+    door.require(grads.len() == n && m.len() == n && v.len() == n, || {
+        format!("{n} params, {} grads, {} m and {} v: the lists must be of one length", grads.len(), m.len(), v.len())
+    })?;
+    door.require(step > 0, || "step is 0, but steps count from 1".into())?;
+    for i in 0..n {
+        let shape = params[i].shape();
+        door.output(&format!("param {i}"), params[i], shape)?;
+        door.input(&format!("grad {i}"), grads[i], shape)?;
+        door.output(&format!("m {i}"), m[i], shape)?;
+        door.output(&format!("v {i}"), v[i], shape)?;
+    }
+    Ok(())
+}
+
+/// `merge_lora`.
+pub fn merge_lora(w: &Tensor, lora: &Lora) -> Result<()> {
+    let door = Door("merge_lora", w.dtype());
+    let [n, k] = door.matrix("w (N, K)", w)?;
+    door.parameter("w (N, K)", w, &[n, k])?;
+    door.writable("w (N, K)", w)?;
+    door.lora(lora, n, k)
+}

@@ -1,0 +1,85 @@
+//! Per-head RMSNorm of queries and keys (Qwen3), then rotary embedding (arXiv 2104.09864), in place on the q and k parts of qkv.
+
+use super::add_rmsnorm::{rmsnorm_row, rmsnorm_row_backward};
+use super::{Real, dot, widen};
+use crate::backend::{Heads, QkNorm};
+use crate::tensor::Tensor;
+
+/// Rotates one head (HS), its halves as the two coordinates; `row` holds HS/2 cosines, then HS/2 sines.
+pub fn rotate<R: Real>(head: &mut [R], row: &[R]) {
+    let half = head.len() / 2;
+    for i in 0..half {
+        let (cos, sin, a, b) = (row[i], row[half + i], head[i], head[half + i]);
+        head[i] = a * cos - b * sin;
+        head[half + i] = b * cos + a * sin;
+    }
+}
+
+/// The gradient of `rotate`, in place: the transposed map (the inverse, when cos^2 + sin^2 = 1).
+pub fn rotate_backward<R: Real>(head: &mut [R], row: &[R]) {
+    let half = head.len() / 2;
+    for i in 0..half {
+        let (cos, sin, a, b) = (row[i], row[half + i], head[i], head[half + i]);
+        head[i] = a * cos + b * sin;
+        head[half + i] = b * cos - a * sin;
+    }
+}
+
+/// qkv (T, D) in place; with a norm, raw (T, (NH + NKV) HS) receives q and k as they were. Positions are in range.
+pub fn qk_norm_rope<R: Real>(
+    qkv: &mut [R],
+    heads: Heads,
+    norm: Option<QkNorm>,
+    positions: &[i32],
+    table: &Tensor,
+    raw: Option<&mut [R]>,
+) {
+    let Heads { nh, nkv, hs } = heads;
+    let (table, qk) = (widen::<R>(table), (nh + nkv) * hs);
+    if let (Some(norm), Some(raw)) = (norm, raw) {
+        let (wq, wk) = (widen::<R>(norm.q), widen::<R>(norm.k));
+        for (qkv, raw) in qkv.chunks_exact_mut(heads.qkv_width()).zip(raw.chunks_exact_mut(qk)) {
+            raw.copy_from_slice(&qkv[..qk]);
+            for h in 0..nh + nkv {
+                let (w, at) = (if h < nh { &wq } else { &wk }, h * hs..(h + 1) * hs);
+                rmsnorm_row(&raw[at.clone()], w, norm.eps, &mut qkv[at]);
+            }
+        }
+    }
+    for (qkv, &position) in qkv.chunks_exact_mut(heads.qkv_width()).zip(positions) {
+        for head in qkv[..qk].chunks_exact_mut(hs) {
+            rotate(head, &table[position as usize * hs..][..hs]);
+        }
+    }
+}
+
+/// dqkv (T, D) in place; accumulates dnorm (HS each) when wanted.
+pub fn qk_norm_rope_backward<R: Real>(
+    dqkv: &mut [R],
+    heads: Heads,
+    norm: Option<QkNorm>,
+    positions: &[i32],
+    table: &Tensor,
+    raw: Option<&[R]>,
+    dnorm: Option<(&mut [R], &mut [R])>,
+) {
+    let Heads { nh, nkv, hs } = heads;
+    let (table, qk) = (widen::<R>(table), (nh + nkv) * hs);
+    for (dqkv, &position) in dqkv.chunks_exact_mut(heads.qkv_width()).zip(positions) {
+        for head in dqkv[..qk].chunks_exact_mut(hs) {
+            rotate_backward(head, &table[position as usize * hs..][..hs]);
+        }
+    }
+    let (Some(norm), Some(raw)) = (norm, raw) else { return };
+    let (wq, wk) = (widen::<R>(norm.q), widen::<R>(norm.k));
+    let (mut dq, mut dk) = dnorm.unzip();
+    for (dqkv, raw) in dqkv.chunks_exact_mut(heads.qkv_width()).zip(raw.chunks_exact(qk)) {
+        for (h, (dy, x)) in dqkv[..qk].chunks_exact_mut(hs).zip(raw.chunks_exact(hs)).enumerate() {
+            let (w, dw) = if h < nh { (&wq, dq.as_deref_mut()) } else { (&wk, dk.as_deref_mut()) };
+            let rstd = (dot(x, x) / R::of(hs as f64) + R::of(norm.eps.into())).sqrt().recip();
+            let mut dx = vec![R::zero(); hs];
+            rmsnorm_row_backward(x, w, rstd, dy, &mut dx, dw);
+            dy.copy_from_slice(&dx);
+        }
+    }
+}

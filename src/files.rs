@@ -1,0 +1,89 @@
+//! Files that appear whole: written to a temporary sibling, synced, renamed. No formats here.
+
+use crate::error::{Error, Result};
+use std::fs::{File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part. Errors leave the old file as it was.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    publish(path, |temporary| {
+        let mut file = File::create(temporary).map_err(|e| Error::io("creating", temporary, &e))?;
+        file.write_all(bytes).map_err(|e| Error::io("writing", path, &e))?;
+        Ok(bytes.len() as u64)
+    })
+}
+
+/// Lets `write` fill a temporary sibling of `path` and return its length in bytes, then checks that length, syncs and renames.
+/// Errors leave the old file as it was and remove the temporary one.
+pub fn publish(path: &Path, write: impl FnOnce(&Path) -> Result<u64>) -> Result<()> {
+    let folder = parent(path);
+    let mut prefix = path.file_name().unwrap_or_default().to_os_string();
+    prefix.push(".tmp-");
+    let temporary = tempfile::Builder::new()
+        .prefix(&prefix)
+        .permissions(Permissions::from_mode(0o666)) // less the umask, as for any file
+        .tempfile_in(folder)
+        .map_err(|e| Error::io("creating a file in", folder, &e))?;
+    let expected = write(temporary.path())?;
+    let file = File::open(temporary.path()).map_err(|e| Error::io("opening", temporary.path(), &e))?;
+    let length = file.metadata().map_err(|e| Error::io("measuring", temporary.path(), &e))?.len();
+    if length != expected {
+        return Err(Error::system(format!("writing {}: {length} of {expected} bytes arrived", path.display())));
+    }
+    file.sync_all().map_err(|e| Error::io("syncing", path, &e))?;
+    temporary.persist(path).map_err(|e| Error::io("renaming to", path, &e.error))?;
+    sync_folder(folder)
+}
+
+/// Makes renames inside `folder` survive a power cut.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io("syncing", folder, &e))
+}
+
+/// The folder that holds `path`.
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_failing_write_leaves_the_old_file_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        write_whole(&path, b"old").unwrap();
+        let full = publish(&path, |temporary| {
+            std::fs::write(temporary, b"ne").unwrap();
+            Err(Error::system("No space left on device"))
+        });
+        assert_eq!(full.unwrap_err().kind(), Kind::System);
+        let short = publish(&path, |temporary| {
+            std::fs::write(temporary, b"ne").unwrap();
+            Ok(3)
+        });
+        assert!(short.unwrap_err().to_string().contains("2 of 3 bytes"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        write_whole(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_folder_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        write_whole(&file, b"old").unwrap();
+        let error = write_whole(&file.join("below"), b"new").unwrap_err();
+        assert!(error.to_string().contains(&file.display().to_string()), "{error}");
+        assert_eq!(std::fs::read(&file).unwrap(), b"old");
+    }
+}
