@@ -77,28 +77,28 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Where in `script` the line stands that this rule is about, the line, and what becomes of it, be it the same text.
-    fn rewrite<'a>(&self, script: &'a str) -> Option<(usize, &'a str, String)> {
+    /// Which line of `script` this rule is about, and what becomes of it, be it the same text.
+    fn rewrite(&self, script: &str) -> Option<(usize, String)> {
         let mut lines = script.split('\n').enumerate().filter(|(_, line)| line.starts_with(&self.line));
         let (Some((index, line)), None) = (lines.next(), lines.next()) else { return None };
         if self.kind.is_some_and(|kind| !kind.holds(script)) {
             return None;
         }
         match &self.find {
-            None => Some((index, line, self.replace.clone())),
-            Some(find) if find.is_match(line) => {
-                Some((index, line, find.replace(line, self.replace.as_str()).into_owned()))
-            }
+            None => Some((index, self.replace.clone())),
+            Some(find) if find.is_match(line) => Some((index, find.replace(line, self.replace.as_str()).into_owned())),
             Some(_) => None,
         }
     }
 
-    /// Whether a line of `script` is one that this rule makes, whatever stood there before.
-    fn is_used_in(&self, script: &str) -> bool {
+    /// Whether `line` is one that this rule makes, whatever stood there before.
+    fn makes(&self, line: &str) -> bool {
         match (&self.find, self.replace.strip_prefix("${1}")) {
-            (None, _) => self.replace.lines().any(|made| script.lines().any(|line| line == made)),
-            (Some(_), Some(tail)) => script.lines().any(|l| l.starts_with(&self.line) && l.ends_with(tail)),
-            (Some(_), None) => self.rewrite(script).is_some_and(|(_, line, made)| line == made),
+            (None, _) => self.replace.lines().any(|made| made == line),
+            (Some(_), Some(tail)) => line.starts_with(&self.line) && line.ends_with(tail),
+            (Some(find), None) => {
+                line.starts_with(&self.line) && find.is_match(line) && find.replace(line, self.replace.as_str()) == line
+            }
         }
     }
 }
@@ -121,7 +121,7 @@ pub struct Idea {
 impl Idea {
     /// The edit this idea is on `script`; `None` where it does not apply or would change nothing.
     pub fn edit(&self, script: &str) -> Option<Edit<'_>> {
-        let (line, _, made) = self.rule.rewrite(script)?;
+        let (line, made) = self.rule.rewrite(script)?;
         let (search, replace) = line_start_patch(script, line, &made)?;
         Some(Edit { idea: self, line, search, replace })
     }
@@ -222,7 +222,7 @@ impl Library {
 
     /// Whether a line of `script` is one that an idea of this library makes: how exercises keep clear of held-out ideas.
     pub fn is_used_in(&self, script: &str) -> bool {
-        self.ideas.iter().any(|idea| idea.rule.is_used_in(script))
+        script.lines().any(|line| self.ideas.iter().any(|idea| idea.rule.makes(line)))
     }
 
     /// The library with only its diverse ideas left, in order of selection.

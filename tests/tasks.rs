@@ -1,13 +1,16 @@
 //! The bundled tasks, their manifests, the metrics against scikit-learn's values, the grader against hostile submissions, and the
-//! data scripts. No script of an agent runs here.
+//! data scripts. The only scripts that run are the project's own.
 #![allow(clippy::unwrap_used)]
 
 use onestep::error::Kind;
+use onestep::sandbox::Python;
 use onestep::task::grader::grade;
-use onestep::task::{Metric, Table, Task};
+use onestep::task::{Metric, PreparedTask, Table, Task};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
 
 fn bundled() -> Vec<Task> {
     Task::load_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks")).unwrap()
@@ -264,7 +267,7 @@ fn a_submission_that_is_no_regular_file_is_never_opened_as_one() {
     assert_eq!(desk.grade(), refused);
 
     let desk = Desk::new();
-    assert!(std::process::Command::new("mkfifo").arg(desk.path()).status().unwrap().success());
+    assert!(Command::new("mkfifo").arg(desk.path()).status().unwrap().success());
     assert_eq!(desk.grade(), refused);
 
     let desk = Desk::new();
@@ -279,4 +282,103 @@ fn a_huge_submission_is_refused_unread() {
     assert_eq!(desk.grade(), Err("submission is larger than 16777216 bytes".into()));
     fs::File::create(desk.path()).unwrap().set_len(desk.task.limits.file_bytes).unwrap();
     assert!(desk.grade().unwrap_err().contains("is not a number"));
+}
+
+/// The private environment, shared with the sandbox's tests.
+fn python() -> &'static Path {
+    static PYTHON: OnceLock<Python> = OnceLock::new();
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("test-cache");
+    &PYTHON.get_or_init(|| Python::ensure(None, &cache, &mut |line| eprintln!("{line}")).unwrap()).interpreter
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// A copy of task sales with another prepare.py.
+fn with_script(root: &Path, script: &str) -> Task {
+    let folder = root.join("sales");
+    fs::create_dir_all(&folder).unwrap();
+    for name in ["task.toml", "train.py"] {
+        fs::copy(bundled_task("sales").folder.join(name), folder.join(name)).unwrap();
+    }
+    fs::write(folder.join("prepare.py"), script).unwrap();
+    Task::load(&folder).unwrap()
+}
+
+#[test]
+fn data_is_made_once_and_the_same_every_time() {
+    for name in ["sales", "digits", "topics"] {
+        let caches = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let task = bundled_task(name);
+        let made = caches.each_ref().map(|cache| PreparedTask::prepare(&task, python(), cache.path()).unwrap());
+        assert_eq!(made[0].data_id, made[1].data_id, "{name}");
+        assert_eq!(made[0].data.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["data.npz"]);
+        assert_eq!(names_in(caches[0].path()).len(), 1, "{name}: something was left behind");
+
+        // A mark that would be gone if it were made again.
+        fs::write(made[0].data[0].1.with_file_name("mark"), "").unwrap();
+        let again = PreparedTask::prepare(&task, python(), caches[0].path()).unwrap();
+        assert_eq!(again.data.len(), 2, "{name} was made again");
+        assert_ne!(again.data_id, made[0].data_id);
+    }
+}
+
+#[test]
+fn a_changed_script_makes_other_data() {
+    let root = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let script = fs::read_to_string(bundled_task("sales").folder.join("prepare.py")).unwrap();
+    let prepare =
+        |script: &str| PreparedTask::prepare(&with_script(root.path(), script), python(), cache.path()).unwrap();
+    let (before, after) = (prepare(&script), prepare(&script.replace("RandomState(22)", "RandomState(23)")));
+    assert_ne!(before.data_id, after.data_id);
+    assert_ne!(before.load_labels().unwrap(), after.load_labels().unwrap());
+}
+
+#[test]
+fn failing_data_scripts_are_named_and_leave_nothing() {
+    let save =
+        "import sys; open(sys.argv[1] + '/data.npz', 'w').write('x'); labels = open(sys.argv[2] + '/labels.csv', 'w')";
+    for (script, expected) in [
+        ("raise ValueError('no such column')", "ValueError: no such column"),
+        ("pass", "no data in"),
+        ("import sys; open(sys.argv[1] + '/data.npz', 'w').write('x')", "labels.csv"),
+        (save, "is empty"),
+        (&format!("{save}; labels.write('1\\ncat\\n')"), "row 2: \"cat\" is not a number"),
+        ("import sys; open(sys.argv[1] + '/train.py', 'w').write('x')", "data file train.py has the name"),
+    ] {
+        let (root, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let error = PreparedTask::prepare(&with_script(root.path(), script), python(), cache.path()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Content, "{error}");
+        assert!(error.to_string().contains("sales/prepare.py"), "{error}");
+        assert!(error.to_string().contains(expected), "{expected:?} is not in: {error}");
+        assert!(names_in(cache.path()).is_empty(), "{script} left {:?}", names_in(cache.path()));
+    }
+}
+
+#[test]
+fn baselines_reach_the_stated_m_init() {
+    let cache = tempfile::tempdir().unwrap();
+    let prepared: Vec<PreparedTask> =
+        bundled().iter().map(|task| PreparedTask::prepare(task, python(), cache.path()).unwrap()).collect();
+    let runs = tempfile::tempdir().unwrap();
+    let folders: Vec<PathBuf> = prepared.iter().map(|prepared| runs.path().join(&prepared.task.name)).collect();
+    for (prepared, folder) in prepared.iter().zip(&folders) {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join(&prepared.task.entry), &prepared.task.starter[&prepared.task.entry]).unwrap();
+        for (name, path) in &prepared.data {
+            std::os::unix::fs::symlink(path, folder.join(name)).unwrap();
+        }
+    }
+    // One interpreter for all: importing scikit-learn takes longer than all the scripts.
+    let run_all = "import os, runpy, sys\nfor folder in sys.argv[1:]: os.chdir(folder); runpy.run_path('train.py')";
+    let output = Command::new(python()).args(["-c", run_all]).args(&folders).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for (prepared, folder) in prepared.iter().zip(&folders) {
+        let task = &prepared.task;
+        let metric = grade(task, &folder.join(&task.submission), &prepared.load_labels().unwrap()).unwrap();
+        // Six digits are stated; the noise floor leaves room for another CPU's BLAS.
+        assert!((metric - task.m_init).abs() <= task.noise_floor, "{}: {metric} is not {}", task.name, task.m_init);
+    }
 }

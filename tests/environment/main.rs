@@ -3,6 +3,7 @@
 
 mod files;
 mod prompts;
+mod real;
 
 mod world;
 
