@@ -4,14 +4,13 @@
 //! Keys are taken in blocks of 64 counted from the first key of the list, so a row's result depends on its keys only.
 
 use super::gemm::{LANES, Left, multiply, transpose};
-use super::{run, simd};
+use super::run;
+use super::simd::{self, KEYS, Seen};
 use crate::backend::Heads;
 use std::cell::RefCell;
 
 /// Query rows of one task.
 pub(super) const ROWS: usize = 64;
-/// Keys of one block.
-pub(super) const KEYS: usize = 64;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -91,18 +90,9 @@ impl Queries<'_> {
                 let scores = &mut scores[first * KEYS..];
                 scores.fill(0.0);
                 multiply(m - first, count, hs, Left::rows(&q[first * width..], width), keys, KEYS, scores, KEYS);
-                for (i, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
-                    let i = first + i;
-                    let (seen, hidden) = scores.split_at_mut(count.min(self.first_seen + i / group - start));
-                    let mut state = (tops[i], sums[i]);
-                    let factor = simd::softmax_block(seen, &mut state);
-                    (tops[i], sums[i]) = state;
-                    hidden.fill(0.0);
-                    if factor != 1.0 {
-                        simd::scale(&mut o[i * width..][..hs], factor);
-                    }
-                }
+                let seen = Seen { first: self.first_seen + first / group - start, group, count };
                 let o = &mut o[first * width..];
+                simd::softmax_rows(scores, &seen, &mut tops[first..], &mut sums[first..], o, width);
                 multiply(m - first, hs, count, Left::rows(scores, KEYS), values, width, o, width);
             }
             for i in 0..m {

@@ -1,9 +1,10 @@
 //! The backward of packed attention: a task owns one key/value head of one root segment and its children, so every gradient has
 //! one owner and a fixed order of additions.
 
-use super::attention::{KEYS, Queries, ROWS, rows_of, with_scratch};
+use super::attention::{Queries, ROWS, rows_of, with_scratch};
 use super::gemm::{LANES, Left, multiply, transpose};
-use super::{chunk_rows, run, simd};
+use super::simd::{self, KEYS, Seen};
+use super::{chunk_rows, run};
 use crate::backend::Heads;
 use rayon::prelude::*;
 
@@ -92,8 +93,8 @@ impl Forward<'_> {
                 let queries =
                     Queries { qkv: &self.qkv[t * d..(t + rows) * d], rows, heads: self.heads, kv, first_seen };
                 let lengths =
-                    [m * width, m * width, m * width, m, m * KEYS, m * KEYS, hs * KEYS, hs * KEYS, KEYS * width];
-                with_scratch(lengths, |[q, dq, dout, delta, p, ds, keys, values, key_rows]| {
+                    [m * width, m * width, m * width, m, m, m * KEYS, m * KEYS, hs * KEYS, hs * KEYS, KEYS * width];
+                with_scratch(lengths, |[q, dq, dout, delta, lse, p, ds, keys, values, key_rows]| {
                     queries.gather(width, q);
                     dq.fill(0.0);
                     for i in 0..m {
@@ -101,6 +102,7 @@ impl Forward<'_> {
                         let line = &mut dout[i * width..(i + 1) * width];
                         line[..hs].copy_from_slice(&self.dout[at..at + hs]);
                         line[hs..].fill(0.0);
+                        lse[i] = self.lse[(kv * group + i % group) * total + t + i / group];
                         delta[i] = simd::dot(&self.dout[at..at + hs], &self.o[at..at + hs]);
                     }
                     for (from, to, length, index) in runs {
@@ -125,14 +127,8 @@ impl Forward<'_> {
                             ds.fill(0.0);
                             multiply(left, count, hs, Left::rows(q, width), keys, KEYS, p, KEYS);
                             multiply(left, count, hs, Left::rows(dout, width), values, KEYS, ds, KEYS);
-                            for (i, (p, ds)) in p.chunks_exact_mut(KEYS).zip(ds.chunks_exact_mut(KEYS)).enumerate() {
-                                let (row, head) = ((first + i) / group, (first + i) % group);
-                                let visible = count.min(first_seen + row - index - start);
-                                let lse = self.lse[(kv * group + head) * total + t + row];
-                                simd::softmax_gradient(&mut p[..visible], lse, &mut ds[..visible], delta[first + i]);
-                                p[visible..].fill(0.0);
-                                ds[visible..].fill(0.0);
-                            }
+                            let seen = Seen { first: first_seen + first / group - index - start, group, count };
+                            simd::softmax_gradient_rows(p, ds, &seen, &lse[first..], &delta[first..]);
                             let place = (to + start) * width;
                             multiply(count, hs, left, Left::columns(p, KEYS), dout, width, &mut dv[place..], width);
                             multiply(count, hs, left, Left::columns(ds, KEYS), q, width, &mut dk[place..], width);

@@ -328,7 +328,7 @@ unsafe fn multiply_to(
     assert!((k - 1) * b_width + n.next_multiple_of(LANES) <= b.len(), "B is too short");
     let mut j = 0;
     while j < n {
-        let (columns, kernels) = kernels(n - j);
+        let (columns, kernels) = kernels(level(), n - j);
         let strips = m.div_ceil(kernels.len());
         let mut i = 0;
         for strip in 0..strips {
@@ -365,8 +365,8 @@ type Kernel = unsafe fn(usize, *const f32, usize, usize, *const f32, usize, *mut
 const MOST_ROWS: usize = 12;
 
 /// The widest kernels for `n` columns left (the narrowest when there are fewer): their columns, and one for each number of rows.
-fn kernels(n: usize) -> (usize, &'static [Kernel]) {
-    match level() {
+fn kernels(level: Level, n: usize) -> (usize, &'static [Kernel]) {
+    match level {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => match n {
             64.. => (64, &x86::WIDE4),
@@ -418,3 +418,46 @@ use x86::transpose8;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every kernel of every instruction set this processor has computes the chain it promises, for both orders of A.
+    #[test]
+    fn kernels_compute_one_chain_per_element() {
+        let mut levels = vec![Level::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if level() != Level::Portable {
+                levels.push(Level::Avx2);
+            }
+            if level() == Level::Avx512 {
+                levels.push(Level::Avx512);
+            }
+        }
+        let (k, value) = (37, |i: usize| ((i * 7919) % 1013) as f32 / 1013.0 - 0.4);
+        for at in levels {
+            for n in [16, 32, 64] {
+                let (columns, table) = kernels(at, n);
+                for (m, kernel) in table.iter().enumerate().map(|(i, kernel)| (i + 1, kernel)) {
+                    for (row, step) in [(k, 1), (1, m)] {
+                        let a: Vec<f32> = (0..m * k).map(value).collect();
+                        let b: Vec<f32> = (0..k * columns).map(|i| value(i + 17)).collect();
+                        let start: Vec<f32> = (0..m * columns).map(|i| value(i + 5)).collect();
+                        let mut c = start.clone();
+                        // SAFETY: the sizes are those of the three matrices, and the processor has the level.
+                        unsafe { kernel(k, a.as_ptr(), row, step, b.as_ptr(), columns, c.as_mut_ptr(), columns) };
+                        for i in 0..m * columns {
+                            let chain = (0..k).fold(start[i], |sum, p| {
+                                let (x, y) = (a[i / columns * row + p * step], b[p * columns + i % columns]);
+                                if at == Level::Portable { sum + x * y } else { x.mul_add(y, sum) }
+                            });
+                            assert_eq!(c[i].to_bits(), chain.to_bits(), "{m} rows of {columns} columns, element {i}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

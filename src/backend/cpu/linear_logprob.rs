@@ -37,7 +37,7 @@ impl<'a> Head<'a> {
                 let logits = &mut block[..rows * columns];
                 let a = Left::rows(&self.x[row * c..], c);
                 let b = Right::columns(self.w.from(column * c), c);
-                let term = Term { k: c, alpha: self.temperature.recip(), a, b };
+                let term = Term { k: c, alpha: 1.0, a, b };
                 gemm(rows, columns, Start::Zero, &[term], logits, columns);
                 visit(row, column, columns, logits);
             }
@@ -55,8 +55,9 @@ pub fn linear_logprob(head: &Head, logp: &mut [f32], entropy: &mut [f32], lse: &
     head.blocks(|row, column, columns, logits| {
         let rows = chunk_rows(columns);
         let chunks =
-            logits.chunks(rows * columns).zip(states[row..].chunks_mut(rows)).zip(logp[row..].chunks_mut(rows));
+            logits.chunks_mut(rows * columns).zip(states[row..].chunks_mut(rows)).zip(logp[row..].chunks_mut(rows));
         run(chunks.enumerate().collect(), |(i, ((logits, states), logp))| {
+            simd::scale(logits, head.temperature.recip());
             for (j, logits) in logits.chunks_exact(columns).enumerate() {
                 simd::entropy_block(logits, &mut states[j]);
                 if let Some(target) = head.target(row + i * rows + j, column, columns) {
@@ -67,9 +68,16 @@ pub fn linear_logprob(head: &Head, logp: &mut [f32], entropy: &mut [f32], lse: &
     });
     for (((logp, entropy), lse), (top, sum, product)) in logp.iter_mut().zip(entropy).zip(lse).zip(states) {
         *lse = top + sum.ln();
-        *logp -= *lse;
+        *logp = *logp - top - sum.ln();
         *entropy = sum.ln() - product / sum;
     }
+}
+
+/// The largest of a row of logits, and the log of the sum of exp(logit - largest), as `linear_logprob` has them.
+pub fn statistics(logits: &[f32]) -> (f32, f32) {
+    let mut state = (f32::NEG_INFINITY, 0.0, 0.0);
+    logits.chunks(BLOCK_COLUMNS).for_each(|block| simd::entropy_block(block, &mut state));
+    (state.0, state.1.ln())
 }
 
 /// With p = exp(z - lse): dz = dlogp (1[target] - p) - dentropy p (log p + entropy), then through z = x w^T / temperature.
@@ -88,6 +96,7 @@ pub fn linear_logprob_backward(
     head.blocks(|row, column, columns, logits| {
         let rows = chunk_rows(columns);
         run(logits.chunks_mut(rows * columns).enumerate().collect(), |(i, chunk)| {
+            simd::scale(chunk, scale);
             for (j, dz) in chunk.chunks_exact_mut(columns).enumerate() {
                 let t = row + i * rows + j;
                 let dentropy = dentropy.map_or(0.0, |d| d[t]);

@@ -19,6 +19,7 @@ mod elementwise;
 mod gemm;
 mod linear;
 mod linear_logprob;
+mod sample;
 mod simd;
 
 /// Elements that one task of an element-wise op handles.
@@ -339,7 +340,9 @@ impl Backend for Cpu {
     }
 
     fn sample(&self, logits: &Tensor, sampling: &Sampling, ids: &mut Tensor, logp: &mut Tensor) -> Result<()> {
-        oracle().sample(logits, sampling, ids, logp)
+        check::sample(DType::F32, logits, sampling, ids, logp)?;
+        check::sampling_values(sampling.temperature.slice(), sampling.top_p.slice(), sampling.top_k.slice())?;
+        sample::sample(logits.slice(), logits.columns(), sampling, ids.slice_mut(), logp.slice_mut())
     }
 
     fn ppo_loss(
