@@ -87,14 +87,29 @@ pub fn helper_main() -> i32 {
     0
 }
 
-/// Kills every process below this one, at any depth, that is neither kept nor below a kept one.
-fn kill_strays(keep: &[i32]) {
+/// Kills every process below this one, at any depth, that is neither kept nor below a kept one. True when there was any.
+fn kill_strays(keep: &[i32]) -> bool {
     let own = std::process::id() as i32;
     let children = system::descendants(own).into_iter().filter(|process| process.parent == own);
-    for child in children.filter(|child| !keep.contains(&child.pid)) {
-        system::descendants(child.pid).iter().for_each(|process| system::kill(process.pid));
-        system::kill(child.pid);
+    let strays: Vec<_> = children.filter(|child| !keep.contains(&child.pid)).collect();
+    for stray in &strays {
+        system::descendants(stray.pid).iter().for_each(|process| system::kill(process.pid));
+        system::kill(stray.pid);
     }
+    !strays.is_empty()
+}
+
+/// Kills strays until there are none. An error when some do not go.
+fn clear_strays(keep: &[i32]) -> io::Result<()> {
+    let deadline = Instant::now() + KILL_GRACE;
+    while kill_strays(keep) {
+        if Instant::now() >= deadline {
+            return Err(io::Error::other("killed processes do not end"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        system::reap();
+    }
+    Ok(())
 }
 
 /// A worker's whole life: starts its fork-server, then answers jobs until the trainer closes the link.
@@ -110,13 +125,7 @@ fn worker_main(mut link: UnixStream, interpreter: &OsStr) -> i32 {
         let _ = send_reply(&mut link, &Reply::Failed(error.to_string()));
     }
     drop(link);
-    let deadline = Instant::now() + KILL_GRACE;
-    kill_strays(&[]);
-    while system::reap() && Instant::now() < deadline {
-        kill_strays(&[]);
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    i32::from(ended.is_err())
+    i32::from(ended.and(clear_strays(&[])).is_err())
 }
 
 fn send_reply(link: &mut UnixStream, reply: &Reply) -> io::Result<()> {
@@ -204,8 +213,7 @@ impl Worker {
             }
             let reply = self.run(&serde_json::from_str(&line)?, link.as_fd())?;
             if !self.pid_namespace {
-                kill_strays(&[self.process.id() as i32]);
-                system::reap();
+                clear_strays(&[self.process.id() as i32])?;
             }
             send_reply(link, &reply)?;
         }
