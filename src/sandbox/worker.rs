@@ -406,3 +406,40 @@ impl Output {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_decide_before_the_way_it_ended() {
+        let limits = Limits { cpu_seconds: 1.0, wall_seconds: 9.0, memory_bytes: 1, output_bytes: 1, file_bytes: 1 };
+        let ended =
+            |cpu_seconds, memory_error, exit, signal| Ended { exit, signal, memory_error, cpu_seconds, failure: None };
+        let wall = || Some(Outcome::WallLimit);
+        let killed = ended(0.5, false, None, Some(9));
+        let cases = [
+            (ended(0.5, false, Some(0), None), None, false, Outcome::Exited(0)),
+            (ended(1.5, false, Some(0), None), None, false, Outcome::CpuLimit),
+            (ended(1.5, true, Some(1), None), wall(), false, Outcome::CpuLimit),
+            (ended(1.5, false, Some(0), None), wall(), true, Outcome::OutputLimit),
+            (ended(0.5, true, Some(1), None), None, false, Outcome::MemoryLimit),
+            (ended(0.5, false, None, Some(libc::SIGXFSZ)), None, false, Outcome::FileLimit),
+            (ended(0.5, false, None, Some(libc::SIGXCPU)), None, false, Outcome::CpuLimit),
+            (ended(0.5, false, None, Some(11)), None, false, Outcome::Signaled(11)),
+            (killed, wall(), false, Outcome::WallLimit),
+        ];
+        for (ended, stopped, over, expected) in cases {
+            assert_eq!(outcome(&ended, stopped, over, &limits), expected, "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn a_character_cut_by_the_limit_is_left_out_and_bad_bytes_are_shown() {
+        let text = |bytes: &[u8]| Stream { reader: None, kept: bytes.to_vec() }.text();
+        assert_eq!(text("né".as_bytes()), "né");
+        assert_eq!(text(&"né".as_bytes()[..2]), "n");
+        assert_eq!(text(b"a\xffb"), "a\u{fffd}b");
+    }
+}
