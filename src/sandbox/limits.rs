@@ -10,7 +10,8 @@ pub struct Limits {
     pub cpu_seconds: f64,
     /// Seconds of wall time, far above the CPU limit.
     pub wall_seconds: f64,
-    /// Bytes of memory.
+    /// Bytes of memory beyond what the idle interpreter with its loaded libraries holds (shared by all jobs): data of each
+    /// process by the kernel, the sum over the group by a watch every 0.1 s.
     pub memory_bytes: u64,
     /// Bytes of stdout and stderr together; past it the group is killed.
     pub output_bytes: u64,

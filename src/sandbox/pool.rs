@@ -169,7 +169,7 @@ impl Pool {
     }
 
     /// Runs probe.py and checks from this side what it says.
-    fn probe(&self, notes: Vec<String>) -> Result<Protection> {
+    fn probe(&self, mut notes: Vec<String>) -> Result<Protection> {
         let doing = |error: io::Error| Error::system(format!("trying out the sandbox: {error}"));
         let folder = tempfile::tempdir().map_err(doing)?;
         let inside = folder.path().join("job");
@@ -177,7 +177,9 @@ impl Pool {
         let outside = folder.path().join("outside");
         let listener = TcpListener::bind("127.0.0.1:0").map_err(doing)?;
         let port = listener.local_addr().map_err(doing)?.port();
-        let request = serde_json::json!({ "port": port, "outside": outside });
+        let readable = folder.path().join("readable");
+        std::fs::write(&readable, "text").map_err(doing)?;
+        let request = serde_json::json!({ "port": port, "readable": readable, "outside": outside });
         std::fs::write(inside.join("request.json"), request.to_string()).map_err(doing)?;
         std::fs::write(inside.join("probe.py"), PROBE).map_err(doing)?;
         let limits = Limits {
@@ -191,6 +193,7 @@ impl Pool {
         #[derive(Deserialize)]
         struct Answer {
             connected: bool,
+            read: bool,
             wrote: bool,
             pid: u32,
         }
@@ -199,6 +202,9 @@ impl Pool {
             Outcome::Exited(0) => serde_json::from_str(&verdict.stdout).map_err(|_| failed())?,
             _ => return Err(failed()),
         };
+        if answer.read {
+            notes.push("files outside a script's folder can be read where the user may".to_string());
+        }
         Ok(Protection {
             network_closed: !answer.connected,
             // The first two processes of a namespace; outside of one these numbers belong to the system.

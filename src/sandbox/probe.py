@@ -19,9 +19,13 @@ def connect():
     socket.create_connection(("127.0.0.1", request["port"]), timeout=1).close()
 
 
+def read_outside():
+    pathlib.Path(request["readable"]).read_text()
+
+
 def write_outside():
     pathlib.Path(request["outside"]).write_text("written")
 
 
-answer = {"connected": works(connect), "wrote": works(write_outside), "pid": os.getpid()}
+answer = {"connected": works(connect), "read": works(read_outside), "wrote": works(write_outside), "pid": os.getpid()}
 print(json.dumps(answer))

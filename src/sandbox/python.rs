@@ -236,7 +236,8 @@ fn build(base: &Path, folder: &Path, progress: &mut dyn FnMut(&str)) -> Result<(
         .spawn()
         .map_err(|error| Error::io("executing pip in", folder, &error))?;
     for line in pip.stdout.take().into_iter().flat_map(|pipe| BufReader::new(pipe).lines()).map_while(io::Result::ok) {
-        let line = line.trim();
+        // Without the note in brackets where the requirement comes from.
+        let line = line.split(" (from").next().unwrap_or_default().trim();
         if line.starts_with("Collecting ") || line.starts_with("Installing ") {
             progress(line);
         }

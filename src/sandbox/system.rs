@@ -263,10 +263,12 @@ mod tests {
 
     #[test]
     fn a_command_name_with_parentheses_is_parsed() {
+        // The n-th field of proc(5) has the value n - 1.
         let numbers = (4..=24).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
         let process = parse_stat(7, &format!("7 (a) R (b) S 3 {numbers}")).unwrap();
         assert_eq!((process.pid, process.parent), (7, 3));
-        // utime, stime, cutime and cstime are fields 14 to 17 of proc(5): here their values are 13 to 16 more by one.
-        assert!(process.cpu_seconds > 0.0 && process.resident_bytes > 0);
+        // Fields 14 to 17, in hundredths of a second on every Linux; field 24, in pages.
+        assert_eq!(process.cpu_seconds, (13 + 14 + 15 + 16) as f64 / 100.0);
+        assert_eq!(process.resident_bytes % (23 * 4096), 0);
     }
 }

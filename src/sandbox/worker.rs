@@ -87,14 +87,29 @@ pub fn helper_main() -> i32 {
     0
 }
 
-/// Kills every process below this one, at any depth, that is neither kept nor below a kept one.
-fn kill_strays(keep: &[i32]) {
+/// Kills every process below this one, at any depth, that is neither kept nor below a kept one. True when there was any.
+fn kill_strays(keep: &[i32]) -> bool {
     let own = std::process::id() as i32;
     let children = system::descendants(own).into_iter().filter(|process| process.parent == own);
-    for child in children.filter(|child| !keep.contains(&child.pid)) {
-        system::descendants(child.pid).iter().for_each(|process| system::kill(process.pid));
-        system::kill(child.pid);
+    let strays: Vec<_> = children.filter(|child| !keep.contains(&child.pid)).collect();
+    for stray in &strays {
+        system::descendants(stray.pid).iter().for_each(|process| system::kill(process.pid));
+        system::kill(stray.pid);
     }
+    !strays.is_empty()
+}
+
+/// Kills strays until there are none. An error when some do not go.
+fn clear_strays(keep: &[i32]) -> io::Result<()> {
+    let deadline = Instant::now() + KILL_GRACE;
+    while kill_strays(keep) {
+        if Instant::now() >= deadline {
+            return Err(io::Error::other("killed processes do not end"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        system::reap();
+    }
+    Ok(())
 }
 
 /// A worker's whole life: starts its fork-server, then answers jobs until the trainer closes the link.
@@ -110,13 +125,7 @@ fn worker_main(mut link: UnixStream, interpreter: &OsStr) -> i32 {
         let _ = send_reply(&mut link, &Reply::Failed(error.to_string()));
     }
     drop(link);
-    let deadline = Instant::now() + KILL_GRACE;
-    kill_strays(&[]);
-    while system::reap() && Instant::now() < deadline {
-        kill_strays(&[]);
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    i32::from(ended.is_err())
+    i32::from(ended.and(clear_strays(&[])).is_err())
 }
 
 fn send_reply(link: &mut UnixStream, reply: &Reply) -> io::Result<()> {
@@ -204,8 +213,7 @@ impl Worker {
             }
             let reply = self.run(&serde_json::from_str(&line)?, link.as_fd())?;
             if !self.pid_namespace {
-                kill_strays(&[self.process.id() as i32]);
-                system::reap();
+                clear_strays(&[self.process.id() as i32])?;
             }
             send_reply(link, &reply)?;
         }
@@ -396,5 +404,42 @@ impl Output {
             (self.stdout.reader, self.stderr.reader) = (None, None);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_decide_before_the_way_it_ended() {
+        let limits = Limits { cpu_seconds: 1.0, wall_seconds: 9.0, memory_bytes: 1, output_bytes: 1, file_bytes: 1 };
+        let ended =
+            |cpu_seconds, memory_error, exit, signal| Ended { exit, signal, memory_error, cpu_seconds, failure: None };
+        let wall = || Some(Outcome::WallLimit);
+        let killed = ended(0.5, false, None, Some(9));
+        let cases = [
+            (ended(0.5, false, Some(0), None), None, false, Outcome::Exited(0)),
+            (ended(1.5, false, Some(0), None), None, false, Outcome::CpuLimit),
+            (ended(1.5, true, Some(1), None), wall(), false, Outcome::CpuLimit),
+            (ended(1.5, false, Some(0), None), wall(), true, Outcome::OutputLimit),
+            (ended(0.5, true, Some(1), None), None, false, Outcome::MemoryLimit),
+            (ended(0.5, false, None, Some(libc::SIGXFSZ)), None, false, Outcome::FileLimit),
+            (ended(0.5, false, None, Some(libc::SIGXCPU)), None, false, Outcome::CpuLimit),
+            (ended(0.5, false, None, Some(11)), None, false, Outcome::Signaled(11)),
+            (killed, wall(), false, Outcome::WallLimit),
+        ];
+        for (ended, stopped, over, expected) in cases {
+            assert_eq!(outcome(&ended, stopped, over, &limits), expected, "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn a_character_cut_by_the_limit_is_left_out_and_bad_bytes_are_shown() {
+        let text = |bytes: &[u8]| Stream { reader: None, kept: bytes.to_vec() }.text();
+        assert_eq!(text("né".as_bytes()), "né");
+        assert_eq!(text(&"né".as_bytes()[..2]), "n");
+        assert_eq!(text(b"a\xffb"), "a\u{fffd}b");
     }
 }
