@@ -36,6 +36,7 @@ pub mod batch;
 pub mod rollout;
 
 pub mod agent;
+pub mod dataset;
 pub mod state_pool;
 
 pub mod expert;
@@ -48,5 +49,8 @@ pub mod exercises;
 pub mod ppo;
 pub mod pretrain;
 pub mod rl;
+pub mod sft;
 
+pub mod report;
 
+pub mod cli;

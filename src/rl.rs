@@ -3,7 +3,6 @@
 
 use crate::agent::{self, Agent};
 use crate::batch::Group;
-use crate::checkpoint;
 use crate::environment::{Environment, State, StepResult};
 use crate::error::{Error, Result};
 use crate::model::lora::Adapter;
@@ -47,7 +46,9 @@ pub fn train(
     let mut start = 0;
     if let Some((dir, Saved { step, reached })) = run.resumed::<Saved>()? {
         environment.store.load(snapshots)?;
-        reached.into_iter().for_each(|state| drop(pool.add(state, Origin::Reached)));
+        for state in reached {
+            pool.add(state, Origin::Reached);
+        }
         learner.load(&dir, step)?;
         start = step;
     }

@@ -135,6 +135,9 @@ fn add_rmsnorm() {
     }
 }
 
+/// What is done with x, w, bias, a, b; the layer made of them; its y and s.
+type Then<'a> = &'a mut dyn FnMut(&[Tensor; 5], &Linear, &Tensor, &Tensor);
+
 #[test]
 fn linear() {
     let oracle = Oracle::f64();
@@ -148,7 +151,7 @@ fn linear() {
         let starts = [t * k, n * k, n, r * k, n * r].map(|n| normal(&mut rng, n));
         let dy = normal(&mut rng, t * n);
         let shapes: [&[usize]; 5] = [&[t, k], &[n, k], &[n], &[r, k], &[n, r]];
-        let run = |inputs: &[Vec<f64>], then: &mut dyn FnMut(&[Tensor; 5], &Linear, &Tensor, &Tensor)| {
+        let run = |inputs: &[Vec<f64>], then: Then| {
             let given: [Tensor; 5] = std::array::from_fn(|i| tensor(shapes[i], &inputs[i]));
             let [x, w, bias, a, b] = &given;
             let lora = Lora { a, b, scale };

@@ -1,7 +1,8 @@
-//! The whole model on the naive backend in f64: gradients against finite differences, packing, parents and the paged cache
-//! against plain forwards, batches that must be refused.
+//! The whole model: gradients against finite differences on the naive backend in f64, the fast backend against both, packing,
+//! parents and the paged cache against plain forwards on either, batches that must be refused.
 #![allow(clippy::unwrap_used)]
 
+use onestep::backend::cpu::Cpu;
 use onestep::backend::oracle::Oracle;
 use onestep::backend::{Backend, Heads};
 use onestep::model::config::{ModelConfig, RopeConfig, RopeScaling};
@@ -41,13 +42,25 @@ fn llama() -> ModelConfig {
     ModelConfig { heads: Heads { nh: 4, nkv: 1, hs: 2 }, tied: false, qkv_bias: false, rope, ..config() }
 }
 
-/// Weights of order one, so that every gradient is far above rounding; norms around 1.
+/// f64 in one, f32 in the other.
+fn backends() -> [Box<dyn Backend>; 2] {
+    [Box::new(Oracle::f64()), Box::new(Cpu)]
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    match tensor.dtype() {
+        DType::F64 => tensor.slice::<f64>().to_vec(),
+        _ => tensor.slice::<f32>().iter().map(|&x| x.into()).collect(),
+    }
+}
+
+/// Weights of order one, so that every gradient is far above rounding; norms around 1. The same f32 values on every backend.
 fn model(be: &dyn Backend, config: ModelConfig) -> Model {
     let mut rng = Philox::new(1, 0);
     Model::new(be, config, &mut |name, shape| {
         let centre = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
-        let mut host = Tensor::zeros(shape, DType::F64);
-        host.slice_mut::<f64>().fill_with(|| centre + rng.uniform() - 0.5);
+        let mut host = Tensor::zeros(shape, DType::F32);
+        host.slice_mut::<f32>().fill_with(|| (centre + rng.uniform() - 0.5) as f32);
         let mut tensor = be.alloc(shape, be.activation())?;
         be.write(&mut tensor, &host)?;
         Ok(tensor)
@@ -60,7 +73,9 @@ fn adapter(be: &dyn Backend, config: &ModelConfig, modules: &[Module]) -> Adapte
     let mut rng = Philox::new(2, 0);
     let mut adapter = Adapter::new(be, config, lora, &mut rng).unwrap();
     for b in adapter.tensors.iter_mut().skip(1).step_by(2) {
-        b.slice_mut::<f64>().fill_with(|| rng.uniform() - 0.5);
+        let mut host = Tensor::zeros(b.shape(), DType::F32);
+        host.slice_mut::<f32>().fill_with(|| (rng.uniform() - 0.5) as f32);
+        be.write(b, &host).unwrap();
     }
     adapter
 }
@@ -88,15 +103,21 @@ impl Loss {
         Self {
             rows: index_tensor(be, &[6], &[0, 3, 3, 5, 8, 11]).unwrap(),
             targets: index_tensor(be, &[6], &[5, 3, 8, 10, 0, 6]).unwrap(),
-            dlogp: Tensor::from_slice(&[6], &[1.0, -0.5, 0.75, 1.25, -1.0, 0.5]),
-            dentropy: Tensor::from_slice(&[6], &[0.5, 0.25, -0.5, 1.0, 0.0, 0.75]),
+            dlogp: Self::weights(be, [1.0, -0.5, 0.75, 1.25, -1.0, 0.5]),
+            dentropy: Self::weights(be, [0.5, 0.25, -0.5, 1.0, 0.0, 0.75]),
         }
+    }
+
+    fn weights(be: &dyn Backend, values: [f32; 6]) -> Tensor {
+        let mut tensor = be.alloc(&[6], be.activation()).unwrap();
+        be.write(&mut tensor, &Tensor::from_slice(&[6], &values)).unwrap();
+        tensor
     }
 
     /// x, logp, entropy, lse.
     fn forward(&self, be: &dyn Backend, model: &Model, hidden: &Tensor) -> [Tensor; 4] {
-        let mut x = be.alloc(&[6, model.config.hidden], DType::F64).unwrap();
-        let [mut logp, mut entropy, mut lse] = [0; 3].map(|_| be.alloc(&[6], DType::F64).unwrap());
+        let mut x = be.alloc(&[6, model.config.hidden], be.activation()).unwrap();
+        let [mut logp, mut entropy, mut lse] = [0; 3].map(|_| be.alloc(&[6], be.activation()).unwrap());
         be.gather_rows(hidden, &self.rows, &mut x).unwrap();
         be.linear_logprob(&x, model.lm_head(), &self.targets, 0.75, &mut logp, &mut entropy, &mut lse).unwrap();
         [x, logp, entropy, lse]
@@ -115,11 +136,11 @@ impl Loss {
         forward(be, policy, batch, true, &mut acts).unwrap();
         let [x, _, entropy, lse] = self.forward(be, policy.model, acts.hidden());
         let mut grads = Gradients::new(be, policy, trains_weights).unwrap();
-        let mut dx = be.alloc(x.shape(), DType::F64).unwrap();
+        let mut dx = be.alloc(x.shape(), be.activation()).unwrap();
         let (w, dw) = (policy.model.lm_head(), grads.lm_head(policy.model));
         let (dlogp, dentropy) = (&self.dlogp, Some(&self.dentropy));
         be.linear_logprob_backward(&x, w, &self.targets, 0.75, &entropy, &lse, dlogp, dentropy, &mut dx, dw).unwrap();
-        let mut dhidden = be.alloc(acts.hidden().shape(), DType::F64).unwrap();
+        let mut dhidden = be.alloc(acts.hidden().shape(), be.activation()).unwrap();
         be.scatter_add_rows(&dx, &self.rows, &mut dhidden).unwrap();
         backward(be, policy, batch, &mut acts, &dhidden, &mut grads).unwrap();
         grads
@@ -188,17 +209,66 @@ fn gradients_without_biases_with_one_kv_head_and_a_partial_adapter() {
     check_all_gradients(llama(), &[Module::Down, Module::Q, Module::V]);
 }
 
+/// Everything a training step computes: hidden states, then all gradients.
+fn step(be: &dyn Backend, config: &ModelConfig) -> Vec<Vec<f64>> {
+    let (model, adapter) = (model(be, config.clone()), adapter(be, config, &Module::ALL));
+    let policy = Policy { model: &model, adapter: Some(&adapter) };
+    let batch = Batch::new(be, config, &segments()).unwrap();
+    let grads = Loss::new(be).gradients(be, policy, &batch, true);
+    let mut all = vec![hidden(be, policy, &segments(), false).concat()];
+    all.extend(grads.adapter.iter().chain(&grads.weights).flatten().map(values));
+    all
+}
+
+#[test]
+fn the_fast_backend_is_as_exact_as_the_naive_one() {
+    for config in [config(), qwen3(), llama()] {
+        let [exact, plain, fast] = [&Oracle::f64() as &dyn Backend, &Oracle::f32(), &Cpu].map(|be| step(be, &config));
+        // Errors relative to the largest element of each tensor. The naive backend in f32 shows what f32 gives; another order of
+        // sums draws its roundings anew, so the worst of all tensors counts, and four times that is the bound.
+        let largest = |values: &[f64]| values.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+        let error = |exact: &[f64], found: &[f64]| {
+            largest(&exact.iter().zip(found).map(|(a, b)| a - b).collect::<Vec<_>>()) / largest(exact)
+        };
+        let bound = 4.0 * exact.iter().zip(&plain).map(|(exact, plain)| error(exact, plain)).fold(0.0, f64::max);
+        for (index, (exact, fast)) in exact.iter().zip(&fast).enumerate() {
+            let found = error(exact, fast);
+            assert!(found <= bound, "tensor {index}: relative error {found}, bound {bound}");
+        }
+        assert!(bound < 1e-4, "the naive backend itself is off: {bound}");
+    }
+}
+
+#[test]
+fn one_and_two_threads_give_the_same_bits() {
+    let steps = [1, 2].map(|threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let wide =
+            ModelConfig { vocab: 1000, hidden: 192, mlp: 300, heads: Heads { nh: 6, nkv: 2, hs: 32 }, ..config() };
+        pool.install(|| step(&Cpu, &wide))
+    });
+    assert_eq!(steps[0], steps[1]);
+}
+
 fn hidden(be: &dyn Backend, policy: Policy, segments: &[Segment], keep: bool) -> Vec<Vec<f64>> {
     let batch = Batch::new(be, &policy.model.config, segments).unwrap();
     let mut acts = Activations::new();
     forward(be, policy, &batch, keep, &mut acts).unwrap();
-    acts.hidden().slice::<f64>().chunks(policy.model.config.hidden).map(<[f64]>::to_vec).collect()
+    rows(&acts)
+}
+
+fn rows(acts: &Activations) -> Vec<Vec<f64>> {
+    values(acts.hidden()).chunks(acts.hidden().columns()).map(<[f64]>::to_vec).collect()
+}
+
+fn on_every_backend() -> impl Iterator<Item = (Box<dyn Backend>, ModelConfig)> {
+    [config(), qwen3(), llama()].into_iter().flat_map(|config| backends().map(|be| (be, config.clone())))
 }
 
 #[test]
 fn a_packed_batch_equals_its_sequences_one_by_one_bit_for_bit() {
-    let be = &Oracle::f64();
-    for config in [config(), qwen3(), llama()] {
+    for (be, config) in on_every_backend() {
+        let be = &*be;
         let (model, adapter) = (model(be, config.clone()), adapter(be, &config, &Module::ALL));
         let policy = Policy { model: &model, adapter: Some(&adapter) };
         let packed = hidden(be, policy, &segments(), false);
@@ -218,17 +288,14 @@ fn a_packed_batch_equals_its_sequences_one_by_one_bit_for_bit() {
 
 #[test]
 fn decoding_over_a_paged_cache_with_forks_equals_plain_forwards_bit_for_bit() {
-    let be = &Oracle::f64();
-    for config in [config(), qwen3(), llama()] {
+    for (be, config) in on_every_backend() {
+        let be = &*be;
         let (model, adapter) = (model(be, config.clone()), adapter(be, &config, &Module::ALL));
         let policy = Policy { model: &model, adapter: Some(&adapter) };
         let mut acts = Activations::new();
         let mut cache = KvCache::new(be, &config, 12, 4).unwrap();
         let mut manager = BlockManager::new(12, 4);
         let ids = |values: &[i32]| index_tensor(be, &[values.len()], values).unwrap();
-        let rows = |acts: &Activations| -> Vec<Vec<f64>> {
-            acts.hidden().slice::<f64>().chunks(8).map(<[f64]>::to_vec).collect()
-        };
 
         // A prompt of six tokens for three replies and another of two, prefilled together; the first in two chunks.
         let prompt = [1, 5, 2, 9, 3, 4];
@@ -282,8 +349,7 @@ fn buffers_serve_batches_of_other_sizes_and_other_adapters() {
             let policy = Policy { model: &model, adapter };
             let batch = Batch::new(be, &config, &segments()[..count]).unwrap();
             forward(be, policy, &batch, count != 1, &mut acts).unwrap();
-            let rows: Vec<Vec<f64>> = acts.hidden().slice::<f64>().chunks(8).map(<[f64]>::to_vec).collect();
-            assert_eq!(rows, hidden(be, policy, &segments()[..count], false));
+            assert_eq!(rows(&acts), hidden(be, policy, &segments()[..count], false));
         }
     }
 }

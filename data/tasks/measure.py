@@ -2,7 +2,8 @@
 
     python measure.py [--write] [TASK ...]
 
-with a Python that holds the packages of data/python/requirements.txt. Takes about a minute on 2 cores; --write puts the values into each task.toml.
+with a Python that holds the packages of data/python/requirements.txt. Takes some ten minutes
+on 2 idle cores; --write puts the values into each task.toml.
 
 m_init       the baseline script's metric.
 m_best       greedy composition of the ideas in data/ideas: of all ideas the best one is kept, then the best one on top of it,

@@ -65,7 +65,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let config = session::settings(&[], &[], "run")?;
     session::threads(&config)?;
     let backend: Box<dyn Backend> = match args.backend.as_str() {
-        "cpu" => Box::new(Cpu::new()),
+        "cpu" => Box::new(Cpu),
         "oracle" => Box::new(Oracle::f32()),
         other => return Err(Error::usage(format!("--backend {other}: expected cpu or oracle"))),
     };
@@ -217,7 +217,8 @@ fn graded(
 ) -> Result<(String, std::result::Result<f64, String>)> {
     let snapshot = environment.store.insert(&files);
     let run = environment.run(&task.name, &snapshot)?;
-    Ok((run.output(), run.metric()))
+    let why = || Err(format!("the script ended with {:?}", run.outcome));
+    Ok((format!("{}{}", run.stdout, run.stderr), run.grade.clone().unwrap_or_else(why)))
 }
 
 /// Runs every baseline and compares with the stated m_init. A CPU of another kind may round differently: a difference within

@@ -77,7 +77,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     clock.lap("evaluate sft");
 
     let mut rl_run = Run::open(&*backend, &config, out, "rl", false, &interrupted)?;
-    let rl = reinforced(&mut rl_run, &world, &speaker, sft, &expert, out)?;
+    let rl = reinforced(&mut rl_run, &world, &speaker, sft.clone(), &expert, out)?;
     checkpoint::save_adapter(&out.join("rl").join("adapter"), &rl, MODEL)?;
     clock.lap("rl");
     evaluation("rl", Some(&rl), &mut evaluations)?;

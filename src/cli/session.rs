@@ -63,7 +63,7 @@ pub fn threads(config: &Config) -> Result<()> {
 /// The backend of `run.device`.
 pub fn backend(config: &Config) -> Box<dyn Backend> {
     match config.run.device {
-        Device::Cpu => Box::new(Cpu::new()),
+        Device::Cpu => Box::new(Cpu),
     }
 }
 
@@ -119,7 +119,7 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
         undo_failed_edits: c.undo_failed_edits,
         scratch: scratch.path().to_path_buf(),
     };
-    let environment = Environment::new(Arc::new(pool), prepared, settings)?;
+    let environment = Environment::new(Arc::new(pool), &python.id, prepared, settings)?;
     Ok(World { environment, protection, setup_seconds: clock.elapsed().as_secs_f64(), scratch })
 }
 

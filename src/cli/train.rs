@@ -93,7 +93,7 @@ pub fn collect(args: &RunArgs) -> Result<()> {
 pub fn collected(config: &Config, environment: &Environment, indices: std::ops::Range<usize>) -> Result<Vec<Trajectory>> {
     let mut library = Library::load(&crate::config::locate(&config.tasks.ideas)?)?;
     if config.collect.select > 0 {
-        library = library.select(Selection::FarthestPoint { per_axis: config.collect.select });
+        library = library.select(Selection::FarthestPoint(config.collect.select));
     }
     let tasks: Vec<String> = environment.tasks().map(|t| t.task.name.clone()).collect();
     expert::play(environment, &tasks, &library, &config.collect, &config.reward, indices, config.run.seed)

@@ -465,6 +465,7 @@ mod tests {
         assert_eq!(parse(&changed(QWEN3, r#"{"head_dim": null}"#)).unwrap().heads.hs, 128);
         let biased = parse(&changed(QWEN3, r#"{"attention_bias": true}"#)).unwrap();
         assert!(biased.qkv_bias && biased.o_bias);
+        assert_eq!(parse(&changed(QWEN2, r#"{"attention_bias": true}"#)).unwrap(), parse(QWEN2).unwrap());
     }
 
     #[test]

@@ -18,7 +18,7 @@ const TASK_COLUMNS: usize = 256;
 /// Contraction steps of one partial sum of `gemm_reduce`.
 const REDUCE: usize = 1024;
 /// Products below this many estimated cycles stay on the calling thread: handing them out costs more.
-const SERIAL_CYCLES: usize = 40_000;
+const SERIAL_CYCLES: usize = 60_000;
 /// Columns of the narrowest kernel; panels are padded to it.
 pub(super) const LANES: usize = 16;
 
@@ -67,10 +67,28 @@ impl<'a> Right<'a> {
     }
 }
 
-/// C (M, N), whose rows are `width` apart, += alpha A B. C's slice begins at its first element.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn gemm(m: usize, n: usize, k: usize, alpha: f32, a: Left, b: Right, c: &mut [f32], width: usize) {
-    if m == 0 || n == 0 || k == 0 {
+/// One product of a sum: alpha A B with a contraction of length `k`.
+#[derive(Clone, Copy)]
+pub(super) struct Term<'a> {
+    pub k: usize,
+    pub alpha: f32,
+    pub a: Left<'a>,
+    pub b: Right<'a>,
+}
+
+/// What a chain begins with.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// What C holds.
+    Held,
+    Zero,
+    /// The element of this row (N) at the column.
+    Row(&'a [f32]),
+}
+
+/// C (M, N), whose rows are `width` apart, = start + the terms in order. C's slice begins at its first element.
+pub(super) fn gemm(m: usize, n: usize, start: Start, terms: &[Term], c: &mut [f32], width: usize) {
+    if m == 0 || n == 0 {
         return;
     }
     assert!((m - 1) * width + n <= c.len() && n <= width, "C is too short");
@@ -81,20 +99,21 @@ pub(super) fn gemm(m: usize, n: usize, k: usize, alpha: f32, a: Left, b: Right, 
         let (i, j) = (task / column_tasks * TASK_ROWS, task % column_tasks * TASK_COLUMNS);
         let (rows, columns) = (TASK_ROWS.min(m - i), TASK_COLUMNS.min(n - j));
         // SAFETY: (i, j) + (rows, columns) lies inside C by the assertion above, and the tasks' rectangles are disjoint.
-        unsafe { rectangle((rows, columns, k), alpha, a.from(i, 0), &b, j, output.at(i * width + j), width) };
+        unsafe { rectangle((i, rows), (j, columns), start, terms, output.at(i * width + j), width) };
     };
-    if tasks == 1 || n * k * (m + 16) / 32 < SERIAL_CYCLES {
+    let k: usize = terms.iter().map(|term| term.k).sum();
+    if tasks == 1 || n * k * (m + 8) / 32 < SERIAL_CYCLES {
         (0..tasks).for_each(run);
     } else {
         (0..tasks).into_par_iter().for_each(run);
     }
 }
 
-/// As `gemm` for a long contraction and a small C: fixed pieces of the contraction are summed apart, then in order.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn gemm_reduce(m: usize, n: usize, k: usize, alpha: f32, a: Left, b: Right, c: &mut [f32], width: usize) {
+/// C += one term with a long contraction and a small C: fixed pieces of the contraction are summed apart, then in order.
+pub(super) fn gemm_reduce(m: usize, n: usize, term: Term, c: &mut [f32], width: usize) {
+    let Term { k, a, b, .. } = term;
     if k <= REDUCE || m.div_ceil(TASK_ROWS) * n.div_ceil(TASK_COLUMNS) > 4 {
-        return gemm(m, n, k, alpha, a, b, c, width);
+        return gemm(m, n, Start::Held, &[term], c, width);
     }
     let partials: Vec<Vec<f32>> = (0..k.div_ceil(REDUCE))
         .into_par_iter()
@@ -102,7 +121,8 @@ pub(super) fn gemm_reduce(m: usize, n: usize, k: usize, alpha: f32, a: Left, b: 
             let start = piece * REDUCE;
             let mut partial = vec![0.0; m * n];
             let b = Right { data: b.data.from(if b.transposed { start } else { start * b.width }), ..b };
-            gemm(m, n, REDUCE.min(k - start), alpha, a.from(0, start), b, &mut partial, n);
+            let term = Term { k: REDUCE.min(k - start), a: a.from(0, start), b, ..term };
+            gemm(m, n, Start::Held, &[term], &mut partial, n);
             partial
         })
         .collect();
@@ -178,16 +198,15 @@ thread_local! {
     static PANELS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// One task: columns from `j` of B, all of the contraction.
+/// One task: rows from `i` and columns from `j`, all of every contraction.
 ///
 /// # Safety
-/// `c` points at (rows, columns) elements, rows `width` apart, that nobody else touches.
+/// `c` points at (m, n) elements, rows `width` apart, that nobody else touches.
 unsafe fn rectangle(
-    (m, n, k): (usize, usize, usize),
-    alpha: f32,
-    a: Left,
-    b: &Right,
-    j: usize,
+    (i, m): (usize, usize),
+    (j, n): (usize, usize),
+    start: Start,
+    terms: &[Term],
     c: *mut f32,
     width: usize,
 ) {
@@ -195,14 +214,64 @@ unsafe fn rectangle(
         panel.resize(PANEL * DEPTH, 0.0);
         for q in (0..n).step_by(PANEL) {
             let columns = PANEL.min(n - q);
-            for p in (0..k).step_by(DEPTH) {
-                let depth = DEPTH.min(k - p);
-                pack(b, (p, depth), (j + q, columns), alpha, panel, wide);
+            for r in 0..m {
+                // SAFETY: row r of the rectangle is the caller's.
+                let row = unsafe { std::slice::from_raw_parts_mut(c.add(r * width + q), columns) };
+                match start {
+                    Start::Held => break,
+                    Start::Zero => row.fill(0.0),
+                    Start::Row(values) => row.copy_from_slice(&values[j + q..][..columns]),
+                }
+            }
+            for term in terms {
                 // SAFETY: the caller's.
-                unsafe { multiply_to((m, columns, depth), a.from(0, p), panel, PANEL, c.add(q), width) };
+                let done = unsafe { slim((i, m), (j + q, columns), term, c.add(q), width) };
+                for p in (done..term.k).step_by(DEPTH) {
+                    let depth = DEPTH.min(term.k - p);
+                    pack(&term.b, (p, depth), (j + q, columns), term.alpha, panel, wide);
+                    // SAFETY: the caller's.
+                    unsafe { multiply_to((m, columns, depth), term.a.from(i, p), panel, PANEL, c.add(q), width) };
+                }
             }
         }
     });
+}
+
+/// Few rows of C from a weight as it is stored, transposed in registers instead of packed: decoding reads each weight once.
+/// Returns how many steps of the contraction it did; none when the shape or the processor does not suit it.
+///
+/// # Safety
+/// `c` points at (m, n) elements, rows `width` apart, that nobody else touches.
+#[cfg(target_arch = "x86_64")]
+unsafe fn slim((i, m): (usize, usize), (j, n): (usize, usize), term: &Term, c: *mut f32, width: usize) -> usize {
+    let (a, b) = (&term.a, &term.b);
+    let suits = m <= x86::SLIM_F32.len() && n.is_multiple_of(LANES) && b.transposed && term.alpha == 1.0;
+    if !suits || level() == Level::Portable {
+        return 0;
+    }
+    let first = j * b.width;
+    let (steps, kernel, weights) = match b.data.from(first) {
+        Floats::F32(w) => (term.k / 8 * 8, &x86::SLIM_F32, w.as_ptr().cast::<u8>()),
+        Floats::BF16(w) => (term.k / 16 * 16, &x86::SLIM_BF16, w.as_ptr().cast::<u8>()),
+        _ => return 0,
+    };
+    if steps == 0 {
+        return 0;
+    }
+    assert!((i + m - 1) * a.row + (steps - 1) * a.step < a.data.len(), "A is too short");
+    assert!((n - 1) * b.width + steps <= b.data.from(first).len(), "B is too short");
+    // SAFETY: A and B hold what the kernel reads, C is the caller's, and the processor has AVX2 and FMA.
+    unsafe { kernel[m - 1](n, steps, a.data[i * a.row..].as_ptr(), a.row, a.step, weights, b.width, c, width) };
+    steps
+}
+
+/// No such kernel on this architecture.
+///
+/// # Safety
+/// None needed: it touches nothing.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn slim(_: (usize, usize), _: (usize, usize), _: &Term, _: *mut f32, _: usize) -> usize {
+    0
 }
 
 /// Steps p.. and columns j.. of alpha B, widened, into rows of PANEL; padded with zeros to a multiple of `LANES` columns.
@@ -348,166 +417,4 @@ unsafe fn portable<const M: usize>(
 use x86::transpose8;
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::Kernel;
-    use std::arch::x86_64::*;
-
-    pub static WIDE4: [Kernel; 6] =
-        [wide::<1, 4>, wide::<2, 4>, wide::<3, 4>, wide::<4, 4>, wide::<5, 4>, wide::<6, 4>];
-    pub static WIDE2: [Kernel; 12] = [
-        wide::<1, 2>,
-        wide::<2, 2>,
-        wide::<3, 2>,
-        wide::<4, 2>,
-        wide::<5, 2>,
-        wide::<6, 2>,
-        wide::<7, 2>,
-        wide::<8, 2>,
-        wide::<9, 2>,
-        wide::<10, 2>,
-        wide::<11, 2>,
-        wide::<12, 2>,
-    ];
-    pub static WIDE1: [Kernel; 12] = [
-        wide::<1, 1>,
-        wide::<2, 1>,
-        wide::<3, 1>,
-        wide::<4, 1>,
-        wide::<5, 1>,
-        wide::<6, 1>,
-        wide::<7, 1>,
-        wide::<8, 1>,
-        wide::<9, 1>,
-        wide::<10, 1>,
-        wide::<11, 1>,
-        wide::<12, 1>,
-    ];
-    pub static NARROW: [Kernel; 6] = [narrow::<1>, narrow::<2>, narrow::<3>, narrow::<4>, narrow::<5>, narrow::<6>];
-
-    /// M rows by V vectors of 16 columns, the sums in registers.
-    ///
-    /// # Safety
-    /// The processor has AVX-512F; A, B and C hold what the sizes and strides name.
-    #[target_feature(enable = "avx512f")]
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn wide<const M: usize, const V: usize>(
-        k: usize,
-        a: *const f32,
-        row: usize,
-        step: usize,
-        mut b: *const f32,
-        b_width: usize,
-        c: *mut f32,
-        c_width: usize,
-    ) {
-        let mut sums = [[_mm512_setzero_ps(); V]; M];
-        // SAFETY: the caller's.
-        unsafe {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                for (v, s) in sum.iter_mut().enumerate() {
-                    *s = _mm512_loadu_ps(c.add(i * c_width + 16 * v));
-                }
-            }
-            for p in 0..k {
-                let mut y = [_mm512_setzero_ps(); V];
-                for (v, y) in y.iter_mut().enumerate() {
-                    *y = _mm512_loadu_ps(b.add(16 * v));
-                }
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let x = _mm512_set1_ps(*a.add(i * row + p * step));
-                    for (s, y) in sum.iter_mut().zip(&y) {
-                        *s = _mm512_fmadd_ps(x, *y, *s);
-                    }
-                }
-                b = b.wrapping_add(b_width);
-            }
-            for (i, sum) in sums.iter().enumerate() {
-                for (v, s) in sum.iter().enumerate() {
-                    _mm512_storeu_ps(c.add(i * c_width + 16 * v), *s);
-                }
-            }
-        }
-    }
-
-    /// M rows by 16 columns.
-    ///
-    /// # Safety
-    /// The processor has AVX2 and FMA; A, B and C hold what the sizes and strides name.
-    #[target_feature(enable = "avx2,fma")]
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn narrow<const M: usize>(
-        k: usize,
-        a: *const f32,
-        row: usize,
-        step: usize,
-        mut b: *const f32,
-        b_width: usize,
-        c: *mut f32,
-        c_width: usize,
-    ) {
-        let mut sums = [[_mm256_setzero_ps(); 2]; M];
-        // SAFETY: the caller's.
-        unsafe {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let c = c.add(i * c_width);
-                *sum = [_mm256_loadu_ps(c), _mm256_loadu_ps(c.add(8))];
-            }
-            for p in 0..k {
-                let y = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let x = _mm256_set1_ps(*a.add(i * row + p * step));
-                    sum[0] = _mm256_fmadd_ps(x, y[0], sum[0]);
-                    sum[1] = _mm256_fmadd_ps(x, y[1], sum[1]);
-                }
-                b = b.wrapping_add(b_width);
-            }
-            for (i, sum) in sums.iter().enumerate() {
-                let c = c.add(i * c_width);
-                _mm256_storeu_ps(c, sum[0]);
-                _mm256_storeu_ps(c.add(8), sum[1]);
-            }
-        }
-    }
-
-    /// Eight rows become eight columns.
-    ///
-    /// # Safety
-    /// The processor has AVX2; there are 8 rows of at least `k` elements, and `out` has `k` rows of 8, `width` apart.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn transpose8(rows: &[&[f32]], k: usize, out: *mut f32, width: usize) {
-        let whole = k / 8 * 8;
-        for p in (0..whole).step_by(8) {
-            // SAFETY: the caller's.
-            unsafe {
-                let mut r = [_mm256_setzero_ps(); 8];
-                for (r, row) in r.iter_mut().zip(rows) {
-                    *r = _mm256_loadu_ps(row.as_ptr().add(p));
-                }
-                let mut t = r;
-                for i in 0..4 {
-                    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-                    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-                }
-                let mut u = t;
-                for i in [0, 4] {
-                    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-                    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
-                    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-                    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
-                }
-                for i in 0..4 {
-                    let (low, high) =
-                        (_mm256_permute2f128_ps(u[i], u[i + 4], 0x20), _mm256_permute2f128_ps(u[i], u[i + 4], 0x31));
-                    _mm256_storeu_ps(out.add((p + i) * width), low);
-                    _mm256_storeu_ps(out.add((p + i + 4) * width), high);
-                }
-            }
-        }
-        for p in whole..k {
-            for (j, row) in rows.iter().enumerate() {
-                // SAFETY: the caller's.
-                unsafe { *out.add(p * width + j) = row[p] };
-            }
-        }
-    }
-}
+mod x86;

@@ -1,8 +1,7 @@
 //! `linear` and its backward: one matrix product each for the weight and for the two halves of the adapter.
 
-use super::gemm::{Left, Right, gemm, gemm_reduce};
+use super::gemm::{Left, Right, Start, Term, gemm, gemm_reduce};
 use super::simd::{self, Floats};
-use super::{chunk_rows, run};
 use crate::backend::{Linear, LinearGrads};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
@@ -17,23 +16,16 @@ pub fn linear(x: &Tensor, p: &Linear, y: &mut Tensor, column: usize, s: Option<&
     }
     let (x, y) = (x.slice::<f32>(), y.slice_mut::<f32>());
     let bias = p.bias.map(Floats::small);
-    let rows = chunk_rows(width);
-    run(y.chunks_mut(rows * width).collect(), |chunk| {
-        for row in chunk.chunks_exact_mut(width) {
-            match &bias {
-                Some(bias) => row[column..column + n].copy_from_slice(bias),
-                None => row[column..column + n].fill(0.0),
-            }
-        }
-    });
+    let start = bias.as_deref().map_or(Start::Zero, Start::Row);
+    let main = Term { k, alpha: 1.0, a: Left::rows(x, k), b: Right::columns(Floats::of(p.w), k) };
     let y = &mut y[column..];
-    gemm(t, n, k, 1.0, Left::rows(x, k), Right::columns(Floats::of(p.w), k), y, width);
-    if let (Some(lora), Some(s)) = (&p.lora, s) {
-        let (r, s) = (lora.a.rows(), s.slice_mut::<f32>());
-        s.fill(0.0);
-        gemm(t, r, k, 1.0, Left::rows(x, k), Right::columns(Floats::of(lora.a), k), s, r);
-        gemm(t, n, r, lora.scale, Left::rows(s, r), Right::columns(Floats::of(lora.b), r), y, width);
-    }
+    let (Some(lora), Some(s)) = (&p.lora, s) else {
+        return gemm(t, n, start, &[main], y, width);
+    };
+    let (r, s) = (lora.a.rows(), s.slice_mut::<f32>());
+    gemm(t, r, Start::Zero, &[Term { b: Right::columns(Floats::of(lora.a), k), ..main }], s, r);
+    let b = Right::columns(Floats::of(lora.b), r);
+    gemm(t, n, start, &[main, Term { k: r, alpha: lora.scale, a: Left::rows(s, r), b }], y, width);
 }
 
 pub fn linear_backward(
@@ -50,29 +42,30 @@ pub fn linear_backward(
         return;
     }
     let (x, dy) = (x.slice::<f32>(), &dy.slice::<f32>()[column..]);
-    let mut dx = dx.map(|dx| dx.slice_mut::<f32>());
-    if let Some(dx) = dx.as_deref_mut() {
-        gemm(t, k, n, 1.0, Left::rows(dy, width), Right::rows(Floats::of(p.w), k), dx, k);
-    }
+    let (by_rows, by_columns) = (Left::rows(dy, width), Left::columns(dy, width));
+    let main = Term { k: n, alpha: 1.0, a: by_rows, b: Right::rows(Floats::of(p.w), k) };
+    let x = Right::rows(Floats::F32(x), k);
     if let Some(lora) = &p.lora
         && (dx.is_some() || grads.lora.is_some())
     {
         let r = lora.a.rows();
         let mut ds = vec![0.0; t * r]; // scale * dy B
-        gemm(t, r, n, lora.scale, Left::rows(dy, width), Right::rows(Floats::of(lora.b), r), &mut ds, r);
+        let through_b = Term { k: n, alpha: lora.scale, a: by_rows, b: Right::rows(Floats::of(lora.b), r) };
+        gemm(t, r, Start::Zero, &[through_b], &mut ds, r);
         if let Some(dx) = dx {
-            gemm(t, k, r, 1.0, Left::rows(&ds, r), Right::rows(Floats::of(lora.a), k), dx, k);
+            let through_a = Term { k: r, alpha: 1.0, a: Left::rows(&ds, r), b: Right::rows(Floats::of(lora.a), k) };
+            gemm(t, k, Start::Held, &[main, through_a], dx.slice_mut(), k);
         }
         if let (Some((da, db)), Some(s)) = (grads.lora, s) {
-            let x = Right::rows(Floats::F32(x), k);
-            gemm_reduce(r, k, t, 1.0, Left::columns(&ds, r), x, da.slice_mut(), k);
+            gemm_reduce(r, k, Term { k: t, alpha: 1.0, a: Left::columns(&ds, r), b: x }, da.slice_mut(), k);
             let s = Right::rows(Floats::of(s), r);
-            gemm_reduce(n, r, t, lora.scale, Left::columns(dy, width), s, db.slice_mut(), r);
+            gemm_reduce(n, r, Term { k: t, alpha: lora.scale, a: by_columns, b: s }, db.slice_mut(), r);
         }
+    } else if let Some(dx) = dx {
+        gemm(t, k, Start::Held, &[main], dx.slice_mut(), k);
     }
     if let Some(dw) = grads.w {
-        let x = Right::rows(Floats::F32(x), k);
-        gemm_reduce(n, k, t, 1.0, Left::columns(dy, width), x, dw.slice_mut(), k);
+        gemm_reduce(n, k, Term { k: t, alpha: 1.0, a: by_columns, b: x }, dw.slice_mut(), k);
     }
     if let Some(dbias) = grads.bias {
         let starts = (0..t).into_par_iter().step_by(BIAS_ROWS);
@@ -93,7 +86,6 @@ pub fn linear_backward(
 /// x (B, C), w (V, C) -> out (B, V).
 pub fn logits(x: &Tensor, w: &Tensor, out: &mut Tensor) {
     let (b, v, c) = (x.rows(), w.rows(), w.columns());
-    let out = out.slice_mut::<f32>();
-    out.fill(0.0);
-    gemm(b, v, c, 1.0, Left::rows(x.slice(), c), Right::columns(Floats::of(w), c), out, v);
+    let term = Term { k: c, alpha: 1.0, a: Left::rows(x.slice(), c), b: Right::columns(Floats::of(w), c) };
+    gemm(b, v, Start::Zero, &[term], out.slice_mut(), v);
 }

@@ -1,6 +1,6 @@
 //! `linear_logprob` and its backward: logits of some rows and some of the vocabulary at a time, never more than a block of them.
 
-use super::gemm::{Left, Right, gemm};
+use super::gemm::{Left, Right, Start, Term, gemm};
 use super::simd::{self, Floats};
 use super::{chunk_rows, run};
 use crate::tensor::Tensor;
@@ -35,11 +35,10 @@ impl<'a> Head<'a> {
             for column in (0..v).step_by(BLOCK_COLUMNS) {
                 let columns = BLOCK_COLUMNS.min(v - column);
                 let logits = &mut block[..rows * columns];
-                let chunk = chunk_rows(columns) * columns;
-                run(logits.chunks_mut(chunk).collect(), |chunk| chunk.fill(0.0));
-                let x = Left::rows(&self.x[row * c..], c);
-                let w = Right::columns(self.w.from(column * c), c);
-                gemm(rows, columns, c, self.temperature.recip(), x, w, logits, columns);
+                let a = Left::rows(&self.x[row * c..], c);
+                let b = Right::columns(self.w.from(column * c), c);
+                let term = Term { k: c, alpha: self.temperature.recip(), a, b };
+                gemm(rows, columns, Start::Zero, &[term], logits, columns);
                 visit(row, column, columns, logits);
             }
         }
@@ -100,10 +99,12 @@ pub fn linear_logprob_backward(
         });
         let m = logits.len() / columns;
         let w = Right::rows(head.w.from(column * c), c);
-        gemm(m, c, columns, 1.0, Left::rows(logits, columns), w, &mut dx[row * c..], c);
+        let term = Term { k: columns, alpha: 1.0, a: Left::rows(logits, columns), b: w };
+        gemm(m, c, Start::Held, &[term], &mut dx[row * c..], c);
         if let Some(dw) = dw.as_deref_mut() {
             let x = Right::rows(Floats::F32(&head.x[row * c..]), c);
-            gemm(columns, c, m, 1.0, Left::columns(logits, columns), x, &mut dw[column * c..], c);
+            let term = Term { k: m, alpha: 1.0, a: Left::columns(logits, columns), b: x };
+            gemm(columns, c, Start::Held, &[term], &mut dw[column * c..], c);
         }
     });
 }

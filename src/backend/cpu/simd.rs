@@ -56,6 +56,16 @@ impl<'a> Floats<'a> {
         }
     }
 
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(x) => x.len(),
+            Self::F16(x) => x.len(),
+            Self::BF16(x) => x.len(),
+            Self::F64(x) => x.len(),
+        }
+    }
+
     /// Without the first `start` elements.
     pub fn from(self, start: usize) -> Self {
         match self {
