@@ -127,7 +127,7 @@ impl Exercises {
         }
     }
 
-    /// Whether the base model may see `script`: it is no held-out baseline and no line of it is one a held-out idea makes.
+    /// Whether the base model may see `script`: it is no held-out baseline, and no held-out idea makes a line of it.
     pub fn is_allowed(&self, script: &str) -> bool {
         !HELD_OUT_SCRIPTS.contains(&script) && !self.held_out.is_used_in(script)
     }
@@ -170,8 +170,8 @@ impl Exercises {
         Some((edit.line, made))
     }
 
-    /// Ideas are tried at random until one applies: cheaper than making all edits for one draw. `None` when a number of tries
-    /// that is enough for any script of ours fails.
+    /// Ideas are tried at random until one applies: cheaper than making all edits for one draw. `None` after a
+    /// number of tries that is enough for any script of ours.
     fn any_edit(&self, script: &str, rng: &mut Philox) -> Option<Edit<'_>> {
         (0..1000).find_map(|_| rng.choose(&self.held_in.ideas).edit(script))
     }
@@ -212,8 +212,8 @@ fn number(rng: &mut Philox) -> String {
     }
 }
 
-/// Other names for some of the script's variables in two exercises of five, so that `search` is read, not remembered. A new
-/// name is no word of the script.
+/// Other names for some of the script's variables in two exercises of five, so that `search` is read, not remembered.
+/// A new name is no word of the script.
 fn new_names(script: &str, rng: &mut Philox) -> BTreeMap<&'static str, String> {
     let mut names = BTreeMap::new();
     if rng.uniform() >= 0.4 {

@@ -180,8 +180,8 @@ impl Library {
     /// Reads a library from a TOML file with one `[[idea]]` an idea.
     ///
     /// # Errors
-    /// Content errors that name the file and the idea: unknown or missing keys, a name that is there twice, text of more
-    /// than one line, a `find` that is no regular expression.
+    /// Content errors that name the file and the idea: unknown or missing keys, a name that is there twice, text
+    /// of more than one line, a `find` that is no regular expression.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading ideas from", path, &e))?;
         Self::parse(&text, &path.display().to_string())
@@ -220,7 +220,7 @@ impl Library {
         self.ideas.iter().filter_map(|idea| idea.edit(script)).collect()
     }
 
-    /// Whether a line of `script` is one that an idea of this library makes: how exercises keep clear of held-out ideas.
+    /// Whether a line of `script` is one that an idea of this library makes: so exercises avoid held-out ideas.
     pub fn is_used_in(&self, script: &str) -> bool {
         script.lines().any(|line| self.ideas.iter().any(|idea| idea.rule.makes(line)))
     }
@@ -338,7 +338,7 @@ pub fn draw_axes(rng: &mut Philox) -> Vec<Axis> {
 }
 
 /// The ideas of one episode: the axes of [`draw_axes`], and on each one idea that applies to `script` as it stands. An
-/// axis on which nothing applies gives none. A later idea is made an edit again ([`Idea::edit`]) once the script changed.
+/// axis on which nothing applies gives none. Once the script has changed, [`Idea::edit`] makes the next idea an edit again.
 pub fn draw<'a>(library: &'a Library, script: &str, rng: &mut Philox) -> Vec<&'a Idea> {
     let axes = draw_axes(rng);
     axes.into_iter().filter_map(|axis| draw_one(library, script, axis, rng)).map(|edit| edit.idea).collect()

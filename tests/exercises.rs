@@ -1,4 +1,4 @@
-//! Exercises of the base model: their shape, that no held-out script or idea comes up, and the tokenizer learned from them.
+//! Exercises of the base model: their shape, that no held-out script or idea comes up, and the tokenizer made of them.
 #![allow(clippy::unwrap_used)]
 
 use onestep::environment::action::{self, Action, ReplyFormat};
@@ -179,7 +179,7 @@ fn round_trip_is_exact() {
     }
 }
 
-/// A conversation in tokens is its parts in tokens: so a prompt's tokens can be followed by a reply's, and masks fall between.
+/// A conversation in tokens is its parts in tokens: a prompt's tokens can be followed by a reply's, with masks between.
 #[test]
 fn chat_template_and_tokens_agree() {
     let tokenizer = committed();

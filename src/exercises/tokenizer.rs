@@ -1,5 +1,5 @@
-//! The small model's tokenizer: a byte-level BPE learned from exercises, in which whole boilerplate strings are one token
-//! each, so that a prompt takes about 110 tokens and an edit about 20.
+//! The small model's tokenizer: a byte-level BPE learned from exercises, in which whole boilerplate strings are one
+//! token each, so that a prompt takes about 110 tokens and an edit about 20.
 
 use super::{ENTRY, Exercises};
 use crate::environment::action::{self, Action};
