@@ -35,6 +35,7 @@ pub mod batch;
 pub mod rollout;
 
 pub mod agent;
+pub mod dataset;
 pub mod state_pool;
 
 pub mod expert;
@@ -43,4 +44,4 @@ pub mod ideas;
 pub mod evaluate;
 pub mod ppo;
 
-
+pub mod report;

@@ -161,10 +161,9 @@ impl<'a> Learner<'a> {
     ) -> Result<Self> {
         let actor_optimizer = Optimizer::new(backend, &reference.tensors, 0.0)?;
         let critic_optimizers = match &critic {
-            Some(c) => Some((
-                Optimizer::new(backend, &c.adapter.tensors, 0.0)?,
-                Optimizer::new(backend, &c.head, 0.0)?,
-            )),
+            Some(c) => {
+                Some((Optimizer::new(backend, &c.adapter.tensors, 0.0)?, Optimizer::new(backend, &c.head, 0.0)?))
+            }
             None => None,
         };
         Ok(Self {
@@ -221,12 +220,14 @@ impl<'a> Learner<'a> {
                     let part = |all: &[f32]| self.vector(&all[micro.tokens.clone()]);
                     let weights = self.vector(&vec![weight; micro.tokens.len()])?;
                     let inputs = [part(&behaviour)?, part(&reference)?, part(&advantages)?];
-                    let scores = self.actor_pass(micro, round.temperature, &inputs, &weights, &mut actor_grads, &mut sums)?;
+                    let scores =
+                        self.actor_pass(micro, round.temperature, &inputs, &weights, &mut actor_grads, &mut sums)?;
                     if epoch == 0 && index == 0 {
                         sums.gauge(&backend.read(&scores)?, &behaviour[micro.tokens.clone()]);
                     }
                     if let Some((grads, head)) = &mut critic_grads {
-                        let inputs = [self.vector(&values[micro.tokens.clone()])?, self.vector(&targets[micro.tokens.clone()])?];
+                        let inputs =
+                            [self.vector(&values[micro.tokens.clone()])?, self.vector(&targets[micro.tokens.clone()])?];
                         sums.value_loss += self.critic_pass(micro, &inputs, &weights, grads, head)?;
                     }
                 }
