@@ -2,7 +2,7 @@
 
 use crate::chat::ChatTemplate;
 use crate::config::Config;
-use crate::environment::{Environment, State, StepResult, prompt};
+use crate::environment::{Environment, State, StepResult};
 use crate::error::Result;
 use crate::model::Policy;
 use crate::rollout::{Engine, Request};
@@ -77,7 +77,7 @@ impl<'a> Agent<'a> {
         let limit = self.config.environment.context_limit.saturating_sub(self.config.sampling.max_tokens);
         let one = |state: &&State| {
             let count = |messages: &[Message]| self.dialog.prompt(messages).map_or(usize::MAX, |ids| ids.len());
-            let messages = prompt::messages_within(state, environment, &count, limit)?;
+            let messages = environment.messages_within(state, &count, limit)?;
             let ids = self.dialog.prompt(&messages)?;
             Ok(Prompt { messages, ids })
         };
@@ -132,6 +132,7 @@ pub fn record(state: &State, prompt: Vec<Message>, reply: String, result: &StepR
         metric_before: result.metric_before,
         metric_after: result.metric_after,
         observation: result.observation.clone(),
+        compact: result.compact.clone(),
         snapshot_before: state.snapshot.to_string(),
         snapshot_after: result.next.snapshot.to_string(),
     }

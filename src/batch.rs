@@ -3,6 +3,7 @@
 
 use crate::backend::Backend;
 use crate::error::Result;
+use crate::model::config::ModelConfig;
 use crate::model::{self, Activations, Batch, Gradients, Policy, Segment};
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;
@@ -37,12 +38,16 @@ pub struct LossBatch {
 
 impl LossBatch {
     /// A prompt is a segment, its replies are children of it: the prompt is computed once. Samples are the replies in order.
-    pub fn from_groups(backend: &dyn Backend, groups: &[Group]) -> Result<Self> {
+    /// With `prompts`, the prompts' own tokens (but the first of each) are loss rows too, behind those of the samples.
+    pub fn from_groups(backend: &dyn Backend, config: &ModelConfig, groups: &[Group], prompts: bool) -> Result<Self> {
         let (mut segments, mut rows, mut targets, mut samples) = (vec![], vec![], vec![], vec![]);
+        let (mut prompt_rows, mut prompt_targets) = (vec![], vec![]);
         let mut offset = 0;
         for group in groups {
             let parent = segments.len();
             segments.push(Segment { ids: &group.prompt, start_position: 0, parent: None });
+            prompt_rows.extend((offset..offset + group.prompt.len() - 1).map(|row| row as i32));
+            prompt_targets.extend(group.prompt[1..].iter().map(|&id| id as i32));
             offset += group.prompt.len();
             let last_of_prompt = offset - 1;
             for reply in &group.replies {
@@ -58,11 +63,19 @@ impl LossBatch {
                 }
             }
         }
-        Self::new(backend, &segments, &rows, &targets, samples)
+        if prompts {
+            rows.extend(prompt_rows);
+            targets.extend(prompt_targets);
+        }
+        Self::new(backend, config, &segments, &rows, &targets, samples)
     }
 
     /// One segment a sequence; a token has a loss where `is_sampled` says so (the first token of a sequence never has one).
-    pub fn from_sequences(backend: &dyn Backend, sequences: &[(&[u32], &[bool])]) -> Result<Self> {
+    pub fn from_sequences(
+        backend: &dyn Backend,
+        config: &ModelConfig,
+        sequences: &[(&[u32], &[bool])],
+    ) -> Result<Self> {
         let (mut segments, mut rows, mut targets, mut samples) = (vec![], vec![], vec![], vec![]);
         let mut offset = 0;
         for (ids, is_sampled) in sequences {
@@ -75,11 +88,12 @@ impl LossBatch {
             samples.push(start..rows.len());
             offset += ids.len();
         }
-        Self::new(backend, &segments, &rows, &targets, samples)
+        Self::new(backend, config, &segments, &rows, &targets, samples)
     }
 
     fn new(
         backend: &dyn Backend,
+        config: &ModelConfig,
         segments: &[Segment],
         rows: &[i32],
         targets: &[i32],
@@ -90,7 +104,7 @@ impl LossBatch {
             backend.write(&mut tensor, &Tensor::from_slice(&[values.len()], values))?;
             Ok(tensor)
         };
-        Ok(Self { batch: Batch::new(backend, segments)?, rows: put(rows)?, targets: put(targets)?, samples })
+        Ok(Self { batch: Batch::new(backend, config, segments)?, rows: put(rows)?, targets: put(targets)?, samples })
     }
 
     /// M, the number of loss rows.

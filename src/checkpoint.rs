@@ -136,7 +136,11 @@ fn read_adapter_config(path: &Path) -> Result<LoraConfig> {
     }
     let rank = get("r").and_then(Value::as_u64).filter(|&r| (1..=65_536).contains(&r));
     let alpha = get("lora_alpha").and_then(Value::as_f64).filter(|a| *a > 0.0);
-    let rslora = get("use_rslora").is_some_and(|v| v == &Value::Bool(true));
+    let rslora = match get("use_rslora") {
+        None => false,
+        Some(Value::Bool(on)) => *on,
+        Some(value) => return Err(fail("use_rslora", format!("found {value}, expected true or false"))),
+    };
     let valid = Module::ALL.map(Module::name).join(", ");
     let modules = match get("target_modules") {
         Some(Value::String(all)) if all == "all-linear" => Module::ALL.to_vec(),
@@ -149,7 +153,7 @@ fn read_adapter_config(path: &Path) -> Result<LoraConfig> {
                     .ok_or_else(|| fail("target_modules", format!("found {value}; valid are {valid}")))
             })
             .collect::<Result<_>>()?,
-        other => return Err(fail("target_modules", format!("found {other:?}; expected a list of {valid}"))),
+        _ => return Err(fail("target_modules", format!("expected a list of some of {valid}, or \"all-linear\""))),
     };
     Ok(LoraConfig {
         rank: rank.ok_or_else(|| fail("r", "expected a whole number from 1 to 65536".into()))? as usize,
@@ -209,7 +213,6 @@ pub fn save_checkpoint(
     let target = root.join(format!("step-{step:08}"));
     let (temporary, old) = (target.with_extension("tmp"), target.with_extension("old"));
     remove_folder(&temporary)?;
-    remove_folder(&old)?;
     make_folder(&temporary)?;
     let filled = write(&temporary).and_then(|()| write_json(&temporary.join(STATE), state));
     if let Err(error) = filled {
@@ -220,6 +223,7 @@ pub fn save_checkpoint(
     files::sync_folder(&temporary)?;
     let rename = |from: &Path, to: &Path| std::fs::rename(from, to).map_err(|e| Error::io("renaming to", to, &e));
     if target.exists() {
+        remove_folder(&old)?;
         rename(&target, &old)?;
     }
     rename(&temporary, &target)?;
@@ -244,18 +248,42 @@ pub fn load_state<T: DeserializeOwned>(checkpoint: &Path) -> Result<T> {
     read_json(&checkpoint.join(STATE))
 }
 
-/// Whole checkpoints by step.
+/// Whole checkpoints by step. One that was about to be replaced when the program died counts under its `.old` name.
 fn checkpoints(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(root).map_err(|e| Error::io("reading", root, &e))? {
         let path = entry.map_err(|e| Error::io("reading", root, &e))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if let Some(step) = name.strip_prefix("step-").and_then(|digits| digits.parse().ok()) {
+        let digits = name.strip_prefix("step-").map(|rest| rest.strip_suffix(".old").unwrap_or(rest));
+        if let Some(step) = digits.and_then(|digits| digits.parse().ok())
+            && !(name.ends_with(".old") && path.with_extension("").exists())
+        {
             found.push((step, path));
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Copies what a model folder holds beside weights and configuration (tokenizer, chat template, generation settings).
+pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+    ] {
+        let path = from.join(name);
+        if path.exists() {
+            let bytes = std::fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;
+            write_whole(&to.join(name), &bytes)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes `value` as indented JSON, whole or not at all.

@@ -1,7 +1,9 @@
 //! Settings: every one stands in data/config/default.toml; a file and `section.key=value` overrides are laid over it.
 //! No setting has a default in code, and none is read from the environment.
 
+use crate::environment::{ReplyFormat, Style};
 use crate::error::{Error, Result};
+use crate::reward::{self, Case, Form};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -37,13 +39,13 @@ section! {
 section! {
     /// `[environment]`
     Environment {
-        prompt: Prompt, format: Format, max_steps: usize, episode_seconds: f64, observation_limit: usize,
+        prompt: Style, format: ReplyFormat, max_steps: usize, episode_seconds: f64, observation_limit: usize,
         context_limit: usize, undo_failed_edits: bool,
     }
 }
 section! {
     /// `[reward]`
-    Reward { form: crate::reward::Form, clip: f64 }
+    Reward { form: Form, clip: f64 }
 }
 section! {
     /// `[sampling]`
@@ -106,14 +108,6 @@ choice! {
     Device { Cpu }
 }
 choice! {
-    /// How a state is put to the model.
-    Prompt { Full, Compact }
-}
-choice! {
-    /// The reply format.
-    Format { Thought, NoThought }
-}
-choice! {
     /// Learning-rate schedule after the warm-up.
     Schedule { Cosine, Constant }
 }
@@ -128,6 +122,13 @@ choice! {
 choice! {
     /// How the loss of tokens is averaged.
     LossAverage { Token, Sample }
+}
+
+impl Reward {
+    /// The reward of a step by these settings.
+    pub fn of(&self, case: Case, share: f64) -> f64 {
+        reward::reward(self.form, case, share, (self.clip > 0.0).then_some(self.clip))
+    }
 }
 
 impl Config {

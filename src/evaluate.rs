@@ -1,16 +1,16 @@
 //! Whole episodes on tasks and what they scored: avg@n, best@n, gain (ML-Agent, arXiv 2505.23723, section 4.1), and ours:
 //! the normalised score (m - m_init)/(m_best - m_init) with bootstrap intervals, best state along the way, failed share.
 
-use crate::agent::Agent;
+use crate::agent::{self, Agent};
+use crate::config::Reward;
 use crate::environment::{Environment, State};
 use crate::error::Result;
 use crate::model::Policy;
 use crate::rng::Philox;
-use crate::task::{PreparedTask, Task};
+use crate::task::Task;
 use crate::trajectory::Trajectory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Bootstrap resamples behind every interval.
 const RESAMPLES: usize = 2000;
@@ -105,7 +105,8 @@ pub fn play(
     agent: &mut Agent,
     policy: Policy,
     environment: &Environment,
-    tasks: &[Arc<PreparedTask>],
+    tasks: &[String],
+    reward: &Reward,
     trajectories: usize,
     seed: u64,
     name: &str,
@@ -117,7 +118,7 @@ pub fn play(
     let mut episodes: Vec<Episode> = vec![];
     for task in tasks {
         for index in 0..trajectories {
-            let record = Trajectory::new(&task.task.name, name, index as u64);
+            let record = Trajectory::new(task, name, index as u64);
             episodes.push(Episode { state: environment.reset(task)?, record });
         }
     }
@@ -140,25 +141,24 @@ pub fn play(
         let results = environment.step_many(actions.collect())?;
         for (((&i, result), prompt), mut reply) in live.iter().zip(results).zip(prompts).zip(replies) {
             let episode = &mut episodes[i];
-            let reward = environment.reward(&result);
-            episode.record.steps.push(agent.record(&episode.state, prompt, reply.remove(0), &result, reward));
+            let reward = reward.of(result.case, result.share);
+            episode.record.steps.push(agent::record_sampled(&episode.state, prompt, reply.remove(0), &result, reward));
             episode.state = result.next;
         }
     }
     let finish = |Episode { state, mut record }: Episode| {
         record.metric_final = state.metric;
         record.metric_best = state.best;
-        record.failed = !state.graded;
+        record.failed = !state.graded_final;
         record
     };
     Ok(episodes.into_iter().map(finish).collect())
 }
 
 /// Figures of one policy's trajectories.
-pub fn score(tasks: &[Arc<PreparedTask>], trajectories: &[Trajectory]) -> Evaluation {
+pub fn score<'a>(tasks: impl IntoIterator<Item = &'a Task>, trajectories: &[Trajectory]) -> Evaluation {
     let mut scores = BTreeMap::new();
-    for prepared in tasks {
-        let task = &prepared.task;
+    for task in tasks {
         let own: Vec<&Trajectory> = trajectories.iter().filter(|t| t.task == task.name).collect();
         if !own.is_empty() {
             scores.insert(task.name.clone(), task_score(task, &own));

@@ -2,15 +2,13 @@
 //! (ML-Agent, arXiv 2505.23723, section 3.1). Every step is executed; it may look at the true metric, the policy never does.
 
 use crate::agent;
-use crate::config::{Collect, Format};
-use crate::environment::{Action, Environment, State, StepResult, action, prompt};
+use crate::config::{Collect, Reward};
+use crate::environment::{Action, Environment, ReplyFormat, State, StepResult, action};
 use crate::error::Result;
 use crate::ideas::{Axis, Library, draw_axes, draw_one};
 use crate::reward::Case;
 use crate::rng::Philox;
-use crate::task::PreparedTask;
 use crate::trajectory::Trajectory;
-use std::sync::Arc;
 
 /// One trajectory while it is played.
 struct Play {
@@ -30,18 +28,19 @@ struct Move {
 /// an edit now and then; Final Answer. An idea that crashes or hurts is drawn again, up to `redraws` times.
 pub fn play(
     environment: &Environment,
-    tasks: &[Arc<PreparedTask>],
+    tasks: &[String],
     library: &Library,
     settings: &Collect,
+    reward: &Reward,
     indices: std::ops::Range<usize>,
     seed: u64,
 ) -> Result<Vec<Trajectory>> {
     let mut plays = vec![];
     for task in tasks {
         for index in indices.clone() {
-            let mut rng = Philox::named(seed, &format!("expert {} {index}", task.task.name));
+            let mut rng = Philox::named(seed, &format!("expert {task} {index}"));
             let todo = (0..settings.rounds).flat_map(|_| draw_axes(&mut rng)).collect();
-            let record = Trajectory::new(&task.task.name, "expert", index as u64);
+            let record = Trajectory::new(task, "expert", index as u64);
             plays.push(Play { state: environment.reset(task)?, record, todo, rng });
         }
     }
@@ -66,8 +65,8 @@ pub fn play(
         for ((i, step), result) in live.into_iter().zip(moves).zip(results) {
             let Some(result) = result else { continue };
             let play = &mut plays[i];
-            let messages = prompt::messages(&play.state, environment)?;
-            let reward = environment.reward(&result);
+            let messages = environment.messages(&play.state)?;
+            let reward = reward.of(result.case, result.share);
             play.record.steps.push(agent::record(&play.state, messages, step.reply, &result, reward));
             play.record.ideas.extend(step.idea.map(|(_, name)| name));
             play.state = result.next;
@@ -76,7 +75,7 @@ pub fn play(
     let finish = |Play { state, mut record, .. }: Play| {
         record.metric_final = state.metric;
         record.metric_best = state.best;
-        record.failed = !state.graded;
+        record.failed = !state.graded_final;
         record
     };
     Ok(plays.into_iter().map(finish).collect())
@@ -85,8 +84,8 @@ pub fn play(
 impl Play {
     /// The next move: an idea of the next axis, another action, or the end.
     fn next(&mut self, environment: &Environment, library: &Library, settings: &Collect) -> Result<Move> {
-        let format = environment.settings.format;
-        let entry = self.state.task.task.entry.clone();
+        let format = environment.settings().format;
+        let entry = environment.task(&self.state.task)?.task.entry.clone();
         if self.todo.is_empty() {
             let done = Action::FinalAnswer { final_answer: "done".to_string() };
             return Ok(Move { reply: say(&done, "No idea is left to try.", format), idea: None });
@@ -107,24 +106,26 @@ impl Play {
 
     /// An idea of `axis` for the script as it stands; `None` when none applies.
     fn draw(&mut self, environment: &Environment, library: &Library, axis: Axis) -> Result<Option<Move>> {
-        let script = environment.entry_text(&self.state)?;
-        let Some(edit) = draw_one(library, &script, axis, &mut self.rng) else { return Ok(None) };
+        let entry = &environment.task(&self.state.task)?.task.entry;
+        let files = environment.files(&self.state)?;
+        let script = files.get(entry).map_or("", |text| text);
+        let Some(edit) = draw_one(library, script, axis, &mut self.rng) else { return Ok(None) };
         let action = Action::EditScript {
-            script_name: self.state.task.task.entry.clone(),
+            script_name: entry.clone(),
             search: edit.search.clone(),
             replace: edit.replace.clone(),
         };
-        let reply = say(&action, &edit.idea.text, environment.settings.format);
+        let reply = say(&action, &edit.idea.text, environment.settings().format);
         Ok(Some(Move { reply, idea: Some((axis, edit.idea.name.clone())) }))
     }
 }
 
 /// The reply in the run's format.
-fn say(action: &Action, thought: &str, format: Format) -> String {
+fn say(action: &Action, thought: &str, format: ReplyFormat) -> String {
     let action = action::render(action);
     match format {
-        Format::NoThought => action,
-        Format::Thought => format!(
+        ReplyFormat::NoThought => action,
+        ReplyFormat::Thought => format!(
             "Reflection: The last observation was read.\nResearch Plan and Status: One change at a time, each run and graded.\n\
              Fact Check: Only what a run has shown is taken as known.\nThought: {thought}\n{action}"
         ),

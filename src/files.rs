@@ -15,10 +15,11 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Lets `write` fill a temporary sibling of `path` and return its length in bytes, then checks that length, syncs and renames.
+/// Lets `write` fill a temporary sibling of `path` (folders on the way are made) and return its length in bytes, then checks that length, syncs and renames.
 /// Errors leave the old file as it was and remove the temporary one.
 pub fn publish(path: &Path, write: impl FnOnce(&Path) -> Result<u64>) -> Result<()> {
     let folder = parent(path);
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
     let mut prefix = path.file_name().unwrap_or_default().to_os_string();
     prefix.push(".tmp-");
     let temporary = tempfile::Builder::new()

@@ -1,6 +1,7 @@
 //! The idea library: one-line ideas on three axes, each with the rule that turns it into an exact edit of a script;
 //! selection of diverse ideas, and the random draw an expert works from. It edits text and executes nothing.
 
+use crate::environment::patch::line_start_patch;
 use crate::error::{Error, Result};
 use crate::rng::Philox;
 use regex::Regex;
@@ -76,26 +77,28 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// The line of `script` this rule is about and what it makes of it, also when that is the same text.
-    fn rewrite<'a>(&self, script: &'a str) -> Option<(&'a str, String)> {
-        let mut lines = script.lines().filter(|line| line.starts_with(&self.line));
-        let (line, None) = (lines.next()?, lines.next()) else { return None };
+    /// Which line of `script` this rule is about, and what becomes of it, be it the same text.
+    fn rewrite(&self, script: &str) -> Option<(usize, String)> {
+        let mut lines = script.split('\n').enumerate().filter(|(_, line)| line.starts_with(&self.line));
+        let (Some((index, line)), None) = (lines.next(), lines.next()) else { return None };
         if self.kind.is_some_and(|kind| !kind.holds(script)) {
             return None;
         }
         match &self.find {
-            None => Some((line, self.replace.clone())),
-            Some(find) if find.is_match(line) => Some((line, find.replace(line, self.replace.as_str()).into_owned())),
+            None => Some((index, self.replace.clone())),
+            Some(find) if find.is_match(line) => Some((index, find.replace(line, self.replace.as_str()).into_owned())),
             Some(_) => None,
         }
     }
 
-    /// Whether a line of `script` is one that this rule makes, whatever stood there before.
-    fn is_used_in(&self, script: &str) -> bool {
+    /// Whether `line` is one that this rule makes, whatever stood there before.
+    fn makes(&self, line: &str) -> bool {
         match (&self.find, self.replace.strip_prefix("${1}")) {
-            (None, _) => self.replace.lines().any(|made| script.lines().any(|line| line == made)),
-            (Some(_), Some(tail)) => script.lines().any(|l| l.starts_with(&self.line) && l.ends_with(tail)),
-            (Some(_), None) => self.rewrite(script).is_some_and(|(line, made)| line == made),
+            (None, _) => self.replace.lines().any(|made| made == line),
+            (Some(_), Some(tail)) => line.starts_with(&self.line) && line.ends_with(tail),
+            (Some(find), None) => {
+                line.starts_with(&self.line) && find.is_match(line) && find.replace(line, self.replace.as_str()) == line
+            }
         }
     }
 }
@@ -118,45 +121,23 @@ pub struct Idea {
 impl Idea {
     /// The edit this idea is on `script`; `None` where it does not apply or would change nothing.
     pub fn edit(&self, script: &str) -> Option<Edit<'_>> {
-        let (line, replace) = self.rule.rewrite(script)?;
-        let search = line_start(script, line)?.to_string();
-        (line != replace).then_some(Edit { idea: self, search, replace })
+        let (line, made) = self.rule.rewrite(script)?;
+        let (search, replace) = line_start_patch(script, line, &made)?;
+        Some(Edit { idea: self, line, search, replace })
     }
 }
 
-/// An idea as an exact patch: `search` is how exactly one line begins, `replace` the new line or lines.
+/// An idea as an exact line-start patch (see [`crate::environment::patch`]).
 #[derive(Debug, Clone)]
 pub struct Edit<'a> {
     /// The idea.
     pub idea: &'a Idea,
-    /// How exactly one line of the script begins.
+    /// Which line it changes, from 0.
+    pub line: usize,
+    /// How exactly that one line of the script begins.
     pub search: String,
     /// What that whole line becomes.
     pub replace: String,
-}
-
-impl Edit<'_> {
-    /// `script` with this edit made.
-    pub fn apply(&self, script: &str) -> String {
-        let mut out = String::with_capacity(script.len() + self.replace.len());
-        for line in script.split_inclusive('\n') {
-            if line.starts_with(&self.search) {
-                out.push_str(&self.replace);
-                out.push_str(if line.ends_with('\n') { "\n" } else { "" });
-            } else {
-                out.push_str(line);
-            }
-        }
-        out
-    }
-}
-
-/// The shortest natural text that begins `line` and no other line of `script`: up to ` =` when that is unique, else the
-/// whole line; `None` when even that begins several lines.
-pub fn line_start<'a>(script: &str, line: &'a str) -> Option<&'a str> {
-    let is_unique = |start: &str| script.lines().filter(|l| l.starts_with(start)).count() == 1;
-    let short = line.find(" =").map(|at| &line[..at + 2]);
-    short.filter(|s| is_unique(s)).or_else(|| is_unique(line).then_some(line))
 }
 
 /// Ideas in the order of their file.
@@ -241,7 +222,7 @@ impl Library {
 
     /// Whether a line of `script` is one that an idea of this library makes: how exercises keep clear of held-out ideas.
     pub fn is_used_in(&self, script: &str) -> bool {
-        self.ideas.iter().any(|idea| idea.rule.is_used_in(script))
+        script.lines().any(|line| self.ideas.iter().any(|idea| idea.rule.makes(line)))
     }
 
     /// The library with only its diverse ideas left, in order of selection.

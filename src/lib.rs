@@ -4,7 +4,6 @@
 //! Modules in layer order; a file imports only from groups above its own, from its own group, or from its own folder.
 //! tests/layers.rs keeps that true.
 
-pub mod config;
 pub mod error;
 pub mod files;
 pub mod metrics;
@@ -31,6 +30,8 @@ pub mod trajectory;
 
 pub mod environment;
 
+pub mod config;
+
 pub mod batch;
 pub mod rollout;
 
@@ -41,7 +42,15 @@ pub mod state_pool;
 pub mod expert;
 pub mod ideas;
 
+pub mod run;
+
 pub mod evaluate;
+pub mod exercises;
 pub mod ppo;
+pub mod pretrain;
+pub mod rl;
+pub mod sft;
 
 pub mod report;
+
+pub mod cli;

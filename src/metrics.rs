@@ -31,6 +31,15 @@ impl MetricsLog {
         Self::open(dir, |_| true)
     }
 
+    /// Starts `phase` anew after what earlier phases wrote: from its first line on, everything is dropped.
+    pub fn restart(dir: &Path, phase: &str) -> Result<Self> {
+        let mut is_past = false;
+        Self::open(dir, |record| {
+            is_past |= record["phase"] == phase;
+            !is_past
+        })
+    }
+
     /// Goes on from a checkpoint made at the end of `step` of `phase`: what was written after it is dropped. That is everything
     /// from the first line of this phase with a later step on, and a last line that was not finished.
     pub fn resume(dir: &Path, phase: &str, step: u64) -> Result<Self> {

@@ -122,3 +122,81 @@ impl Schedule {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::backend::oracle::Oracle;
+
+    const CONFIG: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.5 };
+
+    fn tensors(matrix: [f32; 2], vector: [f32; 2]) -> Vec<Tensor> {
+        vec![Tensor::from_slice(&[1, 2], &matrix), Tensor::from_slice(&[2], &vector)]
+    }
+
+    #[test]
+    fn a_first_step_moves_by_the_learning_rate_and_decays_matrices_only() {
+        let be = &Oracle::f32();
+        let mut params = tensors([1.0, -1.0], [1.0, -1.0]);
+        let grads = tensors([3.0, 0.0], [0.0, -4.0]);
+        let mut optimizer = Optimizer::new(be, &params, CONFIG).unwrap();
+        let norm = optimizer.step(be, &mut params, &grads, 0.1, f32::INFINITY).unwrap();
+        assert_eq!(norm, 5.0);
+        // Bias-corrected, a first step is lr * sign(g) up to eps; a matrix also loses lr * decay = 5 %.
+        let expected = tensors([0.95 - 0.1, -0.95], [1.0, -1.0 + 0.1]);
+        for (found, expected) in params.iter().zip(&expected) {
+            for (a, b) in found.slice::<f32>().iter().zip(expected.slice::<f32>()) {
+                assert!((a - b).abs() < 8.0 * f32::EPSILON, "{a} against {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn clipping_scales_all_gradients_by_one_factor() {
+        let be = &Oracle::f32();
+        let (mut clipped, mut halved) = (tensors([1.0; 2], [1.0; 2]), tensors([1.0; 2], [1.0; 2]));
+        let mut a = Optimizer::new(be, &clipped, CONFIG).unwrap();
+        let mut b = Optimizer::new(be, &halved, CONFIG).unwrap();
+        assert_eq!(a.step(be, &mut clipped, &tensors([3.0, 0.0], [0.0, 4.0]), 0.1, 2.5).unwrap(), 5.0);
+        assert_eq!(b.step(be, &mut halved, &tensors([1.5, 0.0], [0.0, 2.0]), 0.1, 2.5).unwrap(), 2.5);
+        for (a, b) in a.m.iter().chain(&a.v).zip(b.m.iter().chain(&b.v)) {
+            assert_eq!(a.slice::<f32>(), b.slice::<f32>());
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        let be = &Oracle::f32();
+        let mut params = tensors([1.0, 2.0], [3.0, 4.0]);
+        let mut optimizer = Optimizer::new(be, &params, CONFIG).unwrap();
+        for bad in [f32::NAN, f32::INFINITY] {
+            let error = optimizer.step(be, &mut params, &tensors([0.0, bad], [0.0; 2]), 0.1, 1.0).unwrap_err();
+            assert!(error.to_string().starts_with("gradient is not finite"), "{error}");
+        }
+        assert_eq!((params[0].slice::<f32>(), optimizer.steps), (&[1.0, 2.0][..], 0));
+        assert_eq!(optimizer.m[0].slice::<f32>(), [0.0; 2]);
+    }
+
+    #[test]
+    fn stored_types_are_not_trained() {
+        let be = &Oracle::f32();
+        let mut params = vec![Tensor::zeros(&[2], crate::tensor::DType::BF16)];
+        let mut optimizer = Optimizer::new(be, &params, CONFIG).unwrap();
+        let error = optimizer.step(be, &mut params, &[Tensor::from_slice(&[2], &[1.0f32; 2])], 0.1, 1.0).unwrap_err();
+        assert!(error.to_string().contains("widen the model first"), "{error}");
+    }
+
+    #[test]
+    fn schedules_warm_up_and_come_down() {
+        let constant = Schedule::Constant { warmup: 3 };
+        assert_eq!([0, 1, 2, 3, 100].map(|step| constant.factor(step)), [0.25, 0.5, 0.75, 1.0, 1.0]);
+        let cosine = Schedule::Cosine { warmup: 1, total: 5, floor: 0.2 };
+        let found = [0, 1, 3, 5, 9].map(|step| cosine.factor(step));
+        for (found, expected) in found.into_iter().zip([0.5, 1.0, 0.6, 0.2, 0.2]) {
+            assert!((found - expected).abs() <= f32::EPSILON, "{found} against {expected}");
+        }
+        let none = Schedule::Cosine { warmup: 0, total: 0, floor: 0.0 };
+        assert_eq!(none.factor(0), 1.0);
+    }
+}

@@ -3,12 +3,16 @@
 
 use crate::backend::{Backend, Linear, LinearGrads, PpoInputs, PpoParams, PpoStats, ValueInputs};
 use crate::batch::{self, Group, LossBatch};
+use crate::checkpoint;
 use crate::config::{Algorithm, KlIn, LossAverage, Rl};
 use crate::error::Result;
-use crate::model::{Activations, Adapter, Gradients, Model, Policy};
-use crate::optimizer::Optimizer;
+use crate::model::lora::Adapter;
+use crate::model::{Activations, Gradients, Model, Policy};
+use crate::optimizer::{AdamWConfig, Optimizer};
 use crate::tensor::Tensor;
+use crate::weights::{self, WeightMap};
 use std::ops::Range;
+use std::path::Path;
 
 /// Generalised advantage estimation (arXiv 1506.02438) over one sample's tokens: rewards and values as long as the sample,
 /// the value after the last token is 0. Returns (advantages, targets of the value function).
@@ -56,6 +60,9 @@ pub fn explained_variance(values: &[f32], targets: &[f32]) -> Option<f64> {
     let whole = variance(&targets);
     (whole > 1e-12).then(|| 1.0 - variance(&errors) / whole)
 }
+
+/// AdamW's constants in reinforcement learning; adapters do not decay.
+const ADAMW: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 };
 
 /// The value function: an adapter of its own over the base and a linear head.
 pub struct Critic {
@@ -150,19 +157,18 @@ struct Micro {
 }
 
 impl<'a> Learner<'a> {
-    /// `actor` starts as a copy of `reference`; `critic` is given with PPO. `updates` are those already made (resume).
+    /// The actor starts as a copy of `reference`; `critic` is given with PPO.
     pub fn new(
         backend: &'a dyn Backend,
         model: &'a Model,
         settings: &'a Rl,
         reference: Adapter,
         critic: Option<Critic>,
-        updates: usize,
     ) -> Result<Self> {
-        let actor_optimizer = Optimizer::new(backend, &reference.tensors, 0.0)?;
+        let actor_optimizer = Optimizer::new(backend, &reference.tensors, ADAMW)?;
         let critic_optimizers = match &critic {
             Some(c) => {
-                Some((Optimizer::new(backend, &c.adapter.tensors, 0.0)?, Optimizer::new(backend, &c.head, 0.0)?))
+                Some((Optimizer::new(backend, &c.adapter.tensors, ADAMW)?, Optimizer::new(backend, &c.head, ADAMW)?))
             }
             None => None,
         };
@@ -176,8 +182,42 @@ impl<'a> Learner<'a> {
             actor_optimizer,
             critic_optimizers,
             acts: Activations::default(),
-            updates,
+            updates: 0,
         })
+    }
+
+    /// Writes everything an update depends on into `dir`.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        checkpoint::save_adapter(&dir.join("actor"), &self.actor, "")?;
+        checkpoint::save_adapter(&dir.join("reference"), &self.reference, "")?;
+        checkpoint::save_optimizer(&dir.join("actor_optimizer.safetensors"), &self.actor_optimizer)?;
+        if let (Some(critic), Some((adapter, head))) = (&self.critic, &self.critic_optimizers) {
+            checkpoint::save_adapter(&dir.join("critic"), &critic.adapter, "")?;
+            let tensors = [("weight".to_string(), &critic.head[0]), ("bias".to_string(), &critic.head[1])];
+            weights::save(&dir.join("critic_head.safetensors"), &tensors, None)?;
+            checkpoint::save_optimizer(&dir.join("critic_optimizer.safetensors"), adapter)?;
+            checkpoint::save_optimizer(&dir.join("critic_head_optimizer.safetensors"), head)?;
+        }
+        Ok(())
+    }
+
+    /// Reads back what `save` wrote after `updates` updates; the learner must have been made with the same settings.
+    pub fn load(&mut self, dir: &Path, updates: usize) -> Result<()> {
+        let (backend, config) = (self.backend, &self.model.config);
+        self.actor = checkpoint::load_adapter(backend, config, &dir.join("actor"))?;
+        self.reference = checkpoint::load_adapter(backend, config, &dir.join("reference"))?;
+        checkpoint::load_optimizer(backend, &dir.join("actor_optimizer.safetensors"), &mut self.actor_optimizer)?;
+        if let (Some(critic), Some((adapter, head))) = (&mut self.critic, &mut self.critic_optimizers) {
+            critic.adapter = checkpoint::load_adapter(backend, config, &dir.join("critic"))?;
+            let map = WeightMap::open_file(&dir.join("critic_head.safetensors"))?;
+            for (tensor, name) in critic.head.iter_mut().zip(["weight", "bias"]) {
+                backend.write(tensor, &map.get(name, tensor.shape())?)?;
+            }
+            checkpoint::load_optimizer(backend, &dir.join("critic_optimizer.safetensors"), adapter)?;
+            checkpoint::load_optimizer(backend, &dir.join("critic_head_optimizer.safetensors"), head)?;
+        }
+        self.updates = updates;
+        Ok(())
     }
 
     /// One round's update: `epochs` passes of `minibatches` optimizer steps.
@@ -200,9 +240,9 @@ impl<'a> Learner<'a> {
         let (advantages, targets) = self.advantages(round, &lengths, &behaviour, &reference, &values);
 
         let mut stats = UpdateStats { explained_variance: explained_variance(&values, &targets), ..Default::default() };
-        let mut actor_grads = Gradients::of_adapter(backend, &self.actor)?;
+        let mut actor_grads = Gradients::new(backend, self.policy(&self.actor), false)?;
         let mut critic_grads = match &self.critic {
-            Some(c) => Some((Gradients::of_adapter(backend, &c.adapter)?, zeros_like(backend, &c.head)?)),
+            Some(c) => Some((Gradients::new(backend, self.policy(&c.adapter), false)?, zeros_like(backend, &c.head)?)),
             None => None,
         };
         let train_actor = self.updates >= settings.critic_warmup || self.critic.is_none();
@@ -266,7 +306,7 @@ impl<'a> Learner<'a> {
         let mut cut = |groups: &[Group]| -> Result<Vec<Micro>> {
             let ranges = batch::split(groups.iter().map(Group::tokens), self.settings.micro_tokens);
             let passes = ranges.into_iter().map(|range| {
-                let batch = LossBatch::from_groups(self.backend, &groups[range])?;
+                let batch = LossBatch::from_groups(self.backend, &self.model.config, &groups[range], false)?;
                 let start = tokens;
                 tokens += batch.loss_rows();
                 Ok(Micro { batch, tokens: start..tokens })
@@ -385,6 +425,10 @@ impl<'a> Learner<'a> {
         let policy = Policy { model: self.model, adapter: Some(&critic.adapter) };
         batch::backward_hidden(backend, policy, &micro.batch, &mut self.acts, &drows, grads)?;
         Ok(loss)
+    }
+
+    fn policy<'b>(&'b self, adapter: &'b Adapter) -> Policy<'b> {
+        Policy { model: self.model, adapter: Some(adapter) }
     }
 
     fn vector(&self, values: &[f32]) -> Result<Tensor> {

@@ -18,6 +18,19 @@ pub enum Case {
     Edit,
 }
 
+impl Case {
+    /// The name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Case::Invalid => "invalid",
+            Case::Error => "error",
+            Case::Neutral => "neutral",
+            Case::Corner => "corner",
+            Case::Edit => "edit",
+        }
+    }
+}
+
 /// The form of the reward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,1 +1,175 @@
-//! (being written)
+//! Step-wise reinforcement learning (ML-Agent, arXiv 2505.23723, section 3.2): restore a state, sample one action, execute it,
+//! reward it, update. The loop is `train`.
+
+use crate::agent::{self, Agent};
+use crate::batch::Group;
+use crate::environment::{Environment, State, StepResult};
+use crate::error::{Error, Result};
+use crate::model::lora::Adapter;
+use crate::model::{Model, Policy};
+use crate::ppo::{Learner, Round, UpdateStats};
+use crate::reward::Case;
+use crate::rng::Philox;
+use crate::run::Run;
+use crate::state_pool::{Origin, StatePool};
+use crate::trajectory::{self, Step, Trajectory};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// What a checkpoint keeps beside the learner.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    step: usize,
+    reached: Vec<State>,
+}
+
+/// `rl.steps` rounds. Returns the trained actor. `record` receives the first sample of every state as a one-step trajectory.
+/// Errors: an empty pool; a gradient that is not finite; a sandbox that fails; interrupted (a checkpoint is there then).
+#[allow(clippy::too_many_arguments)]
+pub fn train(
+    run: &mut Run,
+    base: &Model,
+    agent: &mut Agent,
+    environment: &Environment,
+    pool: &mut StatePool,
+    learner: &mut Learner,
+    snapshots: &Path,
+    record: &mut Vec<Trajectory>,
+) -> Result<Adapter> {
+    let (settings, seed) = (&run.config.rl, run.config.run.seed);
+    if pool.is_empty() {
+        return Err(Error::content("the state pool is empty: give expert trajectories with steps (onestep collect)"));
+    }
+    let mut start = 0;
+    if let Some((dir, Saved { step, reached })) = run.resumed::<Saved>()? {
+        environment.store.load(snapshots)?;
+        for state in reached {
+            pool.add(state, Origin::Reached);
+        }
+        learner.load(&dir, step)?;
+        start = step;
+    }
+    let bar = run.bar(settings.steps, start);
+    for step in start + 1..=settings.steps {
+        let clock = Instant::now();
+        let states = pool.draw(settings.states, step, seed, settings.initial_share, settings.refresh_share);
+        let prompts = agent.prompts(environment, &states.iter().collect::<Vec<_>>())?;
+        let streams: Vec<String> = (0..states.len()).map(|i| format!("rl {step} {i}")).collect();
+        let actor = Policy { model: base, adapter: Some(&learner.actor) };
+        let replies = agent.act(actor, &prompts, settings.samples, seed, &streams)?;
+        let generated = clock.elapsed();
+
+        let actions = states.iter().zip(&replies).flat_map(|(s, rs)| rs.iter().map(|r| (s.clone(), r.text.clone())));
+        let results = environment.step_many(actions.collect())?;
+        let rewards: Vec<f64> = results.iter().map(|r| run.config.reward.of(r.case, r.share)).collect();
+        let executed = clock.elapsed();
+
+        let groups: Vec<Group> = prompts
+            .iter()
+            .zip(&replies)
+            .map(|(p, rs)| Group { prompt: p.ids.clone(), replies: rs.iter().map(|r| r.ids.clone()).collect() })
+            .collect();
+        let logprobs: Vec<Vec<f32>> = replies.iter().flatten().map(|r| r.logprobs.clone()).collect();
+        let temperature = run.config.sampling.temperature;
+        let round = Round { groups: &groups, logprobs: &logprobs, rewards: &rewards, temperature };
+        let stats = learner.update(&round)?;
+        let updated = clock.elapsed();
+
+        let mut values = summary(&states, &results, &rewards, &logprobs, &stats, settings.samples);
+        values["seconds"] = json!({
+            "generate": generated.as_secs_f64(),
+            "sandbox": (executed - generated).as_secs_f64(),
+            "update": (updated - executed).as_secs_f64(),
+        });
+        run.log(step, &values)?;
+        bar.set_message(format!("reward {:+.3}", values["reward"].as_f64().unwrap_or_default()));
+        bar.inc(1);
+
+        for (i, ((state, prompt), mut reply)) in states.iter().zip(prompts).zip(replies).enumerate() {
+            let (result, reward) = (&results[i * settings.samples], rewards[i * settings.samples]);
+            let step_record = agent::record_sampled(state, prompt, reply.swap_remove(0), result, reward);
+            record.push(one_step(state, step, step_record, result));
+        }
+        refresh(pool, &results, seed, step);
+        let reached = || pool.reached().cloned().collect();
+        run.step_done(step, settings.steps, &Saved { step, reached: reached() }, |dir| {
+            environment.store.save(snapshots)?;
+            learner.save(dir)
+        })?;
+    }
+    bar.finish_and_clear();
+    Ok(learner.actor.clone())
+}
+
+/// Share of the states that samples led to which enter the pool.
+const REFRESH: f64 = 0.3;
+
+/// Puts some of the states that this step's samples led to into the pool.
+fn refresh(pool: &mut StatePool, results: &[StepResult], seed: u64, step: usize) {
+    let mut rng = Philox::named(seed, &format!("refresh of step {step}"));
+    for result in results {
+        let usable = matches!(result.case, Case::Edit | Case::Neutral);
+        if rng.uniform() < REFRESH && usable {
+            pool.add(result.next.clone(), Origin::Reached);
+        }
+    }
+}
+
+fn one_step(state: &State, step: usize, record: Step, result: &StepResult) -> Trajectory {
+    Trajectory {
+        steps: vec![record],
+        metric_final: result.metric_after,
+        metric_best: result.next.best,
+        ..trajectory::Trajectory::new(&state.task, "rl", step as u64)
+    }
+}
+
+/// What a step logs.
+fn summary(
+    states: &[State],
+    results: &[StepResult],
+    rewards: &[f64],
+    logprobs: &[Vec<f32>],
+    stats: &UpdateStats,
+    samples: usize,
+) -> Value {
+    let n = results.len() as f64;
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let share = |wanted: Case| results.iter().filter(|r| r.case == wanted).count() as f64 / n;
+    let cases: BTreeMap<String, f64> = [Case::Invalid, Case::Error, Case::Neutral, Case::Corner, Case::Edit]
+        .map(|c| (c.name().to_string(), share(c)))
+        .into();
+    let (mut actions, mut by_task, mut by_case) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for (i, (result, reward)) in results.iter().zip(rewards).enumerate() {
+        *actions.entry(result.action.clone()).or_insert(0.0) += 1.0 / n;
+        by_task.entry(states[i / samples].task.clone()).or_insert_with(Vec::new).push(*reward);
+        by_case.entry(result.case.name()).or_insert_with(Vec::new).push(*reward);
+    }
+    let means = |lists: &BTreeMap<String, Vec<f64>>| {
+        lists.iter().map(|(k, v)| (k.clone(), mean(v))).collect::<BTreeMap<String, f64>>()
+    };
+    let edit_share = actions.get("Edit Script").copied().unwrap_or(0.0);
+    json!({
+        "reward": mean(rewards),
+        "edit_reward": by_case.get(Case::Edit.name()).map(|list| mean(list)),
+        "edit_share": edit_share,
+        "invalid_share": share(Case::Invalid),
+        "cases": cases,
+        "actions": actions,
+        "by_task": means(&by_task),
+        "kl": stats.policy.kl,
+        "entropy": stats.policy.entropy,
+        "clip_fraction": stats.policy.clip_fraction,
+        "approx_kl": stats.policy.approx_kl,
+        "policy_loss": stats.policy.policy_loss,
+        "value_loss": stats.value_loss,
+        "explained_variance": stats.explained_variance,
+        "grad_norm": stats.grad_norm,
+        "reply_tokens": logprobs.iter().map(Vec::len).sum::<usize>() as f64 / n,
+        "gauge": stats.gauge,
+        "gauge_max": stats.gauge_max,
+    })
+}

@@ -1,1 +1,223 @@
-//! (being written)
+//! Supervised fine-tuning: packed examples, loss on the agent's replies only, adapter or full. The loop is `train`.
+
+use crate::backend::Backend;
+use crate::batch::{self, LossBatch};
+use crate::checkpoint;
+use crate::config::{Schedule as ScheduleKind, Sft};
+use crate::dataset::{self, Example};
+use crate::error::{Error, Result};
+use crate::model::lora::Adapter;
+use crate::model::{Activations, Gradients, Model, Policy};
+use crate::optimizer::{AdamWConfig, Optimizer, Schedule};
+use crate::rng::Philox;
+use crate::run::Run;
+use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::Path;
+
+/// What is trained.
+pub enum Trained {
+    /// A low-rank change of a frozen base.
+    Adapter(Adapter),
+    /// All weights, in the activation type.
+    Weights(Model),
+}
+
+impl Trained {
+    /// The policy to run: over `base`, or the trained weights themselves.
+    pub fn policy<'b>(&'b self, base: &'b Model) -> Policy<'b> {
+        match self {
+            Trained::Adapter(adapter) => Policy { model: base, adapter: Some(adapter) },
+            Trained::Weights(model) => Policy { model, adapter: None },
+        }
+    }
+
+    /// The tensors an optimizer moves.
+    pub fn params(&mut self) -> &mut [Tensor] {
+        match self {
+            Trained::Adapter(adapter) => &mut adapter.tensors,
+            Trained::Weights(model) => &mut model.weights,
+        }
+    }
+
+    fn grads<'g>(&self, grads: &'g Gradients) -> &'g [Tensor] {
+        let list = if matches!(self, Trained::Adapter(_)) { &grads.adapter } else { &grads.weights };
+        list.as_deref().unwrap_or_default()
+    }
+
+    /// Zero gradients of what is trained.
+    pub fn gradients(&self, backend: &dyn Backend, base: &Model) -> Result<Gradients> {
+        Gradients::new(backend, self.policy(base), matches!(self, Trained::Weights(_)))
+    }
+
+    /// One optimizer step; returns the gradient's norm before clipping.
+    pub fn step(
+        &mut self,
+        backend: &dyn Backend,
+        optimizer: &mut Optimizer,
+        grads: &Gradients,
+        lr: f32,
+        max_norm: f32,
+    ) -> Result<f32> {
+        // The gradients are not part of what is trained: looked up first, while nothing is borrowed mutably.
+        let grads = self.grads(grads);
+        optimizer.step(backend, self.params(), grads, lr, max_norm)
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        match self {
+            Trained::Adapter(adapter) => checkpoint::save_adapter(&dir.join("adapter"), adapter, ""),
+            Trained::Weights(model) => checkpoint::save_model(&dir.join("model"), model, crate::tensor::DType::F32),
+        }
+    }
+
+    fn load(&mut self, backend: &dyn Backend, base: &Model, dir: &Path) -> Result<()> {
+        match self {
+            Trained::Adapter(adapter) => {
+                *adapter = checkpoint::load_adapter(backend, &base.config, &dir.join("adapter"))?;
+            }
+            Trained::Weights(model) => {
+                *model = checkpoint::load_model(backend, &dir.join("model"))?.0.widen(backend)?
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    step: usize,
+}
+
+/// `epochs` passes over `examples` in an order drawn from the run's seed. Logs loss, rate, gradient norm, and the validation
+/// loss after each epoch. Errors: no examples; a gradient that is not finite (nothing is updated then); interrupted.
+pub fn train(
+    run: &mut Run,
+    base: &Model,
+    mut trained: Trained,
+    examples: &[Example],
+    validation: &[Example],
+) -> Result<Trained> {
+    let (backend, settings) = (run.backend, &run.config.sft);
+    if examples.is_empty() {
+        return Err(Error::content("no example to train on"));
+    }
+    let constants = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: settings.weight_decay };
+    let mut optimizer = Optimizer::new(backend, trained.params(), constants)?;
+    let steps = plan(examples, settings, run.config.run.seed);
+    let schedule = schedule(settings, steps.len());
+    let mut start = 0;
+    if let Some((dir, State { step })) = run.resumed()? {
+        trained.load(backend, base, &dir)?;
+        checkpoint::load_optimizer(backend, &dir.join("optimizer.safetensors"), &mut optimizer)?;
+        start = step;
+    }
+    let mut grads = trained.gradients(backend, base)?;
+    let mut acts = Activations::default();
+    let bar = run.bar(steps.len(), start);
+    for (index, packs) in steps.iter().enumerate().skip(start) {
+        let step = index + 1;
+        grads.zero(backend)?;
+        let tokens: usize = packs.iter().flatten().map(|&e| loss_tokens(&examples[e])).sum();
+        let mut loss = 0.0;
+        for pack in packs {
+            let batch = sequences(backend, base, pack.iter().map(|&e| &examples[e]))?;
+            loss +=
+                cross_entropy(backend, trained.policy(base), &batch, 1.0 / tokens as f32, &mut acts, Some(&mut grads))?;
+        }
+        let lr = settings.learning_rate * schedule.factor(index as u32);
+        let grad_norm = trained.step(backend, &mut optimizer, &grads, lr, settings.max_norm)?;
+        run.log(step, &json!({"loss": loss, "learning_rate": lr, "grad_norm": grad_norm, "tokens": tokens}))?;
+        if step % steps.len().div_ceil(settings.epochs) == 0 || step == steps.len() {
+            if let Some(loss) = mean_loss(backend, trained.policy(base), base, validation, settings, &mut acts)? {
+                run.log(step, &json!({"validation_loss": loss}))?;
+            }
+        }
+        bar.set_message(format!("loss {loss:.3}"));
+        bar.inc(1);
+        run.step_done(step, steps.len(), &State { step }, |dir| {
+            trained.save(dir)?;
+            checkpoint::save_optimizer(&dir.join("optimizer.safetensors"), &optimizer)
+        })?;
+    }
+    bar.finish_and_clear();
+    Ok(trained)
+}
+
+fn schedule(settings: &Sft, steps: usize) -> Schedule {
+    let warmup = settings.warmup as u32;
+    match settings.schedule {
+        ScheduleKind::Cosine => Schedule::Cosine { warmup, total: steps as u32, floor: 0.0 },
+        ScheduleKind::Constant => Schedule::Constant { warmup },
+    }
+}
+
+/// The examples of every step, as packs of one pass each: shuffled by epoch, packed within `micro_tokens`, and as many packs a
+/// step as fit `batch_tokens`.
+fn plan(examples: &[Example], settings: &Sft, seed: u64) -> Vec<Vec<Vec<usize>>> {
+    let mut steps = vec![];
+    for epoch in 0..settings.epochs {
+        let mut order: Vec<usize> = (0..examples.len()).collect();
+        Philox::named(seed, &format!("sft epoch {epoch}")).shuffle(&mut order);
+        let lengths: Vec<usize> = order.iter().map(|&e| examples[e].ids.len()).collect();
+        let packs: Vec<Vec<usize>> = dataset::pack(&lengths, settings.micro_tokens)
+            .into_iter()
+            .map(|pack| pack.into_iter().map(|place| order[place]).collect())
+            .collect();
+        let sizes = packs.iter().map(|pack: &Vec<usize>| pack.iter().map(|&e| examples[e].ids.len()).sum());
+        let ranges = batch::split(sizes, settings.batch_tokens);
+        steps.extend(ranges.into_iter().map(|range| packs[range].to_vec()));
+    }
+    steps
+}
+
+fn loss_tokens(example: &Example) -> usize {
+    example.is_sampled.iter().skip(1).filter(|&&sampled| sampled).count()
+}
+
+fn sequences<'e>(
+    backend: &dyn Backend,
+    base: &Model,
+    examples: impl Iterator<Item = &'e Example>,
+) -> Result<LossBatch> {
+    let list: Vec<(&[u32], &[bool])> = examples.map(|e| (e.ids.as_slice(), e.is_sampled.as_slice())).collect();
+    LossBatch::from_sequences(backend, &base.config, &list)
+}
+
+/// The sum over loss rows of -weight log p, and its gradient when `grads` are wanted.
+pub fn cross_entropy(
+    backend: &dyn Backend,
+    policy: Policy,
+    batch: &LossBatch,
+    weight: f32,
+    acts: &mut Activations,
+    grads: Option<&mut Gradients>,
+) -> Result<f64> {
+    let scores = batch::forward(backend, policy, batch, 1.0, grads.is_some(), acts)?;
+    let sum: f64 = backend.read(&scores.logp)?.into_iter().map(f64::from).sum();
+    if let Some(grads) = grads {
+        let mut dlogp = backend.alloc(&[batch.loss_rows()], backend.activation())?;
+        backend.fill(&mut dlogp, -weight)?;
+        batch::backward(backend, policy, batch, 1.0, acts, &scores, &dlogp, None, grads)?;
+    }
+    Ok(-sum * f64::from(weight))
+}
+
+/// Mean loss a token; `None` without examples.
+fn mean_loss(
+    backend: &dyn Backend,
+    policy: Policy,
+    base: &Model,
+    examples: &[Example],
+    settings: &Sft,
+    acts: &mut Activations,
+) -> Result<Option<f64>> {
+    let (mut sum, mut tokens) = (0.0, 0);
+    for range in batch::split(examples.iter().map(|e| e.ids.len()), settings.micro_tokens) {
+        let batch = sequences(backend, base, examples[range].iter())?;
+        tokens += batch.loss_rows();
+        sum += cross_entropy(backend, policy, &batch, 1.0, acts, None)?;
+    }
+    Ok((tokens > 0).then(|| sum / tokens as f64))
+}

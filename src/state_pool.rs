@@ -1,8 +1,10 @@
 //! The states that step-wise reinforcement learning starts from: cut out of expert trajectories, first states of tasks, and
 //! states that earlier samples led to. Balanced over tasks, each state once.
 
-use crate::environment::State;
+use crate::environment::{SnapshotId, State, Turn};
 use crate::rng::Philox;
+use crate::task::Task;
+use crate::trajectory::Trajectory;
 use std::collections::{BTreeMap, HashSet};
 
 /// Restorable states by task.
@@ -30,13 +32,47 @@ pub enum Origin {
     Reached,
 }
 
+/// What makes two states one: task, files and what was said.
+fn key(state: &State) -> String {
+    let said: Vec<&str> = state.history.iter().flat_map(|t| [t.reply.as_str(), t.observation.as_str()]).collect();
+    format!("{} {} {}", state.task, state.snapshot, blake3::hash(said.join("\0").as_bytes()))
+}
+
+/// The state before each step of a recorded episode.
+pub fn states(trajectory: &Trajectory, task: &Task) -> Vec<State> {
+    let (mut history, mut best) = (vec![], task.m_init);
+    let one = |(steps, step): (usize, &crate::trajectory::Step)| {
+        if (step.metric_before > best) == task.metric.higher_is_better() {
+            best = step.metric_before;
+        }
+        let state = State {
+            task: trajectory.task.clone(),
+            snapshot: SnapshotId(step.snapshot_before.clone()),
+            history: history.clone(),
+            metric: step.metric_before,
+            best,
+            graded_final: true,
+            steps,
+            seconds: 0.0,
+            done: false,
+        };
+        history.push(Turn {
+            reply: step.reply.clone(),
+            observation: step.observation.clone(),
+            compact: step.compact.clone(),
+        });
+        state
+    };
+    trajectory.steps.iter().enumerate().map(one).collect()
+}
+
 impl StatePool {
     /// Adds a state unless an equal one is there or its episode is over; says whether it was added.
     pub fn add(&mut self, state: State, origin: Origin) -> bool {
-        if state.done || !self.seen.insert(state.key()) {
+        if state.done || !self.seen.insert(key(&state)) {
             return false;
         }
-        let states = self.tasks.entry(state.task.task.name.clone()).or_default();
+        let states = self.tasks.entry(state.task.clone()).or_default();
         match origin {
             Origin::First => states.first = Some(state),
             Origin::Expert => states.expert.push(state),

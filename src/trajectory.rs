@@ -48,6 +48,9 @@ pub struct Step {
     pub metric_after: f64,
     /// What the agent is told.
     pub observation: String,
+    /// The same in a few words, for the compact prompt.
+    #[serde(default)]
+    pub compact: String,
     /// Content id of the workspace before the action.
     pub snapshot_before: String,
     /// Content id of the workspace after it.
@@ -73,6 +76,22 @@ pub struct Trajectory {
     pub metric_best: f64,
     /// True when the final state has no valid graded run of its own and scores as its last graded one or m_init.
     pub failed: bool,
+}
+
+impl Trajectory {
+    /// An episode of which nothing is played yet.
+    pub fn new(task: &str, source: &str, index: u64) -> Self {
+        Self {
+            task: task.to_string(),
+            source: source.to_string(),
+            index,
+            ideas: vec![],
+            steps: vec![],
+            metric_final: f64::NAN,
+            metric_best: f64::NAN,
+            failed: false,
+        }
+    }
 }
 
 /// A line of a trajectory file: what a reader was told it is, where it is not.

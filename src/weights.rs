@@ -6,9 +6,9 @@ use crate::files;
 use crate::tensor::{Bytes, DType, Tensor};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, Metadata, View};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -176,8 +176,9 @@ impl Shard {
         // handed to the user by `WeightMap::open`; this crate replaces files only by renaming, which leaves the old inode alone.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, &e))?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+            let what = culprit(&map).unwrap_or_else(|| e.to_string());
             Error::content(format!(
-                "{}: not a whole safetensors file ({e}); it has {} bytes; download or write it again",
+                "{}: not a whole safetensors file of {} bytes: {what}; download or write it again",
                 path.display(),
                 map.len()
             ))
@@ -186,11 +187,47 @@ impl Shard {
     }
 }
 
-/// Writes `tensors` to `path` as safetensors, whole or not at all, each in `dtype` (`None`: as it is). The metadata is
+/// What is wrong with a file that `safetensors` refused, where its header can be read: which tensor, found and expected.
+fn culprit(bytes: &[u8]) -> Option<String> {
+    let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+    let stop = usize::try_from(length).ok()?.checked_add(8)?;
+    let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(bytes.get(8..stop)?).ok()?;
+    let mut tensors = Vec::new();
+    for (name, value) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
+        match serde_json::from_value::<TensorInfo>(value) {
+            Ok(info) => tensors.push((info.data_offsets, name, info)),
+            Err(e) => return Some(format!("tensor {name}: {e}")),
+        }
+    }
+    tensors.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+    let mut end = 0;
+    for ((from, to), name, info) in tensors {
+        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |a, &b| a.checked_mul(b));
+        if from != end || to < from {
+            return Some(format!("tensor {name} lies at bytes {from} to {to} of the data, expected a start at {end}"));
+        }
+        if bits != (to - from).checked_mul(8) {
+            return Some(format!(
+                "tensor {name}: {} bytes do not hold {:?} of {:?}",
+                to - from,
+                info.shape,
+                info.dtype
+            ));
+        }
+        end = to;
+    }
+    Some(format!("the header says {end} bytes of data, found {}", bytes.len() - stop))
+}
+
+/// Writes `tensors`, whose names differ, to `path` as safetensors, whole or not at all, each in `dtype` (`None`: as it is). The metadata is
 /// {"format": "pt"}, which transformers asks for. Equal tensors give equal bytes.
 pub fn save(path: &Path, tensors: &[(String, &Tensor)], dtype: Option<DType>) -> Result<()> {
     let views =
         || tensors.iter().map(|(name, tensor)| (name, Stored { tensor, dtype: dtype.unwrap_or(tensor.dtype()) }));
+    let names: BTreeSet<&String> = tensors.iter().map(|(name, _)| name).collect();
+    if names.len() != tensors.len() {
+        return Err(Error::system(format!("writing {}: two tensors have one name", path.display())));
+    }
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     files::publish(path, |temporary| {
         safetensors::serialize_to_file(views(), Some(metadata), temporary).map_err(|e| match e {

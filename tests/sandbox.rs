@@ -1,30 +1,37 @@
-//! Drives the real helper, workers and fork-server with scripts that behave and scripts that do not.
+//! Drives the real helper, workers and fork-servers with scripts that behave and scripts that do not. No test is decided
+//! by how long something takes: limits are either far away or certain to be reached.
 #![allow(clippy::unwrap_used)]
 
 use onestep::sandbox::{Job, Limits, Outcome, Pool, Python, Verdict};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
-fn limits() -> Limits {
-    Limits { cpu_seconds: 20.0, wall_seconds: 120.0, memory_bytes: 1 << 28, output_bytes: 1 << 20, file_bytes: 1 << 24 }
-}
+/// Limits that no well-behaved test script comes near.
+const LIMITS: Limits =
+    Limits { cpu_seconds: 30.0, wall_seconds: 60.0, memory_bytes: 1 << 28, output_bytes: 1 << 20, file_bytes: 1 << 20 };
 
 fn python() -> &'static Python {
     static PYTHON: OnceLock<Python> = OnceLock::new();
-    PYTHON.get_or_init(|| Python { interpreter: "/tmp/sbxvenv/bin/python".into(), versions: vec![], id: "".into() })
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("test-cache");
+    PYTHON.get_or_init(|| Python::ensure(None, &cache, &mut |line| eprintln!("{line}")).unwrap())
 }
 
 fn start(workers: usize) -> Pool {
     Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python()).unwrap()
 }
 
-/// Shared by the tests that do not kill it.
+/// Shared by the tests that do not harm it.
 fn pool() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
     POOL.get_or_init(|| start(2))
 }
 
-fn job(script: &str, limits: Limits) -> (tempfile::TempDir, Job) {
+fn job(script: &str, limits: Limits) -> (TempDir, Job) {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     std::fs::write(folder.path().join("train.py"), script).unwrap();
     let job = Job { folder: folder.path().to_path_buf(), script: "train.py".to_string(), limits };
@@ -36,13 +43,351 @@ fn run(script: &str, limits: Limits) -> Verdict {
     pool().run(job).unwrap()
 }
 
+/// A process that cannot be mistaken for a later one with the same number.
+#[derive(Debug, Clone, PartialEq)]
+struct Process {
+    pid: u32,
+    parent: u32,
+    started: u64,
+}
+
+fn processes() -> Vec<Process> {
+    let parse = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        (fields[0] != "Z").then(|| Process {
+            pid,
+            parent: fields[1].parse().unwrap(),
+            started: fields[19].parse().unwrap(),
+        })
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(parse).collect()
+}
+
+fn below(root: u32) -> Vec<Process> {
+    let all = processes();
+    let mut found: Vec<Process> = all.iter().filter(|process| process.parent == root).cloned().collect();
+    let mut i = 0;
+    while i < found.len() {
+        let parent = found[i].pid;
+        found.extend(all.iter().filter(|process| process.parent == parent).cloned());
+        i += 1;
+    }
+    found
+}
+
+/// Waits for something that must come; the deadline only ends a test that has failed.
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: not after 60 s");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn how_scripts_end() {
+    use Outcome::*;
+    let brief = Limits { wall_seconds: 0.5, ..LIMITS };
+    let little_cpu = Limits { cpu_seconds: 0.3, ..LIMITS };
+    let little_output = Limits { output_bytes: 1000, ..LIMITS };
+    let cases: &[(&str, &str, &Limits, Outcome)] = &[
+        ("nothing", "", &LIMITS, Exited(0)),
+        ("sys.exit(3)", "import sys; sys.exit(3)", &LIMITS, Exited(3)),
+        ("exit()", "exit()", &LIMITS, Exited(0)),
+        ("exit with a text", "raise SystemExit('why')", &LIMITS, Exited(1)),
+        ("os._exit", "import os; os._exit(7)", &LIMITS, Exited(7)),
+        ("exception", "1 / 0", &LIMITS, Exited(1)),
+        ("syntax error", "def f(:\n", &LIMITS, Exited(1)),
+        ("killed by itself", "import os; os.kill(os.getpid(), 15)", &LIMITS, Signaled(15)),
+        ("abort", "import os; os.abort()", &LIMITS, Signaled(6)),
+        ("endless loop", "while True: pass", &little_cpu, CpuLimit),
+        ("endless loop in children", "import os\nos.fork(); os.fork()\nwhile True: pass", &little_cpu, CpuLimit),
+        ("sleep", "import time; time.sleep(1000)", &brief, WallLimit),
+        ("stops itself", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", &brief, WallLimit),
+        (
+            "ignores SIGTERM",
+            "import signal, time\nfor n in range(1, 32):\n  try: signal.signal(n, signal.SIG_IGN)\n  except OSError: pass\nwhile True: time.sleep(1)",
+            &brief,
+            WallLimit,
+        ),
+        ("memory bomb", "x = []\nwhile True: x.append(bytearray(1 << 20))", &LIMITS, MemoryLimit),
+        ("numpy memory bomb", "import numpy as np\nnp.ones((1 << 15, 1 << 15))", &LIMITS, MemoryLimit),
+        (
+            "memory of children",
+            "import os, time\nfor _ in range(4):\n  if os.fork() == 0: break\nx = b'x' * (100 << 20)\ntime.sleep(1000)",
+            &LIMITS,
+            MemoryLimit,
+        ),
+        (
+            "shared memory",
+            "import mmap, time\nm = mmap.mmap(-1, 1 << 29)\nfor i in range(0, 1 << 29, 4096): m[i] = 1\ntime.sleep(1000)",
+            &LIMITS,
+            MemoryLimit,
+        ),
+        ("memory error that is handled", "try: bytearray(1 << 40)\nexcept MemoryError: pass", &LIMITS, Exited(0)),
+        (
+            "memory error that is only told",
+            "import sys\nprint('MemoryError', file=sys.stderr)\nsys.exit(1)",
+            &LIMITS,
+            Exited(1),
+        ),
+        ("output flood", "while True: print('x' * 100)", &LIMITS, OutputLimit),
+        ("a little too much output", "print('x' * 1000)", &little_output, OutputLimit),
+        ("just enough output", "print('x' * 999)", &little_output, Exited(0)),
+        ("too large a file", "open('big', 'wb').write(bytes(2 << 20))", &LIMITS, FileLimit),
+        ("sparse file", "open('big', 'wb').truncate(1 << 40)", &LIMITS, FileLimit),
+        (
+            "thread that lives on",
+            "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()",
+            &brief,
+            WallLimit,
+        ),
+    ];
+    let (_folders, jobs): (Vec<_>, Vec<_>) =
+        cases.iter().map(|(_, script, limits, _)| job(script, (*limits).clone())).unzip();
+    let verdicts = pool().run_many(jobs).unwrap();
+    for ((name, _, limits, expected), verdict) in cases.iter().zip(verdicts) {
+        assert_eq!(verdict.outcome, *expected, "{name}: {verdict:?}");
+        assert!((verdict.stdout.len() + verdict.stderr.len()) as u64 <= limits.output_bytes, "{name}");
+    }
+}
+
 #[test]
 fn a_script_prints_and_writes_into_its_folder() {
-    let (folder, job) =
-        job("print('hello')\nopen('out.csv', 'w').write('1')\nimport sys; sys.stderr.write('é')", limits());
+    let script = "print(__name__, __file__.endswith('/train.py'))\nopen('out.csv', 'w').write('1')\nimport sys; sys.stderr.write('é')";
+    let (folder, job) = job(script, LIMITS);
     let verdict = pool().run(job).unwrap();
     assert_eq!(verdict.outcome, Outcome::Exited(0), "{verdict:?}");
-    assert_eq!((verdict.stdout.as_str(), verdict.stderr.as_str()), ("hello\n", "é"));
+    assert_eq!((verdict.stdout.as_str(), verdict.stderr.as_str()), ("__main__ True\n", "é"));
     assert_eq!(std::fs::read_to_string(folder.path().join("out.csv")).unwrap(), "1");
-    println!("{:?}", pool().protection());
+}
+
+#[test]
+fn tracebacks_are_those_of_python() {
+    let (folder, job) = job("def f():\n    return {}['key']\n\nf()\n", LIMITS);
+    let theirs = Command::new(&python().interpreter).arg("train.py").current_dir(folder.path()).output().unwrap();
+    // Python shows the whole path of the script since 3.9; we leave the folder out, which differs from run to run.
+    let path = format!("{}/", folder.path().canonicalize().unwrap().display());
+    let expected = String::from_utf8(theirs.stderr).unwrap().replace(&path, "");
+    let verdict = pool().run(job).unwrap();
+    assert!(expected.contains("File \"train.py\", line 2, in f"), "{expected}");
+    assert_eq!(verdict.stderr, expected);
+}
+
+#[test]
+fn a_syntax_error_names_script_and_line() {
+    let verdict = run("x = 1\ny = = 2\n", LIMITS);
+    assert!(verdict.stderr.starts_with("  File \"train.py\", line 2\n"), "{}", verdict.stderr);
+    assert!(verdict.stderr.ends_with("SyntaxError: invalid syntax\n"), "{}", verdict.stderr);
+}
+
+#[test]
+fn a_missing_script_is_told_like_python_does() {
+    let (_folder, mut job) = job("", LIMITS);
+    job.script = "other.py".to_string();
+    let verdict = pool().run(job).unwrap();
+    assert_eq!(verdict.outcome, Outcome::Exited(2));
+    assert!(verdict.stderr.contains("can't open file 'other.py'"), "{}", verdict.stderr);
+}
+
+#[test]
+fn a_missing_folder_and_a_senseless_limit_are_content_errors() {
+    let (folder, job) = job("", LIMITS);
+    let gone = Job { folder: folder.path().join("nowhere"), ..job.clone() };
+    let error = pool().run(gone).unwrap_err();
+    assert!(error.exit_code() == 2 && error.to_string().contains("nowhere"), "{error}");
+    let senseless = Job { limits: Limits { wall_seconds: f64::NAN, ..LIMITS }, ..job };
+    let error = pool().run(senseless).unwrap_err();
+    assert!(error.exit_code() == 2 && error.to_string().contains("wall_seconds"), "{error}");
+}
+
+#[test]
+fn a_module_beside_the_script_is_found() {
+    let (folder, job) = job("import helper\nprint(helper.VALUE)", LIMITS);
+    std::fs::write(folder.path().join("helper.py"), "VALUE = 42").unwrap();
+    assert_eq!(pool().run(job).unwrap().stdout, "42\n");
+    assert!(!folder.path().join("__pycache__").exists());
+}
+
+#[test]
+fn the_environment_is_cleared_and_no_descriptor_leaks() {
+    let secret = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+    let verdict = run(
+        "import glob, os\nprint(sorted(os.listdir('/proc/self/fd'))[:3], len(os.listdir('/proc/self/fd')))\n\
+         for name in glob.glob('/proc/[0-9]*/environ'):\n  try: print(open(name, 'rb').read())\n  except OSError: pass\nprint(dict(os.environ))",
+        LIMITS,
+    );
+    assert_eq!(verdict.outcome, Outcome::Exited(0), "{verdict:?}");
+    // The fourth is the listing's own.
+    assert!(verdict.stdout.starts_with("['0', '1', '2'] 4\n"), "{}", verdict.stdout);
+    assert!(!verdict.stdout.contains("CARGO_MANIFEST_DIR"), "{}", verdict.stdout);
+    assert!(!verdict.stdout.contains(&format!("'{secret}'")) && !verdict.stdout.contains(&format!("={secret}\\")));
+}
+
+#[test]
+fn what_protection_promises_holds() {
+    let protection = pool().protection();
+    assert!(!protection.notes.is_empty());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let outside = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let victim = outside.path().join("victim");
+    std::fs::write(&victim, "whole").unwrap();
+    let verdict = run(
+        &format!(
+            "import ctypes, os, socket\n\
+             def tried(f):\n  try: f(); return 'done'\n  except OSError: return 'refused'\n\
+             print('network', tried(lambda: socket.create_connection(('127.0.0.1', {port}), 5)))\n\
+             print('write', tried(lambda: open({victim:?}, 'w')))\n\
+             print('remove', tried(lambda: os.unlink({victim:?})))\n\
+             libc = ctypes.CDLL(None)\n\
+             print('remount', libc.mount(None, b'/', None, 4096 | 32, None))\n\
+             print('unmount', libc.umount2(b'/proc', 2))\n\
+             print('pid', os.getpid())"
+        ),
+        LIMITS,
+    );
+    let said = |line: &str| verdict.stdout.lines().any(|l| l == line);
+    assert_eq!(said("network refused"), protection.network_closed, "{verdict:?}");
+    assert_eq!(said("write refused") && said("remove refused"), protection.files_closed, "{verdict:?}");
+    assert_eq!(said("pid 2"), protection.pid_namespace, "{verdict:?}");
+    assert!(said("remount -1") && said("unmount -1"), "{verdict:?}");
+    assert_eq!(std::fs::read_to_string(&victim).is_ok_and(|text| text == "whole"), protection.files_closed);
+}
+
+#[test]
+fn jobs_in_parallel_keep_their_order() {
+    let (_folders, jobs): (Vec<_>, Vec<_>) = (0..40).map(|i| job(&format!("print({i})"), LIMITS)).unzip();
+    let verdicts = pool().run_many(jobs).unwrap();
+    let printed: Vec<String> = verdicts.into_iter().map(|verdict| verdict.stdout).collect();
+    assert_eq!(printed, (0..40).map(|i| format!("{i}\n")).collect::<Vec<_>>());
+    assert_eq!(pool().run_many(Vec::new()).unwrap(), []);
+}
+
+#[test]
+fn the_same_script_prints_the_same_on_every_worker() {
+    let script = "import random, numpy as np\nfrom sklearn.ensemble import RandomForestClassifier\n\
+        print({f'name{i}' for i in range(50)}, random.random(), np.random.rand(3), hash('x'))\n\
+        x = np.random.rand(100, 5); y = x[:, 0] > 0.5\n\
+        print(RandomForestClassifier(5).fit(x, y).predict_proba(x).sum(0))";
+    let (_folders, jobs): (Vec<_>, Vec<_>) = (0..6).map(|_| job(script, LIMITS)).unzip();
+    let mut verdicts = pool().run_many(jobs).unwrap();
+    let other = start(1);
+    let (_folder, again) = job(script, LIMITS);
+    verdicts.push(other.run(again).unwrap());
+    assert_eq!(verdicts[0].outcome, Outcome::Exited(0), "{:?}", verdicts[0]);
+    assert!(verdicts.iter().all(|verdict| verdict.stdout == verdicts[0].stdout), "{verdicts:?}");
+    assert!(verdicts[0].stdout.contains("0.84442185"), "random.seed(0): {}", verdicts[0].stdout);
+    assert!(verdicts[0].stdout.contains("0.5488135"), "np.random.seed(0): {}", verdicts[0].stdout);
+}
+
+#[test]
+fn a_daemon_that_holds_stdout_blocks_nothing_and_is_gone() {
+    let pool = start(1);
+    let before = below(pool.helper_pid());
+    assert_eq!(before.len(), 2, "a worker and its fork-server: {before:?}");
+    let script = "import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0: time.sleep(1000)\n  os._exit(0)\nos.wait()\nprint('done')";
+    let (_folder, job) = job(script, LIMITS);
+    let verdict = pool.run(job).unwrap();
+    assert_eq!((verdict.outcome, verdict.stdout.as_str()), (Outcome::Exited(0), "done\n"));
+    assert_eq!(below(pool.helper_pid()), before);
+}
+
+/// Prints nothing until it is run a second time in the same folder.
+const WAITS_THE_FIRST_TIME: &str =
+    "import os, time\nif os.path.exists('begun'): print('second'); exit()\nopen('begun', 'w')\ntime.sleep(1000)";
+
+#[test]
+fn a_job_whose_worker_or_fork_server_dies_is_done_by_another() {
+    let pool = start(1);
+    for depth in ["worker", "fork-server"] {
+        let (folder, job) = job(WAITS_THE_FIRST_TIME, LIMITS);
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| pool.run(job));
+            wait_until("the script begins", || folder.path().join("begun").exists());
+            let worker = below(pool.helper_pid())[0].pid;
+            let victim = if depth == "worker" { worker } else { below(worker)[0].pid };
+            signal(victim, "KILL");
+            let verdict = running.join().unwrap().unwrap();
+            assert_eq!((verdict.outcome, verdict.stdout.as_str()), (Outcome::Exited(0), "second\n"), "{depth}");
+        });
+        assert_eq!(below(pool.helper_pid()).len(), 2, "{depth}");
+    }
+}
+
+#[test]
+fn a_job_that_takes_two_workers_with_it_is_an_error_and_the_pool_lives_on() {
+    let pool = start(1);
+    let (folder, deadly) = job("import os, time\nopen(f'begun{len(os.listdir())}', 'w')\ntime.sleep(1000)", LIMITS);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| pool.run(deadly));
+        for attempt in ["begun1", "begun2"] {
+            wait_until("the script begins", || folder.path().join(attempt).exists());
+            signal(below(pool.helper_pid())[0].pid, "KILL");
+        }
+        let error = running.join().unwrap().unwrap_err();
+        assert!(error.exit_code() == 1 && error.to_string().contains("train.py"), "{error}");
+    });
+    let (_folder, next) = job("print('alive')", LIMITS);
+    assert_eq!(pool.run(next).unwrap().stdout, "alive\n");
+}
+
+#[test]
+fn dropping_the_pool_leaves_no_process() {
+    let pool = start(2);
+    let helper = pool.helper_pid();
+    let all = below(helper);
+    assert_eq!(all.len(), 4, "two workers, two fork-servers: {all:?}");
+    drop(pool);
+    wait_until("everything ends", || {
+        let left = processes();
+        left.iter().all(|process| process.pid != helper && !all.contains(process))
+    });
+}
+
+#[test]
+fn a_killed_trainer_leaves_no_process() {
+    // This test is its own trainer: executed once more, it holds a pool with a running job until it is killed.
+    if std::env::var_os("HOLD_A_POOL").is_some() {
+        let pool = start(1);
+        let (_folder, job) = job("print('running', flush=True)\nimport time; time.sleep(1000)", LIMITS);
+        println!("helper {}", pool.helper_pid());
+        pool.run(job).unwrap();
+        return;
+    }
+    python(); // made here, where it is locked and seen
+    let mut trainer = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_killed_trainer_leaves_no_process", "--nocapture"])
+        .env("HOLD_A_POOL", "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(trainer.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let helper: u32 = lines.filter_map(|line| line.split_once("helper ")?.1.parse().ok()).next().unwrap();
+    // Worker, fork-server, the job's first process and its script.
+    wait_until("the job runs", || below(helper).len() == 4);
+    let all = below(helper);
+    trainer.kill().unwrap();
+    trainer.wait().unwrap();
+    wait_until("everything ends", || {
+        let left = processes();
+        left.iter().all(|process| process.pid != helper && !all.contains(process))
+    });
+}
+
+#[test]
+fn an_interpreter_that_was_given_is_used_as_it_is() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut said = Vec::new();
+    let given =
+        Python::ensure(Some(&python().interpreter), cache.path(), &mut |line| said.push(line.to_string())).unwrap();
+    assert_eq!((given.id, given.versions), (python().id.clone(), python().versions.clone()));
+    assert_eq!(said, Vec::<String>::new());
+    assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
 }

@@ -2,11 +2,13 @@
 
     python measure.py [--write] [TASK ...]
 
-with a Python that holds the packages of data/python/requirements.txt. Takes about a minute on 2 cores; --write puts the values into each task.toml.
+with a Python that holds the packages of data/python/requirements.txt. Takes some ten minutes
+on 2 idle cores; --write puts the values into each task.toml.
 
 m_init       the baseline script's metric.
-m_best       greedy composition: of all ideas the best one is kept, then the best one on top of it, until none helps. Held-in
-             tasks use the held-in ideas; held-out tasks the better of the two lists, so that their score stays near [0, 1] too.
+m_best       greedy composition of the ideas in data/ideas: of all ideas the best one is kept, then the best one on top of it,
+             until none helps. Held-in tasks use the held-in ideas; held-out tasks the better of the two lists, so that their
+             score stays near [0, 1] too.
 noise_floor  half the deviation of the best script's metric over five other train/test splits, at most 5 % of the gap.
 
 Scripts run in forked processes of this one, without isolation: they are ours.
@@ -56,77 +58,37 @@ METRICS = {  # name: function, +1 where higher is better
 }
 
 # --------------------------------------------------------------------------------------------------------------- ideas
-# Only ideas that may help: harmful and crashing ones cannot raise m_best.
-HELD_IN = {
-    r"^n = (\S+)$": ["100", "200", "len(X)"],
-    r"^k = (\S+)$": ["5", "8", "20", "X.shape[1]"],
-    r"^lags = (\S+)$": ["3", "7", "14", "28"],
-    r"^hops = (\S+)$": ["1", "2", "3", "8"],
-    r"\bC=([\d.]+)": ["0.01", "0.1", "1", "10", "100"],
-    r"alpha=([\d.]+)": ["0.001", "0.1", "1", "10"],
-    r"max_iter=(\d+)": ["50", "200"],
-    r"n_estimators=(\d+)": ["20", "80"],
-    r"n_neighbors=(\d+)": ["1", "3", "5", "10", "20"],
-    r"max_features=(\d+)": ["50", "150", "400", "None"],
-    "classifier": ["linear_model.LogisticRegression(C=1, max_iter=200)", "ensemble.RandomForestClassifier(n_estimators=40, random_state=0)",
-                   "ensemble.ExtraTreesClassifier(n_estimators=40, random_state=0)", "svm.SVC(C=10)", "neighbors.KNeighborsClassifier(n_neighbors=5)",
-                   "naive_bayes.MultinomialNB()", "naive_bayes.GaussianNB()", "linear_model.RidgeClassifier(alpha=1)"],
-    "regressor": ["linear_model.Ridge(alpha=0.01)", "linear_model.Lasso(alpha=0.1)", "ensemble.RandomForestRegressor(n_estimators=40, random_state=0)",
-                  "ensemble.ExtraTreesRegressor(n_estimators=40, random_state=0)", "ensemble.GradientBoostingRegressor(n_estimators=60, random_state=0)",
-                  "svm.SVR(C=10)", "neighbors.KNeighborsRegressor(n_neighbors=5)", "linear_model.LinearRegression()"],
-    "scaler": ["StandardScaler()", "MinMaxScaler()", "Normalizer()", "QuantileTransformer(n_quantiles=20)"],
-    "function": ["np.sqrt(np.abs({}))", "{} ** 2"],
-    "vectorizer": ["TfidfVectorizer({})", "CountVectorizer({}, ngram_range=(1, 2))", "CountVectorizer({}, min_df=5)"],
-}
-HELD_OUT = {
-    r"^n = (\S+)$": ["60", "150", "300", "10**6"],
-    r"^k = (\S+)$": ["7", "12", "30", "999"],
-    r"^lags = (\S+)$": ["2", "5", "12", "24", "29"],
-    r"^hops = (\S+)$": ["4", "5"],
-    r"\bC=([\d.]+)": ["0.03", "0.3", "3", "30"],
-    r"alpha=([\d.]+)": ["0.03", "0.3", "3", "30"],
-    r"max_iter=(\d+)": ["30", "100", "500"],
-    r"n_estimators=(\d+)": ["10", "60"],
-    r"n_neighbors=(\d+)": ["4", "7", "15"],
-    r"max_features=(\d+)": ["30", "90", "250", "999"],
-    "classifier": ["linear_model.LogisticRegression(C=3, max_iter=300)", "ensemble.GradientBoostingClassifier(n_estimators=30, random_state=0)",
-                   "ensemble.BaggingClassifier(random_state=0)", "ensemble.AdaBoostClassifier(random_state=0)", "naive_bayes.ComplementNB()",
-                   "naive_bayes.BernoulliNB()", "svm.SVC(C=3, probability=True)", "svm.LinearSVC(C=3)", "neighbors.KNeighborsClassifier(n_neighbors=7)"],
-    "regressor": ["linear_model.BayesianRidge()", "linear_model.HuberRegressor()", "ensemble.AdaBoostRegressor(random_state=0)",
-                  "ensemble.BaggingRegressor(random_state=0)", "svm.SVR(C=30)", "neighbors.KNeighborsRegressor(n_neighbors=7)"],
-    "scaler": ["RobustScaler()", "MaxAbsScaler()", "PowerTransformer()"],
-    "function": ["np.log1p(np.abs({}))", "np.tanh({})"],
-    "vectorizer": ["TfidfVectorizer({}, sublinear_tf=True)", "CountVectorizer({}, binary=True)", "CountVectorizer({}, max_df=0.5)"],
-}
+def load_ideas(name):
+    ideas = tomllib.loads((HERE.parent / "ideas" / f"{name}.toml").read_text())["idea"]
+    return [idea for idea in ideas if "np.random." not in idea["replace"]]  # luck is no improvement
+
+
+REGRESSORS = r"Regressor|Ridge\(|RidgeCV\(|Lasso|Lars|ElasticNet|SVR|LinearRegression|ARDRegression|MatchingPursuit"
+
+
+def is_of_kind(script, kind):
+    if kind == "text":
+        return re.search(r"^vec = ", script, re.M) is not None
+    model = re.search(r"^model = (.*)$", script, re.M).group(1)
+    is_regression = re.search(REGRESSORS, model) is not None
+    return is_regression == (kind == "regression")
 
 
 def edits(script, ideas):
-    """Every script that one idea makes of this one: {idea: script}."""
+    """Every other script that one idea makes of this one: {idea: script}. The rules are those of src/ideas.rs."""
     made = {}
-
-    def replace(idea, found, text):
-        if found and found.group(0) != text:
-            made[idea] = script[: found.start()] + text + script[found.end() :]
-
-    model = re.search(r"^model = (.*)$", script, re.M)
-    features = re.search(r"^# features$", script, re.M)
-    vectorizer = re.search(r"^vec = text\.\w+\((max_features=\w+).*$", script, re.M)
-    is_regressor = re.search(r"Regressor|SVR|Ridge\(|BayesianRidge|Lasso|LinearRegression", model.group(1))
-    for kind, values in ideas.items():
-        for value in values:
-            if kind in ("classifier", "regressor"):
-                if (kind == "regressor") == bool(is_regressor):
-                    replace(value, model, "model = " + value)
-            elif kind == "scaler":
-                replace(value, features, f"s = preprocessing.{value}.fit(X)\nX, Z = s.transform(X), s.transform(Z)")
-            elif kind == "function":
-                replace(value.format("X"), features, f"X, Z = {value.format('X')}, {value.format('Z')}")
-            elif kind == "vectorizer":
-                if vectorizer:
-                    replace(value.format("..."), vectorizer, "vec = text." + value.format(vectorizer.group(1)))
-            elif found := re.search(kind, script, re.M):
-                text = found.group(0)[: found.start(1) - found.start(0)] + value
-                replace(text, found, text)
+    for idea in ideas:
+        lines = script.split("\n")
+        hits = [i for i, line in enumerate(lines) if line.startswith(idea["line"])]
+        if len(hits) != 1 or ("kind" in idea and not is_of_kind(script, idea["kind"])):
+            continue
+        line, text = lines[hits[0]], idea["replace"]
+        if "find" in idea:
+            groups = re.sub(r"\$\{?(\d+)\}?", r"\\g<\1>", text)
+            text = re.sub(idea["find"], groups, line, count=1)
+        if text != line:
+            lines[hits[0]] = text
+            made[idea["name"]] = "\n".join(lines)
     return made
 
 
@@ -195,8 +157,8 @@ def measure(task, root, pool):
     data = prepare(task, 0, root)
     baseline = (HERE / task["name"] / task["entry"]).read_text()
     (m_init, seconds), = pool.map(run, [(task, data, baseline)])
-    lists = [HELD_IN, HELD_OUT] if task["held_out"] else [HELD_IN]
-    found = [greedy(task, data, baseline, m_init, ideas, pool) for ideas in lists]
+    lists = ["held_in", "held_out"] if task["held_out"] else ["held_in"]
+    found = [greedy(task, data, baseline, m_init, load_ideas(name), pool) for name in lists]
     script, m_best, path = max(found, key=lambda f: sign * f[1])
     again = pool.map(run, [(task, prepare(task, seed, root), script) for seed in SPLITS])
     gap = abs(m_best - m_init)
@@ -204,7 +166,7 @@ def measure(task, root, pool):
     floor = min(deviation / 2, 0.05 * gap)
     print(f"{task['name']:10} {task['metric']:8} m_init {m_init:.6g}  m_best {m_best:.6g}  noise_floor {floor:.3g} (deviation {deviation:.3g})  "
           f"baseline {1000 * seconds:.0f} ms CPU")
-    for (_, metric, ideas), name in zip(found, ["held-in", "held-out"]):
+    for (_, metric, ideas), name in zip(found, lists):
         print(f"{'':10} {name} ideas {metric:.6g}: {' > '.join(ideas)}", flush=True)
     return dict(m_init=f"{m_init:.6g}", m_best=f"{m_best:.6g}", noise_floor=f"{floor:.3g}")
 

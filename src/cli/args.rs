@@ -40,9 +40,6 @@ pub enum Command {
     Data(DataCommand),
     /// Write the HTML report of a run's folder
     Report(ReportArgs),
-    /// The sandbox helper process (started by the program itself)
-    #[command(name = "__sandbox-helper", hide = true)]
-    SandboxHelper,
 }
 
 /// What the training verbs share.

@@ -1,1 +1,41 @@
-//! (being written)
+//! The command line: one match on the command.
+
+mod args;
+mod inspect;
+mod quickstart;
+mod session;
+mod train;
+
+use crate::error::Result;
+use args::{Command, Typed};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Parses what was typed, does it, and says what went wrong on stderr. Exit codes: 0 done, 1 the system refused, 2 what was
+/// typed or given is wrong, 130 interrupted.
+pub fn main() -> ExitCode {
+    let typed = Typed::parse();
+    match run(typed.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Quickstart(args) => quickstart::run(&args),
+        Command::Sft(args) => train::sft(&args),
+        Command::Rl(args) => train::rl(&args),
+        Command::Eval(args) => train::eval(&args),
+        Command::Collect(args) => train::collect(&args),
+        Command::Pretrain(args) => train::pretrain(&args),
+        Command::Generate(args) => inspect::generate(&args),
+        Command::Score(args) => inspect::score(&args),
+        Command::Task(command) => inspect::task(&command),
+        Command::Data(command) => inspect::data(&command),
+        Command::Report(args) => inspect::report(&args),
+    }
+}

@@ -192,7 +192,6 @@ fn split(reply: &str, format: ReplyFormat) -> Result<[&str; 2], ParseError> {
     let mut line_start = 0;
     for line in reply.split_inclusive('\n') {
         let indent = line.len() - line.trim_start().len();
-        // The longest name wins: "Action" also begins "Action Input".
         let header =
             fields.iter().copied().find(|f| line[indent..].strip_prefix(f).is_some_and(|r| r.starts_with(':')));
         if let Some(field) = header {
@@ -200,8 +199,8 @@ fn split(reply: &str, format: ReplyFormat) -> Result<[&str; 2], ParseError> {
                 return Err(ParseError::RepeatedField(field));
             }
             found.push((field, line_start, line_start + indent + field.len() + 1));
-            if field == "Action Input" {
-                break; // what follows is JSON, not fields
+            if found.len() == fields.len() {
+                break; // what follows is the input, not fields
             }
         }
         line_start += line.len();
@@ -209,9 +208,10 @@ fn split(reply: &str, format: ReplyFormat) -> Result<[&str; 2], ParseError> {
     for (i, &field) in fields.iter().enumerate() {
         match found.get(i) {
             Some(&(at, ..)) if at == field => {}
-            _ if !found.iter().any(|&(seen, ..)| seen == field) => return Err(ParseError::MissingField(field)),
-            Some(&(at, ..)) => return Err(ParseError::WrongOrder(at, format)),
-            None => return Err(ParseError::MissingField(field)),
+            Some(&(at, ..)) if found.iter().any(|&(seen, ..)| seen == field) => {
+                return Err(ParseError::WrongOrder(at, format));
+            }
+            _ => return Err(ParseError::MissingField(field)),
         }
     }
     if !reply[..found[0].1].trim().is_empty() {
@@ -327,4 +327,163 @@ fn quote(text: &str) -> String {
     }
     out.push('"');
     out
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn edit(search: &str, replace: &str) -> Action {
+        Action::EditScript { script_name: "train.py".into(), search: search.into(), replace: replace.into() }
+    }
+
+    #[test]
+    fn canonical_text_is_that_of_json_dumps() {
+        let written = render(&edit("n =\t\"a\\b\"", "é\u{7f}\u{1F600}\n/"));
+        // json.dumps({"script_name": "train.py", "search": 'n =\t"a\\b"', "replace": "é\x7f😀\n/"})
+        let expected = "Action: Edit Script\nAction Input: {\"script_name\": \"train.py\", \"search\": \"n =\\t\\\"a\\\\b\\\"\", \"replace\": \"\\u00e9\\u007f\\ud83d\\ude00\\n/\"}";
+        assert_eq!(written, expected);
+    }
+
+    #[test]
+    fn every_action_is_read_back() {
+        for action in [
+            Action::ListFiles { dir_path: ".".into() },
+            Action::CopyFile { source: "a.py".into(), destination: "b.py".into() },
+            Action::InspectScriptLines { script_name: "a.py".into(), start_line_number: 1, end_line_number: 20 },
+            Action::ExecuteScript { script_name: "a.py".into() },
+            edit("model =", "model = 1"),
+            Action::FinalAnswer { final_answer: "done".into() },
+        ] {
+            let text = render(&action);
+            assert!(text.starts_with(&format!("Action: {}\n", name(&action))), "{text}");
+            assert_eq!(parse(&text, ReplyFormat::NoThought).as_ref(), Ok(&action));
+            let thought =
+                format!("Reflection: r\nResearch Plan and Status: 1. a\n2. b\nFact Check: f\nThought:\n{text}");
+            assert_eq!(parse(&thought, ReplyFormat::Thought).as_ref(), Ok(&action));
+        }
+    }
+
+    #[test]
+    fn white_space_is_free() {
+        for reply in [
+            "\n  Action:Execute Script  \n\n\tAction Input:\n{\n  \"script_name\" :\"a.py\"\n}\n\n",
+            "Action: Execute Script\r\nAction Input: {\"script_name\":\"a.py\"}\r\n",
+        ] {
+            let expected = Action::ExecuteScript { script_name: "a.py".into() };
+            assert_eq!(parse(reply, ReplyFormat::NoThought), Ok(expected), "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn malformed_replies() {
+        use ParseError::*;
+        let run = "Action: Execute Script\nAction Input: ";
+        let inspect = "Action: Inspect Script Lines\nAction Input: ";
+        let (thought, no_thought) = (ReplyFormat::Thought, ReplyFormat::NoThought);
+        let not_json = |text: &str| NotJson(text.to_string());
+        let unknown = |key: &str| UnknownKey { action: "Execute Script", key: key.into() };
+        let cases: Vec<(ReplyFormat, String, ParseError)> = vec![
+            (no_thought, "".into(), MissingField("Action")),
+            (no_thought, "I would run it.".into(), MissingField("Action")),
+            (no_thought, "Action: Execute Script".into(), MissingField("Action Input")),
+            (no_thought, "Action Input: {\"script_name\": \"a\"}".into(), MissingField("Action")),
+            (no_thought, "Action: Execute Script Action Input: {}".into(), MissingField("Action Input")),
+            (no_thought, "action: Execute Script\nAction Input: {}".into(), MissingField("Action")),
+            (thought, format!("{run}{{\"script_name\": \"a\"}}"), MissingField("Reflection")),
+            (
+                thought,
+                format!("Reflection: r\nFact Check: f\nThought: t\n{run}{{}}"),
+                MissingField("Research Plan and Status"),
+            ),
+            (
+                thought,
+                format!("Reflection: r\nFact Check: f\nResearch Plan and Status: p\nThought: t\n{run}{{}}"),
+                WrongOrder("Fact Check", thought),
+            ),
+            (no_thought, "Action Input: {}\nAction: Execute Script".into(), WrongOrder("Action Input", no_thought)),
+            (no_thought, format!("Action: List Files\n{run}{{}}"), RepeatedField("Action")),
+            (no_thought, format!("Sure!\n{run}{{\"script_name\": \"a\"}}"), LeadingText("Action")),
+            (no_thought, "Action: Run\nAction Input: {}".into(), UnknownAction("Run".into())),
+            (no_thought, "Action: execute script\nAction Input: {}".into(), UnknownAction("execute script".into())),
+            (no_thought, "Action: Understand File\nAction Input: {}".into(), UnknownAction("Understand File".into())),
+            (no_thought, "Action:\nAction Input: {}".into(), UnknownAction("".into())),
+            (no_thought, run.into(), not_json("it is empty")),
+            (no_thought, format!("{run}[\"a\"]"), NotAnObject),
+            (no_thought, format!("{run}\"a\""), NotAnObject),
+            (no_thought, format!("{run}{{\"script_name\": \"a\"}} I hope"), TrailingText("I hope".into())),
+            (no_thought, format!("{run}{{\"script_name\": \"a\"}}\n{run}{{}}"), TrailingText(format!("{run}{{}}"))),
+            (no_thought, format!("{run}{{\"script\": \"a\"}}"), unknown("script")),
+            (no_thought, format!("{run}{{\"Script_Name\": \"a\"}}"), unknown("Script_Name")),
+            (no_thought, format!("{run}{{\"script_name\": \"a\", \"why\": \"b\"}}"), unknown("why")),
+            (
+                no_thought,
+                format!("{run}{{\"script_name\": \"a\", \"script_name\": \"b\"}}"),
+                RepeatedKey("script_name".into()),
+            ),
+            (no_thought, format!("{run}{{}}"), MissingKey { action: "Execute Script", key: "script_name" }),
+            (
+                no_thought,
+                format!("{run}{{\"script_name\": 3}}"),
+                WrongType { key: "script_name", expected: "a string" },
+            ),
+            (
+                no_thought,
+                format!("{inspect}{{\"script_name\": \"a\", \"start_line_number\": \"1\", \"end_line_number\": 2}}"),
+                WrongType { key: "start_line_number", expected: "a whole number of at least 0" },
+            ),
+            (
+                no_thought,
+                format!("{inspect}{{\"script_name\": \"a\", \"start_line_number\": 1, \"end_line_number\": -2}}"),
+                WrongType { key: "end_line_number", expected: "a whole number of at least 0" },
+            ),
+        ];
+        for (format, reply, expected) in cases {
+            assert_eq!(parse(&reply, format), Err(expected), "{reply:?}");
+        }
+        for broken in [
+            "{\"script_name\": \"a\"",
+            "{script_name: \"a\"}",
+            "{'script_name': 'a'}",
+            "```json\n{}\n```",
+            "{\"script_name\": \"a\nb\"}",
+        ] {
+            let got = parse(&format!("{run}{broken}"), no_thought);
+            assert!(matches!(got, Err(NotJson(_))), "{broken:?} {got:?}");
+        }
+    }
+
+    #[test]
+    fn errors_name_what_is_valid() {
+        let text = |reply: &str| parse(reply, ReplyFormat::NoThought).unwrap_err().to_string();
+        assert!(
+            text("Action: Run\nAction Input: {}")
+                .ends_with("List Files, Copy File, Inspect Script Lines, Execute Script, Edit Script, Final Answer")
+        );
+        assert_eq!(
+            text("Action: Copy File\nAction Input: {\"source\": \"a\"}"),
+            "\"Copy File\" needs the argument \"destination\"; it takes \"source\", \"destination\""
+        );
+    }
+
+    proptest! {
+        /// Any text survives rendering and reading; the rendered text is ASCII on two lines.
+        #[test]
+        fn any_edit_survives(search in any::<String>(), replace in any::<String>()) {
+            let text = render(&edit(&search, &replace));
+            prop_assert!(text.is_ascii() && text.lines().count() == 2);
+            prop_assert_eq!(parse(&text, ReplyFormat::NoThought), Ok(edit(&search, &replace)));
+        }
+
+        /// Nothing a model writes makes the parser panic.
+        #[test]
+        fn garbage_is_refused_quietly(reply in "(Action: |Action Input: |Thought: |[{}\":\n é]|Edit Script|script_name){0,12}") {
+            for format in [ReplyFormat::Thought, ReplyFormat::NoThought] {
+                let got = parse(&reply, format);
+                prop_assert!(got.is_err(), "{reply:?} has no complete action");
+            }
+        }
+    }
 }

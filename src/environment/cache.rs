@@ -9,19 +9,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Everything a run's result depends on, hashed: task data and labels, metric, limits, files, and the script.
+/// Everything a run's result depends on, hashed: Python and its packages, task data and labels, metric, limits, files,
+/// and the script.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RunKey(String);
 
 impl RunKey {
-    /// The key of running `script` (graded when it is the task's entry) on the files of `snapshot`.
-    pub fn new(prepared: &PreparedTask, snapshot: &SnapshotId, script: &str) -> Self {
+    /// The key of running `script` (graded when it is the task's entry) on the files of `snapshot` by the Python of this id.
+    pub fn new(python_id: &str, prepared: &PreparedTask, snapshot: &SnapshotId, script: &str) -> Self {
         let task = &prepared.task;
         let limits = format!("{:?}", task.limits);
         let graded = if script == task.entry { task.metric.name() } else { "" };
         let mut hash = blake3::Hasher::new();
-        for part in [&prepared.data_id, graded, &task.submission, &limits, &snapshot.0, script] {
+        for part in [python_id, &prepared.data_id, graded, &task.submission, &limits, &snapshot.0, script] {
             hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         Self(hash.finalize().to_hex().to_string())

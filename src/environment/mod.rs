@@ -17,7 +17,7 @@ pub use snapshot::{Files, SnapshotId, SnapshotStore};
 
 use crate::error::{Error, Result};
 use crate::reward::Case;
-use crate::sandbox::{Job, Verdict};
+use crate::sandbox::{Job, Pool, Verdict};
 use crate::task::{PreparedTask, Table};
 use crate::trajectory::Message;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,12 @@ pub trait Runner: Send + Sync {
     /// # Errors
     /// When the machinery failed, never for what a script did.
     fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>>;
+}
+
+impl Runner for Pool {
+    fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>> {
+        Pool::run_many(self, jobs)
+    }
 }
 
 /// How episodes are played.
@@ -122,6 +128,7 @@ struct Loaded {
 /// Tasks, snapshots, remembered runs and what executes the rest.
 pub struct Environment {
     runner: Arc<dyn Runner>,
+    python_id: String,
     tasks: BTreeMap<String, Loaded>,
     settings: Settings,
     /// The files of all states.
@@ -131,8 +138,14 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// An environment of these tasks; makes the scratch folder and reads the labels.
-    pub fn new(runner: Arc<dyn Runner>, tasks: Vec<PreparedTask>, mut settings: Settings) -> Result<Self> {
+    /// An environment of these tasks; makes the scratch folder and reads the labels. `python_id` says what runs the scripts
+    /// (`Python::id`): runs remembered from another Python do not count.
+    pub fn new(
+        runner: Arc<dyn Runner>,
+        python_id: &str,
+        tasks: Vec<PreparedTask>,
+        mut settings: Settings,
+    ) -> Result<Self> {
         let scratch = &settings.scratch;
         std::fs::create_dir_all(scratch).map_err(|e| Error::io("cannot create the scratch folder", scratch, &e))?;
         settings.scratch =
@@ -142,7 +155,14 @@ impl Environment {
             Ok((prepared.task.name.clone(), Loaded { prepared: Arc::new(prepared), labels }))
         };
         let tasks = tasks.into_iter().map(load).collect::<Result<_>>()?;
-        Ok(Self { runner, tasks, settings, store: SnapshotStore::new(), cache: RunCache::new() })
+        Ok(Self {
+            runner,
+            python_id: python_id.to_string(),
+            tasks,
+            settings,
+            store: SnapshotStore::new(),
+            cache: RunCache::new(),
+        })
     }
 
     /// How episodes are played.

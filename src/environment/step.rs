@@ -98,7 +98,7 @@ impl Environment {
                 continue;
             };
             let loaded = self.loaded(&state.task)?;
-            let key = RunKey::new(&loaded.prepared, &plan.snapshot, script);
+            let key = RunKey::new(&self.python_id, &loaded.prepared, &plan.snapshot, script);
             keys.push(Some(key.clone()));
             if !seen.insert(key.clone()) {
                 continue;
@@ -118,6 +118,20 @@ impl Environment {
             self.finish(state, reply, plan, key.and_then(|key| runs.get(&key)).map(Arc::as_ref))
         };
         replies.into_iter().zip(plans).zip(keys).map(finish).collect()
+    }
+
+    /// The graded run of a task's entry script over the files of `snapshot`, outside any episode.
+    pub fn run(&self, task: &str, snapshot: &SnapshotId) -> Result<Arc<RunResult>> {
+        let loaded = self.loaded(task)?;
+        let script = loaded.prepared.task.entry.clone();
+        let key = RunKey::new(&self.python_id, &loaded.prepared, snapshot, &script);
+        if let Some(run) = self.cache.get(&key) {
+            return Ok(run);
+        }
+        let mut runs = BTreeMap::new();
+        let files = self.store.get(snapshot)?;
+        self.execute(&[Pending { key: key.clone(), loaded, files, script }], &mut runs)?;
+        runs.remove(&key).ok_or_else(|| Error::system(format!("the run of task {task} was not remembered")))
     }
 
     /// What the reply asks for.

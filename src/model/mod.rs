@@ -152,9 +152,12 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Packs `segments` in order. Errors name the segment: no tokens, an id outside the vocabulary, a position beyond the model's
+    /// Packs `segments`, at least one, in order. Errors name the segment: no tokens, an id outside the vocabulary, a position beyond the model's
     /// last, a parent that is not an earlier segment without a parent.
     pub fn new(be: &dyn Backend, config: &ModelConfig, segments: &[Segment]) -> Result<Self> {
+        if segments.is_empty() {
+            return Err(Error::content("a batch without segments; expected at least one"));
+        }
         let (mut ids, mut positions, mut offsets, mut parents) = (Vec::new(), Vec::new(), vec![0], Vec::new());
         for (index, segment) in segments.iter().enumerate() {
             let fail = |what: String| Err(Error::content(format!("segment {index} of the batch {what}")));

@@ -65,3 +65,87 @@ pub fn table(be: &dyn Backend, rope: &RopeConfig, positions: usize, hs: usize) -
     be.write(&mut table, &host)?;
     Ok(table)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::backend::oracle::Oracle;
+
+    /// Some dozen f64 operations, powers and logarithms among them.
+    fn check_close(found: f64, expected: f64) {
+        assert!((found - expected).abs() <= 64.0 * f64::EPSILON * expected.abs(), "{found} against {expected}");
+    }
+
+    #[test]
+    fn llama3_as_transformers_writes_it() {
+        // _compute_llama3_parameters, in wavelengths; Llama-3.2-1B's numbers.
+        let (factor, low, high, original) = (32.0, 1.0, 4.0, 8192.0);
+        let scaling =
+            RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_max_positions: 8192 };
+        let (speeds, attention) = frequencies(&RopeConfig { theta: 5e5, scaling }, 64);
+        assert_eq!(attention, 1.0);
+        let mut branches = [0; 3];
+        for (i, &speed) in speeds.iter().enumerate() {
+            let inv_freq = 1.0 / 5e5f64.powf(2.0 * i as f64 / 64.0);
+            let wavelen = TAU / inv_freq;
+            let (branch, expected) = if wavelen < original / high {
+                (0, inv_freq)
+            } else if wavelen > original / low {
+                (1, inv_freq / factor)
+            } else {
+                let smooth = (original / wavelen - low) / (high - low);
+                (2, (1.0 - smooth) * inv_freq / factor + smooth * inv_freq)
+            };
+            branches[branch] += 1;
+            check_close(speed, expected);
+        }
+        assert_eq!(branches, [15, 14, 3], "every branch is taken");
+    }
+
+    #[test]
+    fn yarn_as_transformers_writes_it() {
+        // _compute_yarn_parameters with Qwen's numbers: theta 1e6, 64 per head, 32768 positions, factor 4. By hand:
+        // find_correction_dim(32) = 64 ln(32768 / 64 pi) / (2 ln 1e6) = 11.797 -> floor 11,
+        // find_correction_dim(1) = 64 ln(32768 / 2 pi) / (2 ln 1e6) = 19.824 -> ceil 20.
+        let yarn = |truncate| RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_positions: 32_768,
+            attention_factor: 1.25,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate,
+        };
+        let exact = |rotations: f64| 64.0 * (32_768.0 / (rotations * TAU)).ln() / (2.0 * 1e6f64.ln());
+        for (truncate, low, high) in [(true, 11.0, 20.0), (false, exact(32.0), exact(1.0))] {
+            let (speeds, attention) = frequencies(&RopeConfig { theta: 1e6, scaling: yarn(truncate) }, 64);
+            assert_eq!(attention, 1.25);
+            for (i, &speed) in speeds.iter().enumerate() {
+                let pos_freq = 1e6f64.powf(2.0 * i as f64 / 64.0);
+                let extrapolation = 1.0 - ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                check_close(speed, 1.0 / (4.0 * pos_freq) * (1.0 - extrapolation) + 1.0 / pos_freq * extrapolation);
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_holds_cosines_then_sines_times_the_attention_factor() {
+        let scaling = RopeScaling::Yarn {
+            factor: 1.0,
+            original_max_positions: 16,
+            attention_factor: 2.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+        };
+        let table = table(&Oracle::f64(), &RopeConfig { theta: 100.0, scaling }, 5, 4).unwrap();
+        assert_eq!(table.shape(), [5, 4]);
+        for (position, row) in table.slice::<f64>().chunks(4).enumerate() {
+            let p = position as f64;
+            for (found, expected) in row.iter().zip([p.cos(), (p / 10.0).cos(), p.sin(), (p / 10.0).sin()]) {
+                // The argument is rounded once more or less, and moves the result by its own size at most.
+                assert!((found - 2.0 * expected).abs() <= 64.0 * f64::EPSILON, "{found} against {}", 2.0 * expected);
+            }
+        }
+    }
+}

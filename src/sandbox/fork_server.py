@@ -176,7 +176,8 @@ def run_script(folder, script):
         if isinstance(error, MemoryError):
             SHARED[MEMORY_ERROR] = 1
         # The first frame is ours.
-        sys.excepthook(type(error), error, error.__traceback__.tb_next)
+        error.__traceback__ = error.__traceback__.tb_next
+        sys.excepthook(type(error), error, error.__traceback__)
         return 1
 
 

@@ -1,9 +1,38 @@
 //! The private Python environment of the tasks: pinned packages in a venv under the cache folder, made on first use.
+//! Nothing is installed anywhere else, and an interpreter that was given is used as it is.
 
-use std::path::PathBuf;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Exact versions, in pip's format.
+const REQUIREMENTS: &str = include_str!("../../data/python/requirements.txt");
+/// What the pins have wheels for.
+const SUPPORTED: std::ops::RangeInclusive<u32> = 10..=13;
+/// Interpreters that are tried, in this order.
+const CANDIDATES: [&str; 5] = ["python3", "python3.13", "python3.12", "python3.11", "python3.10"];
+/// Written into an environment when it is complete and its imports have been tried.
+const MARKER: &str = "onestep.json";
+/// The way out of every failure here.
+const ELSEWHERE: &str = "or name an interpreter that has numpy and scikit-learn with --python PATH";
+/// Prints one line of JSON: interpreter, version, and of each package its version, or null where it cannot be imported.
+const INSPECT: &str = "
+import importlib, importlib.metadata, json, sys
+versions = {}
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module({'scikit-learn': 'sklearn'}.get(name, name))
+        versions[name] = importlib.metadata.version(name)
+    except Exception:
+        versions[name] = None
+print(json.dumps({'executable': sys.executable, 'version': list(sys.version_info[:3]), 'packages': versions}))
+";
 
 /// An interpreter that can import what the tasks need.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Python {
     /// What is executed.
     pub interpreter: PathBuf,
@@ -11,4 +40,250 @@ pub struct Python {
     pub versions: Vec<(String, String)>,
     /// Hash of the versions: part of the cache key of a graded run.
     pub id: String,
+}
+
+/// What INSPECT prints.
+#[derive(Deserialize)]
+struct Inspected {
+    executable: PathBuf,
+    version: [u32; 3],
+    packages: std::collections::BTreeMap<String, Option<String>>,
+}
+
+impl Python {
+    /// The interpreter of the tasks. `base` (the option `--python PATH`) is used as it is when it can import the packages;
+    /// without it the private environment below `cache` is used, and made if it is not there (`progress` gets a line for
+    /// each step). Safe when several processes do it at once; an environment appears whole.
+    ///
+    /// # Errors
+    /// Content: `base` cannot be executed or lacks packages (named). System: no usable Python 3, venv or pip, no network;
+    /// the message says which package or option helps.
+    pub fn ensure(base: Option<&Path>, cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Self> {
+        match base {
+            Some(interpreter) => given(interpreter, progress),
+            None => private(cache, progress),
+        }
+    }
+
+    fn new(interpreter: PathBuf, inspected: &Inspected) -> Self {
+        let [major, minor, patch] = inspected.version;
+        let python = ("python".to_string(), format!("{major}.{minor}.{patch}"));
+        let packages =
+            inspected.packages.iter().map(|(name, version)| (name.clone(), version.clone().unwrap_or_default()));
+        let versions: Vec<_> = std::iter::once(python).chain(packages).collect();
+        let text: String = versions.iter().map(|(name, version)| format!("{name}=={version}\n")).collect();
+        let id = hash(&text);
+        Self { interpreter, versions, id }
+    }
+}
+
+/// Names and versions in REQUIREMENTS.
+fn pins() -> impl Iterator<Item = (&'static str, &'static str)> {
+    REQUIREMENTS.lines().filter_map(|line| line.trim().split_once("=="))
+}
+
+/// The version of a package that could be imported.
+fn version_of<'a>(inspected: &'a Inspected, package: &str) -> Option<&'a str> {
+    inspected.packages.get(package)?.as_deref()
+}
+
+fn hash(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex()[..16].to_string()
+}
+
+/// Asks an interpreter about itself and `packages`, in the environment scripts will have: cleared, no user site.
+fn inspect(interpreter: &Path, packages: impl Iterator<Item = &'static str>) -> io::Result<Inspected> {
+    let mut command = Command::new(interpreter);
+    command.args(["-s", "-c", INSPECT]).args(packages).stdin(Stdio::null());
+    command.env_remove("PYTHONPATH").env_remove("PYTHONHOME").current_dir("/");
+    let output = command.output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(last_lines(&output.stderr)));
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn last_lines(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(4)..].join("\n")
+}
+
+fn given(interpreter: &Path, progress: &mut dyn FnMut(&str)) -> Result<Python> {
+    let shown = interpreter.display();
+    // A name is looked for in PATH; a path is made absolute, because the sandbox starts elsewhere.
+    let inspected = if interpreter.components().count() > 1 {
+        let path = std::path::absolute(interpreter).map_err(|error| Error::io("opening", interpreter, &error))?;
+        inspect(&path, pins().map(|(name, _)| name))
+    } else {
+        inspect(interpreter, pins().map(|(name, _)| name))
+    };
+    let inspected = inspected.map_err(|error| {
+        Error::content(format!("--python {shown}: {error}; expected a Python 3 interpreter, like /usr/bin/python3"))
+    })?;
+    let missing = pins().filter(|(name, _)| version_of(&inspected, name).is_none());
+    let missing: Vec<String> = missing.map(|(name, version)| format!("{name}=={version}")).collect();
+    if !missing.is_empty() {
+        return Err(Error::content(format!(
+            "--python {shown}: cannot import what the tasks need (the user's site folder is not used). Install it with \
+             `{shown} -m pip install {}`, or leave --python out and a private environment is made",
+            missing.join(" ")
+        )));
+    }
+    for (name, pinned) in pins() {
+        if let Some(version) = version_of(&inspected, name).filter(|version| *version != pinned) {
+            progress(&format!("warning: --python {shown} has {name} {version}, figures were measured with {pinned}"));
+        }
+    }
+    // Not resolved: a link into a venv means the venv.
+    Ok(Python::new(inspected.executable.clone(), &inspected))
+}
+
+fn private(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Python> {
+    let base = find_python()?;
+    let [major, minor, patch] = base.version;
+    let key = hash(&format!("{REQUIREMENTS}{major}.{minor}.{patch}\n{}", base.executable.display()));
+    std::fs::create_dir_all(cache).map_err(|error| Error::io("creating the cache folder", cache, &error))?;
+    let cache = cache.canonicalize().map_err(|error| Error::io("opening the cache folder", cache, &error))?;
+    let folder = cache.join(format!("python-{key}"));
+    if let Some(python) = complete(&folder) {
+        return Ok(python);
+    }
+    let lock_path = cache.join(format!("python-{key}.lock"));
+    let lock = File::create(&lock_path).map_err(|error| Error::io("creating", &lock_path, &error))?;
+    if lock.try_lock().is_err() {
+        progress("waiting for another process that makes the Python environment");
+        lock.lock().map_err(|error| Error::io("locking", &lock_path, &error))?;
+    }
+    if let Some(python) = complete(&folder) {
+        return Ok(python);
+    }
+    let partial = cache.join(format!("python-{key}.partial"));
+    for stale in [&partial, &folder] {
+        match std::fs::remove_dir_all(stale) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", stale, &error)),
+            _ => {}
+        }
+    }
+    progress(&format!("making the private Python environment {} (once)", folder.display()));
+    build(&base.executable, &partial, progress)?;
+    progress("trying its packages");
+    let inspected = inspect(&partial.join("bin/python"), pins().map(|(name, _)| name))
+        .map_err(|error| Error::system(format!("the new Python environment {}: {error}", partial.display())))?;
+    if let Some((name, pinned)) = pins().find(|(name, pin)| version_of(&inspected, name) != Some(*pin)) {
+        return Err(Error::system(format!(
+            "the new Python environment {}: {name} {pinned} was installed but cannot be imported; {ELSEWHERE}",
+            partial.display()
+        )));
+    }
+    let python = Python::new(folder.join("bin/python"), &inspected);
+    let marker = partial.join(MARKER);
+    let text = serde_json::to_vec(&python).map_err(|error| Error::system(format!("{}: {error}", marker.display())))?;
+    let written = std::fs::write(&marker, text).and_then(|()| File::open(&marker)?.sync_all());
+    written.map_err(|error| Error::io("writing", &marker, &error))?;
+    std::fs::rename(&partial, &folder).map_err(|error| Error::io("renaming to", &folder, &error))?;
+    progress("the Python environment is ready");
+    Ok(python)
+}
+
+/// A finished environment, as its marker describes it; None when it is not there or its base interpreter has gone.
+fn complete(folder: &Path) -> Option<Python> {
+    let python: Python = serde_json::from_slice(&std::fs::read(folder.join(MARKER)).ok()?).ok()?;
+    (python.interpreter.starts_with(folder) && python.interpreter.exists()).then_some(python)
+}
+
+/// The first interpreter in PATH that the pins support.
+fn find_python() -> Result<Inspected> {
+    let mut seen = Vec::new();
+    for candidate in CANDIDATES {
+        let Ok(inspected) = inspect(Path::new(candidate), std::iter::empty()) else { continue };
+        let [major, minor, _] = inspected.version;
+        if major == 3 && SUPPORTED.contains(&minor) {
+            return Ok(inspected);
+        }
+        seen.push(format!("{candidate} is {major}.{minor}"));
+    }
+    let seen = if seen.is_empty() { "none was found".to_string() } else { seen.join(", ") };
+    let (first, last) = (SUPPORTED.start(), SUPPORTED.end());
+    Err(Error::system(format!(
+        "the tasks need Python 3.{first} to 3.{last} in PATH ({seen}): `apt-get install python3 python3-venv`, {ELSEWHERE}"
+    )))
+}
+
+/// A venv with the pinned packages.
+fn build(base: &Path, folder: &Path, progress: &mut dyn FnMut(&str)) -> Result<()> {
+    let venv = Command::new(base).args(["-m", "venv"]).arg(folder).stdin(Stdio::null()).output();
+    let venv = venv.map_err(|error| Error::io("executing", base, &error))?;
+    if !venv.status.success() {
+        // venv explains a missing ensurepip on stdout.
+        let said = [venv.stdout, venv.stderr].concat();
+        return Err(Error::system(format!(
+            "`{} -m venv` failed: {}\nOn Debian and Ubuntu `apt-get install python3-venv` helps; {ELSEWHERE}",
+            base.display(),
+            last_lines(&said)
+        )));
+    }
+    let requirements = folder.join("requirements.txt");
+    std::fs::write(&requirements, REQUIREMENTS).map_err(|error| Error::io("writing", &requirements, &error))?;
+    let log_path = folder.join("pip.log");
+    let log = File::create(&log_path).map_err(|error| Error::io("writing", &log_path, &error))?;
+    let mut pip = Command::new(folder.join("bin/python"))
+        .args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--only-binary", ":all:", "-r"])
+        .arg(&requirements)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(|error| Error::io("executing pip in", folder, &error))?;
+    for line in pip.stdout.take().into_iter().flat_map(|pipe| BufReader::new(pipe).lines()).map_while(io::Result::ok) {
+        let line = line.trim();
+        if line.starts_with("Collecting ") || line.starts_with("Installing ") {
+            progress(line);
+        }
+    }
+    let status = pip.wait().map_err(|error| Error::io("waiting for pip in", folder, &error))?;
+    if !status.success() {
+        let said = std::fs::read(&log_path).unwrap_or_default();
+        return Err(Error::system(format!(
+            "pip could not install the pinned packages ({status}): {}\nIt needs a package index that it can reach, once: check \
+             the network, the proxy and pip's configuration (`pip config list`); {ELSEWHERE}",
+            last_lines(&said)
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn every_requirement_is_an_exact_pin() {
+        assert_eq!(pins().count(), REQUIREMENTS.lines().filter(|line| !line.trim().is_empty()).count());
+        assert!(pins().any(|(name, _)| name == "scikit-learn") && pins().any(|(name, _)| name == "numpy"));
+    }
+
+    #[test]
+    fn a_given_interpreter_that_is_none_is_named() {
+        let cache = tempfile::tempdir().unwrap();
+        let error = Python::ensure(Some(Path::new("/bin/false")), cache.path(), &mut |_| ()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Content);
+        assert!(error.to_string().contains("/bin/false") && error.to_string().contains("expected"), "{error}");
+    }
+
+    #[test]
+    fn a_given_interpreter_without_packages_says_what_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        // An interpreter of which only what INSPECT prints matters.
+        let path = folder.path().join("python");
+        let answer = r#"{"executable":"/x/python","version":[3,11,0],"packages":{"numpy":"1.0","scipy":null}}"#;
+        std::fs::write(&path, format!("#!/bin/sh\necho '{answer}'\n")).unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, executable).unwrap();
+        let error = Python::ensure(Some(&path), folder.path(), &mut |_| ()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Content);
+        assert!(error.to_string().contains("scipy==") && !error.to_string().contains("numpy=="), "{error}");
+    }
 }

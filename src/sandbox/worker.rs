@@ -161,6 +161,8 @@ struct Worker {
     process: Child,
     /// Everything of a job dies with its first process; without it, what is left over must be looked for.
     pid_namespace: bool,
+    /// Memory of the idle fork-server, which a job shares and is not charged for.
+    idle_bytes: u64,
 }
 
 impl Worker {
@@ -183,7 +185,8 @@ impl Worker {
         drop(command);
         match receive_answer(&server)? {
             Answer::Ready { pid_namespace, notes } => {
-                Ok((Self { server, process, pid_namespace }, Reply::Ready(notes)))
+                let idle_bytes = system::proportional_bytes(process.id() as i32).unwrap_or(0);
+                Ok((Self { server, process, pid_namespace, idle_bytes }, Reply::Ready(notes)))
             }
             Answer::Error(text) => Err(io::Error::other(text)),
             answer => Err(io::Error::other(format!("the fork-server began with {answer:?}"))),
@@ -285,17 +288,16 @@ impl Worker {
     /// CPU time and memory of the running group, added up over its processes.
     fn over_limit(&self, limits: &Limits) -> Option<Outcome> {
         let server = self.process.id() as i32;
-        let (server, group): (Vec<_>, Vec<_>) =
-            system::descendants(std::process::id() as i32).into_iter().partition(|process| process.pid == server);
-        if group.iter().map(|process| process.cpu_seconds).sum::<f64>() > limits.cpu_seconds {
+        let all = system::descendants(std::process::id() as i32);
+        let group = || all.iter().filter(|process| process.pid != server);
+        if group().map(|process| process.cpu_seconds).sum::<f64>() > limits.cpu_seconds {
             return Some(Outcome::CpuLimit);
         }
-        // What the fork-server holds is shared by all and free. Resident bytes count shared pages in each process, so
-        // they only say whether the exact, slower figure is worth reading.
-        let free = server.first().map_or(0, |process| process.resident_bytes);
-        let at_most: u64 = group.iter().map(|process| process.resident_bytes.saturating_sub(free)).sum();
-        let exact = || -> u64 { group.iter().filter_map(|process| system::proportional_bytes(process.pid)).sum() };
-        (at_most > limits.memory_bytes && exact() > limits.memory_bytes.saturating_add(free))
+        // Resident bytes count a shared page in each process: they only say whether the exact, slower sum is worth reading.
+        // That goes over the fork-server too, with which pages are shared, less what it holds when it is alone.
+        let at_most: u64 = group().map(|process| process.resident_bytes).sum();
+        let exact = || -> u64 { all.iter().filter_map(|process| system::proportional_bytes(process.pid)).sum() };
+        (at_most > limits.memory_bytes && exact() > limits.memory_bytes.saturating_add(self.idle_bytes))
             .then_some(Outcome::MemoryLimit)
     }
 }

@@ -201,7 +201,7 @@ fn auc(labels: &Table, predictions: &Table) -> Result<f64, String> {
 }
 
 fn log_loss(labels: &Table, predictions: &Table) -> Result<f64, String> {
-    let classes = labels.values.iter().fold(1.0_f64, |most, y| most.max(*y)) as usize + 1;
+    let classes = (labels.values.iter().fold(1.0_f64, |most, y| most.max(*y)) as usize).saturating_add(1);
     if predictions.columns != classes && (predictions.columns, classes) != (1, 2) {
         return Err(format!("submission has {} columns, expected {classes} probabilities", predictions.columns));
     }

@@ -13,14 +13,19 @@ const LABELS: &str = "labels.csv";
 impl PreparedTask {
     /// Runs the task's prepare.py (`python prepare.py PUBLIC_DIR PRIVATE_DIR`) unless `cache` already holds what this text of it,
     /// run by this `python`, made. The folder appears whole, by one rename.
+    ///
+    /// # Errors
+    /// Content: the script fails, or makes no data, no labels or labels that are no numbers. System: the cache cannot be written.
     pub fn prepare(task: &Task, python: &Path, cache: &Path) -> Result<PreparedTask> {
         let script = task.folder.join(SCRIPT);
         let text = fs::read(&script).map_err(|e| Error::io("reading", &script, &e))?;
         // The interpreter stands for the package versions: data that scikit-learn ships can change with them.
         let key = blake3::Hasher::new().update(&text).update(python.as_os_str().as_encoded_bytes()).finalize().to_hex();
+        fs::create_dir_all(cache).map_err(|e| Error::io("creating", cache, &e))?;
+        // Absolute, for workspaces point to the data from elsewhere.
+        let cache = &cache.canonicalize().map_err(|e| Error::io("opening", cache, &e))?;
         let folder = cache.join(format!("{}-{}", task.name, &key[..16]));
         if !folder.is_dir() {
-            fs::create_dir_all(cache).map_err(|e| Error::io("creating", cache, &e))?;
             make(task, &script, python, cache, &folder)?;
         }
         open(task, &folder)
@@ -50,9 +55,11 @@ fn make(task: &Task, script: &Path, python: &Path, cache: &Path, folder: &Path) 
         fs::create_dir(&part).map_err(|e| Error::io("creating", &part, &e))?;
     }
     let output = Command::new(python)
-        .arg("-B")
+        .args(["-s", "-B"])
         .arg(script)
         .args([temporary.path().join("public"), temporary.path().join("private")])
+        .env_remove("PYTHONPATH")
+        .env_remove("PYTHONHOME")
         .env("OMP_NUM_THREADS", "1")
         .env("OPENBLAS_NUM_THREADS", "1")
         .stdin(Stdio::null())
@@ -68,8 +75,8 @@ fn make(task: &Task, script: &Path, python: &Path, cache: &Path, folder: &Path) 
             python.display(),
         )));
     }
-    let prepared = open(task, temporary.path()).map_err(|e| e.context(script.display()))?;
-    prepared.load_labels()?;
+    let prepared = open(task, temporary.path()).and_then(|prepared| prepared.load_labels().and(Ok(prepared)));
+    let prepared = prepared.map_err(|e| e.context(script.display()))?;
     for path in prepared.data.iter().map(|(_, path)| path).chain([&prepared.labels]) {
         fs::File::open(path).and_then(|f| f.sync_all()).map_err(|e| Error::io("writing", path, &e))?;
     }

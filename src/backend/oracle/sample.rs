@@ -70,3 +70,15 @@ fn draw(logits: &[f64], top_k: usize, top_p: f64, u: f64) -> usize {
     }
     last // rounding left the total above the cumulated sum
 }
+
+#[cfg(test)]
+mod tests {
+    use super::draw;
+
+    #[test]
+    fn a_draw_beyond_the_total_is_the_last_possible_id() {
+        assert_eq!(draw(&[0.0, -1.0, f64::NEG_INFINITY], 0, 1.0, 1.0), 1);
+        assert_eq!(draw(&[-1.0, 0.0, -0.5], 2, 1.0, 1.0), 2);
+        assert_eq!(draw(&[-1.0, 0.0, -0.5], 1, 1.0, 1.0), 1);
+    }
+}

@@ -1,0 +1,147 @@
+//! Ops without a contraction: embedding, RMSNorm, rotary embedding, SwiGLU, AdamW; rows or pieces in parallel.
+
+use super::simd::{self, AdamFactors, Floats};
+use super::{GRAIN, chunk_rows, run};
+use crate::backend::{AdamW, Heads};
+use crate::tensor::Tensor;
+use rayon::prelude::*;
+
+/// Rows of one partial sum of a norm's weight gradient.
+const SUM_ROWS: usize = 256;
+
+pub fn embed(ids: &[i32], wte: Floats, c: usize, out: &mut [f32]) {
+    let rows = chunk_rows(c);
+    run(out.chunks_mut(rows * c).zip(ids.chunks(rows)).collect(), |(out, ids)| {
+        for (out, &id) in out.chunks_exact_mut(c).zip(ids) {
+            wte.widen(id as usize * c, out);
+        }
+    });
+}
+
+/// y = (residual + x) / rms * w; `sum` keeps residual + x when there is an x.
+pub fn add_rmsnorm(
+    residual: &[f32],
+    x_sum: Option<(&[f32], &mut [f32])>,
+    w: &[f32],
+    eps: f32,
+    y: &mut [f32],
+    rstd: &mut [f32],
+) {
+    let c = w.len();
+    let rows = chunk_rows(c);
+    let norm = |row: &[f32], y: &mut [f32], rstd: &mut f32| {
+        *rstd = (simd::dot(row, row) / c as f32 + eps).sqrt().recip();
+        simd::scale_by(row, *rstd, w, y);
+    };
+    let outputs = residual.chunks(rows * c).zip(y.chunks_mut(rows * c)).zip(rstd.chunks_mut(rows));
+    match x_sum {
+        None => run(outputs.collect(), |((residual, y), rstd)| {
+            for ((row, y), rstd) in residual.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
+                norm(row, y, rstd);
+            }
+        }),
+        Some((x, sum)) => {
+            run(outputs.zip(x.chunks(rows * c).zip(sum.chunks_mut(rows * c))).collect(), |(outputs, (x, sum))| {
+                let ((residual, y), rstd) = outputs;
+                sum.copy_from_slice(residual);
+                simd::add(x, sum);
+                for ((row, y), rstd) in sum.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
+                    norm(row, y, rstd);
+                }
+            });
+        }
+    }
+}
+
+pub fn add_rmsnorm_backward(
+    sum: &[f32],
+    w: &[f32],
+    rstd: &[f32],
+    dy: &[f32],
+    dsum: &mut [f32],
+    dw: Option<&mut [f32]>,
+) {
+    let c = w.len();
+    let rows = chunk_rows(c);
+    let inputs = sum.chunks(rows * c).zip(dy.chunks(rows * c)).zip(rstd.chunks(rows));
+    run(inputs.zip(dsum.chunks_mut(rows * c)).collect(), |(((x, dy), rstd), dx)| {
+        for (((x, dy), rstd), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(rstd).zip(dx.chunks_exact_mut(c)) {
+            simd::rmsnorm_backward(x, *rstd, w, dy, dx);
+        }
+    });
+    if let Some(dw) = dw {
+        let pieces = sum.par_chunks(SUM_ROWS * c).zip(dy.par_chunks(SUM_ROWS * c)).zip(rstd.par_chunks(SUM_ROWS));
+        let partials: Vec<Vec<f32>> = pieces
+            .map(|((x, dy), rstd)| {
+                let mut partial = vec![0.0; c];
+                for ((x, dy), rstd) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(rstd) {
+                    simd::rmsnorm_weight(x, *rstd, dy, &mut partial);
+                }
+                partial
+            })
+            .collect();
+        partials.iter().for_each(|partial| simd::add(partial, dw));
+    }
+}
+
+/// Rotates queries and keys in place by their positions; `sign` is -1 for the backward.
+pub fn rope(qkv: &mut [f32], heads: Heads, positions: &[i32], table: Floats, sign: f32) {
+    let (d, hs) = (heads.qkv_width(), heads.hs);
+    let rows = chunk_rows(d);
+    run(qkv.chunks_mut(rows * d).zip(positions.chunks(rows)).collect(), |(qkv, positions)| {
+        let mut angles = vec![0.0; hs];
+        for (row, &position) in qkv.chunks_exact_mut(d).zip(positions) {
+            table.widen(position as usize * hs, &mut angles);
+            simd::rotate(&mut row[..(heads.nh + heads.nkv) * hs], &angles, sign);
+        }
+    });
+}
+
+pub fn swiglu(gate_up: &[f32], f: usize, y: &mut [f32]) {
+    let rows = chunk_rows(2 * f);
+    run(gate_up.chunks(rows * 2 * f).zip(y.chunks_mut(rows * f)).collect(), |(gate_up, y)| {
+        for (row, y) in gate_up.chunks_exact(2 * f).zip(y.chunks_exact_mut(f)) {
+            simd::swiglu(&row[..f], &row[f..], y);
+        }
+    });
+}
+
+pub fn swiglu_backward(gate_up: &[f32], f: usize, dy: &[f32], dgate_up: &mut [f32]) {
+    let rows = chunk_rows(2 * f);
+    let inputs = gate_up.chunks(rows * 2 * f).zip(dy.chunks(rows * f));
+    run(inputs.zip(dgate_up.chunks_mut(rows * 2 * f)).collect(), |((gate_up, dy), dgate_up)| {
+        let rows = gate_up.chunks_exact(2 * f).zip(dy.chunks_exact(f));
+        for ((row, dy), out) in rows.zip(dgate_up.chunks_exact_mut(2 * f)) {
+            let (dgate, dup) = out.split_at_mut(f);
+            simd::swiglu_backward(&row[..f], &row[f..], dy, dgate, dup);
+        }
+    });
+}
+
+pub fn adamw(
+    step: &AdamW,
+    params: &mut [&mut Tensor],
+    grads: &[&Tensor],
+    m: &mut [&mut Tensor],
+    v: &mut [&mut Tensor],
+) {
+    let (beta1, beta2) = (f64::from(step.beta1), f64::from(step.beta2));
+    let steps = f64::from(step.step);
+    let factors = AdamFactors {
+        grad: step.grad_scale,
+        beta1: step.beta1,
+        rest1: (1.0 - beta1) as f32,
+        beta2: step.beta2,
+        rest2: (1.0 - beta2) as f32,
+        decay: (1.0 - f64::from(step.lr) * f64::from(step.weight_decay)) as f32,
+        rate: (f64::from(step.lr) / (1.0 - beta1.powf(steps))) as f32,
+        root: (1.0 / (1.0 - beta2.powf(steps))) as f32,
+        eps: step.eps,
+    };
+    let mut pieces = Vec::new();
+    for (((p, g), m), v) in params.iter_mut().zip(grads).zip(m).zip(v) {
+        let moments = m.slice_mut().chunks_mut(GRAIN).zip(v.slice_mut().chunks_mut(GRAIN));
+        pieces.extend(p.slice_mut().chunks_mut(GRAIN).zip(g.slice().chunks(GRAIN)).zip(moments));
+    }
+    run(pieces, |((p, g), (m, v))| simd::adamw(p, g, m, v, &factors));
+}

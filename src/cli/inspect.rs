@@ -1,0 +1,297 @@
+//! The verbs that look or answer: generate, score, task, data, report.
+
+use super::args::{DataCommand, GenerateArgs, ReportArgs, ScoreArgs, TaskArgs, TaskCommand};
+use super::session;
+use crate::backend::Backend;
+use crate::backend::cpu::Cpu;
+use crate::backend::oracle::Oracle;
+use crate::batch::{self, LossBatch};
+use crate::config::Config;
+use crate::dataset;
+use crate::environment::{Environment, Files};
+use crate::error::{Error, Result};
+use crate::files::publish;
+use crate::model::{Activations, Policy};
+use crate::report;
+use crate::rollout::{Engine, Request};
+use crate::task::Task;
+use crate::trajectory::Message;
+use serde::Deserialize;
+use serde_json::json;
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+/// `onestep generate`
+pub fn generate(args: &GenerateArgs) -> Result<()> {
+    let config = session::settings(&[], &args.overrides, "sampling")?;
+    session::threads(&config)?;
+    let backend = session::backend(&config);
+    let speaker = session::speaker(&*backend, &args.model)?;
+    let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    let prompt = match args.raw {
+        true => speaker.dialog.tokenizer.encode(&args.prompt)?,
+        false => speaker.dialog.prompt(&[Message::new("user", &args.prompt)])?,
+    };
+    let request = Request {
+        prompt,
+        samples: args.samples,
+        seed: args.seed,
+        stream: "generate".to_string(),
+        max_tokens: config.sampling.max_tokens,
+    };
+    let mut engine = Engine::new(&*backend, &speaker.model, &config.engine)?;
+    let policy = Policy { model: &speaker.model, adapter: adapter.as_ref() };
+    let samples = engine.generate(policy, &[request], &config.sampling, &speaker.dialog.stop)?;
+    for sample in samples.iter().flatten() {
+        println!("{}", speaker.dialog.text(&sample.ids));
+    }
+    Ok(())
+}
+
+/// A line of `score`'s input.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScoreLine {
+    ids: Vec<u32>,
+}
+
+/// Tokens of one forward pass of `score`.
+const SCORE_TOKENS: usize = 2048;
+
+/// `onestep score`: line by line, so that memory does not grow with the file; the output appears whole.
+pub fn score(args: &ScoreArgs) -> Result<()> {
+    let config = session::settings(&[], &[], "run")?;
+    session::threads(&config)?;
+    let backend: Box<dyn Backend> = match args.backend.as_str() {
+        "cpu" => Box::new(Cpu),
+        "oracle" => Box::new(Oracle::f32()),
+        other => return Err(Error::usage(format!("--backend {other}: expected cpu or oracle"))),
+    };
+    let model = session::model(&*backend, &args.model)?;
+    let adapter = session::adapter(&*backend, &model, args.adapter.as_deref())?;
+    let policy = Policy { model: &model, adapter: adapter.as_ref() };
+    let input = File::open(&args.input).map_err(|e| Error::io("reading", &args.input, &e))?;
+    let mut acts = Activations::default();
+    publish(&args.output, |temporary| {
+        let failed = |e: std::io::Error| Error::io("writing", &args.output, &e);
+        let mut output = BufWriter::new(File::create(temporary).map_err(failed)?);
+        let (mut bytes, mut lines, mut pending) = (0, 0, vec![]);
+        let mut flush = |pending: &mut Vec<(usize, Vec<u32>)>, acts: &mut Activations| -> Result<()> {
+            for line in scored(&*backend, policy, pending, &args.input, acts)? {
+                bytes += line.len() as u64 + 1;
+                writeln!(output, "{line}").map_err(failed)?;
+            }
+            pending.clear();
+            output.flush().map_err(failed)
+        };
+        for (index, line) in BufReader::new(input).lines().enumerate() {
+            let place = format!("{}, line {}", args.input.display(), index + 1);
+            let line = line.map_err(|e| Error::content(format!("{place}: {e}")))?;
+            if line.trim().is_empty() {
+                continue;
+            }
+            let ScoreLine { ids } = serde_json::from_str(&line)
+                .map_err(|e| Error::content(format!("{place}: {e}; expected {{\"ids\": [1, 2, 3]}}")))?;
+            if ids.len() < 2 {
+                return Err(Error::content(format!("{place}: {} ids; expected at least 2", ids.len())));
+            }
+            let tokens: usize = pending.iter().map(|(_, ids): &(usize, Vec<u32>)| ids.len()).sum();
+            if !pending.is_empty() && tokens + ids.len() > SCORE_TOKENS {
+                flush(&mut pending, &mut acts)?;
+            }
+            pending.push((index + 1, ids));
+            lines += 1;
+        }
+        if lines == 0 {
+            return Err(Error::content(format!(
+                "{} holds no line; expected lines {{\"ids\": [1, 2, 3]}}",
+                args.input.display()
+            )));
+        }
+        flush(&mut pending, &mut acts)?;
+        Ok(bytes)
+    })
+}
+
+/// The output lines of a few input lines (line number, ids), computed as one packed batch.
+fn scored(
+    backend: &dyn Backend,
+    policy: Policy,
+    lines: &[(usize, Vec<u32>)],
+    input: &Path,
+    acts: &mut Activations,
+) -> Result<Vec<String>> {
+    let config = &policy.model.config;
+    for (line, ids) in lines {
+        let place = format!("{}, line {line}", input.display());
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab) {
+            let last = config.vocab - 1;
+            return Err(Error::content(format!("{place}: token id {id}; the model has ids 0 to {last}")));
+        }
+        if ids.len() > config.max_positions {
+            let (n, most) = (ids.len(), config.max_positions);
+            return Err(Error::content(format!("{place}: {n} ids; the model has {most} positions")));
+        }
+    }
+    let masks: Vec<Vec<bool>> = lines.iter().map(|(_, ids)| vec![true; ids.len()]).collect();
+    let sequences: Vec<(&[u32], &[bool])> =
+        lines.iter().zip(&masks).map(|((_, ids), mask)| (ids.as_slice(), mask.as_slice())).collect();
+    let batch = LossBatch::from_sequences(backend, config, &sequences)?;
+    let scores = batch::forward(backend, policy, &batch, 1.0, false, acts)?;
+    let (logp, entropy) = (backend.read(&scores.logp)?, backend.read(&scores.entropy)?);
+    let line = |((_, ids), span): (&(usize, Vec<u32>), &std::ops::Range<usize>)| {
+        json!({"ids": ids, "logprobs": logp[span.clone()], "entropies": entropy[span.clone()]}).to_string()
+    };
+    Ok(lines.iter().zip(&batch.samples).map(line).collect())
+}
+
+/// `onestep task ...`
+pub fn task(command: &TaskCommand) -> Result<()> {
+    let settings = |args: &TaskArgs| session::settings(&[], &args.overrides, "tasks");
+    match command {
+        TaskCommand::List { args } => {
+            let mut config = settings(args)?;
+            if args.overrides.iter().all(|o| !o.contains("names")) {
+                config.tasks.names = vec!["all".to_string()];
+            }
+            println!(
+                "{:<11}{:<10}{:<9}{:<9}{:>10}{:>10}  description",
+                "task", "modality", "split", "metric", "m_init", "m_best"
+            );
+            for t in session::task_list(&config)? {
+                let split = if t.held_out { "held-out" } else { "held-in" };
+                println!(
+                    "{:<11}{:<10}{:<9}{:<9}{:>10.4}{:>10.4}  {}",
+                    t.name,
+                    t.modality,
+                    split,
+                    t.metric.name(),
+                    t.m_init,
+                    t.m_best,
+                    t.description
+                );
+            }
+            Ok(())
+        }
+        TaskCommand::Show { name, args } => {
+            let t = one(&settings(args)?, name)?;
+            let better = if t.metric.higher_is_better() { "higher" } else { "lower" };
+            println!(
+                "{}: {} ({}, {})",
+                t.name,
+                t.description,
+                t.modality,
+                if t.held_out { "held out" } else { "held in" }
+            );
+            println!(
+                "metric {} ({better} is better): m_init {}, m_best {}, noise floor {}",
+                t.metric.name(),
+                t.m_init,
+                t.m_best,
+                t.noise_floor
+            );
+            println!(
+                "limits: {} s CPU, {} s wall, {} MiB",
+                t.limits.cpu_seconds,
+                t.limits.wall_seconds,
+                t.limits.memory_bytes >> 20
+            );
+            for (file, text) in &t.starter {
+                println!("--- {file}\n{text}");
+            }
+            Ok(())
+        }
+        TaskCommand::Run { name, script, args } => {
+            let config = settings(args)?;
+            let task = one(&config, name)?;
+            let mut files: Files = task.starter.iter().map(|(n, t)| (n.clone(), Arc::from(t.as_str()))).collect();
+            if let Some(path) = script {
+                let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, &e))?;
+                files.insert(task.entry.clone(), Arc::from(text.as_str()));
+            }
+            let world = session::world(&config, args.python.as_deref(), vec![task.clone()])?;
+            world.announce();
+            match graded(&world.environment, &task, files)? {
+                (output, Ok(m)) => {
+                    print!("{output}");
+                    println!("{} {m} (normalised {:.4})", task.metric.name(), task.normalised(m));
+                }
+                (output, Err(problem)) => {
+                    print!("{output}");
+                    println!("not graded: {problem}");
+                }
+            }
+            Ok(())
+        }
+        TaskCommand::Validate { args } => validate(&settings(args)?, args),
+    }
+}
+
+fn one(config: &Config, name: &str) -> Result<Task> {
+    let all = Task::load_all(&crate::config::locate(&config.tasks.dir)?)?;
+    let mut found = Task::find(&all, &[name])?;
+    found.pop().ok_or_else(|| Error::content(format!("no task {name}")))
+}
+
+/// Output and grade of a run of the entry script with these files.
+fn graded(environment: &Environment, task: &Task, files: Files) -> Result<(String, std::result::Result<f64, String>)> {
+    let snapshot = environment.store.insert(&files);
+    let run = environment.run(&task.name, &snapshot)?;
+    let why = || Err(format!("the script ended with {:?}", run.outcome));
+    Ok((format!("{}{}", run.stdout, run.stderr), run.grade.clone().unwrap_or_else(why)))
+}
+
+/// Runs every baseline and compares with the stated m_init. A CPU of another kind may round differently: a difference within
+/// the noise floor is said and passes.
+fn validate(config: &Config, args: &TaskArgs) -> Result<()> {
+    let mut config = config.clone();
+    if args.overrides.iter().all(|o| !o.contains("names")) {
+        config.tasks.names = vec!["all".to_string()];
+    }
+    let tasks = session::task_list(&config)?;
+    let world = session::world(&config, args.python.as_deref(), tasks.clone())?;
+    world.announce();
+    let mut wrong = vec![];
+    for task in &tasks {
+        let files = task.starter.iter().map(|(n, t)| (n.clone(), Arc::from(t.as_str()))).collect();
+        let (_, grade) = graded(&world.environment, task, files)?;
+        let verdict = match grade {
+            Ok(m) if (m - task.m_init).abs() <= task.noise_floor => format!("ok: baseline {m}"),
+            Ok(m) => {
+                wrong.push(task.name.as_str());
+                format!("WRONG: baseline reaches {m}, task.toml says m_init = {}", task.m_init)
+            }
+            Err(problem) => {
+                wrong.push(task.name.as_str());
+                format!("WRONG: baseline is not graded: {problem}")
+            }
+        };
+        println!("{:<11} {verdict}", task.name);
+    }
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => Err(Error::content(format!("tasks that do not hold: {}", wrong.join(", ")))),
+    }
+}
+
+/// `onestep data ...`
+pub fn data(command: &DataCommand) -> Result<()> {
+    let DataCommand::Preview { model, data, examples, overrides } = command;
+    let config = session::settings(&[], overrides, "sft")?;
+    let dialog = crate::agent::Dialog::new(crate::tokenizer::Tokenizer::open(model)?)?;
+    let list = dataset::load(data, &dialog.tokenizer, &dialog.template, config.sft.max_tokens)?;
+    let coloured = std::io::stdout().is_terminal();
+    print!("{}", dataset::preview(&list, &dialog.tokenizer, *examples, coloured));
+    println!("{} examples", list.len());
+    Ok(())
+}
+
+/// `onestep report`
+pub fn report(args: &ReportArgs) -> Result<()> {
+    let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
+    report::write(&args.run, &out)?;
+    println!("report written to {}", out.display());
+    Ok(())
+}

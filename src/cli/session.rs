@@ -1,0 +1,191 @@
+//! What was typed becomes ready objects: settings, sandboxes and tasks (started first, before threads), then model and text.
+
+use crate::agent::{Agent, Dialog};
+use crate::backend::Backend;
+use crate::backend::cpu::Cpu;
+use crate::checkpoint;
+use crate::config::{self, Config, Device};
+use crate::environment::{self, Environment};
+use crate::error::{Error, Result};
+use crate::files::write_whole;
+use crate::model::Model;
+use crate::model::lora::{Adapter, LoraConfig, Module};
+use crate::rng::Philox;
+use crate::rollout::Engine;
+use crate::sandbox::{Pool, Python};
+use crate::task::{PreparedTask, Task};
+use crate::tokenizer::Tokenizer;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Settings from --config and overrides; a bare override key belongs to `section`.
+pub fn settings(layers: &[&Path], overrides: &[String], section: &str) -> Result<Config> {
+    let read = |path: &&Path| {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading the configuration", path, &e))?;
+        Ok((path.display().to_string(), text))
+    };
+    let layers = layers.iter().map(read).collect::<Result<Vec<_>>>()?;
+    Config::load(&layers, overrides, section)
+}
+
+/// Where private environments and prepared data are kept between runs.
+pub fn cache() -> Result<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute()).or_else(home);
+    base.map(|base| base.join("onestep")).ok_or_else(|| {
+        Error::usage("no cache folder: neither XDG_CACHE_HOME nor HOME is set; set one, for example HOME=/tmp/home")
+    })
+}
+
+/// A flag that the first Ctrl-C sets; the second one ends the program at once with 130.
+pub fn interrupt() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let failed = |e: std::io::Error| Error::system(format!("listening for Ctrl-C: {e}"));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone()).map_err(failed)?;
+        signal_hook::flag::register(signal, flag.clone()).map_err(failed)?;
+    }
+    Ok(flag)
+}
+
+/// The number asked for, or one for each core.
+fn count(asked: usize) -> usize {
+    if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, usize::from) }
+}
+
+/// Starts the compute threads. Call it after `tasks`: sandboxes are forked first.
+pub fn threads(config: &Config) -> Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(count(config.run.threads)).build_global();
+    pool.map_err(|e| Error::system(format!("starting compute threads: {e}")))
+}
+
+/// The backend of `run.device`.
+pub fn backend(config: &Config) -> Box<dyn Backend> {
+    match config.run.device {
+        Device::Cpu => Box::new(Cpu),
+    }
+}
+
+/// The tasks that `tasks.names` means: held_in, held_out, all, or names.
+pub fn task_list(config: &Config) -> Result<Vec<Task>> {
+    let all = Task::load_all(&config::locate(&config.tasks.dir)?)?;
+    let mut chosen: Vec<Task> = vec![];
+    for name in &config.tasks.names {
+        let more: Vec<Task> = match name.as_str() {
+            "all" => all.clone(),
+            "held_in" => all.iter().filter(|t| !t.held_out).cloned().collect(),
+            "held_out" => all.iter().filter(|t| t.held_out).cloned().collect(),
+            name => Task::find(&all, &[name])?,
+        };
+        chosen.extend(more.into_iter().filter(|t| chosen.iter().all(|c| c.name != t.name)).collect::<Vec<_>>());
+    }
+    if chosen.is_empty() {
+        return Err(Error::content("tasks.names is empty: expected held_in, held_out, all or names of tasks"));
+    }
+    Ok(chosen)
+}
+
+/// An environment and what it was made from.
+pub struct World {
+    /// Tasks, snapshots, remembered runs.
+    pub environment: Environment,
+    /// The protection in force, as lines for the user.
+    pub protection: Vec<String>,
+    /// Wall seconds of the one-off set-up: Python environment, data, sandboxes.
+    pub setup_seconds: f64,
+    scratch: tempfile::TempDir,
+}
+
+/// The Python environment, the sandboxes and the tasks' data, with a line for each on stderr.
+pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result<World> {
+    let clock = std::time::Instant::now();
+    let cache = cache()?;
+    let python = Python::ensure(python, &cache, &mut |line| eprintln!("{line}"))?;
+    let prepare = |task: &Task| PreparedTask::prepare(task, &python.interpreter, &cache.join("tasks"));
+    let prepared = tasks.iter().map(prepare).collect::<Result<Vec<_>>>()?;
+    let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
+    let pool = Pool::start(&program, count(config.run.workers), &python)?;
+    let protection = pool.protection().notes.clone();
+    let scratch = tempfile::Builder::new().prefix("onestep-").tempdir();
+    let scratch = scratch.map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
+    let c = &config.environment;
+    let settings = environment::Settings {
+        format: c.format,
+        prompt: c.prompt,
+        max_steps: c.max_steps,
+        episode_seconds: c.episode_seconds,
+        observation_limit: c.observation_limit,
+        undo_failed_edits: c.undo_failed_edits,
+        scratch: scratch.path().to_path_buf(),
+    };
+    let environment = Environment::new(Arc::new(pool), &python.id, prepared, settings)?;
+    Ok(World { environment, protection, setup_seconds: clock.elapsed().as_secs_f64(), scratch })
+}
+
+impl World {
+    /// Says on stderr which protection scripts run under.
+    pub fn announce(&self) {
+        eprintln!("sandbox: {}", self.protection.join("; "));
+    }
+
+    /// The folder runs happen in; it goes with the world.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+}
+
+/// A model folder, ready to speak.
+pub struct Speaker {
+    /// The weights, mapped.
+    pub model: Model,
+    /// Its tokenizer and chat template.
+    pub dialog: Dialog,
+}
+
+/// Opens a model folder with its tokenizer; notes about copied tensors go to stderr.
+pub fn speaker(backend: &dyn Backend, dir: &Path) -> Result<Speaker> {
+    let model = model(backend, dir)?;
+    let tokenizer = Tokenizer::open(dir)?;
+    tokenizer.check(model.config.vocab)?;
+    Ok(Speaker { model, dialog: Dialog::new(tokenizer)? })
+}
+
+/// Opens a model folder without its tokenizer.
+pub fn model(backend: &dyn Backend, dir: &Path) -> Result<Model> {
+    let (model, notes) = checkpoint::load_model(backend, dir)?;
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(model)
+}
+
+/// The adapter in `dir`, or none.
+pub fn adapter(backend: &dyn Backend, model: &Model, dir: Option<&Path>) -> Result<Option<Adapter>> {
+    dir.map(|dir| checkpoint::load_adapter(backend, &model.config, dir)).transpose()
+}
+
+/// A fresh adapter of the settings' shape.
+pub fn new_adapter(backend: &dyn Backend, model: &Model, config: &Config, name: &str) -> Result<Adapter> {
+    let modules = config.lora.modules.iter().map(|name| module(name)).collect::<Result<Vec<_>>>()?;
+    let lora = LoraConfig { rank: config.lora.rank, alpha: config.lora.alpha, rslora: config.lora.rslora, modules };
+    Adapter::new(backend, &model.config, lora, &mut Philox::named(config.run.seed, name))
+}
+
+fn module(name: &str) -> Result<Module> {
+    let short = |m: &Module| m.name().trim_end_matches("_proj").to_string();
+    let found = Module::ALL.into_iter().find(|m| short(m) == name || m.name() == name);
+    found.ok_or_else(|| {
+        let names: Vec<String> = Module::ALL.iter().map(short).collect();
+        Error::content(format!("lora.modules has `{name}`; modules are {}", names.join(", ")))
+    })
+}
+
+/// An agent over the speaker's model.
+pub fn agent<'a>(backend: &'a dyn Backend, speaker: &'a Speaker, config: &'a Config) -> Result<Agent<'a>> {
+    let engine = Engine::new(backend, &speaker.model, &config.engine)?;
+    Ok(Agent::new(&speaker.dialog, engine, config))
+}
+
+/// Makes the run's folder and writes the resolved configuration into it.
+pub fn write_config(out: &Path, config: &Config) -> Result<()> {
+    write_whole(&out.join("config.toml"), config.to_toml()?.as_bytes())
+}

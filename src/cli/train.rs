@@ -1,0 +1,278 @@
+//! The verbs that make a run: pretrain, collect, sft, rl, eval.
+
+use super::args::RunArgs;
+use super::session::{self, World};
+use crate::backend::Backend;
+use crate::checkpoint;
+use crate::config::{Algorithm, Config};
+use crate::dataset;
+use crate::environment::Environment;
+use crate::error::{Error, Result};
+use crate::evaluate::{self, Evaluations};
+use crate::exercises;
+use crate::expert;
+use crate::files::write_whole;
+use crate::ideas::{Library, Selection};
+use crate::model::lora::Adapter;
+use crate::model::{Model, Policy};
+use crate::ppo::{Critic, Learner};
+use crate::pretrain;
+use crate::rl;
+use crate::run::Run;
+use crate::sft::{self, Trained};
+use crate::state_pool::{self, Origin, StatePool};
+use crate::tensor::DType;
+use crate::trajectory::{self, Trajectory};
+use std::path::{Path, PathBuf};
+
+/// The settings of a training verb, `section` its own. `None` after a dry run, which prints them.
+fn open(args: &RunArgs, section: &str) -> Result<Option<Config>> {
+    let layers: Vec<&Path> = args.config.iter().map(PathBuf::as_path).collect();
+    let mut overrides = args.overrides.clone();
+    overrides.extend(args.seed.map(|seed| format!("run.seed={seed}")));
+    overrides.extend(args.device.as_ref().map(|device| format!("run.device={device}")));
+    let config = session::settings(&layers, &overrides, section)?;
+    if args.dry_run {
+        for (name, path) in [("model", &args.model), ("adapter", &args.adapter), ("data", &args.data)] {
+            if let Some(path) = path {
+                println!("# {name}: {}", path.display());
+            }
+        }
+        println!("# out: {}\n{}", args.out.display(), config.to_toml()?);
+        return Ok(None);
+    }
+    Ok(Some(config))
+}
+
+fn needed<'a>(path: &'a Option<PathBuf>, option: &str, example: &str) -> Result<&'a Path> {
+    path.as_deref().ok_or_else(|| Error::usage(format!("{option} is needed, for example {option} {example}")))
+}
+
+/// `onestep pretrain`
+pub fn pretrain(args: &RunArgs) -> Result<()> {
+    let Some(config) = open(args, "pretrain")? else { return Ok(()) };
+    let target = args.model.clone().unwrap_or_else(|| PathBuf::from("weights/quickstart"));
+    let interrupted = session::interrupt()?;
+    session::threads(&config)?;
+    let backend = session::backend(&config);
+    std::fs::create_dir_all(&target).map_err(|e| Error::io("making", &target, &e))?;
+    exercises::save_tokenizer(&target, config.run.seed)?;
+    let dialog = crate::agent::Dialog::new(crate::tokenizer::Tokenizer::open(&target)?)?;
+    let model = pretrain::model(&*backend, &config.pretrain, &dialog, config.run.seed)?;
+    println!("{} parameters, {} steps", model.parameters(), config.pretrain.steps);
+    session::write_config(&args.out, &config)?;
+    let mut run = Run::open(&*backend, &config, &args.out, "pretrain", args.resume, &interrupted)?;
+    let model = pretrain::train(&mut run, &dialog, model)?;
+    checkpoint::save_model(&target, &model, DType::F32)?;
+    println!("model written to {}", target.display());
+    Ok(())
+}
+
+/// `onestep collect`
+pub fn collect(args: &RunArgs) -> Result<()> {
+    let Some(config) = open(args, "collect")? else { return Ok(()) };
+    let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
+    world.announce();
+    session::write_config(&args.out, &config)?;
+    let trajectories = collected(&config, &world.environment, 0..config.collect.trajectories)?;
+    let path = args.out.join("trajectories.jsonl");
+    save_trajectories(&path, &world.environment, &trajectories)?;
+    let steps: usize = trajectories.iter().map(|t| t.steps.len()).sum();
+    let counts = world.environment.cache.counts();
+    println!(
+        "{} trajectories, {steps} steps, {} scripts executed ({} remembered) -> {}",
+        trajectories.len(),
+        counts.executions,
+        counts.hits,
+        path.display()
+    );
+    Ok(())
+}
+
+/// Plays the expert on the environment's tasks.
+pub fn collected(
+    config: &Config,
+    environment: &Environment,
+    indices: std::ops::Range<usize>,
+) -> Result<Vec<Trajectory>> {
+    let mut library = Library::load(&crate::config::locate(&config.tasks.ideas)?)?;
+    if config.collect.select > 0 {
+        library = library.select(Selection::FarthestPoint(config.collect.select));
+    }
+    let tasks: Vec<String> = environment.tasks().map(|t| t.task.name.clone()).collect();
+    expert::play(environment, &tasks, &library, &config.collect, &config.reward, indices, config.run.seed)
+}
+
+/// Writes trajectories and the snapshots they name beside them.
+pub fn save_trajectories(path: &Path, environment: &Environment, trajectories: &[Trajectory]) -> Result<()> {
+    environment.store.save(&snapshots(path))?;
+    trajectory::write_jsonl(path, trajectories)
+}
+
+/// The folder of workspace snapshots beside a trajectory file.
+pub fn snapshots(trajectories: &Path) -> PathBuf {
+    trajectories.with_file_name("snapshots")
+}
+
+/// `onestep sft`
+pub fn sft(args: &RunArgs) -> Result<()> {
+    let Some(config) = open(args, "sft")? else { return Ok(()) };
+    let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
+    let data = needed(&args.data, "--data", "trajectories.jsonl")?;
+    let interrupted = session::interrupt()?;
+    session::threads(&config)?;
+    let backend = session::backend(&config);
+    let speaker = session::speaker(&*backend, model)?;
+    let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    session::write_config(&args.out, &config)?;
+    let mut run = Run::open(&*backend, &config, &args.out, "sft", args.resume, &interrupted)?;
+    let trained = tuned(&mut run, &speaker, start, data)?;
+    match trained {
+        Trained::Adapter(adapter) => save_adapter(&args.out, &adapter, model),
+        Trained::Weights(trained) => {
+            let target = args.out.join("model");
+            checkpoint::save_model(&target, &trained, DType::BF16)?;
+            checkpoint::copy_text_files(model, &target)?;
+            println!("model written to {}", target.display());
+            Ok(())
+        }
+    }
+}
+
+fn save_adapter(out: &Path, adapter: &Adapter, base: &Path) -> Result<()> {
+    let target = out.join("adapter");
+    checkpoint::save_adapter(&target, adapter, &base.display().to_string())?;
+    println!("adapter written to {}", target.display());
+    Ok(())
+}
+
+/// Supervised fine-tuning of `start` (or a fresh adapter, or all weights) on the file `data`.
+pub fn tuned(run: &mut Run, speaker: &session::Speaker, start: Option<Adapter>, data: &Path) -> Result<Trained> {
+    let (backend, config) = (run.backend, run.config);
+    let (dialog, model) = (&speaker.dialog, &speaker.model);
+    let limit = config.sft.max_tokens.min(model.config.max_positions);
+    let examples = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
+    let (training, validation) = dataset::split_validation(examples, config.sft.validation_share, config.run.seed);
+    let trained = match (config.sft.full, start) {
+        (true, Some(adapter)) => Trained::Weights(model.merged(backend, &adapter)?.widen(backend)?),
+        (true, None) => Trained::Weights(model.widen(backend)?),
+        (false, Some(adapter)) => Trained::Adapter(adapter),
+        (false, None) => Trained::Adapter(session::new_adapter(backend, model, config, "sft adapter")?),
+    };
+    sft::train(run, model, trained, &training, &validation)
+}
+
+/// `onestep rl`
+pub fn rl(args: &RunArgs) -> Result<()> {
+    let Some(config) = open(args, "rl")? else { return Ok(()) };
+    let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
+    let data = needed(&args.data, "--data", "runs/collect/trajectories.jsonl")?;
+    let interrupted = session::interrupt()?;
+    let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
+    world.announce();
+    session::threads(&config)?;
+    let backend = session::backend(&config);
+    let speaker = session::speaker(&*backend, model)?;
+    let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    let reference = match start {
+        Some(adapter) => adapter,
+        None => session::new_adapter(&*backend, &speaker.model, &config, "rl adapter")?,
+    };
+    session::write_config(&args.out, &config)?;
+    let mut run = Run::open(&*backend, &config, &args.out, "rl", args.resume, &interrupted)?;
+    world.environment.store.load(&snapshots(data))?;
+    let actor = reinforced(&mut run, &world, &speaker, reference, &trajectory::read_jsonl(data)?, &args.out)?;
+    save_adapter(&args.out, &actor, model)
+}
+
+/// Step-wise RL from `reference` on the states of `expert`; one sample of every state is written to trajectories/rl.jsonl.
+pub fn reinforced(
+    run: &mut Run,
+    world: &World,
+    speaker: &session::Speaker,
+    reference: Adapter,
+    expert: &[Trajectory],
+    out: &Path,
+) -> Result<Adapter> {
+    let (backend, config) = (run.backend, run.config);
+    let environment = &world.environment;
+    let mut pool = state_pool(environment, expert)?;
+    println!("state pool: {} states ({})", pool.len(), pool.summary());
+    let critic = match config.rl.algorithm {
+        Algorithm::Ppo => Some(critic(backend, &speaker.model, config)?),
+        Algorithm::Grpo => None,
+    };
+    let mut learner = Learner::new(backend, &speaker.model, &config.rl, reference, critic)?;
+    let mut agent = session::agent(backend, speaker, config)?;
+    let mut record = vec![];
+    let folder = out.join("trajectories");
+    let model = &speaker.model;
+    let snapshots = folder.join("snapshots");
+    let actor = rl::train(run, model, &mut agent, environment, &mut pool, &mut learner, &snapshots, &mut record)?;
+    save_trajectories(&folder.join("rl.jsonl"), environment, &record)?;
+    Ok(actor)
+}
+
+fn critic(backend: &dyn Backend, model: &Model, config: &Config) -> Result<Critic> {
+    Critic::new(backend, model, session::new_adapter(backend, model, config, "critic adapter")?)
+}
+
+/// The states of the expert's steps on the environment's tasks, and each task's first state.
+fn state_pool(environment: &Environment, expert: &[Trajectory]) -> Result<StatePool> {
+    let mut pool = StatePool::default();
+    for task in environment.tasks() {
+        pool.add(environment.reset(&task.task.name)?, Origin::First);
+        for trajectory in expert.iter().filter(|t| t.task == task.task.name) {
+            for state in state_pool::states(trajectory, &task.task) {
+                environment.files(&state)?;
+                pool.add(state, Origin::Expert);
+            }
+        }
+    }
+    Ok(pool)
+}
+
+/// `onestep eval`
+pub fn eval(args: &RunArgs) -> Result<()> {
+    let Some(config) = open(args, "eval")? else { return Ok(()) };
+    let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
+    let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
+    world.announce();
+    session::threads(&config)?;
+    let backend = session::backend(&config);
+    let speaker = session::speaker(&*backend, model)?;
+    let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    session::write_config(&args.out, &config)?;
+    let path = args.out.join("evaluation.json");
+    let mut evaluations: Evaluations =
+        if path.exists() { checkpoint::read_json(&path)? } else { Evaluations::default() };
+    let name = config.eval.source.clone();
+    evaluated(&*backend, &config, &world, &speaker, adapter.as_ref(), &name, &args.out, &mut evaluations)?;
+    print!("{}", evaluate::table(&evaluations));
+    println!("written to {}", path.display());
+    Ok(())
+}
+
+/// Plays and scores one policy; adds it to `evaluations` and writes evaluation.json and the trajectories.
+#[allow(clippy::too_many_arguments)]
+pub fn evaluated(
+    backend: &dyn Backend,
+    config: &Config,
+    world: &World,
+    speaker: &session::Speaker,
+    adapter: Option<&Adapter>,
+    name: &str,
+    out: &Path,
+    evaluations: &mut Evaluations,
+) -> Result<()> {
+    let environment = &world.environment;
+    let policy = Policy { model: &speaker.model, adapter };
+    let mut agent = session::agent(backend, speaker, config)?;
+    let tasks: Vec<String> = environment.tasks().map(|t| t.task.name.clone()).collect();
+    let (n, seed) = (config.eval.trajectories, config.run.seed);
+    let played = evaluate::play(&mut agent, policy, environment, &tasks, &config.reward, n, seed, name)?;
+    evaluations.insert(name, evaluate::score(environment.tasks().map(|t| &t.task), &played));
+    save_trajectories(&out.join("trajectories").join(format!("eval-{name}.jsonl")), environment, &played)?;
+    let text = serde_json::to_string_pretty(evaluations).map_err(|e| Error::system(format!("evaluation.json: {e}")))?;
+    write_whole(&out.join("evaluation.json"), text.as_bytes())
+}

@@ -1,0 +1,551 @@
+//! What the ops mean, on the oracle: segments, pages, sampling, the loss cases, the optimiser, and what is refused.
+#![allow(clippy::unwrap_used)]
+
+use half::{bf16, f16};
+use onestep::backend::oracle::Oracle;
+use onestep::backend::{
+    AdamW, Backend, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling,
+    Segments, ValueInputs,
+};
+use onestep::error::{Kind, Result};
+use onestep::rng::{Philox, philox4x32, unit_f32};
+use onestep::tensor::{Bytes, DType, Tensor};
+use std::sync::Arc;
+
+const HEADS: Heads = Heads { nh: 4, nkv: 2, hs: 4 };
+const D: usize = 32;
+const O: usize = 16;
+
+fn normal(seed: u64, shape: &[usize]) -> Tensor {
+    let mut rng = Philox::new(seed, 0);
+    let values: Vec<f64> = (0..shape.iter().product()).map(|_| rng.normal()).collect();
+    Tensor::from_slice(shape, &values)
+}
+
+fn floats(values: &[f64]) -> Tensor {
+    Tensor::from_slice(&[values.len()], values)
+}
+
+fn ints(values: &[i32]) -> Tensor {
+    Tensor::from_slice(&[values.len()], values)
+}
+
+fn zeros(shape: &[usize]) -> Tensor {
+    Tensor::zeros(shape, DType::F64)
+}
+
+/// o (T, NH HS) and lse (NH, T) of packed segments.
+fn attend(qkv: &Tensor, cu_seqlens: &[i32], parent: &[i32]) -> (Vec<f64>, Vec<f64>) {
+    let (mut o, mut lse) = (zeros(&[qkv.rows(), O]), zeros(&[HEADS.nh, qkv.rows()]));
+    let segments = Segments { cu_seqlens: &ints(cu_seqlens), parent: &ints(parent) };
+    Oracle::f64().attention(qkv, HEADS, &segments, &mut o, &mut lse).unwrap();
+    (o.slice().to_vec(), lse.slice().to_vec())
+}
+
+/// The named rows of a matrix, one after the other.
+fn pick(x: &Tensor, rows: impl Iterator<Item = usize>) -> Tensor {
+    let values: Vec<f64> = rows.flat_map(|r| x.slice()[r * x.columns()..][..x.columns()].to_vec()).collect();
+    Tensor::from_slice(&[values.len() / x.columns(), x.columns()], &values)
+}
+
+#[test]
+fn attention_of_one_token_and_of_two() {
+    // One token: o = v, lse = q.k / 2. Two equal keys: the mean of the values.
+    let qkv = normal(1, &[1, D]);
+    let (o, lse) = attend(&qkv, &[0, 1], &[-1]);
+    let x = qkv.slice::<f64>();
+    for h in 0..4 {
+        assert_eq!(o[h * 4..][..4], x[24 + h / 2 * 4..][..4]);
+        let score: f64 = (0..4).map(|i| x[h * 4 + i] * x[16 + h / 2 * 4 + i]).sum::<f64>() / 2.0;
+        assert_eq!(lse[h], score);
+    }
+    let mut two = [x, x].concat();
+    two[D + 24..].fill(5.0);
+    let (o, _) = attend(&Tensor::from_slice(&[2, D], &two), &[0, 2], &[-1]);
+    for (i, o) in o[O..].iter().enumerate() {
+        let expected = (x[24 + i / 8 * 4 + i % 4] + 5.0) / 2.0;
+        assert!((o - expected).abs() <= 4.0 * f64::EPSILON * 5.0, "{o} is not {expected}");
+    }
+}
+
+#[test]
+fn packed_segments_equal_one_by_one() {
+    let (qkv, cu_seqlens) = (normal(2, &[9, D]), [0, 4, 4, 5, 9]);
+    let (o, _) = attend(&qkv, &cu_seqlens, &[-1; 4]);
+    for pair in cu_seqlens.windows(2) {
+        let (from, to) = (pair[0] as usize, pair[1] as usize);
+        let (alone, _) = attend(&pick(&qkv, from..to), &[0, (to - from) as i32], &[-1]);
+        assert_eq!(o[from * O..to * O], alone);
+    }
+}
+
+#[test]
+fn children_equal_their_parent_and_themselves_in_one_sequence() {
+    // Segments: prompt a, reply of a, prompt b, reply of b, second reply of a.
+    let (qkv, cu_seqlens, parent) = (normal(3, &[12, D]), [0, 3, 5, 7, 10, 12], [-1, 0, -1, 2, 0]);
+    let (o, lse) = attend(&qkv, &cu_seqlens, &parent);
+    let range = |s: usize| cu_seqlens[s] as usize..cu_seqlens[s + 1] as usize;
+    for child in [1, 3, 4] {
+        let rows = range(parent[child] as usize).chain(range(child));
+        let n = rows.clone().count();
+        let (whole, whole_lse) = attend(&pick(&qkv, rows.clone()), &[0, n as i32], &[-1]);
+        for (i, row) in rows.enumerate() {
+            assert_eq!(o[row * O..][..O], whole[i * O..][..O], "child {child}, row {row}");
+            for h in 0..4 {
+                assert_eq!(lse[h * 12 + row], whole_lse[h * n + i]);
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_paged_equals_attention() {
+    // Two sequences of 5 and 3 tokens on pages of 2 in disorder; the last 2 and the last 3 tokens are queries.
+    let (oracle, qkv) = (Oracle::f64(), normal(4, &[8, D]));
+    let (mut k, mut v) = (zeros(&[12, 8]), zeros(&[12, 8]));
+    let table = Tensor::from_slice(&[2, 3], &[4, 0, 3, 5, 1, -1]);
+    let slots = ints(&[8, 9, 0, 1, 6, 10, 11, 2]);
+    oracle.kv_append(&qkv, HEADS, &slots, &mut k, &mut v).unwrap();
+    assert_eq!(k.slice::<f64>()[8 * 8..][..8], qkv.slice::<f64>()[16..24]);
+    assert_eq!(v.slice::<f64>()[2 * 8..][..8], qkv.slice::<f64>()[7 * D + 24..]);
+    assert_eq!(v.slice::<f64>()[3 * 8..][..8], [0.0; 8]);
+
+    let queries = pick(&qkv, [3, 4, 5, 6, 7].into_iter());
+    let mut o = zeros(&[5, O]);
+    let (lens, cu_q) = (ints(&[5, 3]), ints(&[0, 2, 5]));
+    oracle.attention_paged(&queries, HEADS, &k, &v, 2, &table, &lens, &cu_q, &mut o).unwrap();
+    let (whole, _) = attend(&qkv, &[0, 5, 8], &[-1, -1]);
+    assert_eq!(o.slice::<f64>(), &whole[3 * O..]);
+}
+
+#[test]
+fn rope_rotates_halves_and_norm_is_per_head() {
+    let (oracle, (sin, cos)) = (Oracle::f64(), 0.5_f64.sin_cos());
+    let heads = Heads { nh: 1, nkv: 1, hs: 2 };
+    let table = Tensor::from_slice(&[2, 2], &[1.0, 0.0, cos, sin]);
+    let mut qkv = Tensor::from_slice(&[1, 6], &[3.0, 4.0, 0.0, 2.0, 7.0, 8.0]);
+    oracle.qk_norm_rope(&mut qkv, heads, None, &ints(&[1]), &table, None).unwrap();
+    let rotated = [3.0 * cos - 4.0 * sin, 4.0 * cos + 3.0 * sin, 0.0 - 2.0 * sin, 2.0 * cos, 7.0, 8.0];
+    assert_eq!(qkv.slice::<f64>(), rotated);
+
+    let mut qkv = Tensor::from_slice(&[1, 6], &[3.0, 4.0, 0.0, 2.0, 7.0, 8.0]);
+    let (q, k, mut raw) = (floats(&[1.0, 2.0]), floats(&[1.0, 3.0]), zeros(&[1, 4]));
+    let norm = QkNorm { q: &q, k: &k, eps: 0.0 };
+    oracle.qk_norm_rope(&mut qkv, heads, Some(norm), &ints(&[0]), &table, Some(&mut raw)).unwrap();
+    let root = 12.5_f64.sqrt().recip();
+    assert_eq!(qkv.slice::<f64>(), [3.0 * root, 4.0 * root * 2.0, 0.0, 2.0 * 2.0_f64.sqrt().recip() * 3.0, 7.0, 8.0]);
+    assert_eq!(raw.slice::<f64>(), [3.0, 4.0, 0.0, 2.0]);
+}
+
+#[test]
+fn logprob_entropy_and_lse_of_known_logits() {
+    // Logits 0, ln 3 at temperature 1/2: odds 1 to 9.
+    let x = Tensor::from_slice(&[2, 1], &[1.0, 0.0]);
+    let w = Tensor::from_slice(&[2, 1], &[0.0, 3.0_f64.ln()]);
+    let [mut logp, mut entropy, mut lse] = [0; 3].map(|_| zeros(&[2]));
+    let targets = ints(&[1, 0]);
+    Oracle::f64().linear_logprob(&x, &w, &targets, 0.5, &mut logp, &mut entropy, &mut lse).unwrap();
+    let near = |a: f64, b: f64| assert!((a - b).abs() <= 16.0 * f64::EPSILON, "{a} is not {b}");
+    near(logp.slice::<f64>()[0], 0.9_f64.ln());
+    near(entropy.slice::<f64>()[0], -(0.9 * 0.9_f64.ln() + 0.1 * 0.1_f64.ln()));
+    near(lse.slice::<f64>()[0], 10.0_f64.ln());
+    near(logp.slice::<f64>()[1], 0.5_f64.ln());
+    near(entropy.slice::<f64>()[1], 2.0_f64.ln());
+}
+
+/// Draws `n` ids from one row of logits, with counters 0..n.
+fn draws(logits: &[f64], n: usize, temperature: f32, top_k: i32, top_p: f32) -> Result<(Vec<i32>, Vec<f64>)> {
+    let sampling = Sampling {
+        temperature: &Tensor::from_slice(&[n], &vec![temperature; n]),
+        top_p: &Tensor::from_slice(&[n], &vec![top_p; n]),
+        top_k: &ints(&vec![top_k; n]),
+        seed: &Tensor::from_slice(&[n, 2], &[7, -3].repeat(n)),
+        counter: &ints(&(0..n as i32).collect::<Vec<_>>()),
+    };
+    let logits = Tensor::from_slice(&[n, logits.len()], &logits.repeat(n));
+    let (mut ids, mut logp) = (Tensor::zeros(&[n], DType::I32), zeros(&[n]));
+    Oracle::f64().sample(&logits, &sampling, &mut ids, &mut logp)?;
+    Ok((ids.slice().to_vec(), logp.slice().to_vec()))
+}
+
+#[test]
+fn sample_draws_the_distribution_by_inverse_transform() {
+    let (probabilities, n) = ([0.1, 0.4, 0.05, 0.45_f64], 4000);
+    let logits = probabilities.map(|p| p.ln() / 2.0 + 3.0);
+    let (ids, logp) = draws(&logits, n, 0.5, 0, 1.0).unwrap();
+    for (counter, (&id, &logp)) in ids.iter().zip(&logp).enumerate() {
+        let u = f64::from(unit_f32(philox4x32([counter as u32, 0, 0, 0], [7, -3_i32 as u32])[0]));
+        let expected = [0.1, 0.5, 0.55].iter().filter(|&&edge| edge <= u).count();
+        assert_eq!(id as usize, expected, "u = {u}");
+        assert!((logp - probabilities[expected].ln()).abs() < 1e-14);
+    }
+    for (id, p) in probabilities.into_iter().enumerate() {
+        let share = ids.iter().filter(|&&i| i as usize == id).count() as f64 / n as f64;
+        let deviation = (p * (1.0 - p) / n as f64).sqrt();
+        assert!((share - p).abs() < 4.0 * deviation, "id {id}: {share} is not {p}");
+    }
+}
+
+#[test]
+fn sample_keeps_top_k_then_top_p() {
+    let distinct = |logits: &[f64], top_k, top_p| {
+        let (mut ids, logp) = draws(logits, 400, 1.0, top_k, top_p).unwrap();
+        assert!(logp.iter().all(|&l| l <= 0.0 && l.is_finite()));
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    };
+    let logits = [0.1, 0.4, 0.1, 0.3, 0.1_f64].map(f64::ln);
+    assert_eq!(distinct(&logits, 0, 1.0), [0, 1, 2, 3, 4]);
+    assert_eq!(distinct(&logits, 9, 1.0), [0, 1, 2, 3, 4]);
+    assert_eq!(distinct(&logits, 2, 1.0), [1, 3]);
+    assert_eq!(distinct(&logits, 3, 1.0), [0, 1, 3], "a tie goes to the lower id");
+    assert_eq!(distinct(&logits, 1, 1.0), [1]);
+    assert_eq!(distinct(&logits, 0, 1e-6), [1]);
+    assert_eq!(distinct(&logits, 0, 0.35), [1]);
+    assert_eq!(distinct(&logits, 0, 0.6), [1, 3]);
+    assert_eq!(distinct(&logits, 0, 0.75), [0, 1, 3]);
+    // top_p is of what top_k left: 0.4 of 0.7 is more than a half.
+    assert_eq!(distinct(&logits, 2, 0.5), [1]);
+    assert_eq!(distinct(&[f64::NEG_INFINITY, 0.0, f64::NEG_INFINITY, 0.0], 0, 1.0), [1, 3]);
+    // The log-probability is of the whole distribution, whatever was kept.
+    assert!((draws(&logits, 1, 1.0, 1, 1.0).unwrap().1[0] - 0.4_f64.ln()).abs() < 1e-14);
+}
+
+#[test]
+fn sample_at_temperature_zero_is_the_first_largest() {
+    let logits = [0.1, 0.4, 0.1, 0.4_f64].map(f64::ln);
+    let (ids, logp) = draws(&logits, 50, 0.0, 0, 1.0).unwrap();
+    assert!(ids.iter().all(|&id| id == 1));
+    assert!((logp[0] - 0.4_f64.ln()).abs() < 1e-14, "at temperature 1");
+    assert!(draws(&logits, 50, 1e-30, 0, 1.0).unwrap().0.iter().all(|&id| id == 1 || id == 3));
+}
+
+#[test]
+fn sample_refuses_broken_rows_and_settings() {
+    for bad in [[0.0, f64::NAN], [0.0, f64::INFINITY], [f64::NEG_INFINITY; 2]] {
+        let error = draws(&bad, 1, 1.0, 0, 1.0).unwrap_err().to_string();
+        assert!(error.contains("sample: row 0"), "{error}");
+    }
+    for (temperature, top_k, top_p) in
+        [(-1.0, 0, 1.0), (f32::NAN, 0, 1.0), (1.0, -1, 1.0), (1.0, 0, 0.0), (1.0, 0, 1.5)]
+    {
+        let error = draws(&[0.0, 0.0], 1, temperature, top_k, top_p).unwrap_err().to_string();
+        assert!(error.contains("0 < top_p <= 1"), "{error}");
+    }
+}
+
+const PPO: PpoParams = PpoParams {
+    clip_low: 0.25,
+    clip_high: 0.5,
+    dual_clip: None,
+    kl_coefficient: 0.0,
+    kl_estimator: KlEstimator::K1,
+    entropy_coefficient: 0.0,
+};
+
+/// Statistics and dlogp of one token with weight 1, entropy 2 and reference log-probability -1.
+fn token(params: &PpoParams, ratio: f64, advantage: f64) -> (PpoStats, f64, f64) {
+    let (mut dlogp, mut dentropy) = (zeros(&[1]), zeros(&[1]));
+    let inputs = PpoInputs {
+        logp: &floats(&[-1.5]),
+        entropy: &floats(&[2.0]),
+        behaviour: &floats(&[-1.5 - ratio.ln()]),
+        reference: &floats(&[-1.0]),
+        advantage: &floats(&[advantage]),
+        weight: &floats(&[1.0]),
+    };
+    let stats = Oracle::f64().ppo_loss(params, &inputs, &mut dlogp, &mut dentropy).unwrap();
+    (stats, dlogp.slice()[0], dentropy.slice()[0])
+}
+
+fn near(a: f64, b: f64) {
+    assert!((a - b).abs() <= 32.0 * f64::EPSILON * (1.0 + b.abs()), "{a} is not {b}");
+}
+
+#[test]
+fn ppo_clips_where_the_objective_would_gain() {
+    let dual = PpoParams { dual_clip: Some(3.0), ..PPO };
+    // (parameters, ratio, advantage) -> (objective, d objective / d logp, clipped)
+    for (params, ratio, advantage, objective, gradient, clipped) in [
+        (&PPO, 1.0, 2.0, 2.0, 2.0, 0.0),
+        (&PPO, 1.4, 2.0, 2.8, 2.8, 0.0),
+        (&PPO, 2.0, 2.0, 3.0, 0.0, 1.0),
+        (&PPO, 0.5, 2.0, 1.0, 1.0, 0.0),
+        (&PPO, 0.5, -2.0, -1.5, 0.0, 1.0),
+        (&PPO, 2.0, -2.0, -4.0, -4.0, 0.0),
+        (&PPO, 8.0, -2.0, -16.0, -16.0, 0.0),
+        (&dual, 8.0, -2.0, -6.0, 0.0, 1.0),
+        (&dual, 2.0, -2.0, -4.0, -4.0, 0.0),
+        (&dual, 8.0, 2.0, 3.0, 0.0, 1.0),
+    ] {
+        let (stats, dlogp, dentropy) = token(params, ratio, advantage);
+        near(stats.policy_loss, -objective);
+        near(stats.loss, -objective);
+        near(dlogp, -gradient);
+        assert_eq!(stats.clip_fraction, clipped, "ratio {ratio}, advantage {advantage}");
+        near(stats.approx_kl, ratio - 1.0 - ratio.ln());
+        assert_eq!((stats.entropy, dentropy), (2.0, 0.0));
+    }
+}
+
+#[test]
+fn kl_estimators_and_entropy_bonus() {
+    // log p - log q = -0.5
+    let k3 = 0.5_f64.exp() - 1.0 - 0.5;
+    for (kl_estimator, kl, gradient) in
+        [(KlEstimator::K1, -0.5, 1.0), (KlEstimator::K2, 0.125, -0.5), (KlEstimator::K3, k3, 1.0 - 0.5_f64.exp())]
+    {
+        let params = PpoParams { kl_estimator, kl_coefficient: 0.5, entropy_coefficient: 0.25, ..PPO };
+        let (stats, dlogp, dentropy) = token(&params, 1.0, 0.0);
+        near(stats.kl, kl);
+        near(stats.loss, 0.5 * kl - 0.25 * 2.0);
+        near(dlogp, 0.5 * gradient);
+        near(dentropy, -0.25);
+    }
+    near(token(&PpoParams { kl_estimator: KlEstimator::K3, ..PPO }, 1.0, 0.0).0.kl, k3);
+}
+
+#[test]
+fn value_loss_takes_the_larger_error() {
+    // Old value 1, clip 0.5: (value, target) -> (loss, gradient).
+    for (clip, value, target, loss, gradient) in [
+        (None, 2.0, 0.0, 2.0, 2.0),
+        (Some(0.5), 1.25, 3.0, 0.5 * 1.75 * 1.75, -1.75),
+        (Some(0.5), 2.0, 0.0, 2.0, 2.0),
+        (Some(0.5), 2.0, 3.0, 0.5 * 1.5 * 1.5, 0.0),
+        (Some(0.5), 0.0, -1.0, 0.5 * 1.5 * 1.5, 0.0),
+    ] {
+        let mut dvalue = zeros(&[1]);
+        let (value, target) = (floats(&[value]), floats(&[target]));
+        let inputs =
+            ValueInputs { value: &value, old_value: &floats(&[1.0]), target: &target, weight: &floats(&[0.5]) };
+        assert_eq!(Oracle::f64().value_loss(clip, &inputs, &mut dvalue).unwrap(), 0.5 * loss);
+        assert_eq!(dvalue.slice::<f64>(), [0.5 * gradient]);
+    }
+}
+
+#[test]
+fn adamw_follows_its_definition_for_two_steps() {
+    let (oracle, mut p, mut m, mut v) = (Oracle::f64(), floats(&[1.0, -2.0]), zeros(&[2]), zeros(&[2]));
+    let (lr, b1, b2, eps, decay) = (0.125_f32, 0.75_f32, 0.5_f32, 0.25_f32, 0.5_f32);
+    let grads = [[4.0, -1.0], [-2.0, 3.0]];
+    for (step, g) in (1..).zip(&grads) {
+        let settings = AdamW { lr, beta1: b1, beta2: b2, eps, weight_decay: decay, step, grad_scale: 0.5 };
+        oracle.adamw(&settings, &mut [&mut p], &[&floats(g)], &mut [&mut m], &mut [&mut v]).unwrap();
+    }
+    for (i, start) in [1.0, -2.0].into_iter().enumerate() {
+        let (g1, g2): (f64, f64) = (0.5 * grads[0][i], 0.5 * grads[1][i]);
+        let first = start * (1.0 - 0.125 * 0.5) - 0.125 * g1 / (g1.abs() + 0.25);
+        let mean = (0.75 * 0.25 * g1 + 0.25 * g2) / (1.0 - 0.5625);
+        let square = (0.25 * g1 * g1 + 0.5 * g2 * g2) / 0.75;
+        near(p.slice::<f64>()[i], first * (1.0 - 0.125 * 0.5) - 0.125 * mean / (square.sqrt() + 0.25));
+    }
+}
+
+#[test]
+fn squared_norm_is_over_all_tensors() {
+    let oracle = Oracle::f32();
+    let (a, b) = (Tensor::from_slice(&[2], &[3.0_f32, 4.0]), Tensor::from_slice(&[1, 1], &[4096.5_f32]));
+    // 4096.5^2 + 25 needs more bits than an f32 has.
+    assert_eq!(oracle.squared_norm(&[&a, &b]).unwrap(), 16_781_312.25 + 25.0);
+    assert_eq!(oracle.squared_norm(&[]).unwrap(), 0.0);
+}
+
+#[test]
+fn merged_adapter_equals_adapter_beside_the_weight() {
+    let oracle = Oracle::f64();
+    let (x, mut w, a, b) = (normal(5, &[3, 4]), normal(6, &[5, 4]), normal(7, &[2, 4]), normal(8, &[5, 2]));
+    let lora = Lora { a: &a, b: &b, scale: 0.5 };
+    let (mut beside, mut merged, mut s) = (zeros(&[3, 5]), zeros(&[3, 5]), zeros(&[3, 2]));
+    let p = Linear { w: &w, bias: None, lora: Some(lora) };
+    oracle.linear(&x, &p, &mut beside, 0, Some(&mut s)).unwrap();
+    oracle.merge_lora(&mut w, &lora).unwrap();
+    oracle.linear(&x, &Linear { w: &w, bias: None, lora: None }, &mut merged, 0, None).unwrap();
+    for (a, b) in merged.slice::<f64>().iter().zip(beside.slice::<f64>()) {
+        assert!((a - b).abs() < 1e-13, "{a} is not {b}");
+    }
+
+    // In bf16 (8 bits) the sum is rounded once: 1 + 1/128 stays, 1 + 3/512 goes up to 1 + 1/128.
+    let mut w = Tensor::from_slice(&[2, 1], &[bf16::ONE; 2]);
+    let (a, b) = (Tensor::from_slice(&[1, 1], &[1.0 / 512.0]), Tensor::from_slice(&[2, 1], &[4.0, 3.0]));
+    oracle.merge_lora(&mut w, &Lora { a: &a, b: &b, scale: 1.0 }).unwrap();
+    assert_eq!(w.slice::<bf16>(), [bf16::from_f64(1.0 + 1.0 / 128.0); 2]);
+}
+
+#[test]
+fn narrow_weights_are_widened_exactly() {
+    let (oracle, x) = (Oracle::f32(), Tensor::from_slice(&[1, 2], &[3.0_f32, 0.5]));
+    let values = [1.5_f32, -0.25];
+    for w in [
+        Tensor::from_slice(&[1, 2], &values),
+        Tensor::from_slice(&[1, 2], &values.map(f64::from)),
+        Tensor::from_slice(&[1, 2], &values.map(f16::from_f32)),
+        Tensor::from_slice(&[1, 2], &values.map(bf16::from_f32)),
+    ] {
+        let (mut y, mut row) = (Tensor::zeros(&[1, 1], DType::F32), Tensor::zeros(&[1, 2], DType::F32));
+        oracle.linear(&x, &Linear { w: &w, bias: None, lora: None }, &mut y, 0, None).unwrap();
+        oracle.embed(&ints(&[0]), &w, &mut row).unwrap();
+        assert_eq!((y.slice::<f32>(), row.slice::<f32>()), ([4.375].as_slice(), values.as_slice()));
+        oracle.logits(&x, &w, &mut y).unwrap();
+        assert_eq!(y.slice::<f32>(), [4.375]);
+    }
+}
+
+struct Page(Vec<u64>);
+impl Bytes for Page {
+    fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+#[test]
+fn host_copies_convert_and_refuse() {
+    let oracle = Oracle::f64();
+    let mut half = oracle.alloc(&[2], DType::F16).unwrap();
+    oracle.write(&mut half, &floats(&[1.5, 2.0])).unwrap();
+    assert_eq!(oracle.read(&half).unwrap(), [1.5, 2.0]);
+    let mut other = oracle.alloc(&[2], DType::F16).unwrap();
+    oracle.copy(&half, &mut other).unwrap();
+    assert_eq!(oracle.read(&other).unwrap(), [1.5, 2.0]);
+    oracle.fill(&mut other, 0.25).unwrap();
+    assert_eq!(oracle.read(&other).unwrap(), [0.25; 2]);
+    let mut whole = oracle.alloc(&[2], DType::I32).unwrap();
+    oracle.write(&mut whole, &ints(&[i32::MAX, i32::MIN])).unwrap();
+    assert_eq!(oracle.read_i32(&whole).unwrap(), [i32::MAX, i32::MIN]);
+
+    let mut mapped = Tensor::mapped(&[2], DType::F64, Arc::new(Page(vec![0; 2])), 0).unwrap();
+    for error in [
+        oracle.write(&mut whole, &half).unwrap_err(),
+        oracle.write(&mut half, &floats(&[1.0])).unwrap_err(),
+        oracle.write(&mut mapped, &floats(&[1.0, 2.0])).unwrap_err(),
+        oracle.fill(&mut mapped, 1.0).unwrap_err(),
+        oracle.copy(&half, &mut whole).unwrap_err(),
+        oracle.read(&whole).unwrap_err(),
+        oracle.read_i32(&half).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), Kind::Content, "{error}");
+    }
+}
+
+/// The op was refused, and the message names it and every one of `parts`.
+fn refused<T>(result: Result<T>, op: &str, parts: &[&str]) {
+    let message = result.err().unwrap_or_else(|| panic!("{op} accepted {parts:?}")).to_string();
+    assert!(message.starts_with(&format!("{op}: ")), "{message}");
+    parts.iter().for_each(|part| assert!(message.contains(part), "{message} lacks {part}"));
+}
+
+#[test]
+fn mismatched_shapes_name_the_op_and_the_shapes() {
+    let o = Oracle::f64();
+    let z = zeros;
+    let (ids, parts) = (ints(&[0, 0]), ["F64[2, 3]", "[2, 4]"]);
+    let (wide, narrow) = (z(&[7, 4]), z(&[7, 3]));
+    let plain = |w| Linear { w, bias: None, lora: None };
+    refused(o.embed(&ids, &z(&[5, 4]), &mut z(&[2, 3])), "embed", &parts);
+    refused(o.embed_backward(&ids, &z(&[2, 3]), &mut z(&[5, 4])), "embed_backward", &parts);
+    let (r, w) = (&z(&[2, 4]), &z(&[4]));
+    refused(o.add_rmsnorm(r, None, w, 0.0, None, &mut z(&[2, 3]), &mut z(&[2])), "add_rmsnorm", &parts);
+    refused(o.add_rmsnorm(r, Some(r), w, 0.0, None, &mut z(&[2, 4]), &mut z(&[2])), "add_rmsnorm", &["F64[2, 4]"]);
+    refused(o.add_rmsnorm_backward(r, w, &z(&[2]), &z(&[2, 3]), &mut z(&[2, 4]), None), "add_rmsnorm_backward", &parts);
+    refused(o.linear(r, &plain(&narrow), &mut z(&[2, 7]), 0, None), "linear", &["F64[7, 3]", "[7, 4]"]);
+    refused(o.linear(r, &plain(&wide), &mut z(&[2, 8]), 2, None), "linear", &["F64[2, 8]", "2..2+7"]);
+    let lora = Lora { a: &z(&[2, 4]), b: &z(&[7, 2]), scale: 1.0 };
+    let p = Linear { lora: Some(lora), ..plain(&wide) };
+    refused(o.linear(r, &p, &mut z(&[2, 7]), 0, None), "linear", &["s (T, R)"]);
+    refused(o.linear(r, &p, &mut z(&[2, 7]), 0, Some(&mut z(&[2, 3]))), "linear", &["F64[2, 3]", "[2, 2]"]);
+    let (grads, dx) = (LinearGrads::default(), &mut z(&[2, 3]));
+    refused(o.linear_backward(r, &p, &z(&[2, 7]), 0, None, Some(dx), grads), "linear_backward", &parts);
+    let (positions, table) = (ints(&[0, 0]), z(&[3, 4]));
+    let rope = o.qk_norm_rope(&mut z(&[2, 3]), HEADS, None, &positions, &table, None);
+    refused(rope, "qk_norm_rope", &["F64[2, 3]", "[2, 32]"]);
+    let rope = o.qk_norm_rope_backward(&mut z(&[2, D]), HEADS, None, &positions, &z(&[3, 2]), None, None);
+    refused(rope, "qk_norm_rope_backward", &["F64[3, 2]", "[3, 4]"]);
+    let segments = Segments { cu_seqlens: &ints(&[0, 2]), parent: &ints(&[-1]) };
+    let (qkv, lse) = (&z(&[2, D]), &mut z(&[4, 2]));
+    refused(o.attention(qkv, HEADS, &segments, &mut z(&[2, 3]), lse), "attention", &["F64[2, 3]", "[2, 16]"]);
+    let uneven = Heads { nh: 3, ..HEADS };
+    refused(o.attention(qkv, uneven, &segments, &mut z(&[2, 12]), lse), "attention", &["nh: 3", "nkv: 2"]);
+    let backward = o.attention_backward(qkv, &z(&[2, O]), lse, &z(&[2, O]), HEADS, &segments, &mut z(&[2, 3]));
+    refused(backward, "attention_backward", &["F64[2, 3]", "[2, 32]"]);
+    let (k, v) = (&mut z(&[6, 8]), &mut z(&[6, 7]));
+    refused(o.kv_append(qkv, HEADS, &ints(&[0, 1]), k, v), "kv_append", &["F64[6, 7]", "[6, 8]"]);
+    let (table, lens, cu_q) = (Tensor::from_slice(&[1, 1], &[0]), ints(&[2]), ints(&[0, 2]));
+    let paged = o.attention_paged(qkv, HEADS, k, k, 4, &table, &lens, &cu_q, &mut z(&[2, O]));
+    refused(paged, "attention_paged", &["4", "F64[6, 8]"]);
+    refused(o.swiglu(&z(&[2, 3]), &mut z(&[2, 2])), "swiglu", &parts);
+    refused(o.swiglu_backward(&z(&[2, 3]), &z(&[2, 2]), &mut z(&[2, 4])), "swiglu_backward", &parts);
+    refused(o.gather_rows(r, &ids, &mut z(&[2, 3])), "gather_rows", &parts);
+    refused(o.scatter_add_rows(&z(&[2, 3]), &ids, &mut z(&[5, 4])), "scatter_add_rows", &parts);
+    let [mut a, mut b, mut c] = [z(&[2]), z(&[2]), z(&[3])];
+    let logprob = o.linear_logprob(r, &z(&[5, 4]), &ids, 1.0, &mut a, &mut b, &mut c);
+    refused(logprob, "linear_logprob", &["lse", "F64[3]", "[2]"]);
+    let logprob = o.linear_logprob(r, &z(&[5, 4]), &ids, 0.0, &mut a, &mut b, &mut z(&[2]));
+    refused(logprob, "linear_logprob", &["temperature is 0"]);
+    let mut dx = z(&[2, 3]);
+    let logprob = o.linear_logprob_backward(r, &z(&[5, 4]), &ids, 1.0, &a, &a, &a, None, &mut dx, None);
+    refused(logprob, "linear_logprob_backward", &parts);
+    refused(o.logits(r, &z(&[5, 4]), &mut z(&[2, 3])), "logits", &["F64[5, 4]", "[3, 4]"]);
+    let t = Tensor::zeros(&[2], DType::F32);
+    let seed = Tensor::zeros(&[2], DType::I32);
+    let sampling = Sampling { temperature: &t, top_p: &t, top_k: &ids, seed: &seed, counter: &ids };
+    refused(o.sample(r, &sampling, &mut ints(&[0, 0]), &mut a), "sample", &["I32[2]", "I32[2, 2]"]);
+    let given = PpoInputs { logp: &a, entropy: &a, behaviour: &a, reference: &a, advantage: &c, weight: &a };
+    refused(o.ppo_loss(&PPO, &given, &mut z(&[2]), &mut b), "ppo_loss", &["advantage", "F64[3]", "F64[2]"]);
+    let given = ValueInputs { value: &a, old_value: &a, target: &c, weight: &a };
+    refused(o.value_loss(None, &given, &mut b), "value_loss", &["target", "F64[3]", "F64[2]"]);
+    refused(o.squared_norm(&[&a, &t]), "squared_norm", &["F32[2]", "F64[2]"]);
+    let step = AdamW { lr: 0.0, beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, step: 1, grad_scale: 1.0 };
+    let (m, v) = (&mut z(&[2]), &mut z(&[2]));
+    refused(o.adamw(&step, &mut [&mut a], &[&c], &mut [m], &mut [v]), "adamw", &["F64[3]", "F64[2]"]);
+    refused(o.adamw(&step, &mut [&mut a], &[], &mut [m], &mut [v]), "adamw", &["0 grads"]);
+    refused(o.merge_lora(&mut z(&[7, 3]), &lora), "merge_lora", &["F64[2, 4]", "[2, 3]"]);
+}
+
+#[test]
+fn values_out_of_range_are_named() {
+    let o = Oracle::f64();
+    let (ids, x) = (ints(&[0, 5]), zeros(&[2, 4]));
+    refused(o.embed(&ids, &zeros(&[5, 4]), &mut zeros(&[2, 4])), "embed", &["id 5", "V = 5"]);
+    refused(o.embed_backward(&ints(&[0, -1]), &x, &mut zeros(&[5, 4])), "embed_backward", &["id -1", "V = 5"]);
+    refused(o.gather_rows(&x, &ids, &mut zeros(&[2, 4])), "gather_rows", &["row 5", "T = 2"]);
+    refused(o.scatter_add_rows(&x, &ids, &mut zeros(&[5, 4])), "scatter_add_rows", &["row 5", "T = 5"]);
+    let (mut qkv, table) = (zeros(&[2, D]), zeros(&[5, 4]));
+    let rope = o.qk_norm_rope(&mut qkv, HEADS, None, &ids, &table, None);
+    refused(rope, "qk_norm_rope", &["position 5", "P = 5"]);
+    let rope = o.qk_norm_rope_backward(&mut qkv, HEADS, None, &ids, &table, None, None);
+    refused(rope, "qk_norm_rope_backward", &["position 5", "P = 5"]);
+    let [mut a, mut b, mut c] = [0; 3].map(|_| zeros(&[2]));
+    let logprob = o.linear_logprob(&x, &zeros(&[5, 4]), &ids, 1.0, &mut a, &mut b, &mut c);
+    refused(logprob, "linear_logprob", &["target 5", "V = 5"]);
+    let mut dx = zeros(&[2, 4]);
+    let logprob = o.linear_logprob_backward(&x, &zeros(&[5, 4]), &ids, 1.0, &a, &a, &a, None, &mut dx, None);
+    refused(logprob, "linear_logprob_backward", &["target 5", "V = 5"]);
+    for (cu_seqlens, parent, part) in [
+        (vec![0, 3], vec![-1], "cu_seqlens"),
+        (vec![1, 2], vec![-1], "cu_seqlens"),
+        (vec![0, 2, 1, 2], vec![-1, -1, -1], "cu_seqlens"),
+        (vec![0, 1, 2], vec![1, -1], "segment 0 has parent 1"),
+        (vec![0, 1, 2], vec![-2, -1], "segment 0 has parent -2"),
+        (vec![0, 1, 2, 2], vec![-1, 0, 1], "segment 2 has parent 1"),
+    ] {
+        let segments = Segments { cu_seqlens: &ints(&cu_seqlens), parent: &ints(&parent) };
+        let (mut out, mut lse) = (zeros(&[2, O]), zeros(&[4, 2]));
+        refused(o.attention(&qkv, HEADS, &segments, &mut out, &mut lse), "attention", &[part]);
+        let backward = o.attention_backward(&qkv, &out, &lse, &out, HEADS, &segments, &mut zeros(&[2, D]));
+        refused(backward, "attention_backward", &[part]);
+    }
+    let (mut k, mut v) = (zeros(&[4, 8]), zeros(&[4, 8]));
+    refused(o.kv_append(&qkv, HEADS, &ids, &mut k, &mut v), "kv_append", &["slot 5", "rows = 4"]);
+    for (table, len, cu_q, part) in [
+        ([0, 2], 4, [0, 2], "page 2"),
+        ([0, 1], 5, [0, 2], "at most 2 pages"),
+        ([0, 1], 1, [0, 2], "1 tokens and 2 queries"),
+        ([0, 1], -1, [0, 2], "-1 tokens"),
+        ([0, 1], 4, [0, 1], "cu_q"),
+    ] {
+        let (table, lens, cu_q) = (Tensor::from_slice(&[1, 2], &table), ints(&[len]), ints(&cu_q));
+        let paged = o.attention_paged(&qkv, HEADS, &k, &v, 2, &table, &lens, &cu_q, &mut zeros(&[2, O]));
+        refused(paged, "attention_paged", &[part]);
+    }
+}
