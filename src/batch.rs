@@ -71,7 +71,11 @@ impl LossBatch {
     }
 
     /// One segment a sequence; a token has a loss where `is_sampled` says so (the first token of a sequence never has one).
-    pub fn from_sequences(backend: &dyn Backend, config: &ModelConfig, sequences: &[(&[u32], &[bool])]) -> Result<Self> {
+    pub fn from_sequences(
+        backend: &dyn Backend,
+        config: &ModelConfig,
+        sequences: &[(&[u32], &[bool])],
+    ) -> Result<Self> {
         let (mut segments, mut rows, mut targets, mut samples) = (vec![], vec![], vec![], vec![]);
         let mut offset = 0;
         for (ids, is_sampled) in sequences {

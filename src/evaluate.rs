@@ -252,7 +252,8 @@ pub fn table(evaluations: &Evaluations) -> String {
         for policy in &names {
             match evaluations.policies[*policy].tasks.get(name) {
                 Some(t) => {
-                    text += &format!(" | {:>9.4}{:>10.4}{:>8.3}{:>6.0}%", t.avg, t.best, t.normalised, 100.0 * t.failed);
+                    text +=
+                        &format!(" | {:>9.4}{:>10.4}{:>8.3}{:>6.0}%", t.avg, t.best, t.normalised, 100.0 * t.failed);
                 }
                 None => text += &format!(" | {:>9}{:>10}{:>8}{:>7}", "-", "-", "-", "-"),
             }

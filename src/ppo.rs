@@ -167,10 +167,9 @@ impl<'a> Learner<'a> {
     ) -> Result<Self> {
         let actor_optimizer = Optimizer::new(backend, &reference.tensors, ADAMW)?;
         let critic_optimizers = match &critic {
-            Some(c) => Some((
-                Optimizer::new(backend, &c.adapter.tensors, ADAMW)?,
-                Optimizer::new(backend, &c.head, ADAMW)?,
-            )),
+            Some(c) => {
+                Some((Optimizer::new(backend, &c.adapter.tensors, ADAMW)?, Optimizer::new(backend, &c.head, ADAMW)?))
+            }
             None => None,
         };
         Ok(Self {
@@ -261,12 +260,14 @@ impl<'a> Learner<'a> {
                     let part = |all: &[f32]| self.vector(&all[micro.tokens.clone()]);
                     let weights = self.vector(&vec![weight; micro.tokens.len()])?;
                     let inputs = [part(&behaviour)?, part(&reference)?, part(&advantages)?];
-                    let scores = self.actor_pass(micro, round.temperature, &inputs, &weights, &mut actor_grads, &mut sums)?;
+                    let scores =
+                        self.actor_pass(micro, round.temperature, &inputs, &weights, &mut actor_grads, &mut sums)?;
                     if epoch == 0 && index == 0 {
                         sums.gauge(&backend.read(&scores)?, &behaviour[micro.tokens.clone()]);
                     }
                     if let Some((grads, head)) = &mut critic_grads {
-                        let inputs = [self.vector(&values[micro.tokens.clone()])?, self.vector(&targets[micro.tokens.clone()])?];
+                        let inputs =
+                            [self.vector(&values[micro.tokens.clone()])?, self.vector(&targets[micro.tokens.clone()])?];
                         sums.value_loss += self.critic_pass(micro, &inputs, &weights, grads, head)?;
                     }
                 }

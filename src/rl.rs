@@ -139,8 +139,9 @@ fn summary(
     let n = results.len() as f64;
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let share = |wanted: Case| results.iter().filter(|r| r.case == wanted).count() as f64 / n;
-    let cases: BTreeMap<String, f64> =
-        [Case::Invalid, Case::Error, Case::Neutral, Case::Corner, Case::Edit].map(|c| (c.name().to_string(), share(c))).into();
+    let cases: BTreeMap<String, f64> = [Case::Invalid, Case::Error, Case::Neutral, Case::Corner, Case::Edit]
+        .map(|c| (c.name().to_string(), share(c)))
+        .into();
     let (mut actions, mut by_task, mut by_case) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (i, (result, reward)) in results.iter().zip(rewards).enumerate() {
         *actions.entry(result.action.clone()).or_insert(0.0) += 1.0 / n;

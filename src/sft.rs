@@ -77,7 +77,9 @@ impl Trained {
             Trained::Adapter(adapter) => {
                 *adapter = checkpoint::load_adapter(backend, &base.config, &dir.join("adapter"))?;
             }
-            Trained::Weights(model) => *model = checkpoint::load_model(backend, &dir.join("model"))?.0.widen(backend)?,
+            Trained::Weights(model) => {
+                *model = checkpoint::load_model(backend, &dir.join("model"))?.0.widen(backend)?
+            }
         }
         Ok(())
     }
@@ -121,7 +123,8 @@ pub fn train(
         let mut loss = 0.0;
         for pack in packs {
             let batch = sequences(backend, base, pack.iter().map(|&e| &examples[e]))?;
-            loss += cross_entropy(backend, trained.policy(base), &batch, 1.0 / tokens as f32, &mut acts, Some(&mut grads))?;
+            loss +=
+                cross_entropy(backend, trained.policy(base), &batch, 1.0 / tokens as f32, &mut acts, Some(&mut grads))?;
         }
         let lr = settings.learning_rate * schedule.factor(index as u32);
         let grad_norm = trained.step(backend, &mut optimizer, &grads, lr, settings.max_norm)?;

@@ -156,12 +156,21 @@ pub fn task(command: &TaskCommand) -> Result<()> {
             if args.overrides.iter().all(|o| !o.contains("names")) {
                 config.tasks.names = vec!["all".to_string()];
             }
-            println!("{:<11}{:<10}{:<9}{:<9}{:>10}{:>10}  description", "task", "modality", "split", "metric", "m_init", "m_best");
+            println!(
+                "{:<11}{:<10}{:<9}{:<9}{:>10}{:>10}  description",
+                "task", "modality", "split", "metric", "m_init", "m_best"
+            );
             for t in session::task_list(&config)? {
                 let split = if t.held_out { "held-out" } else { "held-in" };
                 println!(
                     "{:<11}{:<10}{:<9}{:<9}{:>10.4}{:>10.4}  {}",
-                    t.name, t.modality, split, t.metric.name(), t.m_init, t.m_best, t.description
+                    t.name,
+                    t.modality,
+                    split,
+                    t.metric.name(),
+                    t.m_init,
+                    t.m_best,
+                    t.description
                 );
             }
             Ok(())
@@ -169,9 +178,26 @@ pub fn task(command: &TaskCommand) -> Result<()> {
         TaskCommand::Show { name, args } => {
             let t = one(&settings(args)?, name)?;
             let better = if t.metric.higher_is_better() { "higher" } else { "lower" };
-            println!("{}: {} ({}, {})", t.name, t.description, t.modality, if t.held_out { "held out" } else { "held in" });
-            println!("metric {} ({better} is better): m_init {}, m_best {}, noise floor {}", t.metric.name(), t.m_init, t.m_best, t.noise_floor);
-            println!("limits: {} s CPU, {} s wall, {} MiB", t.limits.cpu_seconds, t.limits.wall_seconds, t.limits.memory_bytes >> 20);
+            println!(
+                "{}: {} ({}, {})",
+                t.name,
+                t.description,
+                t.modality,
+                if t.held_out { "held out" } else { "held in" }
+            );
+            println!(
+                "metric {} ({better} is better): m_init {}, m_best {}, noise floor {}",
+                t.metric.name(),
+                t.m_init,
+                t.m_best,
+                t.noise_floor
+            );
+            println!(
+                "limits: {} s CPU, {} s wall, {} MiB",
+                t.limits.cpu_seconds,
+                t.limits.wall_seconds,
+                t.limits.memory_bytes >> 20
+            );
             for (file, text) in &t.starter {
                 println!("--- {file}\n{text}");
             }
@@ -210,11 +236,7 @@ fn one(config: &Config, name: &str) -> Result<Task> {
 }
 
 /// Output and grade of a run of the entry script with these files.
-fn graded(
-    environment: &Environment,
-    task: &Task,
-    files: Files,
-) -> Result<(String, std::result::Result<f64, String>)> {
+fn graded(environment: &Environment, task: &Task, files: Files) -> Result<(String, std::result::Result<f64, String>)> {
     let snapshot = environment.store.insert(&files);
     let run = environment.run(&task.name, &snapshot)?;
     let why = || Err(format!("the script ended with {:?}", run.outcome));

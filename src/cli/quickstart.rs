@@ -53,7 +53,9 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
         run::check_interrupt(&interrupted)?;
         evaluated(&*backend, &config, &world, &speaker, adapter, name, out, evaluations)?;
         let e = &evaluations.policies[name];
-        let show = |m: Option<evaluate::Mean>| m.map_or("-".into(), |m| format!("{:.3} [{:.3}, {:.3}]", m.normalised, m.low, m.high));
+        let show = |m: Option<evaluate::Mean>| {
+            m.map_or("-".into(), |m| format!("{:.3} [{:.3}, {:.3}]", m.normalised, m.low, m.high))
+        };
         println!("{name}: normalised score held-in {}, held-out {}", show(e.held_in), show(e.held_out));
         Ok(())
     };
@@ -139,9 +141,9 @@ fn summary(
     let mut tasks = Map::new();
     for (name, evaluation) in &evaluations.policies {
         for (task, score) in &evaluation.tasks {
-            let entry = tasks.entry(task.clone()).or_insert_with(
-                || json!({"held_out": score.held_out, "m_init": score.m_init, "m_best": score.m_best}),
-            );
+            let entry = tasks
+                .entry(task.clone())
+                .or_insert_with(|| json!({"held_out": score.held_out, "m_init": score.m_init, "m_best": score.m_best}));
             entry[name] = json!({
                 "avg": score.avg, "best": score.best, "gain": score.gain, "normalised": score.normalised, "failed": score.failed,
             });

@@ -90,7 +90,11 @@ pub fn collect(args: &RunArgs) -> Result<()> {
 }
 
 /// Plays the expert on the environment's tasks.
-pub fn collected(config: &Config, environment: &Environment, indices: std::ops::Range<usize>) -> Result<Vec<Trajectory>> {
+pub fn collected(
+    config: &Config,
+    environment: &Environment,
+    indices: std::ops::Range<usize>,
+) -> Result<Vec<Trajectory>> {
     let mut library = Library::load(&crate::config::locate(&config.tasks.ideas)?)?;
     if config.collect.select > 0 {
         library = library.select(Selection::FarthestPoint(config.collect.select));
@@ -148,8 +152,7 @@ pub fn tuned(run: &mut Run, speaker: &session::Speaker, start: Option<Adapter>, 
     let (dialog, model) = (&speaker.dialog, &speaker.model);
     let limit = config.sft.max_tokens.min(model.config.max_positions);
     let examples = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
-    let (training, validation) =
-        dataset::split_validation(examples, config.sft.validation_share, config.run.seed);
+    let (training, validation) = dataset::split_validation(examples, config.sft.validation_share, config.run.seed);
     let trained = match (config.sft.full, start) {
         (true, Some(adapter)) => Trained::Weights(model.merged(backend, &adapter)?.widen(backend)?),
         (true, None) => Trained::Weights(model.widen(backend)?),
@@ -241,7 +244,8 @@ pub fn eval(args: &RunArgs) -> Result<()> {
     let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
     session::write_config(&args.out, &config)?;
     let path = args.out.join("evaluation.json");
-    let mut evaluations: Evaluations = if path.exists() { checkpoint::read_json(&path)? } else { Evaluations::default() };
+    let mut evaluations: Evaluations =
+        if path.exists() { checkpoint::read_json(&path)? } else { Evaluations::default() };
     let name = config.eval.source.clone();
     evaluated(&*backend, &config, &world, &speaker, adapter.as_ref(), &name, &args.out, &mut evaluations)?;
     print!("{}", evaluate::table(&evaluations));

@@ -54,6 +54,8 @@ pub fn absent(what: &str) -> String {
 /// Before, after SFT, after RL: normalised scores with intervals.
 pub fn headline(run: &Run) -> String {
     let policies = policies(run);
+    let means = policies.iter().flat_map(|p| [p.3.held_in, p.3.held_out]).flatten();
+    let range: Vec<f64> = means.flat_map(|m| [m.low, m.high]).collect();
     let set = |title: &str, key: &str, of: fn(&Evaluation) -> Option<Mean>| {
         let scores: Vec<_> = policies.iter().filter_map(|p| Some((p.1.clone(), p.2, of(p.3)?))).collect();
         let big: String = scores
@@ -69,7 +71,7 @@ pub fn headline(run: &Run) -> String {
             (name.clone(), vec![Dot { colour: *colour, name: String::new(), value: mean.normalised, interval }])
         };
         let rows: Vec<_> = scores.iter().map(dot).collect();
-        let svg = svg::dots(title, CHART.0, 74.0, "normalised score", &rows)?;
+        let svg = svg::dots(title, (CHART.0, 74.0), "normalised score", &range, &rows)?;
         let difference = run.evaluations.as_ref().and_then(|e| e.differences.get("rl - sft")?.get(key));
         let note = difference.map_or(String::new(), |d| {
             let (low, high) = (fixed(d.low, 3), fixed(d.high, 3));
@@ -122,7 +124,9 @@ fn stack(run: &Run, key: &str, title: &str, note: &str, known: &[(&str, usize)],
         rows.iter().filter_map(|(_, row)| row.as_object()).flatten().map(|(name, _)| name.as_str()).collect();
     let mut order: Vec<(&str, usize)> = known.iter().copied().filter(|(name, _)| names.contains(name)).collect();
     let others = names.iter().filter(|name| !known.iter().any(|k| k.0 == **name));
-    order.extend(others.enumerate().map(|(i, &name)| (name, [0, 1, 6, 5, 4, 7, 8, 2, 3][i % 9])));
+    let free: Vec<usize> =
+        [6, 1, 4, 5, 7, 8, 0, 2, 3].into_iter().filter(|c| !known.iter().any(|k| k.1 == *c)).collect();
+    order.extend(others.enumerate().map(|(i, &name)| (name, free.get(i % free.len().max(1)).copied().unwrap_or(6))));
     let layers: Vec<Layer> = order
         .iter()
         .map(|&(name, colour)| {
@@ -181,14 +185,16 @@ pub fn optimisation(run: &Run) -> String {
     let gauge = Frame { size: CHART, x_label: "RL step", include: &[0.0], limits: &limits };
     let one = |key, title, note, colour| curves(run, "rl", title, note, &[(key, title, colour)], &free);
     let loss = [("policy_loss", "policy", 0), ("value_loss", "value", 1)];
-    let gauge_note = "Mean |log p(engine) \u{2212} log p(trainer)| of sampled tokens.";
+    let highest = points(run, "rl", "gauge").iter().map(|p| p.1).fold(f64::NAN, f64::max);
+    let gauge_note =
+        format!("Mean |log p(engine) \u{2212} log p(trainer)| of sampled tokens; highest {}.", number(highest));
     grid(
         vec![
             one("kl", "KL to the SFT policy", "Mean over sampled tokens.", 0),
             one("entropy", "Entropy", "Mean over sampled tokens, nats.", 0),
             one("clip_fraction", "Clip fraction", "Share of tokens whose ratio was clipped.", 0),
             one("grad_norm", "Gradient norm", "Before clipping.", 0),
-            curves(run, "rl", "Gauge", gauge_note, &[("gauge", "gauge", 0)], &gauge),
+            curves(run, "rl", "Gauge", &gauge_note, &[("gauge", "gauge", 0)], &gauge),
             curves(run, "rl", "Losses", "", &loss, &free),
             one("explained_variance", "Explained variance of the critic", "", 0),
         ],
@@ -232,56 +238,50 @@ pub fn evaluation(run: &Run) -> String {
             (format!("{task}{star}"), dots.collect())
         })
         .collect();
-    let chart = svg::dots("Normalised score by task", 1040.0, 190.0, "normalised score", &rows).unwrap_or_default();
+    let chart =
+        svg::dots("Normalised score by task", (1040.0, 190.0), "normalised score", &[], &rows).unwrap_or_default();
     let names = policies.iter().map(|p| (p.1.clone(), p.2));
     let chart = figure("Normalised score by task", "* never trained on", &legend(names), &chart);
 
-    let columns = ["avg", "±", "best", "gain", "normalised", "failed"];
-    let groups: String = policies
-        .iter()
-        .map(|p| format!(r#"<th class="group first" colspan="{}">{}</th>"#, columns.len(), escape(&p.1)))
-        .collect();
-    let heads: String = columns
-        .iter()
-        .enumerate()
-        .map(|(i, c)| format!("<th{}>{c}</th>", if i == 0 { r#" class="first""# } else { "" }))
-        .collect();
     let mut body = String::new();
     for (i, (held_out, task)) in tasks.iter().enumerate() {
         if i == 0 || tasks[i - 1].0 != *held_out {
-            let name = if *held_out { "held-out" } else { "held-in" };
-            let span = 4 + policies.len() * columns.len();
-            body += &format!(r#"<tr class="set"><td colspan="{span}">{name}</td></tr>"#);
+            let name = if *held_out { "held-out: never trained on" } else { "held-in" };
+            body += &format!(r#"<tr class="set"><td colspan="10">{name}</td></tr>"#);
         }
-        let Some(any) = policies.iter().find_map(|p| p.3.tasks.get(*task)) else { continue };
-        body += &format!(
-            r#"<tr><td>{}</td><td class="left">{}</td><td>{}</td><td>{}</td>"#,
-            escape(task),
-            escape(&any.metric),
-            number(any.m_init),
-            number(any.m_best)
-        );
-        for (_, _, _, evaluation) in &policies {
-            match evaluation.tasks.get(*task) {
-                None => body += &format!(r#"<td class="first">–</td>{}"#, "<td>–</td>".repeat(columns.len() - 1)),
-                Some(t) => {
-                    body += &format!(
-                        r#"<td class="first">{}</td><td class="muted">{}</td><td>{}</td><td>{} %</td><td>{}</td><td>{} %</td>"#,
-                        number(t.avg),
-                        number(t.std),
-                        number(t.best),
-                        fixed(100.0 * t.gain, 1),
-                        fixed(t.normalised, 3),
-                        fixed(100.0 * t.failed, 0)
-                    );
-                }
-            }
+        let scores: Vec<_> = policies.iter().filter_map(|p| Some((&p.1, p.2, p.3.tasks.get(*task)?))).collect();
+        for (row, (policy, colour, t)) in scores.iter().enumerate() {
+            let shared = if row == 0 {
+                format!(
+                    r#"<td rowspan="{n}">{}</td><td rowspan="{n}" class="left">{}</td><td rowspan="{n}">{}</td><td rowspan="{n}">{}</td>"#,
+                    escape(task),
+                    escape(&t.metric),
+                    number(t.m_init),
+                    number(t.m_best),
+                    n = scores.len()
+                )
+            } else {
+                String::new()
+            };
+            body += &format!(
+                r#"<tr>{shared}<td class="left policy c{colour}">{}</td><td>{} <span class="muted">± {}</span></td><td>{}</td><td>{} %</td><td>{} <span class="muted">[{}, {}]</span></td><td>{} %</td></tr>"#,
+                escape(policy),
+                number(t.avg),
+                number(t.std),
+                number(t.best),
+                fixed(100.0 * t.gain, 1),
+                fixed(t.normalised, 3),
+                fixed(t.low, 2),
+                fixed(t.high, 2),
+                number(100.0 * t.failed)
+            );
         }
-        body += "</tr>";
     }
+    let heads = ["m_init", "m_best"].map(|h| format!("<th>{h}</th>")).concat();
+    let scores = ["average", "best", "gain", "normalised", "failed"].map(|h| format!("<th>{h}</th>")).concat();
     format!(
-        r#"{chart}<p class="note"></p><div class="table"><table><thead><tr><th rowspan="2">task</th><th rowspan="2" class="left">metric</th><th rowspan="2">m_init</th><th rowspan="2">m_best</th>{groups}</tr><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>
-        <p class="note">avg, ± and best are of the final states, in the task's own metric; gain is relative to the baseline's metric, positive where it is better; failed is the share of trajectories without a graded final state.</p>"#
+        r#"{chart}<p></p><div class="table"><table><thead><tr><th>task</th><th class="left">metric</th>{heads}<th class="left">policy</th>{scores}</tr></thead><tbody>{body}</tbody></table></div>
+        <p class="note below">Average (± standard deviation over trajectories) and best are of the final states, in the task's own metric. Gain is relative to the baseline's metric, positive where it is better. Failed is the share of trajectories whose final state was never graded.</p>"#
     )
 }
 
@@ -316,7 +316,7 @@ pub fn time(run: &Run) -> String {
         (None, true) => absent("times (summary.json, or phase rl of metrics.jsonl)"),
         (whole, true) => whole.unwrap_or_default(),
         (whole, false) => {
-            format!(r#"{}<p class="note"></p><div class="grid">{detail}</div>"#, whole.unwrap_or_default())
+            format!(r#"{}<p></p><div class="grid">{detail}</div>"#, whole.unwrap_or_default())
         }
     }
 }

@@ -70,8 +70,9 @@ impl Axis {
             return None;
         }
         if high - low < 1e-9 * high.abs().max(1e-9) {
-            let pad = if whole { 1.0 } else { (0.1 * high.abs()).max(1e-6) };
-            (low, high) = (low - pad, high + pad);
+            // A constant gets room around it; a constant 0 is one of shares and counts, which lie above it.
+            let pad = if whole { 1.0 } else { 0.1 * high.abs() };
+            (low, high) = if high == 0.0 && !whole { (0.0, 1.0) } else { (low - pad, high + pad) };
         }
         let raw = (high - low) / want;
         let power = 10f64.powf(raw.log10().floor());
@@ -134,7 +135,7 @@ pub fn lines(label: &str, frame: &Frame, series: &[Series]) -> Option<String> {
     let x = Axis::new(drawn().map(|p| p.0), (frame.size.0 / 70.0).floor(), true, false)?;
     let limits = frame.limits.iter().map(|l| l.0);
     let values = drawn().map(|p| p.1).chain(frame.include.iter().copied()).chain(limits);
-    let y = Axis::new(values, (frame.size.1 / 45.0).floor().max(2.0), false, true)?;
+    let y = Axis::new(values, (frame.size.1 / 36.0).floor(), false, true)?;
     let mut out = open(frame.size.0, frame.size.1, label);
     let (left, right, top, bottom) = axes(&mut out, frame, &x, &y, 0.0);
     for line in series {
@@ -168,7 +169,7 @@ pub fn stacked(label: &str, frame: &Frame, xs: &[f64], layers: &[Layer]) -> Opti
     let x = Axis::new(xs.iter().copied(), (frame.size.0 / 70.0).floor(), true, false)?;
     let height = |layer: &Layer, i: usize| layer.heights.get(i).copied().filter(|h| h.is_finite()).unwrap_or(0.0);
     let sums = (0..xs.len()).map(|i| layers.iter().map(|l| height(l, i)).sum());
-    let y = Axis::new(sums.chain([0.0]).chain(frame.include.iter().copied()), 4.0, false, true)?;
+    let y = Axis::new(sums.chain([0.0]).chain(frame.include.iter().copied()), 5.0, false, true)?;
     let mut out = open(frame.size.0, frame.size.1, label);
     let spacing = (frame.size.0 - LEFT - RIGHT) / (x.high - x.low + 1.0);
     let (left, right, top, bottom) = axes(&mut out, frame, &x, &y, spacing / 2.0);
@@ -195,11 +196,19 @@ pub fn stacked(label: &str, frame: &Frame, xs: &[f64], layers: &[Layer]) -> Opti
     Some(out + "</svg>")
 }
 
-/// Rows of dots with intervals on one common axis; a row's dots stand below each other. None when there is nothing to draw.
-pub fn dots(label: &str, width: f64, left: f64, x_label: &str, rows: &[(String, Vec<Dot>)]) -> Option<String> {
-    const PITCH: f64 = 11.0;
+/// Rows of dots with intervals on one common axis, which also covers 0, 1 and `include`; a row's dots stand below each other.
+/// `size` is the width of the whole and of the names at its left. None when there is nothing to draw.
+pub fn dots(
+    label: &str,
+    size: (f64, f64),
+    x_label: &str,
+    include: &[f64],
+    rows: &[(String, Vec<Dot>)],
+) -> Option<String> {
+    const PITCH: f64 = 10.0;
+    let (width, left) = size;
     let ends = |d: &Dot| d.interval.map_or([d.value; 2], |(low, high)| [low, high]).into_iter().chain([d.value]);
-    let all = rows.iter().flat_map(|(_, dots)| dots.iter().flat_map(ends));
+    let all = rows.iter().flat_map(|(_, dots)| dots.iter().flat_map(ends)).chain(include.iter().copied());
     rows.iter().find(|(_, dots)| !dots.is_empty())?;
     let x = Axis::new(all.chain([0.0, 1.0]), 7.0, false, true)?;
     let heights: Vec<f64> = rows.iter().map(|(_, dots)| dots.len().max(1) as f64 * PITCH + 10.0).collect();
@@ -272,6 +281,7 @@ mod tests {
         check(&[1.0, 3.0], true, &["1", "2", "3"]);
         check(&[12000.0, 14000.0], false, &["12000", "12500", "13000", "13500", "14000"]);
         check(&[5.0], true, &["4", "5", "6"]);
+        check(&[0.0, 0.0], false, &["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert!(Axis::new([f64::NAN].into_iter(), 5.0, false, true).is_none());
     }
 
@@ -302,9 +312,9 @@ mod tests {
     #[test]
     fn dots_and_bars_lie_where_they_should() {
         let dot = Dot { colour: 1, name: "rl".into(), value: 0.5, interval: Some((0.25, 1.0)) };
-        let svg = dots("", 212.0, 100.0, "score", &[("held-in".into(), vec![dot])]).unwrap();
-        assert!(svg.contains(r#"d="M125.0 14.5H200.0"/>"#) && svg.contains(r#"cx="150.0""#), "{svg}");
-        assert!(dots("", 212.0, 100.0, "", &[("x".into(), vec![])]).is_none());
+        let svg = dots("", (212.0, 100.0), "score", &[], &[("held-in".into(), vec![dot])]).unwrap();
+        assert!(svg.contains(r#"d="M125.0 14.0H200.0"/>"#) && svg.contains(r#"cx="150.0""#), "{svg}");
+        assert!(dots("", (212.0, 100.0), "", &[], &[("x".into(), vec![])]).is_none());
         let parts = [("a".to_string(), 0, 1.0), ("b".to_string(), 1, 3.0), ("c".to_string(), 2, f64::NAN)];
         let svg = bar("", 100.0, &parts).unwrap();
         assert!(

@@ -58,7 +58,9 @@ impl Scheduler {
     pub fn submit(&mut self, requests: &[Request]) -> Result<()> {
         for (index, request) in requests.iter().enumerate() {
             if request.prompt.is_empty() || request.samples == 0 || request.max_tokens == 0 {
-                return Err(Error::content(format!("request {index}: expected a prompt, a sample and a token or more")));
+                return Err(Error::content(format!(
+                    "request {index}: expected a prompt, a sample and a token or more"
+                )));
             }
             let (needed, samples) = (self.needed(request), request.samples);
             if needed > self.total || samples > self.max_running {
