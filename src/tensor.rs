@@ -102,7 +102,7 @@ impl Tensor {
         let bytes = source.bytes();
         match end {
             Some(end) if end <= bytes.len() => {
-                if (bytes.as_ptr() as usize + start) % dtype.size() != 0 {
+                if !(bytes.as_ptr() as usize + start).is_multiple_of(dtype.size()) {
                     return Err(Error::content(format!("mapped tensor at byte {start} is not aligned for {dtype:?}")));
                 }
                 Ok(Self { shape: shape.to_vec(), dtype, storage: Storage::Mapped { source, start } })

@@ -92,14 +92,12 @@ pub struct World {
     pub environment: Environment,
     /// The protection in force, as lines for the user.
     pub protection: Vec<String>,
-    /// Wall seconds of the one-off set-up: Python environment, data, sandboxes.
-    pub setup_seconds: f64,
-    scratch: tempfile::TempDir,
+    /// Where runs happen; removed with the world.
+    _scratch: tempfile::TempDir,
 }
 
 /// The Python environment, the sandboxes and the tasks' data, with a line for each on stderr.
 pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result<World> {
-    let clock = std::time::Instant::now();
     let cache = cache()?;
     let python = Python::ensure(python, &cache, &mut |line| eprintln!("{line}"))?;
     let prepare = |task: &Task| PreparedTask::prepare(task, &python.interpreter, &cache.join("tasks"));
@@ -120,18 +118,13 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
         scratch: scratch.path().to_path_buf(),
     };
     let environment = Environment::new(Arc::new(pool), &python.id, prepared, settings)?;
-    Ok(World { environment, protection, setup_seconds: clock.elapsed().as_secs_f64(), scratch })
+    Ok(World { environment, protection, _scratch: scratch })
 }
 
 impl World {
     /// Says on stderr which protection scripts run under.
     pub fn announce(&self) {
         eprintln!("sandbox: {}", self.protection.join("; "));
-    }
-
-    /// The folder runs happen in; it goes with the world.
-    pub fn scratch(&self) -> &Path {
-        self.scratch.path()
     }
 }
 
