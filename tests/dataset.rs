@@ -50,6 +50,7 @@ fn step(reply: &str, ids: Vec<u32>, is_sampled: Vec<bool>) -> Step {
         metric_before: 0.5,
         metric_after: 0.5,
         observation: String::new(),
+        compact: String::new(),
         snapshot_before: String::new(),
         snapshot_after: String::new(),
     }
