@@ -1,5 +1,7 @@
 //! Supervised data from files: every format in, every malformed thing refused with its place, packs and splits.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "common/byte_tokenizer.rs"]
 mod fixture;
 

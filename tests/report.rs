@@ -1,5 +1,7 @@
 //! The report of a synthetic run: all sections there, hostile text harmless, nothing loaded from elsewhere.
 
+#![allow(clippy::unwrap_used)]
+
 use onestep::metrics::MetricsLog;
 use onestep::report;
 use onestep::reward::Case;
