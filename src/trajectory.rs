@@ -153,6 +153,7 @@ mod tests {
             metric_before: 1.0 / 3.0,
             metric_after: 0.5,
             observation: "ok".into(),
+            compact: "ok".into(),
             snapshot_before: "a".into(),
             snapshot_after: "b".into(),
         };

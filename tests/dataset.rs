@@ -1,5 +1,7 @@
 //! Supervised data from files: every format in, every malformed thing refused with its place, packs and splits.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "common/byte_tokenizer.rs"]
 mod fixture;
 
@@ -50,6 +52,7 @@ fn step(reply: &str, ids: Vec<u32>, is_sampled: Vec<bool>) -> Step {
         metric_before: 0.5,
         metric_after: 0.5,
         observation: String::new(),
+        compact: String::new(),
         snapshot_before: String::new(),
         snapshot_after: String::new(),
     }

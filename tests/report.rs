@@ -1,5 +1,7 @@
 //! The report of a synthetic run: all sections there, hostile text harmless, nothing loaded from elsewhere.
 
+#![allow(clippy::unwrap_used)]
+
 use onestep::metrics::MetricsLog;
 use onestep::report;
 use onestep::reward::Case;
@@ -97,6 +99,7 @@ fn trajectory(task: &str, source: &str, index: u64, steps: usize) -> Trajectory 
                  \n-model = LogisticRegression(C=0.01)\n+scaler = StandardScaler().fit(x)\n+model = LogisticRegression(C=1.0)\n model.fit(x, y)\n\
                  The script ran. It printed:\n{HOSTILE}"
             ),
+            compact: String::new(),
             snapshot_before: "a".into(),
             snapshot_after: "b".into(),
         }

@@ -118,7 +118,7 @@ fn curves(
 }
 
 /// A figure of stacked columns from an object per step. Layers not among `known` follow in the order of their names.
-fn stack(run: &Run, key: &str, title: &str, note: &str, known: &[(&str, usize)], include: &[f64]) -> Option<String> {
+fn stack(run: &Run, key: &str, title: &str, note: &str, known: &[(&str, usize)], frame: &Frame) -> Option<String> {
     let rows: Vec<(f64, &Value)> = column(run, "rl", key).collect();
     let names: BTreeSet<&str> =
         rows.iter().filter_map(|(_, row)| row.as_object()).flatten().map(|(name, _)| name.as_str()).collect();
@@ -135,22 +135,22 @@ fn stack(run: &Run, key: &str, title: &str, note: &str, known: &[(&str, usize)],
         })
         .collect();
     let xs: Vec<f64> = rows.iter().map(|r| r.0).collect();
-    let frame = Frame { size: CHART, x_label: "RL step", include, limits: &[] };
-    let svg = svg::stacked(title, &frame, &xs, &layers)?;
+    let svg = svg::stacked(title, frame, &xs, &layers)?;
     Some(figure(title, note, &legend(order.iter().map(|&(n, c)| (n.to_string(), c))), &svg))
 }
 
 /// Reward, what steps led to and what the agent did.
 pub fn reward(run: &Run) -> String {
     let frame = Frame { size: CHART, x_label: "RL step", include: &[0.0], limits: &[] };
+    let share = Frame { size: CHART, x_label: "RL step", include: &[1.0], limits: &[] };
     let keys = [("reward", "all steps", 0), ("edit_reward", "case edit only", 2)];
     let note = "A policy that only learns the format raises the first curve, not the second.";
     let action = [("Edit Script", 2), ("Execute Script", 0), ("Invalid", 3)];
     grid(
         vec![
             curves(run, "rl", "Mean reward of a step", note, &keys, &frame),
-            stack(run, "cases", "What steps led to", "Share of the samples of a step, by case.", &CASES, &[1.0]),
-            stack(run, "actions", "What the agent did", "Share of the samples of a step, by action.", &action, &[1.0]),
+            stack(run, "cases", "What steps led to", "Share of the samples of a step, by case.", &CASES, &share),
+            stack(run, "actions", "What the agent did", "Share of the samples of a step, by action.", &action, &share),
             curves(run, "rl", "Length of a reply", "Mean tokens.", &[("reply_tokens", "tokens", 0)], &frame),
         ],
         "reinforcement learning (phase rl of metrics.jsonl)",
@@ -205,7 +205,7 @@ pub fn optimisation(run: &Run) -> String {
 /// Loss curves of supervised fine-tuning.
 pub fn fine_tuning(run: &Run) -> String {
     let auto = Frame { size: CHART, x_label: "SFT step", include: &[], limits: &[] };
-    let zero = Frame { include: &[0.0], ..Frame { size: CHART, x_label: "SFT step", include: &[], limits: &[] } };
+    let zero = Frame { size: CHART, x_label: "SFT step", include: &[0.0], limits: &[] };
     let keys = [("loss", "training", 0), ("validation_loss", "validation", 1)];
     grid(
         vec![
@@ -298,8 +298,6 @@ pub fn time(run: &Run) -> String {
         let names = parts.iter().map(|(name, colour, s)| (format!("{name} {} s", number(*s)), *colour));
         Some(figure(&format!("The run: {} s", number(total)), "", &legend(names), &svg))
     });
-    let note = "Seconds of a step.";
-    let steps = stack(run, "seconds", "RL: generation, sandboxes, update", note, &PHASES, &[]);
     let sums: Vec<(String, usize, f64)> = PHASES
         .iter()
         .map(|&(name, colour)| {
@@ -307,18 +305,17 @@ pub fn time(run: &Run) -> String {
             (name.to_string(), colour, sum)
         })
         .collect();
-    let share = svg::bar("Seconds of RL", CHART.0, &sums).map(|svg| {
+    let rl = svg::bar("Seconds of RL", 1040.0, &sums).map(|svg| {
         let names = sums.iter().map(|(name, colour, s)| (format!("{name} {} s", number(*s)), *colour));
-        figure("RL: all steps together", "", &legend(names), &svg)
+        figure("Reinforcement learning: all steps together", "", &legend(names), &svg)
     });
-    let detail = [steps, share].into_iter().flatten().collect::<String>();
-    match (whole, detail.is_empty()) {
-        (None, true) => absent("times (summary.json, or phase rl of metrics.jsonl)"),
-        (whole, true) => whole.unwrap_or_default(),
-        (whole, false) => {
-            format!(r#"{}<p></p><div class="grid">{detail}</div>"#, whole.unwrap_or_default())
-        }
+    let frame = Frame { size: (1040.0, 190.0), x_label: "RL step", include: &[], limits: &[] };
+    let steps = stack(run, "seconds", "Reinforcement learning: seconds of a step", "", &PHASES, &frame);
+    let figures: String = [whole, rl, steps].into_iter().flatten().collect();
+    if figures.is_empty() {
+        return absent("times (summary.json, or phase rl of metrics.jsonl)");
     }
+    format!(r#"<div class="rows">{figures}</div>"#)
 }
 
 /// What kept the agent's code in, as the run found it.
