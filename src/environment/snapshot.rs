@@ -2,9 +2,9 @@
 //! beside the files, read-only, when a workspace is made.
 
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -151,20 +151,15 @@ impl SnapshotStore {
     }
 }
 
-/// Writes JSON lines to a sibling, syncs and renames it: the file appears whole or not at all.
+/// Writes JSON lines; the file appears whole or not at all.
 pub(super) fn write_lines<T: Serialize>(path: &Path, lines: impl Iterator<Item = T>) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let failed = |e: std::io::Error| Error::io("cannot write", path, &e);
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    let mut buffer = std::io::BufWriter::new(file.as_file_mut());
+    let mut bytes = vec![];
     for line in lines {
-        serde_json::to_writer(&mut buffer, &line).map_err(|e| failed(e.into()))?;
-        buffer.write_all(b"\n").map_err(failed)?;
+        serde_json::to_writer(&mut bytes, &line)
+            .map_err(|e| Error::system(format!("writing {}: {e}", path.display())))?;
+        bytes.push(b'\n');
     }
-    buffer.flush().map_err(failed)?;
-    drop(buffer);
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map(|_| ()).map_err(|e| failed(e.error))
+    write_whole(path, &bytes)
 }
 
 /// Hands each line of a JSONL file, with its number from 1, to `take`.
