@@ -249,14 +249,16 @@ pub(crate) mod tests {
 
     #[test]
     fn a_tokenizer_larger_than_the_model_is_refused() {
-        let tokenizer = byte_tokenizer(&[]);
-        assert_eq!(tokenizer.vocab_size(), 258);
-        assert!(tokenizer.check(258).is_ok() && tokenizer.check(512).is_ok());
-        let error = tokenizer.check(200).unwrap_err();
+        let tokenizer = byte_tokenizer(&["<extra>"]);
+        assert_eq!(tokenizer.vocab_size(), 259);
+        assert!(tokenizer.check(259).is_ok() && tokenizer.check(512).is_ok());
+        let error = tokenizer.check(258).unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        for part in ["258 tokens", "200 rows", "tokenizer.json that came with"] {
+        for part in ["259 tokens", "258 rows", "tokenizer.json that came with"] {
             assert!(error.to_string().contains(part), "{error}");
         }
+        assert!(!error.to_string().contains("end token"));
+        assert!(tokenizer.check(257).unwrap_err().to_string().contains("end token 257"));
     }
 
     #[test]

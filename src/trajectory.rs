@@ -195,6 +195,7 @@ mod tests {
         check("{\"task\": \"x\"}", "missing field");
         let mut wrong = trajectory();
         wrong.steps[0].is_sampled.pop();
+        wrong.steps[0].logprobs.clear();
         check(&serde_json::to_string(&wrong).unwrap(), "step 0 has 3 ids, 2 entries");
         wrong = trajectory();
         wrong.steps[0].logprobs.pop();
