@@ -34,7 +34,7 @@ section! {
 }
 section! {
     /// `[tasks]`
-    Tasks { dir: PathBuf, ideas: PathBuf, names: Vec<String> }
+    Tasks { dir: PathBuf, ideas: PathBuf, expert: PathBuf, names: Vec<String> }
 }
 section! {
     /// `[environment]`

@@ -12,6 +12,8 @@ use crate::trajectory::Trajectory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Normalised scores count no lower than this: one bad edit on an unbounded metric would outweigh all else. `avg` is not clipped.
+pub const LOWEST: f64 = -1.0;
 /// Bootstrap resamples behind every interval.
 const RESAMPLES: usize = 2000;
 
@@ -36,7 +38,7 @@ pub struct TaskScore {
     pub best_state: f64,
     /// beta (avg - m_init) / m_init, beta = -1 where lower is better.
     pub gain: f64,
-    /// Mean of (m - m_init) / (m_best - m_init) of the final states.
+    /// Mean of (m - m_init) / (m_best - m_init) of the final states, each at least `LOWEST`.
     pub normalised: f64,
     /// The same of the best states.
     pub normalised_best_state: f64,
@@ -46,7 +48,7 @@ pub struct TaskScore {
     pub high: f64,
     /// Share of trajectories whose final state was never graded and scores as m_init or its last graded state.
     pub failed: f64,
-    /// Normalised score of each trajectory.
+    /// Normalised score of each trajectory, at least `LOWEST`.
     pub scores: Vec<f64>,
 }
 
@@ -180,7 +182,7 @@ fn task_score(task: &Task, own: &[&Trajectory]) -> TaskScore {
     let higher = task.metric.higher_is_better();
     let better = |a: f64, b: f64| if (b > a) == higher { b } else { a };
     let best_state = average(&own.iter().map(|t| t.metric_best).collect::<Vec<_>>());
-    let scores: Vec<f64> = finals.iter().map(|&m| task.normalised(m)).collect();
+    let scores: Vec<f64> = finals.iter().map(|&m| task.normalised(m).max(LOWEST)).collect();
     let mean = bootstrap(&[&scores]);
     TaskScore {
         held_out: task.held_out,

@@ -153,21 +153,30 @@ fn schedule(settings: &Sft, steps: usize) -> Schedule {
     }
 }
 
-/// The examples of every step, as packs of one pass each: shuffled by epoch, packed within `micro_tokens`, and as many packs a
-/// step as fit `batch_tokens`.
+/// The examples of every step, as packs of one pass each: shuffled by epoch, cut into steps of about equal tokens within
+/// `batch_tokens`, each packed within `micro_tokens`.
 fn plan(examples: &[Example], settings: &Sft, seed: u64) -> Vec<Vec<Vec<usize>>> {
+    let tokens: usize = examples.iter().map(|e| e.ids.len()).sum();
+    let even = tokens.div_ceil(tokens.div_ceil(settings.batch_tokens));
     let mut steps = vec![];
     for epoch in 0..settings.epochs {
         let mut order: Vec<usize> = (0..examples.len()).collect();
         Philox::named(seed, &format!("sft epoch {epoch}")).shuffle(&mut order);
-        let lengths: Vec<usize> = order.iter().map(|&e| examples[e].ids.len()).collect();
-        let packs: Vec<Vec<usize>> = dataset::pack(&lengths, settings.micro_tokens)
-            .into_iter()
-            .map(|pack| pack.into_iter().map(|place| order[place]).collect())
-            .collect();
-        let sizes = packs.iter().map(|pack: &Vec<usize>| pack.iter().map(|&e| examples[e].ids.len()).sum());
-        let ranges = batch::split(sizes, settings.batch_tokens);
-        steps.extend(ranges.into_iter().map(|range| packs[range].to_vec()));
+        let mut cut = vec![vec![]];
+        let mut sum = 0;
+        for example in order {
+            // The next step begins where its share of the tokens does, so that no step is left with a rest.
+            if sum >= even * cut.len() {
+                cut.push(vec![]);
+            }
+            sum += examples[example].ids.len();
+            cut.last_mut().into_iter().for_each(|step| step.push(example));
+        }
+        for step in cut {
+            let lengths: Vec<usize> = step.iter().map(|&e: &usize| examples[e].ids.len()).collect();
+            let packs = dataset::pack(&lengths, settings.micro_tokens).into_iter();
+            steps.push(packs.map(|pack| pack.into_iter().map(|place| step[place]).collect()).collect());
+        }
     }
     steps
 }

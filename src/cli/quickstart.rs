@@ -2,7 +2,7 @@
 
 use super::args::QuickstartArgs;
 use super::session;
-use super::train::{collected, evaluated, reinforced, save_trajectories, tuned};
+use super::train::{collected, evaluated, reinforced, save_trajectories, snapshots, tuned};
 use crate::checkpoint;
 use crate::config::{Config, locate};
 use crate::error::{Error, Result};
@@ -12,6 +12,7 @@ use crate::metrics;
 use crate::report;
 use crate::run::{self, Run};
 use crate::sft::Trained;
+use crate::trajectory;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::Instant;
@@ -28,16 +29,12 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     overrides.push(format!("run.seed={}", args.seed));
     let mut config = session::settings(&layers, &overrides, "rl")?;
     config.tasks.names = vec!["all".to_string()];
-    let held_in = {
-        let mut held_in = config.clone();
-        held_in.tasks.names = vec!["held_in".to_string()];
-        held_in
-    };
     let out = args.out.as_path();
     let interrupted = session::interrupt()?;
     let mut clock = Clock::new();
 
     let tasks = session::task_list(&config)?;
+    let held_in: Vec<String> = tasks.iter().filter(|t| !t.held_out).map(|t| t.name.clone()).collect();
     let world = session::world(&config, args.python.as_deref(), tasks)?;
     world.announce();
     session::threads(&config)?;
@@ -63,10 +60,14 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     clock.lap("evaluate base");
 
     let environment = &world.environment;
-    let expert = collected(&held_in, environment, 0..config.collect.trajectories)?;
+    let bundled = locate(&config.tasks.expert)?;
+    environment.store.load(&snapshots(&bundled))?;
+    let mut expert = trajectory::read_jsonl(&bundled)?;
+    let live = collected(&config, environment, &held_in)?;
+    println!("expert: {} bundled trajectories, {} collected live", expert.len(), live.len());
+    expert.extend(live);
     let expert_file = out.join("trajectories").join("expert.jsonl");
     save_trajectories(&expert_file, environment, &expert)?;
-    println!("expert: {} trajectories, {} steps", expert.len(), expert.iter().map(|t| t.steps.len()).sum::<usize>());
     clock.lap("collect");
 
     let mut sft_run = Run::open(&*backend, &config, out, "sft", false, &interrupted)?;
@@ -79,7 +80,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     clock.lap("evaluate sft");
 
     let mut rl_run = Run::open(&*backend, &config, out, "rl", false, &interrupted)?;
-    let rl = reinforced(&mut rl_run, &world, &speaker, sft.clone(), &expert, out)?;
+    let rl = reinforced(&mut rl_run, &world, &held_in, &speaker, sft.clone(), &expert, out)?;
     checkpoint::save_adapter(&out.join("rl").join("adapter"), &rl, MODEL)?;
     clock.lap("rl");
     evaluation("rl", Some(&rl), &mut evaluations)?;

@@ -74,7 +74,7 @@ pub fn collect(args: &RunArgs) -> Result<()> {
     let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
     world.announce();
     session::write_config(&args.out, &config)?;
-    let trajectories = collected(&config, &world.environment, 0..config.collect.trajectories)?;
+    let trajectories = collected(&config, &world.environment, &names(&world.environment))?;
     let path = args.out.join("trajectories.jsonl");
     save_trajectories(&path, &world.environment, &trajectories)?;
     let steps: usize = trajectories.iter().map(|t| t.steps.len()).sum();
@@ -89,18 +89,19 @@ pub fn collect(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-/// Plays the expert on the environment's tasks.
-pub fn collected(
-    config: &Config,
-    environment: &Environment,
-    indices: std::ops::Range<usize>,
-) -> Result<Vec<Trajectory>> {
+/// The names of an environment's tasks.
+fn names(environment: &Environment) -> Vec<String> {
+    environment.tasks().map(|t| t.task.name.clone()).collect()
+}
+
+/// Plays the expert on `tasks`.
+pub fn collected(config: &Config, environment: &Environment, tasks: &[String]) -> Result<Vec<Trajectory>> {
     let mut library = Library::load(&crate::config::locate(&config.tasks.ideas)?)?;
     if config.collect.select > 0 {
         library = library.select(Selection::FarthestPoint(config.collect.select));
     }
-    let tasks: Vec<String> = environment.tasks().map(|t| t.task.name.clone()).collect();
-    expert::play(environment, &tasks, &library, &config.collect, &config.reward, indices, config.run.seed)
+    let indices = 0..config.collect.trajectories;
+    expert::play(environment, tasks, &library, &config.collect, &config.reward, indices, config.run.seed)
 }
 
 /// Writes trajectories and the snapshots they name beside them.
@@ -181,14 +182,17 @@ pub fn rl(args: &RunArgs) -> Result<()> {
     session::write_config(&args.out, &config)?;
     let mut run = Run::open(&*backend, &config, &args.out, "rl", args.resume, &interrupted)?;
     world.environment.store.load(&snapshots(data))?;
-    let actor = reinforced(&mut run, &world, &speaker, reference, &trajectory::read_jsonl(data)?, &args.out)?;
+    let expert = trajectory::read_jsonl(data)?;
+    let tasks = names(&world.environment);
+    let actor = reinforced(&mut run, &world, &tasks, &speaker, reference, &expert, &args.out)?;
     save_adapter(&args.out, &actor, model)
 }
 
-/// Step-wise RL from `reference` on the states of `expert`; one sample of every state is written to trajectories/rl.jsonl.
+/// Step-wise RL from `reference` on `tasks` from the states of `expert`; one sample of every state is written to trajectories/rl.jsonl.
 pub fn reinforced(
     run: &mut Run,
     world: &World,
+    tasks: &[String],
     speaker: &session::Speaker,
     reference: Adapter,
     expert: &[Trajectory],
@@ -196,7 +200,7 @@ pub fn reinforced(
 ) -> Result<Adapter> {
     let (backend, config) = (run.backend, run.config);
     let environment = &world.environment;
-    let mut pool = state_pool(environment, expert)?;
+    let mut pool = state_pool(environment, tasks, expert)?;
     println!("state pool: {} states ({})", pool.len(), pool.summary());
     let critic = match config.rl.algorithm {
         Algorithm::Ppo => Some(critic(backend, &speaker.model, config)?),
@@ -217,10 +221,11 @@ fn critic(backend: &dyn Backend, model: &Model, config: &Config) -> Result<Criti
     Critic::new(backend, model, session::new_adapter(backend, model, config, "critic adapter")?)
 }
 
-/// The states of the expert's steps on the environment's tasks, and each task's first state.
-fn state_pool(environment: &Environment, expert: &[Trajectory]) -> Result<StatePool> {
+/// The states of the expert's steps on `tasks`, and each task's first state.
+fn state_pool(environment: &Environment, tasks: &[String], expert: &[Trajectory]) -> Result<StatePool> {
     let mut pool = StatePool::default();
-    for task in environment.tasks() {
+    for name in tasks {
+        let task = environment.task(name)?;
         pool.add(environment.reset(&task.task.name)?, Origin::First);
         for trajectory in expert.iter().filter(|t| t.task == task.task.name) {
             for state in state_pool::states(trajectory, &task.task) {
@@ -268,7 +273,7 @@ pub fn evaluated(
     let environment = &world.environment;
     let policy = Policy { model: &speaker.model, adapter };
     let mut agent = session::agent(backend, speaker, config)?;
-    let tasks: Vec<String> = environment.tasks().map(|t| t.task.name.clone()).collect();
+    let tasks = names(environment);
     let (n, seed) = (config.eval.trajectories, config.run.seed);
     let played = evaluate::play(&mut agent, policy, environment, &tasks, &config.reward, n, seed, name)?;
     evaluations.insert(name, evaluate::score(environment.tasks().map(|t| &t.task), &played));
