@@ -64,7 +64,9 @@ fn module(path: &Path) -> String {
 
 /// Code lines, without comments and without what stands behind the test module.
 fn code(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).filter(|line| !line.trim_start().starts_with("//"))
+    text.lines()
+        .take_while(|line| !line.starts_with("#[cfg(test)]"))
+        .filter(|line| !line.trim_start().starts_with("//"))
 }
 
 /// Names that follow `crate::` on a line, one level deep, groups included: `use crate::{a::B, c};` gives a and c.
@@ -135,7 +137,11 @@ fn unsafe_stays_in_its_layer_and_says_why() {
             }
             seen += 1;
             let place = path.to_str().unwrap();
-            assert!(UNSAFE.iter().any(|allowed| place.starts_with(allowed)), "{place}:{}: unsafe outside its layer", i + 1);
+            assert!(
+                UNSAFE.iter().any(|allowed| place.starts_with(allowed)),
+                "{place}:{}: unsafe outside its layer",
+                i + 1
+            );
             let around = &lines[i.saturating_sub(12)..=i];
             let told = around.iter().any(|l| l.contains("SAFETY") || l.contains("# Safety"));
             assert!(told, "{place}:{}: unsafe without its contract", i + 1);
