@@ -31,7 +31,7 @@ fn stage() -> &'static Stage {
         let (expert, data, base) = (folder.join("expert"), folder.join("expert/trajectories.jsonl"), model(&folder));
         done(&[&["collect", "--out", text(&expert), "--python", python(), "trajectories=2"], &SETTINGS[..]].concat());
         let trained = folder.join("sft");
-        let settings = ["full=true", "epochs=60", "learning_rate=1e-2", "batch_tokens=4096", "validation_share=0"];
+        let settings = ["full=true", "epochs=60", "learning_rate=1e-2", "batch_tokens=1024", "validation_share=0"];
         let sft = ["sft", "--model", text(&base), "--data", text(&data), "--out", text(&trained)];
         done(&[&sft[..], &settings].concat());
         Stage { data, model: trained.join("model") }
@@ -43,10 +43,12 @@ fn arguments<'a>(out: &'a Path, algorithm: &'a str, more: &[&'a str]) -> Vec<&'a
     let named = ["rl", "--model", text(model), "--data", text(data), "--out", text(out), "--python", python()];
     let settings = [
         "steps=4",
+        "run.seed=1",
+        "environment.max_steps=8",
         "states=4",
-        "samples=2",
+        "samples=4",
         "learning_rate=2e-3",
-        "refresh_share=0.5",
+        "refresh_share=1.0",
         "epochs=2",
         "entropy_coefficient=0.01",
         "run.checkpoint_every=1000",
@@ -109,7 +111,11 @@ fn stopped_equals_whole(algorithm: &str) -> (tempfile::TempDir, PathBuf) {
     let code = start(&run).signalled("INT", || stopped.join("config.toml").exists());
     assert_eq!(code, Some(130));
     assert!((1..4).contains(&line_count(&stopped.join("metrics.jsonl"))) && !stopped.join("adapter").exists());
-    assert_eq!(fs::read_dir(stopped.join("checkpoints/rl")).unwrap().count(), 1);
+    let checkpoints: Vec<_> = fs::read_dir(stopped.join("checkpoints/rl")).unwrap().collect();
+    assert_eq!(checkpoints.len(), 1);
+    let state = fs::read_to_string(checkpoints[0].as_ref().unwrap().path().join("state.json")).unwrap();
+    let state: Value = serde_json::from_str(&state).unwrap();
+    assert!(!state["reached"].as_array().unwrap().is_empty(), "no reached state, so nothing to lose: {state}");
     done(&[&run[..], &["--resume"]].concat());
     assert_eq!(log(&stopped), log(&whole));
     assert_eq!(adapter_bytes(&stopped), adapter_bytes(&whole));
@@ -138,7 +144,7 @@ fn grpo_logs_everything_and_goes_on_where_it_was_stopped() {
     let (again, other) = (folder.path().join("again"), folder.path().join("other"));
     done(&arguments(&again, "algorithm=grpo", &[]));
     assert_eq!((log(&again), adapter_bytes(&again)), (log(&whole), adapter_bytes(&whole)));
-    let cut = onestep(&arguments(&other, "algorithm=grpo", &["run.seed=1", "steps=1", "sampling.max_tokens=1"]));
+    let cut = onestep(&arguments(&other, "algorithm=grpo", &["run.seed=2", "steps=1", "sampling.max_tokens=1"]));
     assert_eq!(cut.code, Some(0), "{cut:?}");
     assert_ne!(log(&other)[0], log(&whole)[0]);
     // No edit fits into one token.
