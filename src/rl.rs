@@ -50,9 +50,11 @@ pub fn train(
             pool.add(state, Origin::Reached);
         }
         learner.load(&dir, step)?;
+        *record = trajectory::read_jsonl(&dir.join(RECORD))?;
         start = step;
     }
     let bar = run.bar(settings.steps, start);
+    let mut had_few_edits = false;
     for step in start + 1..=settings.steps {
         let clock = Instant::now();
         let states = pool.draw(settings.states, step, seed, settings.initial_share, settings.refresh_share);
@@ -85,6 +87,11 @@ pub fn train(
             "update": (updated - executed).as_secs_f64(),
         });
         run.log(step, &values)?;
+        let edit_share = values["edit_share"].as_f64().unwrap_or_default();
+        if edit_share < FEW_EDITS && !had_few_edits {
+            bar.suspend(|| eprintln!("{}", few_edits(step, edit_share)));
+        }
+        had_few_edits = edit_share < FEW_EDITS;
         bar.set_message(format!("reward {:+.3}", values["reward"].as_f64().unwrap_or_default()));
         bar.inc(1);
 
@@ -97,12 +104,28 @@ pub fn train(
         let reached = || pool.reached().cloned().collect();
         run.step_done(step, settings.steps, &Saved { step, reached: reached() }, |dir| {
             environment.store.save(snapshots)?;
+            trajectory::write_jsonl(&dir.join(RECORD), record)?;
             learner.save(dir)
         })?;
     }
     bar.finish_and_clear();
     Ok(learner.actor.clone())
 }
+
+/// Below this share of edits a policy is about to learn to do nothing.
+const FEW_EDITS: f64 = 0.2;
+
+fn few_edits(step: usize, share: f64) -> String {
+    format!(
+        "warning: rl step {step}: {:.0} % of the actions are edits, below {:.0} %: the policy may learn to do nothing; a larger \
+         rl.kl_coefficient holds it closer to where it started",
+        100.0 * share,
+        100.0 * FEW_EDITS
+    )
+}
+
+/// The trajectories recorded so far, in a checkpoint.
+const RECORD: &str = "record.jsonl";
 
 /// Share of the states that samples led to which enter the pool.
 const REFRESH: f64 = 0.3;
@@ -146,7 +169,7 @@ fn summary(
     for (i, (result, reward)) in results.iter().zip(rewards).enumerate() {
         *actions.entry(result.action.clone()).or_insert(0.0) += 1.0 / n;
         by_task.entry(states[i / samples].task.clone()).or_insert_with(Vec::new).push(*reward);
-        by_case.entry(result.case.name()).or_insert_with(Vec::new).push(*reward);
+        by_case.entry(result.case.name().to_string()).or_insert_with(Vec::new).push(*reward);
     }
     let means = |lists: &BTreeMap<String, Vec<f64>>| {
         lists.iter().map(|(k, v)| (k.clone(), mean(v))).collect::<BTreeMap<String, f64>>()
@@ -160,6 +183,7 @@ fn summary(
         "cases": cases,
         "actions": actions,
         "by_task": means(&by_task),
+        "by_case": means(&by_case),
         "kl": stats.policy.kl,
         "entropy": stats.policy.entropy,
         "clip_fraction": stats.policy.clip_fraction,

@@ -2,7 +2,7 @@
 
 use super::args::QuickstartArgs;
 use super::session;
-use super::train::{collected, evaluated, reinforced, save_trajectories, snapshots, tuned};
+use super::train::{self, collected, evaluated, reinforced, save_trajectories, snapshots, tuned};
 use crate::checkpoint;
 use crate::config::{Config, locate};
 use crate::error::{Error, Result};
@@ -30,11 +30,13 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     let mut config = session::settings(&layers, &overrides, "rl")?;
     config.tasks.names = vec!["all".to_string()];
     let out = args.out.as_path();
+    session::check_out(out)?;
     let interrupted = session::interrupt()?;
     let mut clock = Clock::new();
 
     let tasks = session::task_list(&config)?;
     let held_in: Vec<String> = tasks.iter().filter(|t| !t.held_out).map(|t| t.name.clone()).collect();
+    let library = train::library(&config)?;
     let world = session::world(&config, args.python.as_deref(), tasks)?;
     world.announce();
     session::threads(&config)?;
@@ -63,15 +65,16 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     let bundled = locate(&config.tasks.expert)?;
     environment.store.load(&snapshots(&bundled))?;
     let mut expert = trajectory::read_jsonl(&bundled)?;
-    let live = collected(&config, environment, &held_in)?;
+    let live = collected(&config, &library, environment, &held_in)?;
     println!("expert: {} bundled trajectories, {} collected live", expert.len(), live.len());
     expert.extend(live);
     let expert_file = out.join("trajectories").join("expert.jsonl");
     save_trajectories(&expert_file, environment, &expert)?;
     clock.lap("collect");
 
+    let (start, examples) = train::prepared(&*backend, &config, &speaker, None, &expert_file)?;
     let mut sft_run = Run::open(&*backend, &config, out, "sft", false, &interrupted)?;
-    let Trained::Adapter(sft) = tuned(&mut sft_run, &speaker, None, &expert_file)? else {
+    let Trained::Adapter(sft) = tuned(&mut sft_run, &speaker, start, examples)? else {
         return Err(Error::usage("sft.full=true: the quickstart trains adapters; expected sft.full=false"));
     };
     checkpoint::save_adapter(&out.join("sft").join("adapter"), &sft, MODEL)?;
@@ -80,7 +83,8 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     clock.lap("evaluate sft");
 
     let mut rl_run = Run::open(&*backend, &config, out, "rl", false, &interrupted)?;
-    let rl = reinforced(&mut rl_run, &world, &held_in, &speaker, sft.clone(), &expert, out)?;
+    let pool = train::state_pool(environment, &held_in, &expert)?;
+    let rl = reinforced(&mut rl_run, &world, &speaker, sft.clone(), pool, out)?;
     checkpoint::save_adapter(&out.join("rl").join("adapter"), &rl, MODEL)?;
     clock.lap("rl");
     evaluation("rl", Some(&rl), &mut evaluations)?;

@@ -178,6 +178,18 @@ pub fn agent<'a>(backend: &'a dyn Backend, speaker: &'a Speaker, config: &'a Con
     Ok(Agent::new(&speaker.dialog, engine, config))
 }
 
+/// Refuses a place that cannot become a run's folder, before anything is computed for it.
+pub fn check_out(out: &Path) -> Result<()> {
+    match out.ancestors().find(|path| path.exists()) {
+        Some(path) if !path.is_dir() => Err(Error::usage(format!(
+            "--out {}: {} is a file; expected a folder or the path of a new one, for example runs/mine",
+            out.display(),
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the run's folder and writes the resolved configuration into it.
 pub fn write_config(out: &Path, config: &Config) -> Result<()> {
     write_whole(&out.join("config.toml"), config.to_toml()?.as_bytes())

@@ -5,7 +5,7 @@ use super::session::{self, World};
 use crate::backend::Backend;
 use crate::checkpoint;
 use crate::config::{Algorithm, Config};
-use crate::dataset;
+use crate::dataset::{self, Example};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluations};
@@ -41,6 +41,7 @@ fn open(args: &RunArgs, section: &str) -> Result<Option<Config>> {
         println!("# out: {}\n{}", args.out.display(), config.to_toml()?);
         return Ok(None);
     }
+    session::check_out(&args.out)?;
     Ok(Some(config))
 }
 
@@ -71,10 +72,11 @@ pub fn pretrain(args: &RunArgs) -> Result<()> {
 /// `onestep collect`
 pub fn collect(args: &RunArgs) -> Result<()> {
     let Some(config) = open(args, "collect")? else { return Ok(()) };
+    let library = library(&config)?;
     let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
     world.announce();
     session::write_config(&args.out, &config)?;
-    let trajectories = collected(&config, &world.environment, &names(&world.environment))?;
+    let trajectories = collected(&config, &library, &world.environment, &names(&world.environment))?;
     let path = args.out.join("trajectories.jsonl");
     save_trajectories(&path, &world.environment, &trajectories)?;
     let steps: usize = trajectories.iter().map(|t| t.steps.len()).sum();
@@ -94,14 +96,24 @@ fn names(environment: &Environment) -> Vec<String> {
     environment.tasks().map(|t| t.task.name.clone()).collect()
 }
 
+/// The ideas the expert draws from.
+pub fn library(config: &Config) -> Result<Library> {
+    let library = Library::load(&crate::config::locate(&config.tasks.ideas)?)?;
+    Ok(match config.collect.select {
+        0 => library,
+        n => library.select(Selection::FarthestPoint(n)),
+    })
+}
+
 /// Plays the expert on `tasks`.
-pub fn collected(config: &Config, environment: &Environment, tasks: &[String]) -> Result<Vec<Trajectory>> {
-    let mut library = Library::load(&crate::config::locate(&config.tasks.ideas)?)?;
-    if config.collect.select > 0 {
-        library = library.select(Selection::FarthestPoint(config.collect.select));
-    }
+pub fn collected(
+    config: &Config,
+    library: &Library,
+    environment: &Environment,
+    tasks: &[String],
+) -> Result<Vec<Trajectory>> {
     let indices = 0..config.collect.trajectories;
-    expert::play(environment, tasks, &library, &config.collect, &config.reward, indices, config.run.seed)
+    expert::play(environment, tasks, library, &config.collect, &config.reward, indices, config.run.seed)
 }
 
 /// Writes trajectories and the snapshots they name beside them.
@@ -125,10 +137,10 @@ pub fn sft(args: &RunArgs) -> Result<()> {
     let backend = session::backend(&config);
     let speaker = session::speaker(&*backend, model)?;
     let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    let (start, examples) = prepared(&*backend, &config, &speaker, start, data)?;
     session::write_config(&args.out, &config)?;
     let mut run = Run::open(&*backend, &config, &args.out, "sft", args.resume, &interrupted)?;
-    let trained = tuned(&mut run, &speaker, start, data)?;
-    match trained {
+    match tuned(&mut run, &speaker, start, examples)? {
         Trained::Adapter(adapter) => save_adapter(&args.out, &adapter, model),
         Trained::Weights(trained) => {
             let target = args.out.join("model");
@@ -147,20 +159,32 @@ fn save_adapter(out: &Path, adapter: &Adapter, base: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Supervised fine-tuning of `start` (or a fresh adapter, or all weights) on the file `data`.
-pub fn tuned(run: &mut Run, speaker: &session::Speaker, start: Option<Adapter>, data: &Path) -> Result<Trained> {
-    let (backend, config) = (run.backend, run.config);
+/// What supervised fine-tuning starts from (`start`, a fresh adapter, or all weights) and what it learns (the file `data`), both
+/// checked before a run writes anything.
+pub fn prepared(
+    backend: &dyn Backend,
+    config: &Config,
+    speaker: &session::Speaker,
+    start: Option<Adapter>,
+    data: &Path,
+) -> Result<(Trained, Vec<Example>)> {
     let (dialog, model) = (&speaker.dialog, &speaker.model);
     let limit = config.sft.max_tokens.min(model.config.max_positions);
     let examples = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
-    let (training, validation) = dataset::split_validation(examples, config.sft.validation_share, config.run.seed);
     let trained = match (config.sft.full, start) {
         (true, Some(adapter)) => Trained::Weights(model.merged(backend, &adapter)?.widen(backend)?),
         (true, None) => Trained::Weights(model.widen(backend)?),
         (false, Some(adapter)) => Trained::Adapter(adapter),
         (false, None) => Trained::Adapter(session::new_adapter(backend, model, config, "sft adapter")?),
     };
-    sft::train(run, model, trained, &training, &validation)
+    Ok((trained, examples))
+}
+
+/// Supervised fine-tuning of `start` on `examples`, some of them set aside for validation.
+pub fn tuned(run: &mut Run, speaker: &session::Speaker, start: Trained, examples: Vec<Example>) -> Result<Trained> {
+    let config = run.config;
+    let (training, validation) = dataset::split_validation(examples, config.sft.validation_share, config.run.seed);
+    sft::train(run, &speaker.model, start, &training, &validation)
 }
 
 /// `onestep rl`
@@ -168,6 +192,7 @@ pub fn rl(args: &RunArgs) -> Result<()> {
     let Some(config) = open(args, "rl")? else { return Ok(()) };
     let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
     let data = needed(&args.data, "--data", "runs/collect/trajectories.jsonl")?;
+    let expert = trajectory::read_jsonl(data)?;
     let interrupted = session::interrupt()?;
     let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
     world.announce();
@@ -179,28 +204,25 @@ pub fn rl(args: &RunArgs) -> Result<()> {
         Some(adapter) => adapter,
         None => session::new_adapter(&*backend, &speaker.model, &config, "rl adapter")?,
     };
+    world.environment.store.load(&snapshots(data))?;
+    let pool = state_pool(&world.environment, &names(&world.environment), &expert)?;
     session::write_config(&args.out, &config)?;
     let mut run = Run::open(&*backend, &config, &args.out, "rl", args.resume, &interrupted)?;
-    world.environment.store.load(&snapshots(data))?;
-    let expert = trajectory::read_jsonl(data)?;
-    let tasks = names(&world.environment);
-    let actor = reinforced(&mut run, &world, &tasks, &speaker, reference, &expert, &args.out)?;
+    let actor = reinforced(&mut run, &world, &speaker, reference, pool, &args.out)?;
     save_adapter(&args.out, &actor, model)
 }
 
-/// Step-wise RL from `reference` on `tasks` from the states of `expert`; one sample of every state is written to trajectories/rl.jsonl.
+/// Step-wise RL from `reference` on the states of `pool`; one sample of every state is written to trajectories/rl.jsonl.
 pub fn reinforced(
     run: &mut Run,
     world: &World,
-    tasks: &[String],
     speaker: &session::Speaker,
     reference: Adapter,
-    expert: &[Trajectory],
+    mut pool: StatePool,
     out: &Path,
 ) -> Result<Adapter> {
     let (backend, config) = (run.backend, run.config);
     let environment = &world.environment;
-    let mut pool = state_pool(environment, tasks, expert)?;
     println!("state pool: {} states ({})", pool.len(), pool.summary());
     let critic = match config.rl.algorithm {
         Algorithm::Ppo => Some(critic(backend, &speaker.model, config)?),
@@ -222,7 +244,7 @@ fn critic(backend: &dyn Backend, model: &Model, config: &Config) -> Result<Criti
 }
 
 /// The states of the expert's steps on `tasks`, and each task's first state.
-fn state_pool(environment: &Environment, tasks: &[String], expert: &[Trajectory]) -> Result<StatePool> {
+pub fn state_pool(environment: &Environment, tasks: &[String], expert: &[Trajectory]) -> Result<StatePool> {
     let mut pool = StatePool::default();
     for name in tasks {
         let task = environment.task(name)?;
@@ -247,10 +269,10 @@ pub fn eval(args: &RunArgs) -> Result<()> {
     let backend = session::backend(&config);
     let speaker = session::speaker(&*backend, model)?;
     let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
-    session::write_config(&args.out, &config)?;
     let path = args.out.join("evaluation.json");
     let mut evaluations: Evaluations =
         if path.exists() { checkpoint::read_json(&path)? } else { Evaluations::default() };
+    session::write_config(&args.out, &config)?;
     let name = config.eval.source.clone();
     evaluated(&*backend, &config, &world, &speaker, adapter.as_ref(), &name, &args.out, &mut evaluations)?;
     print!("{}", evaluate::table(&evaluations));

@@ -1,0 +1,77 @@
+//! The verbs that answer or show, and dry runs.
+
+use crate::support::*;
+use std::fs;
+use tempfile::tempdir;
+
+#[test]
+fn generate_answers_the_same_for_one_seed() {
+    let folder = tempdir().unwrap();
+    let model = model(folder.path());
+    let (adapter, _) = adapter(folder.path());
+    let ask = |more: &[&str]| {
+        done(&[&["generate", "--model", text(&model), "--prompt", "What is data?", "max_tokens=12"], more].concat())
+    };
+    let answer = ask(&[]);
+    assert!(!answer.trim().is_empty());
+    assert_eq!(answer, ask(&["--seed", "0"]));
+    assert_ne!(answer, ask(&["--seed", "1"]));
+    assert_ne!(answer, ask(&["--raw"]));
+    assert_ne!(answer, ask(&["--adapter", text(&adapter)]));
+    // The first of several samples is the one sample.
+    let three = ask(&["--samples", "3"]);
+    assert!(three.starts_with(&answer) && three.len() > answer.len(), "{answer:?} {three:?}");
+    assert_eq!(ask(&["temperature=0"]), ask(&["temperature=0", "--seed", "1"]));
+}
+
+#[test]
+fn preview_marks_what_has_a_loss() {
+    let folder = tempdir().unwrap();
+    let (model, data) = (model(folder.path()), messages(folder.path()));
+    let shown = done(&["data", "preview", "--model", text(&model), "--data", text(&data), "-n", "2"]);
+    assert!(shown.contains("⟦data is number 1.<|im_end|>⟧"), "{shown}");
+    assert!(shown.contains("What is data?") && !shown.contains("⟦What"), "{shown}");
+    assert!(shown.contains(&format!("{}:2: ", data.display())) && !shown.contains(":3: "), "{shown}");
+    assert!(shown.ends_with("8 examples\n"), "{shown}");
+}
+
+#[test]
+fn tasks_are_listed_and_shown() {
+    let listed = done(&["task", "list"]);
+    let held = |split: &str| listed.lines().filter(|line| line.contains(split)).count();
+    assert!(held("held-in") >= 6 && held("held-out") >= 6, "{listed}");
+    let chosen = done(&["task", "list", "names=digits,load"]);
+    assert_eq!(chosen.lines().count(), 3, "{chosen}");
+    let shown = done(&["task", "show", "digits"]);
+    let script = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/data/tasks/digits/train.py")).unwrap();
+    assert!(shown.contains("metric accuracy (higher is better)") && shown.contains(&script), "{shown}");
+}
+
+#[test]
+fn a_task_is_run_and_graded() {
+    let ran = done(&["task", "run", "digits", "--python", python()]);
+    assert!(ran.contains("accuracy 0.215 (normalised 0.0000)"), "{ran}");
+    let folder = tempdir().unwrap();
+    let script = folder.path().join("broken.py");
+    fs::write(&script, "print('before')\nraise ValueError('no')\n").unwrap();
+    let ran = done(&["task", "run", "digits", "--script", text(&script), "--python", python()]);
+    assert!(ran.contains("before") && ran.contains("ValueError: no") && ran.contains("not graded"), "{ran}");
+    refused(folder.path(), &["task", "run", "digits", "--script", "/nowhere.py"], &["/nowhere.py"]);
+}
+
+#[test]
+fn a_dry_run_prints_the_settings_and_writes_nothing() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("run");
+    for verb in ["sft", "rl", "eval", "collect", "pretrain"] {
+        let shown = done(&[verb, "--dry-run", "--out", text(&out), "--model", "m", "--seed", "5", "lora.rank=3"]);
+        assert!(shown.contains(&format!("# out: {}", out.display())) && shown.contains("# model: m"), "{shown}");
+        // What is printed is a configuration.
+        let config = folder.path().join("dry.toml");
+        fs::write(&config, &shown).unwrap();
+        let again = done(&[verb, "--dry-run", "--out", text(&out), "--model", "m", "--config", text(&config)]);
+        assert_eq!(again, shown);
+        assert!(again.contains("seed = 5") && again.contains("rank = 3"), "{again}");
+        assert!(!out.exists());
+    }
+}

@@ -1,0 +1,10 @@
+//! Drives the real program as a user does: arguments and files in; exit codes, messages and files out.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod disk_full;
+mod look;
+mod rl;
+mod score;
+mod sft;
+mod support;
