@@ -79,7 +79,7 @@ section! {
 }
 section! {
     /// `[eval]`
-    Eval { trajectories: usize, max_steps: usize, source: String }
+    Eval { trajectories: usize, source: String }
 }
 section! {
     /// `[collect]`

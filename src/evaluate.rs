@@ -7,10 +7,12 @@ use crate::environment::{Environment, State};
 use crate::error::Result;
 use crate::model::Policy;
 use crate::rng::Philox;
+use crate::run::check_interrupt;
 use crate::task::Task;
 use crate::trajectory::Trajectory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 /// Normalised scores count no lower than this: one bad edit on an unbounded metric would outweigh all else. `avg` is not clipped.
 pub const LOWEST: f64 = -1.0;
@@ -101,18 +103,30 @@ impl Evaluations {
     }
 }
 
-/// Plays `trajectories` episodes a task in lockstep: every live episode's next action is sampled in one batch and executed in
-/// one batch. `name` is the policy's, and names the random streams.
+/// How a policy is evaluated.
+pub struct Plan<'a> {
+    /// The policy's name, which names its random streams too.
+    pub name: &'a str,
+    /// Episodes a task.
+    pub trajectories: usize,
+    /// The run's seed.
+    pub seed: u64,
+    /// How steps are rewarded in the record.
+    pub reward: &'a Reward,
+    /// Set when the user wants to stop.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// Plays the planned episodes of every task in lockstep: each live episode's next action is sampled in one batch and executed
+/// in one batch. Errors: a sandbox that fails; interrupted.
 pub fn play(
     agent: &mut Agent,
     policy: Policy,
     environment: &Environment,
     tasks: &[String],
-    reward: &Reward,
-    trajectories: usize,
-    seed: u64,
-    name: &str,
+    plan: &Plan,
 ) -> Result<Vec<Trajectory>> {
+    let Plan { name, trajectories, seed, .. } = *plan;
     struct Episode {
         state: State,
         record: Trajectory,
@@ -125,6 +139,7 @@ pub fn play(
         }
     }
     loop {
+        check_interrupt(plan.interrupted)?;
         let live: Vec<usize> = (0..episodes.len()).filter(|&i| !episodes[i].state.done).collect();
         if live.is_empty() {
             break;
@@ -143,7 +158,7 @@ pub fn play(
         let results = environment.step_many(actions.collect())?;
         for (((&i, result), prompt), mut reply) in live.iter().zip(results).zip(prompts).zip(replies) {
             let episode = &mut episodes[i];
-            let reward = reward.of(result.case, result.share);
+            let reward = plan.reward.of(result.case, result.share);
             episode.record.steps.push(agent::record_sampled(&episode.state, prompt, reply.remove(0), &result, reward));
             episode.state = result.next;
         }

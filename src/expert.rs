@@ -8,7 +8,9 @@ use crate::error::Result;
 use crate::ideas::{Axis, Library, draw_axes, draw_one};
 use crate::reward::Case;
 use crate::rng::Philox;
+use crate::run::check_interrupt;
 use crate::trajectory::Trajectory;
+use std::sync::atomic::AtomicBool;
 
 /// One trajectory while it is played.
 struct Play {
@@ -24,20 +26,27 @@ struct Move {
     idea: Option<(Axis, String)>,
 }
 
-/// Plays trajectories `indices` of every task in lockstep: `rounds` times k ~ U{1,2,3} axes, one idea of each; a step without
+/// How the expert plays.
+pub struct Expert<'a> {
+    /// Where its ideas come from.
+    pub library: &'a Library,
+    /// How many trajectories, and how long.
+    pub settings: &'a Collect,
+    /// How steps are rewarded in the record.
+    pub reward: &'a Reward,
+    /// The run's seed.
+    pub seed: u64,
+    /// Set when the user wants to stop.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// Plays `trajectories` episodes of every task in lockstep: `rounds` times k ~ U{1,2,3} axes, one idea of each; a step without
 /// an edit now and then; Final Answer. An idea that crashes or hurts is drawn again, up to `redraws` times.
-pub fn play(
-    environment: &Environment,
-    tasks: &[String],
-    library: &Library,
-    settings: &Collect,
-    reward: &Reward,
-    indices: std::ops::Range<usize>,
-    seed: u64,
-) -> Result<Vec<Trajectory>> {
+pub fn play(environment: &Environment, tasks: &[String], expert: &Expert) -> Result<Vec<Trajectory>> {
+    let Expert { library, settings, reward, seed, interrupted } = *expert;
     let mut plays = vec![];
     for task in tasks {
-        for index in indices.clone() {
+        for index in 0..settings.trajectories {
             let mut rng = Philox::named(seed, &format!("expert {task} {index}"));
             let todo = (0..settings.rounds).flat_map(|_| draw_axes(&mut rng)).collect();
             let record = Trajectory::new(task, "expert", index as u64);
@@ -45,6 +54,7 @@ pub fn play(
         }
     }
     while plays.iter().any(|p| !p.state.done) {
+        check_interrupt(interrupted)?;
         let live: Vec<usize> = (0..plays.len()).filter(|&i| !plays[i].state.done).collect();
         let mut moves: Vec<Move> =
             live.iter().map(|&i| plays[i].next(environment, library, settings)).collect::<Result<_>>()?;

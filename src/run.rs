@@ -64,7 +64,7 @@ impl<'a> Run<'a> {
         write: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
         let stop = self.interrupted.load(Ordering::SeqCst);
-        if !stop && step < steps && step % self.config.run.checkpoint_every != 0 {
+        if !stop && step < steps && !step.is_multiple_of(self.config.run.checkpoint_every) {
             return Ok(());
         }
         let dir = checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.config.run.keep, state, write)?;

@@ -129,10 +129,11 @@ pub fn train(
         let lr = settings.learning_rate * schedule.factor(index as u32);
         let grad_norm = trained.step(backend, &mut optimizer, &grads, lr, settings.max_norm)?;
         run.log(step, &json!({"loss": loss, "learning_rate": lr, "grad_norm": grad_norm, "tokens": tokens}))?;
-        if step % steps.len().div_ceil(settings.epochs) == 0 || step == steps.len() {
-            if let Some(loss) = mean_loss(backend, trained.policy(base), base, validation, settings, &mut acts)? {
-                run.log(step, &json!({"validation_loss": loss}))?;
-            }
+        let is_epoch_end = step.is_multiple_of(steps.len().div_ceil(settings.epochs)) || step == steps.len();
+        if is_epoch_end
+            && let Some(loss) = mean_loss(backend, trained.policy(base), base, validation, settings, &mut acts)?
+        {
+            run.log(step, &json!({"validation_loss": loss}))?;
         }
         bar.set_message(format!("loss {loss:.3}"));
         bar.inc(1);

@@ -31,7 +31,6 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     config.tasks.names = vec!["all".to_string()];
     let out = args.out.as_path();
     session::check_out(out)?;
-    let interrupted = session::interrupt()?;
     let mut clock = Clock::new();
 
     let tasks = session::task_list(&config)?;
@@ -49,7 +48,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
 
     let mut evaluations = Evaluations::default();
     let evaluation = |name: &str, adapter, evaluations: &mut Evaluations| -> Result<()> {
-        run::check_interrupt(&interrupted)?;
+        run::check_interrupt(&world.interrupted)?;
         evaluated(&*backend, &config, &world, &speaker, adapter, name, out, evaluations)?;
         let e = &evaluations.policies[name];
         let show = |m: Option<evaluate::Mean>| {
@@ -65,7 +64,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     let bundled = locate(&config.tasks.expert)?;
     environment.store.load(&snapshots(&bundled))?;
     let mut expert = trajectory::read_jsonl(&bundled)?;
-    let live = collected(&config, &library, environment, &held_in)?;
+    let live = collected(&config, &library, &world, &held_in)?;
     println!("expert: {} bundled trajectories, {} collected live", expert.len(), live.len());
     expert.extend(live);
     let expert_file = out.join("trajectories").join("expert.jsonl");
@@ -73,7 +72,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     clock.lap("collect");
 
     let (start, examples) = train::prepared(&*backend, &config, &speaker, None, &expert_file)?;
-    let mut sft_run = Run::open(&*backend, &config, out, "sft", false, &interrupted)?;
+    let mut sft_run = Run::open(&*backend, &config, out, "sft", false, &world.interrupted)?;
     let Trained::Adapter(sft) = tuned(&mut sft_run, &speaker, start, examples)? else {
         return Err(Error::usage("sft.full=true: the quickstart trains adapters; expected sft.full=false"));
     };
@@ -82,7 +81,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     evaluation("sft", Some(&sft), &mut evaluations)?;
     clock.lap("evaluate sft");
 
-    let mut rl_run = Run::open(&*backend, &config, out, "rl", false, &interrupted)?;
+    let mut rl_run = Run::open(&*backend, &config, out, "rl", false, &world.interrupted)?;
     let pool = train::state_pool(environment, &held_in, &expert)?;
     let rl = reinforced(&mut rl_run, &world, &speaker, sft.clone(), pool, out)?;
     checkpoint::save_adapter(&out.join("rl").join("adapter"), &rl, MODEL)?;

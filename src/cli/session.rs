@@ -90,6 +90,8 @@ pub fn task_list(config: &Config) -> Result<Vec<Task>> {
 pub struct World {
     /// Tasks, snapshots, remembered runs.
     pub environment: Environment,
+    /// Set by the first Ctrl-C.
+    pub interrupted: Arc<AtomicBool>,
     /// The protection in force, as lines for the user.
     pub protection: Vec<String>,
     /// Where runs happen; removed with the world.
@@ -98,6 +100,7 @@ pub struct World {
 
 /// The Python environment, the sandboxes and the tasks' data, with a line for each on stderr.
 pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result<World> {
+    let interrupted = interrupt()?;
     let cache = cache()?;
     let python = Python::ensure(python, &cache, &mut |line| eprintln!("{line}"))?;
     let prepare = |task: &Task| PreparedTask::prepare(task, &python.interpreter, &cache.join("tasks"));
@@ -118,7 +121,7 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
         scratch: scratch.path().to_path_buf(),
     };
     let environment = Environment::new(Arc::new(pool), &python.id, prepared, settings)?;
-    Ok(World { environment, protection, _scratch: scratch })
+    Ok(World { environment, interrupted, protection, _scratch: scratch })
 }
 
 impl World {

@@ -10,7 +10,7 @@ use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluations};
 use crate::exercises;
-use crate::expert;
+use crate::expert::{self, Expert};
 use crate::files::write_whole;
 use crate::ideas::{Library, Selection};
 use crate::model::lora::Adapter;
@@ -76,7 +76,7 @@ pub fn collect(args: &RunArgs) -> Result<()> {
     let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
     world.announce();
     session::write_config(&args.out, &config)?;
-    let trajectories = collected(&config, &library, &world.environment, &names(&world.environment))?;
+    let trajectories = collected(&config, &library, &world, &names(&world.environment))?;
     let path = args.out.join("trajectories.jsonl");
     save_trajectories(&path, &world.environment, &trajectories)?;
     let steps: usize = trajectories.iter().map(|t| t.steps.len()).sum();
@@ -106,14 +106,15 @@ pub fn library(config: &Config) -> Result<Library> {
 }
 
 /// Plays the expert on `tasks`.
-pub fn collected(
-    config: &Config,
-    library: &Library,
-    environment: &Environment,
-    tasks: &[String],
-) -> Result<Vec<Trajectory>> {
-    let indices = 0..config.collect.trajectories;
-    expert::play(environment, tasks, library, &config.collect, &config.reward, indices, config.run.seed)
+pub fn collected(config: &Config, library: &Library, world: &World, tasks: &[String]) -> Result<Vec<Trajectory>> {
+    let expert = Expert {
+        library,
+        settings: &config.collect,
+        reward: &config.reward,
+        seed: config.run.seed,
+        interrupted: &world.interrupted,
+    };
+    expert::play(&world.environment, tasks, &expert)
 }
 
 /// Writes trajectories and the snapshots they name beside them.
@@ -193,7 +194,6 @@ pub fn rl(args: &RunArgs) -> Result<()> {
     let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
     let data = needed(&args.data, "--data", "runs/collect/trajectories.jsonl")?;
     let expert = trajectory::read_jsonl(data)?;
-    let interrupted = session::interrupt()?;
     let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
     world.announce();
     session::threads(&config)?;
@@ -207,7 +207,7 @@ pub fn rl(args: &RunArgs) -> Result<()> {
     world.environment.store.load(&snapshots(data))?;
     let pool = state_pool(&world.environment, &names(&world.environment), &expert)?;
     session::write_config(&args.out, &config)?;
-    let mut run = Run::open(&*backend, &config, &args.out, "rl", args.resume, &interrupted)?;
+    let mut run = Run::open(&*backend, &config, &args.out, "rl", args.resume, &world.interrupted)?;
     let actor = reinforced(&mut run, &world, &speaker, reference, pool, &args.out)?;
     save_adapter(&args.out, &actor, model)
 }
@@ -296,8 +296,14 @@ pub fn evaluated(
     let policy = Policy { model: &speaker.model, adapter };
     let mut agent = session::agent(backend, speaker, config)?;
     let tasks = names(environment);
-    let (n, seed) = (config.eval.trajectories, config.run.seed);
-    let played = evaluate::play(&mut agent, policy, environment, &tasks, &config.reward, n, seed, name)?;
+    let plan = evaluate::Plan {
+        name,
+        trajectories: config.eval.trajectories,
+        seed: config.run.seed,
+        reward: &config.reward,
+        interrupted: &world.interrupted,
+    };
+    let played = evaluate::play(&mut agent, policy, environment, &tasks, &plan)?;
     evaluations.insert(name, evaluate::score(environment.tasks().map(|t| &t.task), &played));
     save_trajectories(&out.join("trajectories").join(format!("eval-{name}.jsonl")), environment, &played)?;
     let text = serde_json::to_string_pretty(evaluations).map_err(|e| Error::system(format!("evaluation.json: {e}")))?;

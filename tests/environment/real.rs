@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 fn environment(scratch: &Path, names: &[&str]) -> Environment {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("test-cache");
-    let python = Python { interpreter: "python3".into(), versions: vec![], id: "".into() };
+    let python = Python::ensure(None, &cache, &mut |line| eprintln!("{line}")).unwrap();
     let pool = Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), 2, &python).unwrap();
     let all = Task::load_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks")).unwrap();
     let tasks = if names.is_empty() { all } else { Task::find(&all, names).unwrap() };
