@@ -79,6 +79,13 @@ pub fn train(
         let round = Round { groups: &groups, logprobs: &logprobs, rewards: &rewards, temperature };
         let stats = learner.update(&round)?;
         let updated = clock.elapsed();
+        if stats.gauge > GAUGE_LIMIT {
+            return Err(Error::system(format!(
+                "rl step {step}: engine and trainer disagree on log-probabilities by {:.4} a token (limit {GAUGE_LIMIT}): what \
+                 was sampled is not what is trained; the newest checkpoint is older than this step",
+                stats.gauge
+            )));
+        }
 
         let mut values = summary(&states, &results, &rewards, &logprobs, &stats, settings.samples);
         values["seconds"] = json!({
@@ -127,6 +134,8 @@ fn few_edits(step: usize, share: f64) -> String {
 /// The trajectories recorded so far, in a checkpoint.
 const RECORD: &str = "record.jsonl";
 
+/// A run stops when engine and trainer differ by more than this a token, on the mean.
+const GAUGE_LIMIT: f64 = 0.01;
 /// Share of the states that samples led to which enter the pool.
 const REFRESH: f64 = 0.3;
 
