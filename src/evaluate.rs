@@ -256,7 +256,10 @@ fn difference(before: &Evaluation, after: &Evaluation, held_out: bool) -> Option
 
 /// The table of an evaluation, for a terminal.
 pub fn table(evaluations: &Evaluations) -> String {
-    let names: Vec<&String> = evaluations.policies.keys().collect();
+    // In the order of training, others behind.
+    let place = |name: &&String| ["base", "sft", "rl"].iter().position(|p| p == name).unwrap_or(3);
+    let mut names: Vec<&String> = evaluations.policies.keys().collect();
+    names.sort_by_key(place);
     let mut text = format!("{:<11}{:<9}{:>10}{:>10}", "task", "metric", "m_init", "m_best");
     for name in &names {
         text += &format!(" | {:>9}{:>10}{:>8}{:>7}", format!("{name} avg"), "best", "norm", "failed");
@@ -269,8 +272,8 @@ pub fn table(evaluations: &Evaluations) -> String {
         for policy in &names {
             match evaluations.policies[*policy].tasks.get(name) {
                 Some(t) => {
-                    text +=
-                        &format!(" | {:>9.4}{:>10.4}{:>8.3}{:>6.0}%", t.avg, t.best, t.normalised, 100.0 * t.failed);
+                    let (avg, best) = (number(t.avg), number(t.best));
+                    text += &format!(" | {avg:>9}{best:>10}{:>8.3}{:>6.0}%", t.normalised, 100.0 * t.failed);
                 }
                 None => text += &format!(" | {:>9}{:>10}{:>8}{:>7}", "-", "-", "-", "-"),
             }
@@ -296,6 +299,11 @@ pub fn table(evaluations: &Evaluations) -> String {
         }
     }
     text
+}
+
+/// Four decimals, or a power of ten where one bad edit has left all bounds.
+fn number(x: f64) -> String {
+    if x.abs() < 1e4 { format!("{x:.4}") } else { format!("{x:.1e}") }
 }
 
 #[cfg(test)]
