@@ -10,10 +10,14 @@ use crate::error::{Error, Result};
 use crate::reward::Case;
 use crate::sandbox::{Job, Outcome, Verdict};
 use crate::task::grader;
+use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
+/// Where Python's libraries lie, as tracebacks quote it.
+static LIBRARY_FOLDER: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r#""/[^"\n]*/lib/python3\.\d+/(?:site-packages/)?"#).expect("a constant pattern"));
 /// Bytes of task data that the folders of simultaneous runs may hold together.
 const SCRATCH_BYTES: u64 = 4 << 30;
 /// Characters of output in a compact observation.
@@ -236,11 +240,15 @@ impl Environment {
         Ok(())
     }
 
-    /// What a finished run is remembered as: its texts without the folder's name, which differs from run to run, and its grade.
+    /// What a finished run is remembered as: its grade, and its texts without the names of folders that differ from run to run
+    /// or from machine to machine.
     fn read(&self, run: &Pending, verdict: Verdict, folder: &Path) -> RunResult {
         let task = &run.loaded.prepared.task;
         let place = folder.display().to_string();
-        let clean = |text: &str| self.cut(&text.replace(&format!("{place}/"), "").replace(&place, "."));
+        let clean = |text: &str| {
+            let text = text.replace(&format!("{place}/"), "").replace(&place, ".");
+            self.cut(&LIBRARY_FOLDER.replace_all(&text, "\""))
+        };
         let grade = || match workspace::left_behind(folder, &task.submission) {
             Some(submission) => grader::grade(task, &submission, &run.loaded.labels),
             None => Err(format!("the script wrote no file {}", task.submission)),
@@ -375,5 +383,17 @@ fn run_told(run: &RunResult, is_edit: bool) -> Told {
         Outcome::MemoryLimit => limit("memory limit"),
         Outcome::OutputLimit => limit("output limit"),
         Outcome::FileLimit => limit("file size limit"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tracebacks_name_no_folder_of_the_machine() {
+        let text = "  File \"/opt/x/lib/python3.11/site-packages/sklearn/base.py\", line 1\n  File \"/usr/lib/python3.12/json.py\"\n  File \"train.py\"";
+        let clean = LIBRARY_FOLDER.replace_all(text, "\"");
+        assert_eq!(clean, "  File \"sklearn/base.py\", line 1\n  File \"json.py\"\n  File \"train.py\"");
     }
 }
