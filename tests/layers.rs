@@ -134,7 +134,7 @@ fn unsafe_stays_in_its_layer_and_says_why() {
         let lines: Vec<&str> = text.lines().collect();
         for (i, line) in lines.iter().enumerate() {
             let code = line.split("//").next().unwrap_or("");
-            if !code.contains("unsafe {") && !code.contains("unsafe fn") && !code.contains("unsafe impl") {
+            if !code.contains("unsafe {") && !code.contains("unsafe fn ") && !code.contains("unsafe impl") {
                 continue;
             }
             seen += 1;
