@@ -1,14 +1,16 @@
 //! Our side: a training step and greedy decoding through the same calls that `sft` and `rl` make, timed around the work alone.
 
-use onestep::backend::Backend;
+use onestep::backend::{Backend, Sampling};
 use onestep::batch::LossBatch;
-use onestep::config::{Engine as EngineSettings, Sampling};
+use onestep::config as settings;
 use onestep::error::Result;
+use onestep::model::kv_cache::{BlockManager, KvCache, PagedPlan};
 use onestep::model::lora::Adapter;
-use onestep::model::{Activations, Gradients, Model, Policy};
+use onestep::model::{self, Activations, Gradients, Model, Policy, index_tensor};
 use onestep::optimizer::{AdamWConfig, Optimizer};
-use onestep::rollout::{Engine, Request};
+use onestep::rollout::{Engine, Request, Sample};
 use onestep::sft::{Trained, cross_entropy};
+use onestep::tensor::Tensor;
 use serde::Deserialize;
 use std::time::Instant;
 
@@ -80,57 +82,127 @@ pub struct Decoded {
     pub ids: Vec<Vec<u32>>,
     #[serde(default)]
     pub logps: Vec<Vec<f32>>,
+    /// The largest logit; ours are not known.
+    #[serde(default)]
+    pub largest: f64,
 }
 
-/// Greedy decoding of `samples` copies of every prompt.
+/// Greedy decoding of `samples` copies of every prompt, pass by pass as the engine does it: it does not say when its prefill
+/// ends.
 pub struct Decoder<'a> {
-    engine: Engine<'a>,
-    policy: Policy<'a>,
-    requests: Vec<Request>,
+    backend: &'a dyn Backend,
+    model: &'a Model,
+    prompts: &'a [Vec<u32>],
+    samples: usize,
+    new: usize,
+    blocks: usize,
+    cache: KvCache,
+    acts: Activations,
 }
+
+const BLOCK: usize = 16;
 
 impl<'a> Decoder<'a> {
     pub fn new(
         backend: &'a dyn Backend,
         model: &'a Model,
-        prompts: &[Vec<u32>],
+        prompts: &'a [Vec<u32>],
         samples: usize,
         new: usize,
     ) -> Result<Self> {
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + new;
+        let blocks = prompts.len() * samples * longest.div_ceil(BLOCK);
+        let cache = KvCache::new(backend, &model.config, blocks, BLOCK)?;
+        Ok(Self { backend, model, prompts, samples, new, blocks, cache, acts: Activations::default() })
+    }
+
+    /// Both phases, timed; with the ids and their log-probabilities.
+    pub fn run(&mut self) -> Result<Decoded> {
+        let begin = Instant::now();
+        let mut blocks = BlockManager::new(self.blocks, BLOCK);
+        let (mut ids, mut rows, mut copies, mut sequences) = (vec![], vec![], vec![], vec![]);
+        for prompt in self.prompts {
+            let start = ids.len();
+            ids.extend(prompt.iter().map(|&id| id as i32));
+            let parent = blocks.allocate(prompt.len())?;
+            let mut forks = vec![];
+            for _ in 1..self.samples {
+                let (fork, pairs) = blocks.fork(&parent)?;
+                let partial = prompt.len() - pairs.len();
+                copies.extend(pairs.iter().enumerate().map(|(i, &(_, to))| (start + partial + i, to)));
+                forks.push(fork);
+            }
+            rows.extend(vec![ids.len() as i32 - 1; self.samples]);
+            sequences.push(parent);
+            sequences.extend(forks);
+        }
+        let parents: Vec<_> = sequences.iter().step_by(self.samples).map(|s| (s, s.len())).collect();
+        let plan = PagedPlan::new(self.backend, &parents, &copies)?;
+        let (mut last, mut logp) = self.pass(&ids, &plan, &rows)?;
+        let prefill = begin.elapsed().as_secs_f64();
+        let (mut ids, mut logps) = (vec![vec![]; last.len()], vec![vec![]; last.len()]);
+        let rows: Vec<i32> = (0..last.len() as i32).collect();
+        for step in 1..=self.new {
+            for (sample, (id, logp)) in last.iter().zip(logp).enumerate() {
+                ids[sample].push(*id as u32);
+                logps[sample].push(logp);
+            }
+            if step == self.new {
+                break;
+            }
+            sequences.iter_mut().try_for_each(|sequence| blocks.append(sequence, 1))?;
+            let queries: Vec<_> = sequences.iter().map(|sequence| (sequence, 1)).collect();
+            let plan = PagedPlan::new(self.backend, &queries, &[])?;
+            (last, logp) = self.pass(&last, &plan, &rows)?;
+        }
+        let decode = begin.elapsed().as_secs_f64() - prefill;
+        Ok(Decoded { prefill, decode, ids, logps, largest: 0.0 })
+    }
+
+    /// One pass over `ids`: the most probable next tokens of `rows` and their log-probabilities.
+    fn pass(&mut self, ids: &[i32], plan: &PagedPlan, rows: &[i32]) -> Result<(Vec<i32>, Vec<f32>)> {
+        let Self { backend, model, cache, acts, .. } = self;
+        let policy = Policy { model, adapter: None };
+        let batch = rows.len();
+        model::forward_paged(*backend, policy, &index_tensor(*backend, &[ids.len()], ids)?, cache, plan, acts)?;
+        let float = |shape: &[usize]| backend.alloc(shape, backend.activation());
+        let (mut hidden, mut logits) = (float(&[batch, model.config.hidden])?, float(&[batch, model.config.vocab])?);
+        backend.gather_rows(acts.hidden(), &index_tensor(*backend, &[batch], rows)?, &mut hidden)?;
+        backend.logits(&hidden, model.lm_head(), &mut logits)?;
+        let zeros = index_tensor(*backend, &[batch], &vec![0; batch])?;
+        let greedy = Sampling {
+            temperature: &float(&[batch])?,
+            top_p: &Tensor::from_slice(&[batch], &vec![1.0f32; batch]),
+            top_k: &zeros,
+            seed: &index_tensor(*backend, &[batch, 2], &vec![0; 2 * batch])?,
+            counter: &zeros,
+        };
+        let (mut chosen, mut logp) = (index_tensor(*backend, &[batch], &vec![0; batch])?, float(&[batch])?);
+        backend.sample(&logits, &greedy, &mut chosen, &mut logp)?;
+        Ok((backend.read_i32(&chosen)?, backend.read(&logp)?))
+    }
+
+    /// Does the engine say the same, to the last bit?
+    pub fn agrees_with_engine(&self, decoded: &Decoded) -> Result<bool> {
         let request = |prompt: &Vec<u32>| Request {
             prompt: prompt.clone(),
-            samples,
+            samples: self.samples,
             seed: 0,
             stream: "peers".to_string(),
-            max_tokens: new,
+            max_tokens: self.new,
         };
-        let requests: Vec<Request> = prompts.iter().map(request).collect();
-        let rows = requests.len() * samples;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + new;
-        let prefill_tokens = prompts.iter().map(Vec::len).sum();
-        let block_size = 16;
-        let cache_tokens = (rows + prompts.len()) * (longest.next_multiple_of(block_size) + block_size);
-        let settings = EngineSettings { block_size, cache_tokens, prefill_tokens, max_running: rows };
-        let engine = Engine::new(backend, model, &settings)?;
-        Ok(Self { engine, policy: Policy { model, adapter: None }, requests })
-    }
-
-    /// The engine says nothing of its phases: the prefill is a run that stops at the first token, the rest what a whole run
-    /// takes longer.
-    pub fn run(&mut self) -> Result<Decoded> {
-        let mut first = self.requests.clone();
-        first.iter_mut().for_each(|request| request.max_tokens = 1);
-        let (prefill, _) = self.generate(&first)?;
-        let requests = self.requests.clone();
-        let (whole, samples) = self.generate(&requests)?;
-        let (ids, logps) = samples.into_iter().map(|sample| (sample.ids, sample.logprobs)).unzip();
-        Ok(Decoded { prefill, decode: whole - prefill, ids, logps })
-    }
-
-    fn generate(&mut self, requests: &[Request]) -> Result<(f64, Vec<onestep::rollout::Sample>)> {
-        let greedy = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, max_tokens: 0 };
-        let begin = Instant::now();
-        let samples = self.engine.generate(self.policy, requests, &greedy, &[])?;
-        Ok((begin.elapsed().as_secs_f64(), samples.into_iter().flatten().collect()))
+        let requests: Vec<Request> = self.prompts.iter().map(request).collect();
+        let greedy = settings::Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, max_tokens: self.new };
+        let settings = settings::Engine {
+            block_size: BLOCK,
+            cache_tokens: (self.blocks + 2 * decoded.ids.len()) * BLOCK,
+            prefill_tokens: self.prompts.iter().map(Vec::len).sum(),
+            max_running: decoded.ids.len(),
+        };
+        let policy = Policy { model: self.model, adapter: None };
+        let samples = Engine::new(self.backend, self.model, &settings)?.generate(policy, &requests, &greedy, &[])?;
+        let all: Vec<_> = samples.into_iter().flatten().collect();
+        let is_same = |(i, s): (usize, &Sample)| s.ids == decoded.ids[i] && s.logprobs == decoded.logps[i];
+        Ok(all.len() == decoded.ids.len() && all.iter().enumerate().all(is_same))
     }
 }

@@ -1,7 +1,7 @@
 """PyTorch, transformers and PEFT as the other side of `cargo bench --bench peers`: reads one JSON request a line, answers one JSON
 line. It waits in between, so that two sides can take turns on one machine. Every time is measured here, around the work alone.
 
-open    {name, model, dtype, threads}                      loads a Hugging Face folder under a name
+open    {name, model, dtype, compiled, threads}            loads a Hugging Face folder under a name
 train   {name, adapter, ids, lr, clip}                     readies training: of a PEFT adapter, or of all weights (adapter null)
 step    {name}                                             forward, backward, clipping, AdamW on the readied batch
 decode  {name, prompts, samples, new, scores}              prefill of the prompts, then greedy decoding of `samples` copies of each"""
@@ -16,9 +16,21 @@ import transformers
 
 
 class Case:
-    def __init__(self, model, dtype):
-        self.folder, self.dtype = model, getattr(torch, dtype)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=self.dtype, attn_implementation="sdpa").eval()
+    def __init__(self, model, dtype, compiled):
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        self.model = load(model, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+        # Shapes that never change let torch.compile do its best: a cache of full size for each batch size and length.
+        self.caches = {} if compiled else None
+        self.one = torch.compile(self.model.forward, dynamic=False) if compiled else self.model
+
+    def cache(self, batch, length):
+        if self.caches is None:
+            return transformers.DynamicCache(config=self.model.config)
+        if (batch, length) not in self.caches:
+            self.caches[batch, length] = transformers.StaticCache(config=self.model.config, max_cache_len=length)
+        cache = self.caches[batch, length]
+        cache.reset()
+        return cache
 
     def train(self, adapter, ids, lr, clip):
         if adapter is None:
@@ -44,17 +56,21 @@ class Case:
 
     @torch.inference_mode()
     def decode(self, prompts, samples, new, scores):
-        ids, logps = [], []
+        if self.caches is not None:  # a static cache cannot be forked
+            prompts, samples = [prompt for prompt in prompts for _ in range(samples)], 1
+        ids, logps, largest = [], [], 0.0
+        cache = self.cache(len(prompts), len(prompts[0]) + new)
 
         def choose(logits):
+            nonlocal largest
             chosen = logits[:, -1].argmax(-1, keepdim=True)
             if scores:
+                largest = max(largest, logits[:, -1].abs().max().item())
                 logps.append(logits[:, -1].float().log_softmax(-1).gather(-1, chosen))
             ids.append(chosen)
             return chosen
 
         begin = time.perf_counter()
-        cache = transformers.DynamicCache(config=self.model.config)
         out = self.model(input_ids=torch.tensor(prompts), past_key_values=cache, use_cache=True, logits_to_keep=1)
         token = choose(out.logits)
         prefill = time.perf_counter()
@@ -63,10 +79,10 @@ class Case:
             token = token.repeat_interleave(samples, 0)
             ids, logps = [token], [logp.repeat_interleave(samples, 0) for logp in logps]
         for _ in range(new - 1):
-            token = choose(self.model(input_ids=token, past_key_values=cache, use_cache=True).logits)
+            token = choose(self.one(input_ids=token, past_key_values=cache, use_cache=True).logits)
         answer = {"prefill": prefill - begin, "decode": time.perf_counter() - prefill}
         if scores:
-            answer |= {"ids": torch.cat(ids, 1).tolist(), "logps": torch.cat(logps, 1).tolist()}
+            answer |= {"ids": torch.cat(ids, 1).tolist(), "logps": torch.cat(logps, 1).tolist(), "largest": largest}
         return answer
 
 

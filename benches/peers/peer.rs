@@ -57,7 +57,10 @@ impl Peer {
     fn answer(&mut self) -> Result<Value, String> {
         let mut line = String::new();
         self.answers.read_line(&mut line).map_err(|e| e.to_string())?;
-        let answer: Value = serde_json::from_str(&line).map_err(|_| "the worker died; its message is above")?;
+        if line.is_empty() {
+            return Err("the worker died; its message is above".to_string());
+        }
+        let answer: Value = serde_json::from_str(&line).map_err(|e| format!("not a whole answer (NaN?): {e}"))?;
         match answer.get("error") {
             Some(error) => Err(error.as_str().unwrap_or("an error without a message").to_string()),
             None => Ok(answer),

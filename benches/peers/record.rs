@@ -38,7 +38,7 @@ pub struct Row {
     pub types: String,
     /// `measured`, `wrong: ...` or `not run: ...`; only what was measured has times.
     pub status: String,
-    /// Largest difference from ours when checked, relative where values are above 1.
+    /// Largest difference from ours when checked, relative to the numbers it comes from.
     pub error: Option<f64>,
     pub seconds: Option<Summary>,
     pub tokens_per_second: Option<f64>,
@@ -146,7 +146,7 @@ impl Record {
                 let _ = writeln!(out, "\n{title}");
                 last = title;
             }
-            let _ = write!(out, "  {:<10} {:<34}", row.provider, row.types);
+            let _ = write!(out, "  {:<18} {:<34}", row.provider, row.types);
             let _ = match (&row.seconds, row.tokens_per_second) {
                 (Some(s), Some(speed)) => {
                     write!(
