@@ -106,7 +106,7 @@ fn large_works(quick: bool) -> Vec<Work> {
     if quick {
         return vec![decode(1, 1, 32, 8, 2, Some(1.8)), train(true, 1, 64, 2, 1.3)];
     }
-    vec![decode(1, 1, 128, 16, 5, Some(1.8)), decode(1, 16, 128, 12, 4, None), train(true, 2, 128, 5, 1.3)]
+    vec![decode(1, 1, 128, 16, 4, Some(1.8)), decode(1, 16, 64, 8, 3, None), train(true, 2, 128, 4, 1.3)]
 }
 
 /// The shape of Qwen2.5-0.5B with random weights in bf16, made once.

@@ -172,7 +172,9 @@ impl Record {
             s.peak_bytes as f64 / 1e6,
             s.peak_by_file
         );
-        let _ = writeln!(out, "\nHow many times faster than the peer at its best");
+        if !self.bars.is_empty() {
+            let _ = writeln!(out, "\nHow many times faster than the peer at its best");
+        }
         for bar in &self.bars {
             let Bar { model, work, bar, best_peer, ratio, reached } = bar;
             let verdict = if *reached { "reached" } else { "not reached" };
