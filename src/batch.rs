@@ -165,7 +165,7 @@ pub fn forward(
     acts: &mut Activations,
 ) -> Result<RowScores> {
     let hidden = forward_hidden(backend, policy, batch, keep, acts)?;
-    let vector = || backend.alloc(&[batch.loss_rows()], backend.activation());
+    let vector = || backend.alloc(&[batch.loss_rows()], backend.accumulator());
     let (mut logp, mut entropy, mut lse) = (vector()?, vector()?, vector()?);
     let head = policy.model.lm_head();
     backend.linear_logprob(&hidden, head, &batch.targets, temperature, &mut logp, &mut entropy, &mut lse)?;

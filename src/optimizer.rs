@@ -34,7 +34,7 @@ pub struct Optimizer {
 impl Optimizer {
     /// Fresh state for `params`.
     pub fn new(be: &dyn Backend, params: &[Tensor], config: AdamWConfig) -> Result<Self> {
-        let zeros = || params.iter().map(|p| be.alloc(p.shape(), be.activation())).collect::<Result<Vec<_>>>();
+        let zeros = || params.iter().map(|p| be.alloc(p.shape(), be.accumulator())).collect::<Result<Vec<_>>>();
         Ok(Self { config, steps: 0, m: zeros()?, v: zeros()? })
     }
 
@@ -53,7 +53,7 @@ impl Optimizer {
             let (p, g, m) = (params.len(), grads.len(), self.m.len());
             return Err(Error::system(format!("optimizer for {m} tensors was given {p} parameters and {g} gradients")));
         }
-        if let Some(frozen) = params.iter().find(|p| p.is_mapped() || p.dtype() != be.activation()) {
+        if let Some(frozen) = params.iter().find(|p| p.is_mapped() || p.dtype() != be.accumulator()) {
             return Err(Error::system(format!("{frozen:?} cannot be trained; widen the model first")));
         }
         let norm = be.squared_norm(&grads.iter().collect::<Vec<_>>())?.sqrt();

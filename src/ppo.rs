@@ -75,7 +75,7 @@ pub struct Critic {
 impl Critic {
     /// A critic that says 0 everywhere: `adapter` (B zero) and a zero head.
     pub fn new(backend: &dyn Backend, model: &Model, adapter: Adapter) -> Result<Self> {
-        let dtype = backend.activation();
+        let dtype = backend.accumulator();
         let head = vec![backend.alloc(&[1, model.config.hidden], dtype)?, backend.alloc(&[1], dtype)?];
         Ok(Self { adapter, head })
     }
@@ -176,7 +176,7 @@ impl<'a> Learner<'a> {
             backend,
             model,
             settings,
-            actor: reference.clone(),
+            actor: reference.copied(backend)?,
             reference,
             critic,
             actor_optimizer,
@@ -394,7 +394,7 @@ impl<'a> Learner<'a> {
             advantage: &inputs[2],
             weight,
         };
-        let vector = || backend.alloc(&[micro.batch.loss_rows()], backend.activation());
+        let vector = || backend.alloc(&[micro.batch.loss_rows()], backend.accumulator());
         let (mut dlogp, mut dentropy) = (vector()?, vector()?);
         sums.add(&backend.ppo_loss(&params, &ppo, &mut dlogp, &mut dentropy)?);
         let dentropy = (s.entropy_coefficient != 0.0).then_some(&dentropy);
@@ -432,7 +432,7 @@ impl<'a> Learner<'a> {
     }
 
     fn vector(&self, values: &[f32]) -> Result<Tensor> {
-        let mut tensor = self.backend.alloc(&[values.len()], self.backend.activation())?;
+        let mut tensor = self.backend.alloc(&[values.len()], self.backend.accumulator())?;
         self.backend.write(&mut tensor, &Tensor::from_slice(&[values.len()], values))?;
         Ok(tensor)
     }
@@ -449,7 +449,7 @@ pub fn kl(estimator: crate::backend::KlEstimator, p: f32, q: f32) -> f32 {
 }
 
 fn zeros_like(backend: &dyn Backend, tensors: &[Tensor]) -> Result<Vec<Tensor>> {
-    tensors.iter().map(|t| backend.alloc(t.shape(), backend.activation())).collect()
+    tensors.iter().map(|t| backend.alloc(t.shape(), backend.accumulator())).collect()
 }
 
 /// Weighted sums over the parts of one minibatch.

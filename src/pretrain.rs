@@ -109,7 +109,7 @@ fn gradient(backend: &dyn Backend, replies: usize, rows: usize, prompt_weight: f
     let mut values = vec![-1.0 / replies as f32; rows];
     let prompts = rows - replies;
     values[replies..].fill(-prompt_weight / prompts.max(1) as f32);
-    let mut dlogp = backend.alloc(&[rows], backend.activation())?;
+    let mut dlogp = backend.alloc(&[rows], backend.accumulator())?;
     backend.write(&mut dlogp, &Tensor::from_slice(&[rows], &values))?;
     Ok(dlogp)
 }

@@ -116,7 +116,7 @@ pub fn train(
         })?;
     }
     bar.finish_and_clear();
-    Ok(learner.actor.clone())
+    learner.actor.copied(run.backend)
 }
 
 /// Below this share of edits a policy is about to learn to do nothing.

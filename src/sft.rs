@@ -20,7 +20,7 @@ use std::path::Path;
 pub enum Trained {
     /// A low-rank change of a frozen base.
     Adapter(Adapter),
-    /// All weights, in the activation type.
+    /// All weights, in the accumulator type.
     Weights(Model),
 }
 
@@ -207,7 +207,7 @@ pub fn cross_entropy(
     let scores = batch::forward(backend, policy, batch, 1.0, grads.is_some(), acts)?;
     let sum: f64 = backend.read(&scores.logp)?.into_iter().map(f64::from).sum();
     if let Some(grads) = grads {
-        let mut dlogp = backend.alloc(&[batch.loss_rows()], backend.activation())?;
+        let mut dlogp = backend.alloc(&[batch.loss_rows()], backend.accumulator())?;
         backend.fill(&mut dlogp, -weight)?;
         batch::backward(backend, policy, batch, 1.0, acts, &scores, &dlogp, None, grads)?;
     }

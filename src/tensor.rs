@@ -1,4 +1,5 @@
-//! A buffer, its shape and its type. No arithmetic: that is the backend's. Owned on the host, or a range of a memory map.
+//! A buffer, its shape and its type. No arithmetic: that is the backend's. Owned on the host, a range of a memory map, or memory
+//! of a device, which only its backend can look into.
 
 use crate::error::{Error, Result};
 use half::{bf16, f16};
@@ -57,7 +58,12 @@ pub trait Bytes: Send + Sync {
     fn bytes(&self) -> &[u8];
 }
 
-#[derive(Clone)]
+/// Memory of a device, freed when the last tensor on it is gone. The address means something to its device only.
+pub trait DeviceMemory: Send + Sync {
+    /// Of the first byte.
+    fn address(&self) -> u64;
+}
+
 enum Storage {
     /// 64-bit words, so that every element type is aligned.
     Owned(Vec<u64>),
@@ -65,10 +71,10 @@ enum Storage {
         source: Arc<dyn Bytes>,
         start: usize,
     },
+    Device(Arc<dyn DeviceMemory>),
 }
 
-/// A dense row-major tensor. `Clone` copies owned data and shares mapped data.
-#[derive(Clone)]
+/// A dense row-major tensor.
 pub struct Tensor {
     shape: Vec<usize>,
     dtype: DType,
@@ -95,6 +101,19 @@ impl Tensor {
         tensor
     }
 
+    /// A copy of little-endian bytes. Error: not as many as `shape` needs.
+    pub fn from_bytes(shape: &[usize], dtype: DType, bytes: &[u8]) -> Result<Self> {
+        let mut tensor = Self::zeros(shape, dtype);
+        let n = tensor.len() * dtype.size();
+        if bytes.len() != n {
+            return Err(Error::content(format!("{} bytes for a {tensor:?}, which has {n}", bytes.len())));
+        }
+        if let Storage::Owned(words) = &mut tensor.storage {
+            bytemuck::cast_slice_mut(words)[..n].copy_from_slice(bytes);
+        }
+        Ok(tensor)
+    }
+
     /// A view of mapped bytes from `start`. Errors: out of range, or not aligned for `dtype` (copy it then).
     pub fn mapped(shape: &[usize], dtype: DType, source: Arc<dyn Bytes>, start: usize) -> Result<Self> {
         let length = shape.iter().try_fold(dtype.size(), |a, &b| a.checked_mul(b));
@@ -108,6 +127,19 @@ impl Tensor {
                 Ok(Self { shape: shape.to_vec(), dtype, storage: Storage::Mapped { source, start } })
             }
             _ => Err(Error::content(format!("tensor {shape:?} at byte {start} lies outside its file"))),
+        }
+    }
+
+    /// A tensor on memory of a device.
+    pub fn on_device(shape: &[usize], dtype: DType, memory: Arc<dyn DeviceMemory>) -> Self {
+        Self { shape: shape.to_vec(), dtype, storage: Storage::Device(memory) }
+    }
+
+    /// The address of the first element, when the tensor lies on a device.
+    pub fn device_address(&self) -> Option<u64> {
+        match &self.storage {
+            Storage::Device(memory) => Some(memory.address()),
+            _ => None,
         }
     }
 
@@ -146,7 +178,7 @@ impl Tensor {
         matches!(self.storage, Storage::Mapped { .. })
     }
 
-    /// The elements. Panics when `T` is not the tensor's type: ops check types at their door.
+    /// The elements. Panics when `T` is not the tensor's type or they lie on a device: ops check that at their door.
     pub fn slice<T: Element>(&self) -> &[T] {
         assert_eq!(self.dtype, T::DTYPE, "a {:?} tensor was read as {:?}", self.dtype, T::DTYPE);
         match &self.storage {
@@ -155,25 +187,29 @@ impl Tensor {
                 let end = start + self.len() * self.dtype.size();
                 bytemuck::cast_slice(&source.bytes()[*start..end])
             }
+            Storage::Device(_) => panic!("{self:?} lies on a device; its backend reads it"),
         }
     }
 
-    /// The elements, to be written. Panics when `T` is not the tensor's type or the tensor is mapped (mapped tensors are frozen).
+    /// The elements, to be written. Panics when `T` is not the tensor's type, or the tensor is mapped (mapped tensors are frozen) or
+    /// lies on a device.
     pub fn slice_mut<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(self.dtype, T::DTYPE, "a {:?} tensor was written as {:?}", self.dtype, T::DTYPE);
         let n = self.len();
         match &mut self.storage {
             Storage::Owned(words) => &mut bytemuck::cast_slice_mut(words)[..n],
             Storage::Mapped { .. } => panic!("a mapped tensor is frozen"),
+            Storage::Device(_) => panic!("the tensor lies on a device; its backend writes it"),
         }
     }
 
-    /// The little-endian bytes of the elements, as safetensors stores them.
+    /// The little-endian bytes of the elements, as safetensors stores them. Panics when they lie on a device.
     pub fn as_bytes(&self) -> &[u8] {
         let n = self.len() * self.dtype.size();
         match &self.storage {
             Storage::Owned(words) => &bytemuck::cast_slice(words)[..n],
             Storage::Mapped { source, start } => &source.bytes()[*start..start + n],
+            Storage::Device(_) => panic!("{self:?} lies on a device; its backend reads it"),
         }
     }
 

@@ -11,8 +11,29 @@ mod values;
 pub use head::*;
 pub use values::*;
 
-/// The door of one op: its name and the activation type of the backend.
-struct Door(&'static str, DType);
+/// The float types of a backend's tensors.
+#[derive(Debug, Clone, Copy)]
+pub struct Types {
+    /// Of activations and their gradients.
+    pub activation: DType,
+    /// Of statistics, losses, trained parameters and their gradients.
+    pub accumulator: DType,
+}
+
+impl From<DType> for Types {
+    /// One type for both.
+    fn from(dtype: DType) -> Self {
+        Self { activation: dtype, accumulator: dtype }
+    }
+}
+
+/// The door of one op: its name and the float types of the backend.
+struct Door(&'static str, Types);
+
+/// The door of an op of a backend with these types.
+fn door(op: &'static str, types: impl Into<Types>) -> Door {
+    Door(op, types.into())
+}
 
 impl Door {
     fn error(&self, what: impl std::fmt::Display) -> Error {
@@ -28,7 +49,18 @@ impl Door {
 
     /// An input of the activation type.
     fn input(&self, name: &str, t: &Tensor, shape: &[usize]) -> Result<()> {
-        self.typed(name, t, self.1, shape)
+        self.typed(name, t, self.1.activation, shape)
+    }
+
+    /// An input of the accumulator type.
+    fn statistic(&self, name: &str, t: &Tensor, shape: &[usize]) -> Result<()> {
+        self.typed(name, t, self.1.accumulator, shape)
+    }
+
+    /// An output of the accumulator type.
+    fn accumulated(&self, name: &str, t: &Tensor, shape: &[usize]) -> Result<()> {
+        self.statistic(name, t, shape)?;
+        self.writable(name, t)
     }
 
     /// An input of integers.
@@ -142,7 +174,7 @@ impl Door {
 
 /// `write`: shapes agree, and either both are floats or both integers.
 pub fn write(tensor: &Tensor, values: &Tensor) -> Result<()> {
-    let door = Door("write", tensor.dtype());
+    let door = door("write", tensor.dtype());
     door.require((tensor.dtype() == DType::I32) == (values.dtype() == DType::I32), || {
         format!("cannot write {values:?} into {tensor:?}: floats and integers do not mix")
     })?;
@@ -152,28 +184,28 @@ pub fn write(tensor: &Tensor, values: &Tensor) -> Result<()> {
 
 /// `read`: a float tensor.
 pub fn read(tensor: &Tensor) -> Result<()> {
-    Door("read", tensor.dtype()).parameter("the tensor", tensor, tensor.shape())
+    door("read", tensor.dtype()).parameter("the tensor", tensor, tensor.shape())
 }
 
 /// `read_i32`: an integer tensor.
 pub fn read_i32(tensor: &Tensor) -> Result<()> {
-    Door("read_i32", tensor.dtype()).int("the tensor", tensor, tensor.shape())
+    door("read_i32", tensor.dtype()).int("the tensor", tensor, tensor.shape())
 }
 
 /// `copy`: equal shapes and types.
 pub fn copy(from: &Tensor, to: &Tensor) -> Result<()> {
-    let door = Door("copy", from.dtype());
+    let door = door("copy", from.dtype());
     door.output("to", to, from.shape())
 }
 
 /// `fill`: writable.
 pub fn fill(tensor: &Tensor) -> Result<()> {
-    Door("fill", tensor.dtype()).writable("the tensor", tensor)
+    door("fill", tensor.dtype()).writable("the tensor", tensor)
 }
 
 /// `embed`.
-pub fn embed(activation: DType, ids: &Tensor, wte: &Tensor, out: &Tensor) -> Result<()> {
-    let door = Door("embed", activation);
+pub fn embed(types: impl Into<Types>, ids: &Tensor, wte: &Tensor, out: &Tensor) -> Result<()> {
+    let door = door("embed", types);
     let (t, [v, c]) = (door.vector("ids (T)", ids)?, door.matrix("wte (V, C)", wte)?);
     door.int("ids (T)", ids, &[t])?;
     door.parameter("wte (V, C)", wte, &[v, c])?;
@@ -181,17 +213,17 @@ pub fn embed(activation: DType, ids: &Tensor, wte: &Tensor, out: &Tensor) -> Res
 }
 
 /// `embed_backward`.
-pub fn embed_backward(activation: DType, ids: &Tensor, dout: &Tensor, dwte: &Tensor) -> Result<()> {
-    let door = Door("embed_backward", activation);
+pub fn embed_backward(types: impl Into<Types>, ids: &Tensor, dout: &Tensor, dwte: &Tensor) -> Result<()> {
+    let door = door("embed_backward", types);
     let (t, [v, c]) = (door.vector("ids (T)", ids)?, door.matrix("dwte (V, C)", dwte)?);
     door.int("ids (T)", ids, &[t])?;
     door.input("dout (T, C)", dout, &[t, c])?;
-    door.output("dwte (V, C)", dwte, &[v, c])
+    door.accumulated("dwte (V, C)", dwte, &[v, c])
 }
 
 /// `add_rmsnorm`: `x` and `sum` come together.
 pub fn add_rmsnorm(
-    activation: DType,
+    types: impl Into<Types>,
     residual: &Tensor,
     x: Option<&Tensor>,
     w: &Tensor,
@@ -199,7 +231,7 @@ pub fn add_rmsnorm(
     y: &Tensor,
     rstd: &Tensor,
 ) -> Result<()> {
-    let door = Door("add_rmsnorm", activation);
+    let door = door("add_rmsnorm", types);
     let [t, c] = door.matrix("residual (T, C)", residual)?;
     door.input("residual (T, C)", residual, &[t, c])?;
     match (x, sum) {
@@ -212,12 +244,12 @@ pub fn add_rmsnorm(
     }
     door.parameter("w (C)", w, &[c])?;
     door.output("y (T, C)", y, &[t, c])?;
-    door.output("rstd (T)", rstd, &[t])
+    door.accumulated("rstd (T)", rstd, &[t])
 }
 
 /// `add_rmsnorm_backward`.
 pub fn add_rmsnorm_backward(
-    activation: DType,
+    types: impl Into<Types>,
     sum: &Tensor,
     w: &Tensor,
     rstd: &Tensor,
@@ -225,19 +257,26 @@ pub fn add_rmsnorm_backward(
     dsum: &Tensor,
     dw: Option<&Tensor>,
 ) -> Result<()> {
-    let door = Door("add_rmsnorm_backward", activation);
+    let door = door("add_rmsnorm_backward", types);
     let [t, c] = door.matrix("sum (T, C)", sum)?;
     door.input("sum (T, C)", sum, &[t, c])?;
     door.parameter("w (C)", w, &[c])?;
-    door.input("rstd (T)", rstd, &[t])?;
+    door.statistic("rstd (T)", rstd, &[t])?;
     door.input("dy (T, C)", dy, &[t, c])?;
     door.output("dsum (T, C)", dsum, &[t, c])?;
-    dw.map_or(Ok(()), |dw| door.output("dw (C)", dw, &[c]))
+    dw.map_or(Ok(()), |dw| door.accumulated("dw (C)", dw, &[c]))
 }
 
 /// `linear`: with an adapter, `s` is required.
-pub fn linear(activation: DType, x: &Tensor, p: &Linear, y: &Tensor, column: usize, s: Option<&Tensor>) -> Result<()> {
-    let door = Door("linear", activation);
+pub fn linear(
+    types: impl Into<Types>,
+    x: &Tensor,
+    p: &Linear,
+    y: &Tensor,
+    column: usize,
+    s: Option<&Tensor>,
+) -> Result<()> {
+    let door = door("linear", types);
     let (t, n, _) = door.linear(x, p)?;
     door.columns("y (T, >= column + N)", y, t, column, n)?;
     door.writable("y (T, >= column + N)", y)?;
@@ -250,7 +289,7 @@ pub fn linear(activation: DType, x: &Tensor, p: &Linear, y: &Tensor, column: usi
 /// `linear_backward`: gradients of an adapter need the adapter and `s`.
 #[allow(clippy::too_many_arguments)]
 pub fn linear_backward(
-    activation: DType,
+    types: impl Into<Types>,
     x: &Tensor,
     p: &Linear,
     dy: &Tensor,
@@ -259,7 +298,7 @@ pub fn linear_backward(
     dx: Option<&Tensor>,
     grads: &LinearGrads,
 ) -> Result<()> {
-    let door = Door("linear_backward", activation);
+    let door = door("linear_backward", types);
     let (t, n, k) = door.linear(x, p)?;
     door.columns("dy (T, >= column + N)", dy, t, column, n)?;
     if let Some(dx) = dx {
@@ -269,21 +308,21 @@ pub fn linear_backward(
         let lora = door.given("adapter gradients are wanted without an adapter", p.lora.as_ref())?;
         let r = lora.a.rows();
         door.input("s (T, R)", door.given("adapter gradients need s (T, R)", s)?, &[t, r])?;
-        door.output("da (R, K)", da, &[r, k])?;
-        door.output("db (N, R)", db, &[n, r])?;
+        door.accumulated("da (R, K)", da, &[r, k])?;
+        door.accumulated("db (N, R)", db, &[n, r])?;
     }
     if let Some(dw) = &grads.w {
-        door.output("dw (N, K)", dw, &[n, k])?;
+        door.accumulated("dw (N, K)", dw, &[n, k])?;
     }
     if let Some(dbias) = &grads.bias {
-        door.output("dbias (N)", dbias, &[n])?;
+        door.accumulated("dbias (N)", dbias, &[n])?;
     }
     Ok(())
 }
 
 /// `qk_norm_rope`: with a norm, `raw` is required.
 pub fn qk_norm_rope(
-    activation: DType,
+    types: impl Into<Types>,
     qkv: &Tensor,
     heads: Heads,
     norm: Option<QkNorm>,
@@ -291,7 +330,7 @@ pub fn qk_norm_rope(
     table: &Tensor,
     raw: Option<&Tensor>,
 ) -> Result<()> {
-    let door = Door("qk_norm_rope", activation);
+    let door = door("qk_norm_rope", types);
     let t = door.rope(qkv, heads, positions, table)?;
     door.norm(norm, heads.hs)?;
     if norm.is_some() {
@@ -304,7 +343,7 @@ pub fn qk_norm_rope(
 /// `qk_norm_rope_backward`: with a norm, `raw` is required; `dnorm` needs a norm.
 #[allow(clippy::too_many_arguments)]
 pub fn qk_norm_rope_backward(
-    activation: DType,
+    types: impl Into<Types>,
     dqkv: &Tensor,
     heads: Heads,
     norm: Option<QkNorm>,
@@ -313,7 +352,7 @@ pub fn qk_norm_rope_backward(
     raw: Option<&Tensor>,
     dnorm: Option<(&Tensor, &Tensor)>,
 ) -> Result<()> {
-    let door = Door("qk_norm_rope_backward", activation);
+    let door = door("qk_norm_rope_backward", types);
     let t = door.rope(dqkv, heads, positions, table)?;
     door.norm(norm, heads.hs)?;
     if norm.is_some() {
@@ -322,34 +361,34 @@ pub fn qk_norm_rope_backward(
     }
     if let Some((dq, dk)) = dnorm {
         door.require(norm.is_some(), || "gradients of a norm are wanted without a norm".into())?;
-        door.output("dnorm q (HS)", dq, &[heads.hs])?;
-        door.output("dnorm k (HS)", dk, &[heads.hs])?;
+        door.accumulated("dnorm q (HS)", dq, &[heads.hs])?;
+        door.accumulated("dnorm k (HS)", dk, &[heads.hs])?;
     }
     Ok(())
 }
 
 /// `attention`.
 pub fn attention(
-    activation: DType,
+    types: impl Into<Types>,
     qkv: &Tensor,
     heads: Heads,
     segments: &Segments,
     o: &Tensor,
     lse: &Tensor,
 ) -> Result<()> {
-    let door = Door("attention", activation);
+    let door = door("attention", types);
     door.heads(heads)?;
     let [t, _] = door.matrix("qkv (T, D)", qkv)?;
     door.input("qkv (T, D)", qkv, &[t, heads.qkv_width()])?;
     door.segments(segments)?;
     door.output("o (T, NH HS)", o, &[t, heads.nh * heads.hs])?;
-    door.output("lse (NH, T)", lse, &[heads.nh, t])
+    door.accumulated("lse (NH, T)", lse, &[heads.nh, t])
 }
 
 /// `attention_backward`.
 #[allow(clippy::too_many_arguments)]
 pub fn attention_backward(
-    activation: DType,
+    types: impl Into<Types>,
     qkv: &Tensor,
     o: &Tensor,
     lse: &Tensor,
@@ -358,27 +397,27 @@ pub fn attention_backward(
     segments: &Segments,
     dqkv: &Tensor,
 ) -> Result<()> {
-    let door = Door("attention_backward", activation);
+    let door = door("attention_backward", types);
     door.heads(heads)?;
     let [t, _] = door.matrix("qkv (T, D)", qkv)?;
     door.input("qkv (T, D)", qkv, &[t, heads.qkv_width()])?;
     door.segments(segments)?;
     door.input("o (T, NH HS)", o, &[t, heads.nh * heads.hs])?;
     door.input("dout (T, NH HS)", dout, &[t, heads.nh * heads.hs])?;
-    door.input("lse (NH, T)", lse, &[heads.nh, t])?;
+    door.statistic("lse (NH, T)", lse, &[heads.nh, t])?;
     door.output("dqkv (T, D)", dqkv, &[t, heads.qkv_width()])
 }
 
 /// `kv_append`.
 pub fn kv_append(
-    activation: DType,
+    types: impl Into<Types>,
     qkv: &Tensor,
     heads: Heads,
     slots: &Tensor,
     k_cache: &Tensor,
     v_cache: &Tensor,
 ) -> Result<()> {
-    let door = Door("kv_append", activation);
+    let door = door("kv_append", types);
     door.heads(heads)?;
     let [t, _] = door.matrix("qkv (T, D)", qkv)?;
     door.input("qkv (T, D)", qkv, &[t, heads.qkv_width()])?;
@@ -391,7 +430,7 @@ pub fn kv_append(
 /// `attention_paged`.
 #[allow(clippy::too_many_arguments)]
 pub fn attention_paged(
-    activation: DType,
+    types: impl Into<Types>,
     qkv: &Tensor,
     heads: Heads,
     k_cache: &Tensor,
@@ -402,7 +441,7 @@ pub fn attention_paged(
     cu_q: &Tensor,
     o: &Tensor,
 ) -> Result<()> {
-    let door = Door("attention_paged", activation);
+    let door = door("attention_paged", types);
     door.heads(heads)?;
     let [q, _] = door.matrix("qkv (Q, D)", qkv)?;
     door.input("qkv (Q, D)", qkv, &[q, heads.qkv_width()])?;
@@ -420,16 +459,16 @@ pub fn attention_paged(
 }
 
 /// `swiglu`.
-pub fn swiglu(activation: DType, gate_up: &Tensor, y: &Tensor) -> Result<()> {
-    let door = Door("swiglu", activation);
+pub fn swiglu(types: impl Into<Types>, gate_up: &Tensor, y: &Tensor) -> Result<()> {
+    let door = door("swiglu", types);
     let [t, f] = door.matrix("y (T, F)", y)?;
     door.input("gate_up (T, 2F)", gate_up, &[t, 2 * f])?;
     door.output("y (T, F)", y, &[t, f])
 }
 
 /// `swiglu_backward`.
-pub fn swiglu_backward(activation: DType, gate_up: &Tensor, dy: &Tensor, dgate_up: &Tensor) -> Result<()> {
-    let door = Door("swiglu_backward", activation);
+pub fn swiglu_backward(types: impl Into<Types>, gate_up: &Tensor, dy: &Tensor, dgate_up: &Tensor) -> Result<()> {
+    let door = door("swiglu_backward", types);
     let [t, f] = door.matrix("dy (T, F)", dy)?;
     door.input("dy (T, F)", dy, &[t, f])?;
     door.input("gate_up (T, 2F)", gate_up, &[t, 2 * f])?;
@@ -437,8 +476,8 @@ pub fn swiglu_backward(activation: DType, gate_up: &Tensor, dy: &Tensor, dgate_u
 }
 
 /// `gather_rows`.
-pub fn gather_rows(activation: DType, x: &Tensor, rows: &Tensor, y: &Tensor) -> Result<()> {
-    let door = Door("gather_rows", activation);
+pub fn gather_rows(types: impl Into<Types>, x: &Tensor, rows: &Tensor, y: &Tensor) -> Result<()> {
+    let door = door("gather_rows", types);
     let ([t, c], m) = (door.matrix("x (T, C)", x)?, door.vector("rows (M)", rows)?);
     door.input("x (T, C)", x, &[t, c])?;
     door.int("rows (M)", rows, &[m])?;
@@ -446,8 +485,8 @@ pub fn gather_rows(activation: DType, x: &Tensor, rows: &Tensor, y: &Tensor) -> 
 }
 
 /// `scatter_add_rows`.
-pub fn scatter_add_rows(activation: DType, dy: &Tensor, rows: &Tensor, dx: &Tensor) -> Result<()> {
-    let door = Door("scatter_add_rows", activation);
+pub fn scatter_add_rows(types: impl Into<Types>, dy: &Tensor, rows: &Tensor, dx: &Tensor) -> Result<()> {
+    let door = door("scatter_add_rows", types);
     let ([t, c], m) = (door.matrix("dx (T, C)", dx)?, door.vector("rows (M)", rows)?);
     door.input("dy (M, C)", dy, &[m, c])?;
     door.int("rows (M)", rows, &[m])?;

@@ -1,7 +1,8 @@
 //! The contract of every backend: coarse fused ops over `Tensor`, forward and hand-written backward.
 //!
-//! Outputs and workspace are the caller's; whatever changes between two decode steps is a tensor. Float activations have the
-//! backend's activation type; weights may be stored narrower (f16, bf16) and are widened tile by tile. Integers are `I32`.
+//! Outputs are the caller's; whatever changes between two decode steps is a tensor. Float activations have the backend's activation
+//! type, statistics and gradients of parameters its accumulator type; weights may be stored narrower (f16, bf16) and are widened
+//! tile by tile. Integers are `I32`.
 //! "Accumulates" means the op adds to what is there. Dimensions: B batch, T tokens, C channels, NH query heads, NKV key/value
 //! heads, HS head size, D = (NH + 2 NKV) HS, F MLP width, V vocabulary, R adapter rank, S segments, M rows that have a loss.
 
@@ -10,6 +11,7 @@ use crate::tensor::{DType, Tensor};
 
 pub mod check;
 pub mod cpu;
+pub mod cuda;
 pub mod oracle;
 
 /// Head counts of one attention layer.
@@ -52,7 +54,7 @@ pub struct Linear<'a> {
     pub lora: Option<Lora<'a>>,
 }
 
-/// Where `linear_backward` accumulates parameter gradients; `None` is not computed. All in the activation type.
+/// Where `linear_backward` accumulates parameter gradients; `None` is not computed. All in the accumulator type.
 #[derive(Default)]
 pub struct LinearGrads<'a> {
     /// (R, K) and (N, R), of the adapter.
@@ -126,7 +128,7 @@ pub struct PpoParams {
     pub entropy_coefficient: f32,
 }
 
-/// Inputs of `ppo_loss`, each (M) in the activation type.
+/// Inputs of `ppo_loss`, each (M) in the accumulator type.
 pub struct PpoInputs<'a> {
     /// Log-probabilities under the policy being trained.
     pub logp: &'a Tensor,
@@ -159,7 +161,7 @@ pub struct PpoStats {
     pub approx_kl: f64,
 }
 
-/// Inputs of `value_loss`, each (M).
+/// Inputs of `value_loss`, each (M): `value` in the activation type, the others in the accumulator type.
 pub struct ValueInputs<'a> {
     /// Values under the critic being trained.
     pub value: &'a Tensor,
@@ -190,15 +192,32 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
+/// A copy of `tensor`, a tensor of the backend.
+pub fn duplicate(be: &dyn Backend, tensor: &Tensor) -> Result<Tensor> {
+    let mut copy = be.alloc(tensor.shape(), tensor.dtype())?;
+    be.copy(tensor, &mut copy)?;
+    Ok(copy)
+}
+
 /// The ops. Shapes are checked at the door of each op; a mismatch is an error that names the op and the shapes.
 pub trait Backend: Send + Sync {
     /// `oracle`, `cpu` or `cuda`.
     fn name(&self) -> &'static str;
-    /// The type of activations and gradients.
+    /// The type of activations and of their gradients.
     fn activation(&self) -> DType;
+    /// The type of what must not be rounded as activations may be: statistics (rstd, lse, log-probabilities, logits), losses, trained
+    /// parameters, their gradients and moments.
+    fn accumulator(&self) -> DType {
+        self.activation()
+    }
 
     /// Zeros of this backend.
     fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor>;
+    /// A frozen weight from a file, where and as this backend computes with it: as it is on the host; in device memory, in the activation
+    /// type, on a GPU.
+    fn place(&self, weight: Tensor) -> Result<Tensor> {
+        Ok(weight)
+    }
     /// Copies host values in; converts between float types.
     fn write(&self, tensor: &mut Tensor, values: &Tensor) -> Result<()>;
     /// Copies float values out to the host as f32.

@@ -83,7 +83,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
 
     let mut rl_run = Run::open(&*backend, &config, out, "rl", false, &world.interrupted)?;
     let pool = train::state_pool(environment, &held_in, &expert)?;
-    let rl = reinforced(&mut rl_run, &world, &speaker, sft.clone(), pool, out)?;
+    let rl = reinforced(&mut rl_run, &world, &speaker, sft.copied(&*backend)?, pool, out)?;
     checkpoint::save_adapter(&out.join("rl").join("adapter"), &rl, MODEL)?;
     clock.lap("rl");
     evaluation("rl", Some(&rl), &mut evaluations)?;

@@ -220,7 +220,7 @@ impl Normed {
         let hidden = policy.model.config.hidden;
         fit(be, &mut self.sum, &[rows, hidden])?;
         fit(be, &mut self.y, &[rows, hidden])?;
-        fit(be, &mut self.rstd, &[rows])
+        fit_as(be, &mut self.rstd, &[rows], be.accumulator())
     }
 }
 
@@ -244,7 +244,7 @@ impl BlockBuffers {
         fit(be, &mut self.qkv, &[rows, config.heads.qkv_width()])?;
         fit_option(be, &mut self.raw, config.qk_norm.then_some([rows, (nh + nkv) * hs]))?;
         fit(be, &mut self.o, &[rows, nh * hs])?;
-        fit(be, &mut self.lse, &[nh, rows])?;
+        fit_as(be, &mut self.lse, &[nh, rows], be.accumulator())?;
         self.mid.fit(be, policy, rows)?;
         fit(be, &mut self.gate_up, &[rows, 2 * config.mlp])?;
         fit(be, &mut self.act, &[rows, config.mlp])?;
@@ -279,9 +279,14 @@ pub(super) fn empty() -> Tensor {
 
 /// Gives `tensor` this shape in the activation type, keeping what it has when that fits.
 pub(super) fn fit(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize]) -> Result<()> {
-    if tensor.shape() != shape || tensor.dtype() != be.activation() {
+    fit_as(be, tensor, shape, be.activation())
+}
+
+/// The same in `dtype`.
+fn fit_as(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize], dtype: DType) -> Result<()> {
+    if tensor.shape() != shape || tensor.dtype() != dtype {
         *tensor = empty(); // freed first, so that two never live together
-        *tensor = be.alloc(shape, be.activation())?;
+        *tensor = be.alloc(shape, dtype)?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Low-rank adapters (LoRA, arXiv 2106.09685; rsLoRA, arXiv 2312.03732) over a frozen model. Reads and writes no files.
 
-use crate::backend::{Backend, Lora};
+use crate::backend::{Backend, Lora, duplicate};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 pub use crate::model::parameters::Module;
@@ -30,9 +30,8 @@ impl LoraConfig {
     }
 }
 
-/// The tensors of an adapter in the activation type: A (R, K) then B (N, R), layer by layer, module by module in the order of
+/// The tensors of an adapter in the accumulator type: A (R, K) then B (N, R), layer by layer, module by module in the order of
 /// the forward pass.
-#[derive(Clone)]
 pub struct Adapter {
     /// As given, its modules sorted.
     pub config: LoraConfig,
@@ -75,11 +74,17 @@ impl Adapter {
                 let (n, k) = module.shape(model);
                 let path = module.path(layer);
                 names.extend([format!("{path}.lora_A.weight"), format!("{path}.lora_B.weight")]);
-                tensors.push(be.alloc(&[config.rank, k], be.activation())?);
-                tensors.push(be.alloc(&[n, config.rank], be.activation())?);
+                tensors.push(be.alloc(&[config.rank, k], be.accumulator())?);
+                tensors.push(be.alloc(&[n, config.rank], be.accumulator())?);
             }
         }
         Ok(Self { config, names, tensors })
+    }
+
+    /// A copy with tensors of its own.
+    pub fn copied(&self, be: &dyn Backend) -> Result<Self> {
+        let tensors = self.tensors.iter().map(|t| duplicate(be, t)).collect::<Result<_>>()?;
+        Ok(Self { config: self.config.clone(), names: self.names.clone(), tensors })
     }
 
     /// The pair beside `module` of `layer`, if it is adapted.

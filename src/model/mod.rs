@@ -18,6 +18,7 @@ use kv_cache::{KvCache, PagedPlan};
 use lora::Adapter;
 use parameters::{Places, parameters};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// A model's weights, in the type they are stored in.
 pub struct Model {
@@ -28,7 +29,7 @@ pub struct Model {
     /// All parameters; mapped ones are frozen.
     pub weights: Vec<Tensor>,
     places: Places,
-    rope_table: Tensor, // (P, HS)
+    rope_table: Arc<Tensor>, // (P, HS)
 }
 
 impl Model {
@@ -48,7 +49,7 @@ impl Model {
             }
             weights.push(tensor);
         }
-        let rope_table = rope::table(be, &config.rope, config.max_positions, config.heads.hs)?;
+        let rope_table = Arc::new(rope::table(be, &config.rope, config.max_positions, config.heads.hs)?);
         let names = list.into_iter().map(|(name, _)| name).collect();
         Ok(Self { config, names, weights, places, rope_table })
     }
@@ -78,9 +79,9 @@ impl Model {
         })
     }
 
-    /// A trainable copy in the activation type.
+    /// A trainable copy in the accumulator type.
     pub fn widen(&self, be: &dyn Backend) -> Result<Self> {
-        self.copied(be, |_| be.activation())
+        self.copied(be, |_| be.accumulator())
     }
 
     /// A copy, in the same types, with `adapter` folded into its weights.
@@ -199,7 +200,7 @@ impl Batch {
     }
 }
 
-/// Gradients in the activation type, as long as the lists they belong to; `None` is frozen.
+/// Gradients in the accumulator type, as long as the lists they belong to; `None` is frozen.
 pub struct Gradients {
     /// Of `Adapter::tensors`.
     pub adapter: Option<Vec<Tensor>>,
@@ -211,7 +212,7 @@ impl Gradients {
     /// Zeros for the adapter of `policy`, if it has one, and for the model's weights when they are trained too.
     pub fn new(be: &dyn Backend, policy: Policy, trains_weights: bool) -> Result<Self> {
         let zeros =
-            |list: &[Tensor]| list.iter().map(|t| be.alloc(t.shape(), be.activation())).collect::<Result<Vec<_>>>();
+            |list: &[Tensor]| list.iter().map(|t| be.alloc(t.shape(), be.accumulator())).collect::<Result<Vec<_>>>();
         Ok(Self {
             adapter: policy.adapter.map(|adapter| zeros(&adapter.tensors)).transpose()?,
             weights: trains_weights.then(|| zeros(&policy.model.weights)).transpose()?,

@@ -61,7 +61,7 @@ pub fn table(be: &dyn Backend, rope: &RopeConfig, positions: usize, hs: usize) -
             (*cosine, *sine) = (c * factor, s * factor);
         }
     });
-    let mut table = be.alloc(&[positions, hs], be.activation())?;
+    let mut table = be.alloc(&[positions, hs], be.accumulator())?;
     be.write(&mut table, &host)?;
     Ok(table)
 }

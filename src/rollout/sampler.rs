@@ -30,14 +30,14 @@ pub(super) fn sample(
     draws: &[Draw],
 ) -> Result<(Vec<u32>, Vec<f32>)> {
     let rows = hidden.rows();
-    let mut logits = backend.alloc(&[rows, lm_head.rows()], backend.activation())?;
+    let mut logits = backend.alloc(&[rows, lm_head.rows()], backend.accumulator())?;
     backend.logits(hidden, lm_head, &mut logits)?;
     let put = |values: Tensor| -> Result<Tensor> {
         let mut tensor = backend.alloc(values.shape(), values.dtype())?;
         backend.write(&mut tensor, &values)?;
         Ok(tensor)
     };
-    let (mut ids, mut logp) = (backend.alloc(&[rows], DType::I32)?, backend.alloc(&[rows], backend.activation())?);
+    let (mut ids, mut logp) = (backend.alloc(&[rows], DType::I32)?, backend.alloc(&[rows], backend.accumulator())?);
     let keys: Vec<i32> = draws.iter().flat_map(|d| d.key).collect();
     let counters: Vec<i32> = draws.iter().map(|d| d.counter).collect();
     let sampling = Sampling {

@@ -1,6 +1,6 @@
 //! Types and shapes of the ops from the head on: log-probabilities, sampling, losses and the optimiser.
 
-use super::Door;
+use super::{Door, Types, door};
 use crate::backend::{Lora, PpoInputs, Sampling, ValueInputs};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
@@ -21,7 +21,7 @@ impl Door {
 /// `linear_logprob`.
 #[allow(clippy::too_many_arguments)]
 pub fn linear_logprob(
-    activation: DType,
+    types: impl Into<Types>,
     x: &Tensor,
     w: &Tensor,
     targets: &Tensor,
@@ -30,17 +30,17 @@ pub fn linear_logprob(
     entropy: &Tensor,
     lse: &Tensor,
 ) -> Result<()> {
-    let door = Door("linear_logprob", activation);
+    let door = door("linear_logprob", types);
     let m = door.head(x, w, targets, temperature)?;
-    door.output("logp (M)", logp, &[m])?;
-    door.output("entropy (M)", entropy, &[m])?;
-    door.output("lse (M)", lse, &[m])
+    door.accumulated("logp (M)", logp, &[m])?;
+    door.accumulated("entropy (M)", entropy, &[m])?;
+    door.accumulated("lse (M)", lse, &[m])
 }
 
 /// `linear_logprob_backward`.
 #[allow(clippy::too_many_arguments)]
 pub fn linear_logprob_backward(
-    activation: DType,
+    types: impl Into<Types>,
     x: &Tensor,
     w: &Tensor,
     targets: &Tensor,
@@ -52,30 +52,36 @@ pub fn linear_logprob_backward(
     dx: &Tensor,
     dw: Option<&Tensor>,
 ) -> Result<()> {
-    let door = Door("linear_logprob_backward", activation);
+    let door = door("linear_logprob_backward", types);
     let m = door.head(x, w, targets, temperature)?;
     for (name, t) in [("entropy (M)", entropy), ("lse (M)", lse), ("dlogp (M)", dlogp)] {
-        door.input(name, t, &[m])?;
+        door.statistic(name, t, &[m])?;
     }
-    dentropy.map_or(Ok(()), |t| door.input("dentropy (M)", t, &[m]))?;
+    dentropy.map_or(Ok(()), |t| door.statistic("dentropy (M)", t, &[m]))?;
     door.output("dx (M, C)", dx, x.shape())?;
-    dw.map_or(Ok(()), |t| door.output("dw (V, C)", t, w.shape()))
+    dw.map_or(Ok(()), |t| door.accumulated("dw (V, C)", t, w.shape()))
 }
 
 /// `logits`.
-pub fn logits(activation: DType, x: &Tensor, w: &Tensor, out: &Tensor) -> Result<()> {
-    let door = Door("logits", activation);
+pub fn logits(types: impl Into<Types>, x: &Tensor, w: &Tensor, out: &Tensor) -> Result<()> {
+    let door = door("logits", types);
     let ([b, c], [_, v]) = (door.matrix("x (B, C)", x)?, door.matrix("out (B, V)", out)?);
     door.input("x (B, C)", x, &[b, c])?;
     door.parameter("w (V, C)", w, &[v, c])?;
-    door.output("out (B, V)", out, &[b, v])
+    door.accumulated("out (B, V)", out, &[b, v])
 }
 
 /// `sample`.
-pub fn sample(activation: DType, logits: &Tensor, sampling: &Sampling, ids: &Tensor, logp: &Tensor) -> Result<()> {
-    let door = Door("sample", activation);
+pub fn sample(
+    types: impl Into<Types>,
+    logits: &Tensor,
+    sampling: &Sampling,
+    ids: &Tensor,
+    logp: &Tensor,
+) -> Result<()> {
+    let door = door("sample", types);
     let [b, v] = door.matrix("logits (B, V)", logits)?;
-    door.input("logits (B, V)", logits, &[b, v])?;
+    door.statistic("logits (B, V)", logits, &[b, v])?;
     door.typed("temperature (B)", sampling.temperature, DType::F32, &[b])?;
     door.typed("top_p (B)", sampling.top_p, DType::F32, &[b])?;
     door.int("top_k (B)", sampling.top_k, &[b])?;
@@ -83,12 +89,12 @@ pub fn sample(activation: DType, logits: &Tensor, sampling: &Sampling, ids: &Ten
     door.int("counter (B)", sampling.counter, &[b])?;
     door.int("ids (B)", ids, &[b])?;
     door.writable("ids (B)", ids)?;
-    door.output("logp (B)", logp, &[b])
+    door.accumulated("logp (B)", logp, &[b])
 }
 
 /// `ppo_loss`.
-pub fn ppo_loss(activation: DType, inputs: &PpoInputs, dlogp: &Tensor, dentropy: &Tensor) -> Result<()> {
-    let door = Door("ppo_loss", activation);
+pub fn ppo_loss(types: impl Into<Types>, inputs: &PpoInputs, dlogp: &Tensor, dentropy: &Tensor) -> Result<()> {
+    let door = door("ppo_loss", types);
     let m = door.vector("logp (M)", inputs.logp)?;
     let PpoInputs { logp, entropy, behaviour, reference, advantage, weight } = inputs;
     for (name, t) in [
@@ -99,41 +105,40 @@ pub fn ppo_loss(activation: DType, inputs: &PpoInputs, dlogp: &Tensor, dentropy:
         ("advantage (M)", advantage),
         ("weight (M)", weight),
     ] {
-        door.input(name, t, &[m])?;
+        door.statistic(name, t, &[m])?;
     }
-    door.output("dlogp (M)", dlogp, &[m])?;
-    door.output("dentropy (M)", dentropy, &[m])
+    door.accumulated("dlogp (M)", dlogp, &[m])?;
+    door.accumulated("dentropy (M)", dentropy, &[m])
 }
 
 /// `value_loss`.
-pub fn value_loss(activation: DType, inputs: &ValueInputs, dvalue: &Tensor) -> Result<()> {
-    let door = Door("value_loss", activation);
+pub fn value_loss(types: impl Into<Types>, inputs: &ValueInputs, dvalue: &Tensor) -> Result<()> {
+    let door = door("value_loss", types);
     let m = door.vector("value (M)", inputs.value)?;
     let ValueInputs { value, old_value, target, weight } = inputs;
-    for (name, t) in
-        [("value (M)", value), ("old_value (M)", old_value), ("target (M)", target), ("weight (M)", weight)]
-    {
-        door.input(name, t, &[m])?;
+    door.input("value (M)", value, &[m])?;
+    for (name, t) in [("old_value (M)", old_value), ("target (M)", target), ("weight (M)", weight)] {
+        door.statistic(name, t, &[m])?;
     }
     door.output("dvalue (M)", dvalue, &[m])
 }
 
-/// `squared_norm`: tensors of the activation type.
-pub fn squared_norm(activation: DType, tensors: &[&Tensor]) -> Result<()> {
-    let door = Door("squared_norm", activation);
-    tensors.iter().enumerate().try_for_each(|(i, t)| door.input(&format!("tensor {i}"), t, t.shape()))
+/// `squared_norm`: tensors of the accumulator type.
+pub fn squared_norm(types: impl Into<Types>, tensors: &[&Tensor]) -> Result<()> {
+    let door = door("squared_norm", types);
+    tensors.iter().enumerate().try_for_each(|(i, t)| door.statistic(&format!("tensor {i}"), t, t.shape()))
 }
 
-/// `adamw`: four lists of equal length, tensor by tensor of equal shape, all of the activation type; steps count from 1.
+/// `adamw`: four lists of equal length, tensor by tensor of equal shape, all of the accumulator type; steps count from 1.
 pub fn adamw(
-    activation: DType,
+    types: impl Into<Types>,
     step: u32,
     params: &[&mut Tensor],
     grads: &[&Tensor],
     m: &[&mut Tensor],
     v: &[&mut Tensor],
 ) -> Result<()> {
-    let door = Door("adamw", activation);
+    let door = door("adamw", types);
     let n = params.len();
     door.require(grads.len() == n && m.len() == n && v.len() == n, || {
         format!("{n} params, {} grads, {} m and {} v: the lists must be of one length", grads.len(), m.len(), v.len())
@@ -141,17 +146,17 @@ pub fn adamw(
     door.require(step > 0, || "step is 0, but steps count from 1".into())?;
     for i in 0..n {
         let shape = params[i].shape();
-        door.output(&format!("param {i}"), params[i], shape)?;
-        door.input(&format!("grad {i}"), grads[i], shape)?;
-        door.output(&format!("m {i}"), m[i], shape)?;
-        door.output(&format!("v {i}"), v[i], shape)?;
+        door.accumulated(&format!("param {i}"), params[i], shape)?;
+        door.statistic(&format!("grad {i}"), grads[i], shape)?;
+        door.accumulated(&format!("m {i}"), m[i], shape)?;
+        door.accumulated(&format!("v {i}"), v[i], shape)?;
     }
     Ok(())
 }
 
 /// `merge_lora`.
 pub fn merge_lora(w: &Tensor, lora: &Lora) -> Result<()> {
-    let door = Door("merge_lora", w.dtype());
+    let door = door("merge_lora", w.dtype());
     let [n, k] = door.matrix("w (N, K)", w)?;
     door.parameter("w (N, K)", w, &[n, k])?;
     door.writable("w (N, K)", w)?;

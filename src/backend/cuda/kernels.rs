@@ -1,0 +1,33 @@
+//! The CUDA sources, embedded: one file an op (its stem names the op), header-free but for device.cuh.
+
+/// What every source includes: types, and PTX behind wrappers with a second body for the emulation.
+pub const HEADER: &str = include_str!("../../../kernels/device.cuh");
+
+/// A kernel by the stem of its source file and its own name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// `add_rmsnorm` for kernels/add_rmsnorm.cu.
+    pub file: &'static str,
+    /// The `extern "C"` name.
+    pub name: &'static str,
+}
+
+macro_rules! sources {
+    ($($stem:literal),* $(,)?) => {
+        /// (stem, source) of every file, in alphabetical order.
+        pub const SOURCES: &[(&str, &str)] =
+            &[$(($stem, include_str!(concat!("../../../kernels/", $stem, ".cu")))),*];
+    };
+}
+
+sources!("tensor");
+
+/// The source of `stem`.
+pub fn source(stem: &str) -> Option<&'static str> {
+    SOURCES.iter().find(|(name, _)| *name == stem).map(|(_, source)| *source)
+}
+
+/// The names of all kernels of a source: what stands in EXPORT(...).
+pub fn names(source: &str) -> impl Iterator<Item = &str> {
+    source.lines().filter_map(|line| line.strip_prefix("EXPORT(")?.strip_suffix(')'))
+}

@@ -1,0 +1,307 @@
+//! The emulated device: kernels compiled by the C++ compiler against tests/simt, run on the CPU in a chosen thread order, in memory
+//! with redzones. `unsafe` here: the C interface of the compiled kernels, and host memory behind device addresses.
+
+use libloading::Library;
+use onestep::backend::cuda::device::{Arg, Device, Gemm, Launch, Matrix};
+use onestep::backend::cuda::kernels::{HEADER, Kernel, source};
+use onestep::error::{Error, Result};
+use onestep::tensor::{DType, DeviceMemory};
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CStr, c_char, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, LazyLock, Mutex};
+
+/// In which order the threads of a block take their turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    Forward = 0,
+    Reverse = 1,
+    Random = 2,
+}
+
+/// Bytes before and behind every allocation that no kernel may change. They are NaN, so that a read of them shows.
+const REDZONE: usize = 256;
+const POISON: u8 = 0xFF;
+
+type Entry =
+    unsafe extern "C" fn(*const u32, u32, usize, *mut *mut c_void, *const u32, u32, u32, u64, *mut c_char, usize);
+
+/// The device of one test.
+pub struct Simt {
+    order: Order,
+    seed: u64,
+    has_gemm: bool,
+    blocks: Arc<Mutex<BTreeMap<u64, Block>>>,
+}
+
+struct Block {
+    storage: Vec<u64>,
+    bytes: usize,
+}
+
+struct Memory {
+    address: u64,
+    blocks: Arc<Mutex<BTreeMap<u64, Block>>>,
+}
+
+impl DeviceMemory for Memory {
+    fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.blocks.lock().unwrap().remove(&self.address);
+    }
+}
+
+impl Block {
+    fn start(&self) -> usize {
+        let base = self.storage.as_ptr() as usize + REDZONE;
+        base.next_multiple_of(256) - self.storage.as_ptr() as usize
+    }
+
+    fn is_intact(&self) -> bool {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.storage);
+        let start = self.start();
+        bytes[..start].iter().chain(&bytes[start + self.bytes..]).all(|&b| b == POISON)
+    }
+}
+
+impl Simt {
+    /// A device that runs threads in `order`; `seed` is that of a random one. Without `has_gemm` there is no vendor's library.
+    pub fn new(order: Order, seed: u64, has_gemm: bool) -> Self {
+        Self { order, seed, has_gemm, blocks: Arc::default() }
+    }
+
+    fn check_redzones(&self, after: &str) -> Result<()> {
+        let blocks = self.blocks.lock().unwrap();
+        match blocks.values().find(|block| !block.is_intact()) {
+            Some(block) => {
+                Err(Error::system(format!("{after} wrote outside an allocation, next to one of {} bytes", block.bytes)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The address must lie, with its bytes, in a live allocation.
+    fn range(&self, at: u64, bytes: usize) -> Result<*mut u8> {
+        let blocks = self.blocks.lock().unwrap();
+        let inside = blocks
+            .range(..=at)
+            .next_back()
+            .is_some_and(|(&start, block)| (at - start) as usize + bytes <= block.bytes.max(1));
+        if !inside {
+            return Err(Error::system(format!("{bytes} bytes at {at:x} lie in no live allocation")));
+        }
+        Ok(at as *mut u8)
+    }
+
+    fn load(&self, m: Matrix, row: usize, column: usize) -> f32 {
+        let at = m.address as usize + (row * m.stride + column) * m.dtype.size();
+        // SAFETY: `gemm` has checked that the whole matrix lies in live allocations.
+        unsafe {
+            match m.dtype {
+                DType::F32 => *(at as *const f32),
+                _ => half::bf16::from_bits(*(at as *const u16)).to_f32(),
+            }
+        }
+    }
+}
+
+impl Device for Simt {
+    fn name(&self) -> &str {
+        "SIMT emulation"
+    }
+
+    fn multiprocessors(&self) -> usize {
+        3
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Arc<dyn DeviceMemory>> {
+        let mut block = Block { storage: vec![u64::MAX; (bytes + 2 * REDZONE + 256) / 8 + 1], bytes };
+        let start = block.start();
+        bytemuck::cast_slice_mut::<u64, u8>(&mut block.storage)[start..start + bytes].fill(0);
+        let address = block.storage.as_ptr() as u64 + start as u64;
+        self.blocks.lock().unwrap().insert(address, block);
+        Ok(Arc::new(Memory { address, blocks: self.blocks.clone() }))
+    }
+
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        let to = self.range(to, bytes.len())?;
+        // SAFETY: the range lies in a live allocation of this device, and only this device's calls touch it.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        let from = self.range(from, bytes.len())?;
+        // SAFETY: as in `upload`.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        let (from, to) = (self.range(from, bytes)?, self.range(to, bytes)?);
+        // SAFETY: as in `upload`.
+        unsafe { std::ptr::copy(from, to, bytes) };
+        Ok(())
+    }
+
+    fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+        let at = self.range(at, bytes)?;
+        // SAFETY: as in `upload`.
+        unsafe { std::ptr::write_bytes(at, 0, bytes) };
+        Ok(())
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        run(launch, self.order, self.seed)?;
+        self.check_redzones(launch.kernel.name)
+    }
+
+    fn gemm(&self, g: &Gemm) -> Result<bool> {
+        if !self.has_gemm {
+            return Ok(false);
+        }
+        let extent = |rows: usize, columns: usize, m: Matrix| {
+            let last = (rows.max(1) - 1) * m.stride + columns;
+            self.range(m.address, last * m.dtype.size())
+        };
+        let (m, n, k) = (g.m, g.n, g.k);
+        if g.transpose_a {
+            extent(k, m, g.a)?
+        } else {
+            extent(m, k, g.a)?
+        };
+        if g.transpose_b {
+            extent(n, k, g.b)?
+        } else {
+            extent(k, n, g.b)?
+        };
+        extent(m, n, g.c)?;
+        for i in 0..m {
+            for j in 0..n {
+                let mut sum = 0.0;
+                for l in 0..k {
+                    let a = if g.transpose_a { self.load(g.a, l, i) } else { self.load(g.a, i, l) };
+                    let b = if g.transpose_b { self.load(g.b, j, l) } else { self.load(g.b, l, j) };
+                    sum += a * b;
+                }
+                let old = if g.beta == 0.0 { 0.0 } else { g.beta * self.load(g.c, i, j) };
+                let (value, at) = (g.alpha * sum + old, g.c.address as usize + (i * g.c.stride + j) * g.c.dtype.size());
+                // SAFETY: `extent` has checked the range of c.
+                unsafe {
+                    match g.c.dtype {
+                        DType::F32 => *(at as *mut f32) = value,
+                        _ => *(at as *mut u16) = half::bf16::from_f32(value).to_bits(),
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs one launch on the CPU. Errors name the kernel and what is wrong with it.
+pub fn run(launch: &Launch, order: Order, seed: u64) -> Result<()> {
+    let (mut values, mut sizes) = (vec![], vec![]);
+    for arg in launch.args {
+        let (value, size) = match *arg {
+            Arg::Pointer(address) => (address, 8),
+            Arg::I32(value) => (value as u32 as u64, 4),
+            Arg::I64(value) => (value as u64, 8),
+            Arg::F32(value) => (value.to_bits() as u64, 4),
+        };
+        values.push(value);
+        sizes.push(size);
+    }
+    let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| (v as *mut u64).cast()).collect();
+    let mut fault = [0u8; 1024];
+    let library = library(launch.kernel.file)?;
+    let name = format!("simt_launch_{}\0", launch.kernel.name);
+    // SAFETY: EXPORT in tests/simt/simt.hpp gives every such symbol this type; it checks the arguments' count and sizes itself.
+    unsafe {
+        let entry = library.get::<Entry>(name.as_bytes());
+        let entry = entry.map_err(|e| Error::system(format!("kernel {}: {e}", launch.kernel.name)))?;
+        entry(
+            launch.grid.as_ptr(),
+            launch.block,
+            launch.shared as usize,
+            pointers.as_mut_ptr(),
+            sizes.as_ptr(),
+            sizes.len() as u32,
+            order as u32,
+            seed,
+            fault.as_mut_ptr().cast(),
+            fault.len(),
+        );
+    }
+    let fault = CStr::from_bytes_until_nul(&fault).unwrap().to_string_lossy();
+    if fault.is_empty() { Ok(()) } else { Err(Error::system(format!("kernel {}: {fault}", launch.kernel.name))) }
+}
+
+/// The compiled source of `stem`, loaded once. Sources of the crate, and those of the harness's own tests in tests/simt.
+fn library(stem: &'static str) -> Result<Arc<Library>> {
+    static LOADED: LazyLock<Mutex<HashMap<&'static str, Arc<Library>>>> = LazyLock::new(Mutex::default);
+    let mut loaded = LOADED.lock().unwrap();
+    if let Some(library) = loaded.get(stem) {
+        return Ok(library.clone());
+    }
+    let path = compile(stem)?;
+    // SAFETY: the library was compiled from this repository's sources and has no initialisers.
+    let library = unsafe { Library::new(&path) }.map_err(|e| Error::system(format!("{}: {e}", path.display())))?;
+    Ok(loaded.entry(stem).or_insert(Arc::new(library)).clone())
+}
+
+/// Compiles kernels/STEM.cu with c++ into target/, unless the same text was compiled before.
+fn compile(stem: &str) -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let harness = root.join("tests/simt");
+    let (folder, text) = match source(stem) {
+        Some(text) => (root.join("kernels"), text.to_string()),
+        None => (harness.clone(), std::fs::read_to_string(harness.join(format!("{stem}.cu"))).unwrap()),
+    };
+    let mut key = blake3::Hasher::new();
+    for part in [&text, HEADER, include_str!("../simt/simt.hpp"), include_str!("../simt/switch.S")] {
+        key.update(part.as_bytes());
+    }
+    let key = key.finalize().to_hex();
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simt");
+    std::fs::create_dir_all(&out).unwrap();
+    let target = out.join(format!("{stem}-{}.so", &key[..16]));
+    if target.exists() {
+        return Ok(target);
+    }
+    let unfinished = out.join(format!("{stem}-{}-{}.tmp", &key[..16], std::process::id()));
+    let mut command = Command::new("c++");
+    command.args(["-std=c++17", "-O2", "-march=native", "-fPIC", "-shared", "-fno-gnu-unique", "-Wall", "-Wextra"]);
+    command.args(["-Wno-unknown-pragmas", "-Werror"]).arg("-I").arg(root.join("kernels")).arg("-I").arg(&harness);
+    command.args(["-x", "c++"]).arg(folder.join(format!("{stem}.cu")));
+    command
+        .args(["-x", "assembler"])
+        .arg(harness.join("switch.S"))
+        .args(["-x", "none", "-pthread", "-o"])
+        .arg(&unfinished);
+    let output = command.output().map_err(|e| {
+        Error::system(format!(
+            "running c++ on kernels/{stem}.cu: {e}; install a C++ compiler (Debian: apt-get install g++)"
+        ))
+    })?;
+    if !output.status.success() {
+        return Err(Error::system(format!("kernels/{stem}.cu: {}", String::from_utf8_lossy(&output.stderr))));
+    }
+    std::fs::rename(&unfinished, &target).unwrap();
+    Ok(target)
+}
+
+/// A kernel of the harness's own tests.
+pub fn own(name: &'static str) -> Kernel {
+    Kernel { file: "faults", name }
+}
