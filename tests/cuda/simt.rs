@@ -11,6 +11,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Instant;
 
 /// In which order the threads of a block take their turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,6 +207,16 @@ impl Device for Simt {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn elapsed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let clock = Instant::now();
+        work()?;
+        Ok(clock.elapsed().as_secs_f64())
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        Ok((1 << 30, 1 << 30))
     }
 }
 

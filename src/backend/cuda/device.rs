@@ -92,4 +92,8 @@ pub trait Device: Send + Sync {
     fn gemm(&self, gemm: &Gemm) -> Result<bool>;
     /// Waits for all work given so far.
     fn synchronize(&self) -> Result<()>;
+    /// Seconds that the device takes for the work that `work` gives it, by its own clock.
+    fn elapsed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    /// (free, total) bytes of memory, before any of it is given out.
+    fn memory(&self) -> Result<(usize, usize)>;
 }
