@@ -94,6 +94,15 @@ pub trait Device: Send + Sync {
     fn synchronize(&self) -> Result<()>;
     /// Seconds that the device takes for the work that `work` gives it, by its own clock.
     fn elapsed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
-    /// (free, total) bytes of memory, before any of it is given out.
+    /// (free, total) bytes of memory that `alloc` can give out.
     fn memory(&self) -> Result<(usize, usize)>;
+    /// Records what `work` gives the device, without doing it. Memory that `work` takes and frees stays the recording's own; tensors
+    /// that it was given must outlive it. `work` must not copy from or to the host.
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>>;
+}
+
+/// Work that can be given to its device again and again, at the cost of one launch.
+pub trait Recording: Send + Sync {
+    /// Gives it to the device once more.
+    fn replay(&self) -> Result<()>;
 }

@@ -15,8 +15,13 @@ use device::{Arg, Device, Launch};
 use kernels::Kernel;
 use std::sync::Arc;
 
+mod arena;
+pub mod compiler;
 pub mod device;
+pub mod driver;
+mod gemm_library;
 pub mod kernels;
+pub mod library;
 
 mod adamw;
 mod add_rmsnorm;
