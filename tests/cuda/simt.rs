@@ -69,6 +69,16 @@ impl DeviceMemory for Memory {
     fn address(&self) -> u64 {
         self.address
     }
+
+    fn download(&self, bytes: &mut [u8]) -> Result<()> {
+        if self.shared.recording.lock().unwrap().is_some() {
+            return Err(Error::system("values were read while work was recorded"));
+        }
+        let from = self.shared.range(self.address, bytes.len())?;
+        // SAFETY: the range lies in a live allocation of this device, and only this device's calls touch it.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
 }
 
 impl Drop for Memory {
@@ -169,16 +179,6 @@ impl Device for Simt {
         let to = self.shared.range(to, bytes.len())?;
         // SAFETY: the range lies in a live allocation of this device, and only this device's calls touch it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-        Ok(())
-    }
-
-    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
-        if self.shared.recording.lock().unwrap().is_some() {
-            return Err(Error::system("values were read while work was recorded"));
-        }
-        let from = self.shared.range(from, bytes.len())?;
-        // SAFETY: as in `upload`.
-        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 

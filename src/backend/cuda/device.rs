@@ -80,8 +80,6 @@ pub trait Device: Send + Sync {
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn DeviceMemory>>;
     /// Host to device.
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
-    /// Device to host, after all work given so far.
-    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
     /// Device to device.
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
     /// Sets bytes to zero.

@@ -46,7 +46,6 @@ pub struct Gpu {
     base: u64,
     compiler: Compiler,
     gemms: Option<Mutex<GemmLibrary>>,
-    check_each: bool,
 }
 
 /// Handles that belong to the primary context. It is current on every thread that calls.
@@ -69,6 +68,8 @@ struct State {
     recent: VecDeque<&'static str>,
     /// Parts of the arena freed while a recording is made: they stay its own.
     held: Option<Vec<(usize, usize)>>,
+    /// Wait after every launch.
+    check_each: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -90,12 +91,36 @@ struct Memory {
     offset: usize,
     bytes: usize,
     state: Arc<Mutex<State>>,
+    context: Context,
 }
 
 impl DeviceMemory for Memory {
     fn address(&self) -> u64 {
         self.address
     }
+
+    fn download(&self, bytes: &mut [u8]) -> Result<()> {
+        if lock(&self.state).held.is_some() {
+            return Err(Error::system("values were read while work was recorded; read them before"));
+        }
+        let n = bytes.len();
+        // SAFETY: see the contract above; the stream is waited for before the bytes are looked at.
+        unsafe {
+            let Context { context, stream } = self.context;
+            result::ctx::set_current(context)
+                .and_then(|()| result::memcpy_dtoh_async(bytes, self.address, stream))
+                .and_then(|()| result::stream::synchronize(stream))
+        }
+        .map_err(|e| lost(&self.state, &format!("copying {n} bytes from the GPU"), e))
+    }
+}
+
+/// Why waiting for the GPU failed: the launches that may have done it.
+fn lost(state: &Mutex<State>, doing: &str, error: DriverError) -> Error {
+    let State { recent, check_each, .. } = &*lock(state);
+    let recent: Vec<&str> = recent.iter().copied().collect();
+    let hint = if *check_each { "the last one failed" } else { "run again with run.gpu_check=true to see which" };
+    failed(doing, error).context(format!("newest launches: {}; {hint}", recent.join(", ")))
 }
 
 impl Drop for Memory {
@@ -179,8 +204,14 @@ impl Gpu {
             Ok(()) => Some(Mutex::new(GemmLibrary::open(options.gemms.clone(), options.fixed_gemms)?)),
             Err(_) => None,
         };
-        let state =
-            State { arena, functions: HashMap::new(), modules: HashMap::new(), recent: VecDeque::new(), held: None };
+        let state = State {
+            arena,
+            functions: HashMap::new(),
+            modules: HashMap::new(),
+            recent: VecDeque::new(),
+            held: None,
+            check_each: options.check_each,
+        };
         Ok(Self {
             name,
             multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
@@ -190,7 +221,6 @@ impl Gpu {
             state: Arc::new(Mutex::new(state)),
             base,
             gemms,
-            check_each: options.check_each,
         })
     }
 
@@ -205,12 +235,8 @@ impl Gpu {
         unsafe { result::ctx::set_current(self.context.context) }.map_err(|e| failed("making the context current", e))
     }
 
-    /// Why waiting for the GPU failed: the launches that may have done it.
     fn lost(&self, doing: &str, error: DriverError) -> Error {
-        let recent: Vec<&str> = lock(&self.state).recent.iter().copied().collect();
-        let hint =
-            if self.check_each { "the last one failed" } else { "run again with run.gpu_check=true to see which" };
-        failed(doing, error).context(format!("newest launches: {}; {hint}", recent.join(", ")))
+        lost(&self.state, doing, error)
     }
 
     fn function(&self, kernel: Kernel, shared: u32) -> Result<sys::CUfunction> {
@@ -259,7 +285,7 @@ impl Gpu {
     }
 
     fn after_launch(&self) -> Result<()> {
-        if self.check_each { self.synchronize() } else { Ok(()) }
+        if lock(&self.state).check_each { self.synchronize() } else { Ok(()) }
     }
 
     fn is_recording(&self) -> bool {
@@ -292,7 +318,13 @@ impl Device for Gpu {
                 self.name
             ))
         })?;
-        let memory = Memory { address: self.base + offset as u64, offset, bytes, state: self.state.clone() };
+        let memory = Memory {
+            address: self.base + offset as u64,
+            offset,
+            bytes,
+            state: self.state.clone(),
+            context: self.context,
+        };
         self.zero(memory.address, bytes)?;
         Ok(Arc::new(memory))
     }
@@ -305,14 +337,6 @@ impl Device for Gpu {
         // SAFETY: see the contract above; the host bytes are pageable, so the driver has read them when the call returns.
         unsafe { result::memcpy_htod_async(to, bytes, self.context.stream) }
             .map_err(|e| self.lost(&format!("copying {} bytes to the GPU", bytes.len()), e))
-    }
-
-    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
-        self.bind()?;
-        // SAFETY: see the contract above; `synchronize` comes before the bytes are looked at.
-        unsafe { result::memcpy_dtoh_async(bytes, from, self.context.stream) }
-            .map_err(|e| self.lost(&format!("copying {} bytes from the GPU", bytes.len()), e))?;
-        self.synchronize()
     }
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {

@@ -283,7 +283,7 @@ impl GemmLibrary {
         let Ok(copy) = device.alloc(bytes) else { return Ok(candidates[0]) };
         let mut best = (f64::INFINITY, candidates[0]);
         for algorithm in candidates {
-            let mut work = || self.matmul(stream, gemm, plan, algorithm, copy.address(), gemm.beta);
+            let work = || self.matmul(stream, gemm, plan, algorithm, copy.address(), gemm.beta);
             if work().is_err() {
                 continue; // the heuristic offered what the device then refused
             }

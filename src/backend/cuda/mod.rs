@@ -132,12 +132,12 @@ impl Backend for Cuda {
 
     fn read(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         check::read(tensor)?;
-        tensor::read(self, tensor)
+        tensor::read(tensor)
     }
 
     fn read_i32(&self, tensor: &Tensor) -> Result<Vec<i32>> {
         check::read_i32(tensor)?;
-        tensor::read_i32(self, tensor)
+        tensor::read_i32(tensor)
     }
 
     fn copy(&self, from: &Tensor, to: &mut Tensor) -> Result<()> {
