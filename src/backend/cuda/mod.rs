@@ -6,8 +6,8 @@
 
 use super::check::{self, Types};
 use super::{
-    AdamW, Backend, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling, Segments,
-    ValueInputs,
+    AdamW, Backend, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Recording, Sampling,
+    Segments, ValueInputs,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -25,6 +25,7 @@ pub mod library;
 
 mod adamw;
 mod add_rmsnorm;
+mod advance;
 mod attention;
 mod attention_paged;
 mod embed;
@@ -117,6 +118,14 @@ impl Backend for Cuda {
     fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let bytes = shape.iter().product::<usize>() * dtype.size();
         Ok(Tensor::on_device(shape, dtype, self.device.alloc(bytes)?))
+    }
+
+    fn records(&self) -> bool {
+        true
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Recording>>> {
+        self.device.record(work).map(Some)
     }
 
     fn place(&self, weight: Tensor) -> Result<Tensor> {
@@ -338,6 +347,19 @@ impl Backend for Cuda {
         let (e, dw_shape) = (dentropy, dw.as_deref());
         check::linear_logprob_backward(TYPES, x, w, targets, temperature, entropy, lse, dlogp, e, dx, dw_shape)?;
         linear_logprob::linear_logprob_backward(self, x, w, targets, temperature, entropy, lse, dlogp, dentropy, dx, dw)
+    }
+
+    fn advance(
+        &self,
+        block_size: usize,
+        block_table: &Tensor,
+        positions: &mut Tensor,
+        lens: &mut Tensor,
+        slots: &mut Tensor,
+        counter: &mut Tensor,
+    ) -> Result<()> {
+        check::advance(block_size, block_table, positions, lens, slots, counter)?;
+        advance::advance(self, block_size, block_table, positions, lens, slots, counter)
     }
 
     fn logits(&self, x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
