@@ -115,6 +115,9 @@ pub struct GenerateArgs {
     /// Take the prompt as it is, without the chat template
     #[arg(long)]
     pub raw: bool,
+    /// Where to compute: auto, cpu, cuda, cuda:1 (run.device)
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Number of answers
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub samples: usize,
@@ -141,8 +144,8 @@ pub struct ScoreArgs {
     /// JSONL, a line {"ids", "logprobs", "entropies"}
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Which backend computes: cpu or oracle (naive, for checking)
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    /// What computes: auto, cpu, cuda, cuda:1, or oracle (naive, for checking)
+    #[arg(long, value_name = "NAME", default_value = "auto")]
     pub backend: String,
 }
 

@@ -1,8 +1,10 @@
 //! The GPU backend without a GPU: every kernel runs on the CPU through tests/simt, against the oracle.
 #![allow(clippy::unwrap_used)]
 
+mod plain;
 mod simt;
 mod support;
 
 mod advance;
+mod model;
 mod tensor;
