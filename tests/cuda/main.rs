@@ -4,4 +4,10 @@
 mod simt;
 mod support;
 
+mod add_rmsnorm;
+mod attention_paged;
+mod embed;
+mod qk_norm_rope;
+mod rows;
+mod swiglu;
 mod tensor;

@@ -20,7 +20,7 @@ macro_rules! sources {
     };
 }
 
-sources!("tensor");
+sources!("add_rmsnorm", "attention_paged", "qk_norm_rope", "rows", "swiglu", "tensor");
 
 /// The source of `stem`.
 pub fn source(stem: &str) -> Option<&'static str> {
