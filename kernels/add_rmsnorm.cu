@@ -31,7 +31,7 @@ template <int VECTORS, typename W>
 DEVICE void forward(const bf16* __restrict__ residual, const bf16* __restrict__ x, const W* __restrict__ w, float eps,
                     bf16* __restrict__ sum, bf16* __restrict__ y, float* rstd, int c, float* sums) {
   i64 row = (i64)blockIdx.x * c;
-  float v[VECTORS][8];
+  float v[VECTORS][8] = {};
   float squares = 0.f;
 #pragma unroll
   for (int j = 0; j < VECTORS; j++)
@@ -107,7 +107,7 @@ DEVICE void backward(const bf16* __restrict__ sum, const W* __restrict__ w, cons
   float dw[DW ? VECTORS : 1][8] = {};
   for (int r = blockIdx.x; r < t; r += gridDim.x) {
     i64 row = (i64)r * c;
-    uint4 packed_sum[VECTORS], packed_dy[VECTORS], packed_dsum[VECTORS];
+    uint4 packed_sum[VECTORS] = {}, packed_dy[VECTORS] = {}, packed_dsum[VECTORS] = {};
 #pragma unroll
     for (int j = 0; j < VECTORS; j++) {
       if (column_of(j) < c) {

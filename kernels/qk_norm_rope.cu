@@ -132,26 +132,36 @@ DEVICE void backward(bf16* __restrict__ dqkv, const W* __restrict__ wq, const W*
         b[k] = b[k] * cos[k] - y * sin[k];
       }
       if (wq) {
-        float xa[8] = {}, xb[8] = {}, wa[8], wb[8], squares = 0.f, dot = 0.f;
+        float xa[8] = {}, xb[8] = {}, squares = 0.f, dot = 0.f;
         const W* w = h < nh ? wq : wk;
-        load8(wa, w + i), load8(wb, w + half + i);
         if (has_head) load8(xa, raw_row + h * hs), load8(xb, raw_row + h * hs + half);
+        {
+          float wa[8], wb[8];
+          load8(wa, w + i), load8(wb, w + half + i);
 #pragma unroll
-        for (int k = 0; k < 8; k++) {
-          squares += xa[k] * xa[k] + xb[k] * xb[k];
-          dot += has_head ? a[k] * wa[k] * xa[k] + b[k] * wb[k] * xb[k] : 0.f;
+          for (int k = 0; k < 8; k++) {
+            float ga = a[k] * wa[k], gb = b[k] * wb[k];
+            squares += xa[k] * xa[k] + xb[k] * xb[k];
+            dot += has_head ? ga * xa[k] + gb * xb[k] : 0.f;
+            if (!DW) a[k] = ga, b[k] = gb;
+          }
         }
         float rstd = rsqrtf(head_sum(squares, lanes) / hs + eps), mean = head_sum(dot, lanes) * rstd / hs;
+        if constexpr (DW) {  // dy is needed until here; the weights come again from the cache, for fewer registers
+          float wa[8], wb[8];
+          load8(wa, w + i), load8(wb, w + half + i);
+#pragma unroll
+          for (int k = 0; k < 8; k++) {
+            float na = a[k] * xa[k] * rstd, nb = b[k] * xb[k] * rstd;
+            if (has_head && h < nh) dw[0][k] += na, dw[1][k] += nb;
+            if (has_head && h >= nh) dw[2][k] += na, dw[3][k] += nb;
+            a[k] *= wa[k], b[k] *= wb[k];
+          }
+        }
 #pragma unroll
         for (int k = 0; k < 8; k++) {
-          float na = xa[k] * rstd, nb = xb[k] * rstd;
-          if constexpr (DW) {
-            if (has_head) {
-              dw[0][k] += h < nh ? a[k] * na : 0.f, dw[1][k] += h < nh ? b[k] * nb : 0.f;
-              dw[2][k] += h < nh ? 0.f : a[k] * na, dw[3][k] += h < nh ? 0.f : b[k] * nb;
-            }
-          }
-          a[k] = rstd * (a[k] * wa[k] - na * mean), b[k] = rstd * (b[k] * wb[k] - nb * mean);
+          a[k] = rstd * (a[k] - xa[k] * rstd * mean);
+          b[k] = rstd * (b[k] - xb[k] * rstd * mean);
         }
       }
       if (has_head) store8(row + h * hs, a), store8(row + h * hs + half, b);

@@ -3,19 +3,19 @@
 use crate::support::check;
 use onestep::tensor::DType;
 
-/// (T, C); the last ones are above what registers hold, and one that 8 does not divide.
+/// (T, C): vectors first, then single elements, also where the row is too wide for registers.
 const SHAPES: [(usize, usize); 9] =
-    [(3, 7), (4, 33), (5, 192), (3, 200), (2, 2056), (2, 4104), (2, 10000), (1, 16392), (2, 2061)];
+    [(5, 192), (3, 200), (2, 2056), (2, 4104), (1, 10000), (3, 7), (4, 33), (2, 2061), (1, 16392)];
 
 #[test]
 fn forward_adds_and_norms() {
     for (t, c) in SHAPES {
-        for w_type in [DType::BF16, DType::F32] {
+        for w_type in if c < 300 { &[DType::BF16, DType::F32][..] } else { &[DType::BF16] } {
             // One more rounding: the norm is of the sum as rounded, as a bf16 addition leaves it.
             check("add_rmsnorm", 1, |d| {
                 let (residual, x) = (d.normal(&[t, c]), d.normal(&[t, c]));
                 let values = d.values(c, 1.0);
-                let w = d.put(&[c], &values, w_type);
+                let w = d.put(&[c], &values, *w_type);
                 let (mut sum, mut y) = (d.unwritten(&[t, c]), d.unwritten(&[t, c]));
                 let mut rstd = d.unwritten_accumulated(&[t]);
                 d.backend.add_rmsnorm(&residual, Some(&x), &w, 1e-5, Some(&mut sum), &mut y, &mut rstd).unwrap();
@@ -42,10 +42,10 @@ fn forward_without_an_addition_norms_the_residual() {
 /// T above the number of blocks that add up dw, so that a block has more than one row.
 #[test]
 fn backward_accumulates_with_and_without_dw() {
-    for (t, c) in SHAPES.into_iter().chain([(600, 40), (520, 7)]) {
+    for (t, c) in SHAPES.into_iter().chain([(300, 40), (300, 7)]) {
         for (w_type, wants_dw) in [(DType::BF16, true), (DType::F32, true), (DType::BF16, false), (DType::F32, false)] {
-            if c > 4000 && w_type == DType::BF16 {
-                continue; // only for time
+            if c > 300 && w_type == DType::BF16 {
+                continue; // only to save time
             }
             check("add_rmsnorm_backward", 0, |d| {
                 let (sum, dy, mut dsum) = (d.normal(&[t, c]), d.normal(&[t, c]), d.normal(&[t, c]));

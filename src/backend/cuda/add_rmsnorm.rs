@@ -1,8 +1,8 @@
 //! Residual and RMSNorm: launches of kernels/add_rmsnorm.cu.
 
+use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, int, no_kernel, optional, pointer, rows};
-use super::device::Arg;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 

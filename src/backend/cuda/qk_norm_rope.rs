@@ -95,8 +95,7 @@ pub(super) fn qk_norm_rope_backward(
     };
     let (t, (threads, side_by_side)) = (dqkv.rows(), geometry(heads));
     let blocks = if dnorm.is_some() { t.min(BLOCKS) } else { t };
-    let partials =
-        if dnorm.is_some() { Some(be.workspace(&[2, blocks, heads.hs], DType::F32)?) } else { None };
+    let partials = if dnorm.is_some() { Some(be.workspace(&[2, blocks, heads.hs], DType::F32)?) } else { None };
     let shared = if dnorm.is_some() { side_by_side * 2 * heads.hs * size_of::<f32>() } else { 0 };
     let args = [
         pointer(dqkv)?,
