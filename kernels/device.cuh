@@ -69,6 +69,16 @@ DEVICE void store8(bf16* p, const float (&x)[8]) {
   *reinterpret_cast<uint4*>(p) = v;
 }
 
+// Eight floats as two 16-byte accesses; p is 16-byte aligned.
+DEVICE void load8(float (&x)[8], const float* p) {
+  float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
+  x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+}
+DEVICE void store8(float* p, const float (&x)[8]) {
+  reinterpret_cast<float4*>(p)[0] = float4{x[0], x[1], x[2], x[3]};
+  reinterpret_cast<float4*>(p)[1] = float4{x[4], x[5], x[6], x[7]};
+}
+
 // Sum and maximum over a warp, known to every lane. All 32 lanes call.
 DEVICE float warp_sum(float x) {
 #pragma unroll

@@ -5,6 +5,12 @@ mod plain;
 mod simt;
 mod support;
 
+mod add_rmsnorm;
 mod advance;
+mod attention_paged;
+mod embed;
 mod model;
+mod qk_norm_rope;
+mod rows;
+mod swiglu;
 mod tensor;

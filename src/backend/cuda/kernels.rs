@@ -20,7 +20,7 @@ macro_rules! sources {
     };
 }
 
-sources!("advance", "tensor");
+sources!("add_rmsnorm", "advance", "attention_paged", "qk_norm_rope", "rows", "swiglu", "tensor");
 
 /// The source of `stem`.
 pub fn source(stem: &str) -> Option<&'static str> {
