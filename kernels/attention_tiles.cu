@@ -87,3 +87,23 @@ KERNEL(THREADS) attention_query_tiles(const int* cu_seqlens, const int* parent, 
       });
 }
 EXPORT(attention_query_tiles)
+
+// Tiles of keys, by the queries that see them: those of the own segment from the tile on, and all of its children. family (S, 2), zeros
+// before: receives how many rows a segment's children have, and the segment one past its last child.
+KERNEL(THREADS) attention_key_tiles(const int* cu_seqlens, const int* parent, int segments, int rows, Tile* tiles, int capacity, int* family) {
+  for (int s = threadIdx.x; s < segments; s += THREADS) {
+    int p = parent[s];
+    if (p < 0 || p >= s) continue;
+    Segment child = segment(cu_seqlens, parent, s, rows);
+    atomicAdd(family + 2 * p, child.end - child.start);
+    atomicMax(family + 2 * p + 1, s + 1);
+  }
+  __syncthreads();
+  list_tiles(
+      cu_seqlens, parent, segments, rows, tiles, capacity,
+      [=](const Segment& x, int s, int tile) { return tiles_of(x.end - x.start) - 1 - tile + tiles_of(family[2 * s]); },
+      [=](const Segment& x, int s, int tile) {
+        return Tile{x.start + tile * ROWS, x.end, x.start, x.prefix, x.prefix_end, s, family[2 * s + 1], 0};
+      });
+}
+EXPORT(attention_key_tiles)

@@ -34,15 +34,29 @@ fn capacity(segments: &Segments, rows: usize) -> usize {
     rows / ROWS + segments.parent.len()
 }
 
-/// The list of tiles of queries: a header with their number, then an entry a tile.
-fn query_tiles(be: &Cuda, segments: &Segments, rows: usize) -> Result<Tensor> {
+/// Whose tiles a list has.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Queries,
+    Keys,
+}
+
+/// A list of tiles: a header with their number, then an entry a tile.
+fn list(be: &Cuda, side: Side, segments: &Segments, rows: usize) -> Result<Tensor> {
+    let Segments { cu_seqlens, parent } = segments;
     let capacity = capacity(segments, rows);
     let tiles = be.workspace(&[1 + capacity, ENTRY], DType::I32)?;
-    let Segments { cu_seqlens, parent } = segments;
-    let extents = [int(parent.len())?, int(rows)?];
-    let args = [pointer(cu_seqlens)?, pointer(parent)?, extents[0], extents[1], pointer(&tiles)?, int(capacity)?];
-    let kernel = Kernel { file: "attention_tiles", name: "attention_query_tiles" };
-    be.launch(kernel, [1, 1, 1], LIST_BLOCK, 0, &args)?;
+    let mut args =
+        vec![pointer(cu_seqlens)?, pointer(parent)?, int(parent.len())?, int(rows)?, pointer(&tiles)?, int(capacity)?];
+    let mut launch =
+        |name, args: &[Arg]| be.launch(Kernel { file: "attention_tiles", name }, [1, 1, 1], LIST_BLOCK, 0, args);
+    if side == Side::Queries {
+        launch("attention_query_tiles", &args)?;
+    } else {
+        let family = be.workspace(&[parent.len(), 2], DType::I32)?;
+        args.push(pointer(&family)?);
+        launch("attention_key_tiles", &args)?;
+    }
     Ok(tiles)
 }
 
@@ -61,7 +75,7 @@ pub(super) fn attention(
     let Heads { nh, nkv, hs } = heads;
     let kernel = of_head_size("attention", "attention", ["attention_32", "attention_64", "attention_128"], hs)?;
     let rows = qkv.rows();
-    let tiles = query_tiles(be, segments, rows)?;
+    let tiles = list(be, Side::Queries, segments, rows)?;
     let args =
         [pointer(qkv)?, pointer(&tiles)?, int(rows)?, int(nh)?, int(nkv)?, scale(heads), pointer(o)?, pointer(lse)?];
     // Two K and two V tiles of bf16.
@@ -71,14 +85,42 @@ pub(super) fn attention(
 
 #[allow(clippy::too_many_arguments)]
 pub(super) fn attention_backward(
-    _be: &Cuda,
-    _qkv: &Tensor,
-    _o: &Tensor,
-    _lse: &Tensor,
-    _dout: &Tensor,
-    _heads: Heads,
-    _segments: &Segments,
-    _dqkv: &mut Tensor,
+    be: &Cuda,
+    qkv: &Tensor,
+    o: &Tensor,
+    lse: &Tensor,
+    dout: &Tensor,
+    heads: Heads,
+    segments: &Segments,
+    dqkv: &mut Tensor,
 ) -> Result<()> {
-    Err(Error::system("attention_backward: no kernel"))
+    let Heads { nh, nkv, hs } = heads;
+    let kernel = |names| of_head_size("attention_backward", "attention_backward", names, hs);
+    let delta_kernel = kernel(["attention_delta_32", "attention_delta_64", "attention_delta_128"])?;
+    let dq_kernel = kernel(["attention_dq_32", "attention_dq_64", "attention_dq_128"])?;
+    let dkv_kernel = kernel(["attention_dkv_32", "attention_dkv_64", "attention_dkv_128"])?;
+    let rows = qkv.rows();
+    let capacity = capacity(segments, rows);
+    let extents = [int(rows)?, int(nh)?, int(nkv)?];
+
+    let delta = be.workspace(&[nh, rows], DType::F32)?;
+    let args = [pointer(o)?, pointer(dout)?, extents[0], extents[1], pointer(&delta)?];
+    be.launch(delta_kernel, [o.len().div_ceil(8 * BLOCK), 1, 1], BLOCK, 0, &args)?;
+
+    // Two tiles of the block's own rows and two double-buffered ones of the other side.
+    let step = if hs == 128 { 32 } else { 64 };
+    let shared = (2 * ROWS + 4 * step) * hs * 2;
+    let inputs = [pointer(qkv)?, pointer(dout)?, pointer(lse)?, pointer(&delta)?];
+    let outputs = [scale(heads), pointer(dqkv)?];
+
+    let keys = list(be, Side::Keys, segments, rows)?;
+    let tiles = [pointer(segments.cu_seqlens)?, pointer(segments.parent)?, pointer(&keys)?];
+    let args = [&inputs[..], &tiles, &extents, &outputs].concat();
+    // lse and delta of two steps.
+    let statistics = 2 * 2 * step * 4;
+    be.launch(dkv_kernel, [capacity * nkv, 1, 1], BLOCK, shared + statistics, &args)?;
+
+    let queries = list(be, Side::Queries, segments, rows)?;
+    let args = [&inputs[..], &[pointer(&queries)?], &extents, &outputs].concat();
+    be.launch(dq_kernel, [capacity * nh, 1, 1], BLOCK, shared, &args)
 }

@@ -20,7 +20,7 @@ macro_rules! sources {
     };
 }
 
-sources!("attention", "attention_tiles", "tensor");
+sources!("attention", "attention_backward", "attention_tiles", "tensor");
 
 /// The source of `stem`.
 pub fn source(stem: &str) -> Option<&'static str> {
