@@ -7,6 +7,7 @@ mod support;
 
 mod add_rmsnorm;
 mod advance;
+mod attention;
 mod attention_paged;
 mod embed;
 mod model;

@@ -20,7 +20,18 @@ macro_rules! sources {
     };
 }
 
-sources!("add_rmsnorm", "advance", "attention_paged", "qk_norm_rope", "rows", "swiglu", "tensor");
+sources!(
+    "add_rmsnorm",
+    "advance",
+    "attention",
+    "attention_backward",
+    "attention_paged",
+    "attention_tiles",
+    "qk_norm_rope",
+    "rows",
+    "swiglu",
+    "tensor"
+);
 
 /// The source of `stem`.
 pub fn source(stem: &str) -> Option<&'static str> {
