@@ -15,8 +15,11 @@ use device::{Arg, Device, Launch};
 use kernels::Kernel;
 use std::sync::Arc;
 
+pub mod compiler;
 pub mod device;
 pub mod kernels;
+pub mod library;
+pub mod probe;
 
 mod adamw;
 mod add_rmsnorm;
