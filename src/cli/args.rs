@@ -63,7 +63,7 @@ pub struct RunArgs {
     /// Random seed (run.seed)
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Where to compute: cpu (run.device)
+    /// Where to compute: auto, cpu, cuda, cuda:1 (run.device)
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Python interpreter with numpy and scikit-learn, instead of the private environment

@@ -27,7 +27,7 @@ use std::sync::Arc;
 pub fn generate(args: &GenerateArgs) -> Result<()> {
     let config = session::settings(&[], &args.overrides, "sampling")?;
     session::threads(&config)?;
-    let backend = session::backend(&config);
+    let backend = session::backend(&config, None)?;
     let speaker = session::speaker(&*backend, &args.model)?;
     let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
     let prompt = match args.raw {

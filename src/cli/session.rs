@@ -3,6 +3,9 @@
 use crate::agent::{Agent, Dialog};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::backend::cuda::device::Device as _;
+use crate::backend::cuda::driver::{self, Gpu};
+use crate::backend::cuda::{Cuda, library};
 use crate::checkpoint;
 use crate::config::{self, Config, Device};
 use crate::environment::{self, Environment};
@@ -60,11 +63,31 @@ pub fn threads(config: &Config) -> Result<()> {
     pool.map_err(|e| Error::system(format!("starting compute threads: {e}")))
 }
 
-/// The backend of `run.device`.
-pub fn backend(config: &Config) -> Box<dyn Backend> {
-    match config.run.device {
-        Device::Cpu => Box::new(Cpu),
-    }
+/// The backend of `run.device`. What is chosen for a GPU (GEMM algorithms) is kept in the run's folder `out`, when there is one, so that
+/// a resumed run computes as the first did.
+pub fn backend(config: &Config, out: Option<&Path>) -> Result<Box<dyn Backend>> {
+    let ordinal = match config.run.device {
+        Device::Cpu => return Ok(Box::new(Cpu)),
+        Device::Auto if library::probe().is_err() => return Ok(Box::new(Cpu)),
+        Device::Auto => 0,
+        Device::Cuda(ordinal) => ordinal,
+    };
+    let gpu = gpu(config, ordinal, out)?;
+    eprintln!("device: {}", gpu.name());
+    Ok(Box::new(Cuda::new(Arc::new(gpu))))
+}
+
+/// Opens a GPU under the run's settings.
+pub fn gpu(config: &Config, ordinal: usize, out: Option<&Path>) -> Result<Gpu> {
+    let cache = cache()?;
+    Gpu::open(&driver::Options {
+        ordinal,
+        memory: config.run.gpu_memory,
+        kernels: cache.join("kernels"),
+        gemms: out.map(|out| out.join("gemms.json")),
+        fixed_gemms: config.run.gpu_fixed_gemms,
+        check_each: config.run.gpu_check,
+    })
 }
 
 /// The tasks that `tasks.names` means: held_in, held_out, all, or names.

@@ -7,6 +7,27 @@ use onestep::backend::Backend;
 use onestep::tensor::{DType, Tensor};
 
 #[test]
+fn recorded_work_is_done_once_a_replay_in_memory_that_stays_its_own() {
+    let be = gpu(Order::Forward, 0, true);
+    let (mut x, mut y) = (be.alloc(&[300], DType::F32).unwrap(), be.alloc(&[300], DType::F32).unwrap());
+    be.fill(&mut x, 1.5).unwrap();
+    let recording = be.device().record(&mut || {
+        let mut narrow = be.alloc(&[300], DType::BF16)?; // freed before the replays
+        be.write(&mut narrow, &x)?;
+        be.write(&mut y, &narrow)
+    });
+    assert_eq!(be.read(&y).unwrap(), [0.0; 300], "recording does nothing");
+    let recording = recording.unwrap();
+    recording.replay().unwrap();
+    assert_eq!(be.read(&y).unwrap(), [1.5; 300]);
+    be.fill(&mut x, -2.0).unwrap();
+    recording.replay().unwrap();
+    assert_eq!(be.read(&y).unwrap(), [-2.0; 300]);
+    let error = be.device().record(&mut || be.read(&x).map(drop)).err().unwrap();
+    assert!(error.to_string().contains("while work was recorded"), "{error}");
+}
+
+#[test]
 fn values_come_back_as_they_went_in_rounded_to_the_tensors_type() {
     let be = gpu(Order::Forward, 0, true);
     let values: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.0) * 0.123).collect();

@@ -2,7 +2,7 @@
 //! A folder filled elsewhere serves a machine without NVRTC. Not here: loading a cubin into a GPU.
 
 use super::kernels::{self, HEADER};
-use super::library::{Loaded, Name, Places, Version};
+use super::library::{self, Loaded, Name, Places, Version};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -51,11 +51,15 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// Keeps cubins in `folder`. A missing NVRTC is an error only when something must be compiled. `driver`: the CUDA version that
-    /// the driver runs, where there is one.
-    pub fn new(folder: &Path, places: &Places, driver: Option<Version>) -> Self {
+    /// Keeps cubins in `folder`. A missing NVRTC is an error only when something must be compiled.
+    pub fn new(folder: PathBuf) -> Self {
+        Self::with(folder, library::places(), library::driver_version())
+    }
+
+    /// The same with NVRTC from `places`. `driver`: the CUDA version that the driver runs, where there is one.
+    pub fn with(folder: PathBuf, places: &Places, driver: Option<Version>) -> Self {
         let nvrtc = places.open(Name::Nvrtc, driver).and_then(Nvrtc::new);
-        Self { folder: folder.to_path_buf(), nvrtc }
+        Self { folder, nvrtc }
     }
 
     /// The version of NVRTC. Error: why there is none.
@@ -297,7 +301,7 @@ ptxas info    : Used 26 registers, used 0 barriers";
     #[test]
     fn without_a_compiler_the_newest_entry_of_the_content_serves() {
         let folder = tempfile::tempdir().unwrap();
-        let compiler = Compiler::new(folder.path(), &Places::only(&folder.path().join("nothing")), None);
+        let compiler = Compiler::with(folder.path().to_path_buf(), &Places::only(&folder.path().join("nothing")), None);
         let error = compiler.cubin("tensor", "sm_80").unwrap_err().to_string();
         for part in ["tensor.cu for sm_80", "pip install nvidia-cuda-nvrtc", "kernels compile --arch sm_80"] {
             assert!(error.contains(part), "{error}");

@@ -80,8 +80,6 @@ pub trait Device: Send + Sync {
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn DeviceMemory>>;
     /// Host to device.
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
-    /// Device to host, after all work given so far.
-    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
     /// Device to device.
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
     /// Sets bytes to zero.
@@ -92,4 +90,17 @@ pub trait Device: Send + Sync {
     fn gemm(&self, gemm: &Gemm) -> Result<bool>;
     /// Waits for all work given so far.
     fn synchronize(&self) -> Result<()>;
+    /// Seconds that the device takes for the work that `work` gives it, by its own clock.
+    fn elapsed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    /// (free, total) bytes of memory that `alloc` can give out.
+    fn memory(&self) -> Result<(usize, usize)>;
+    /// Records what `work` gives the device, without doing it. Memory that `work` takes and frees stays the recording's own; tensors
+    /// that it was given must outlive it. `work` must not copy from or to the host.
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>>;
+}
+
+/// Work that can be given to its device again and again, at the cost of one launch.
+pub trait Recording: Send + Sync {
+    /// Gives it to the device once more.
+    fn replay(&self) -> Result<()>;
 }

@@ -1,6 +1,7 @@
 //! NVIDIA's libraries: looked for in a fixed order of places, opened by absolute path and kept for the life of the process. Nothing
 //! is linked, so the program starts without any of them. Not here: what is done with them.
 
+use super::probe::{self, GpuInfo};
 use crate::error::{Error, Result};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::ffi::OsString;
@@ -211,6 +212,77 @@ impl Places {
         let mut loaded = Loaded { name, path, origin, version: Version { major: 0, minor: 0 }, library };
         loaded.version = loaded.ask_version()?;
         Ok(loaded)
+    }
+}
+
+/// Where this program's libraries come from, read once.
+pub fn places() -> &'static Places {
+    static PLACES: OnceLock<Places> = OnceLock::new();
+    PLACES.get_or_init(Places::from_environment)
+}
+
+/// The CUDA version that the driver runs, where there is a driver.
+pub fn driver_version() -> Option<Version> {
+    places().open(Name::Driver, None).ok().map(|driver| driver.version)
+}
+
+/// The GPUs of this machine, at least one; the driver is initialised then. Never panics.
+///
+/// # Errors
+/// System: no driver, a driver that is too old, no device; each with what to do.
+pub fn probe() -> Result<Vec<GpuInfo>> {
+    probe::gpus(&places().open(Name::Driver, None)?)
+}
+
+/// Makes cudarc's functions of the driver safe to call: it panics when it finds no library, or one without a function.
+///
+/// # Errors
+/// As `probe`.
+pub fn driver() -> Result<()> {
+    let driver = places().open(Name::Driver, None)?;
+    probe::gpus(&driver)?;
+    // SAFETY: looks for libraries by name; that one is open.
+    if !unsafe { cudarc::driver::sys::is_culib_present() } {
+        return Err(unseen(&driver));
+    }
+    // SAFETY: as above; `culib` panics only where `is_culib_present` is false. The address is not called.
+    let seen =
+        unsafe { cudarc::driver::sys::culib().get::<unsafe extern "C" fn()>(b"cuInit") }.map(|f| *f as usize).ok();
+    same(&driver, "cuInit", seen)
+}
+
+/// The same for cuBLASLt.
+///
+/// # Errors
+/// System: it is missing, or another one shadows the one that fits the driver.
+pub fn cublaslt() -> Result<()> {
+    let library = places().open(Name::CublasLt, driver_version())?;
+    // SAFETY: as in `driver`.
+    if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
+        return Err(unseen(&library));
+    }
+    // SAFETY: as in `driver`.
+    let culib = unsafe { cudarc::cublaslt::sys::culib() };
+    // SAFETY: the address is not called.
+    let seen = unsafe { culib.get::<unsafe extern "C" fn()>(b"cublasLtCreate") }.map(|f| *f as usize).ok();
+    same(&library, "cublasLtCreate", seen)
+}
+
+fn unseen(library: &Loaded) -> Error {
+    Error::system(format!("{} is open but not found by its name; is the file renamed?", library.path.display()))
+}
+
+/// The library that was found by name (`seen`: where its `function` lies) must be the one that was opened by path.
+fn same(library: &Loaded, function: &str, seen: Option<usize>) -> Result<()> {
+    // SAFETY: the address is not called.
+    let own = unsafe { library.function::<unsafe extern "C" fn()>(function) }? as usize;
+    match seen == Some(own) {
+        true => Ok(()),
+        false => Err(Error::system(format!(
+            "another {} (a stub of the toolkit?) stands before {}: take its folder out of LD_LIBRARY_PATH",
+            library.name,
+            library.path.display()
+        ))),
     }
 }
 

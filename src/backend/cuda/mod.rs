@@ -15,8 +15,11 @@ use device::{Arg, Device, Launch};
 use kernels::Kernel;
 use std::sync::Arc;
 
+mod arena;
 pub mod compiler;
 pub mod device;
+pub mod driver;
+mod gemm_library;
 pub mod kernels;
 pub mod library;
 pub mod probe;
@@ -130,12 +133,12 @@ impl Backend for Cuda {
 
     fn read(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         check::read(tensor)?;
-        tensor::read(self, tensor)
+        tensor::read(tensor)
     }
 
     fn read_i32(&self, tensor: &Tensor) -> Result<Vec<i32>> {
         check::read_i32(tensor)?;
-        tensor::read_i32(self, tensor)
+        tensor::read_i32(tensor)
     }
 
     fn copy(&self, from: &Tensor, to: &mut Tensor) -> Result<()> {

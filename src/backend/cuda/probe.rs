@@ -1,11 +1,11 @@
 //! Which GPUs there are. Never panics and changes nothing: without a driver, with one that is too old or without a device it says why.
 
-use super::library::{Loaded, Name, Places, Version};
+use super::library::{Loaded, Name, Version};
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char};
 
-/// A driver that runs an older CUDA is refused: its kernels' compiler and the bindings need this one.
-pub const OLDEST_DRIVER: Version = Version { major: 12, minor: 0 };
+/// A driver that runs an older CUDA lacks functions that driver.rs calls (cuEventElapsedTime_v2).
+pub const OLDEST_DRIVER: Version = Version { major: 12, minor: 8 };
 /// GPUs before it have no bf16 tensor cores and no asynchronous copies.
 pub const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
 
@@ -36,15 +36,10 @@ pub fn arch((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" })
 }
 
-/// The GPUs of this machine, at least one.
+/// The GPUs that an open driver knows, at least one.
 ///
 /// # Errors
-/// System: no driver, a driver that is too old, no device; each with what to do.
-pub fn probe(places: &Places) -> Result<Vec<GpuInfo>> {
-    gpus(&places.open(Name::Driver, None)?)
-}
-
-/// The same with a driver that is open.
+/// System: a driver that is too old, no device; each with what to do.
 pub fn gpus(driver: &Loaded) -> Result<Vec<GpuInfo>> {
     if driver.version < OLDEST_DRIVER {
         return Err(Error::system(format!(

@@ -40,18 +40,18 @@ pub(super) fn write(be: &Cuda, tensor: &mut Tensor, values: &Tensor) -> Result<(
     be.device.upload(address(tensor)?, rounded.as_bytes())
 }
 
-fn download(be: &Cuda, tensor: &Tensor) -> Result<Tensor> {
-    let mut raw = vec![0; bytes(tensor)];
-    be.device.download(address(tensor)?, &mut raw)?;
-    Tensor::from_bytes(tensor.shape(), tensor.dtype(), &raw)
+fn download(tensor: &Tensor) -> Result<Tensor> {
+    tensor
+        .host_copy()?
+        .ok_or_else(|| Error::system(format!("{tensor:?} lies on the host; the GPU backend reads its own")))
 }
 
-pub(super) fn read(be: &Cuda, tensor: &Tensor) -> Result<Vec<f32>> {
-    Oracle::f32().read(&download(be, tensor)?)
+pub(super) fn read(tensor: &Tensor) -> Result<Vec<f32>> {
+    Oracle::f32().read(&download(tensor)?)
 }
 
-pub(super) fn read_i32(be: &Cuda, tensor: &Tensor) -> Result<Vec<i32>> {
-    Oracle::f32().read_i32(&download(be, tensor)?)
+pub(super) fn read_i32(tensor: &Tensor) -> Result<Vec<i32>> {
+    Oracle::f32().read_i32(&download(tensor)?)
 }
 
 pub(super) fn copy(be: &Cuda, from: &Tensor, to: &mut Tensor) -> Result<()> {
