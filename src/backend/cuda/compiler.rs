@@ -149,7 +149,7 @@ pub fn count(folder: &Path) -> usize {
 }
 
 /// The assembler's report, kernel by kernel. What a function that was not inlined takes counts for the kernel it stands under.
-fn parse(file: &str, arch: &str, log: &str) -> Vec<Resources> {
+pub fn parse(file: &str, arch: &str, log: &str) -> Vec<Resources> {
     let mut found: Vec<Resources> = vec![];
     for line in log.lines() {
         if let Some(kernel) = line.split("Compiling entry function '").nth(1).and_then(|rest| rest.split('\'').next()) {

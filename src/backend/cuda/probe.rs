@@ -25,6 +25,11 @@ pub struct GpuInfo {
 }
 
 impl GpuInfo {
+    /// Whether the kernels run on it.
+    pub fn is_supported(&self) -> bool {
+        self.capability >= OLDEST_CAPABILITY
+    }
+
     /// What its kernels are compiled for.
     pub fn arch(&self) -> String {
         arch(self.capability)
