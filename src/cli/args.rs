@@ -40,6 +40,11 @@ pub enum Command {
     Data(DataCommand),
     /// Write the HTML report of a run's folder
     Report(ReportArgs),
+    /// Say what this machine has: CPU, NVIDIA's libraries, GPUs, cache, Python; and what to install for what is missing
+    Doctor,
+    /// List the GPU kernels, or compile them ahead
+    #[command(subcommand)]
+    Kernels(KernelsCommand),
 }
 
 /// What the training verbs share.
@@ -225,4 +230,37 @@ pub struct ReportArgs {
     /// The page to write; report.html in the run's folder when not given
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+/// `kernels ...`
+#[derive(Debug, Subcommand)]
+pub enum KernelsCommand {
+    /// The kernels, one a line, with their source
+    List,
+    /// Compile every kernel into the cache, for machines without NVRTC, and print what they take
+    Compile {
+        /// For which GPUs, and where to.
+        #[command(flatten)]
+        args: KernelsArgs,
+    },
+    /// Write what every kernel takes (registers, shared memory, stack, spills) as CSV
+    Table {
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// For which GPUs, and where to.
+        #[command(flatten)]
+        args: KernelsArgs,
+    },
+}
+
+/// What is compiled for.
+#[derive(Debug, Clone, Args)]
+pub struct KernelsArgs {
+    /// Architectures, for example sm_90a [default: sm_80 sm_86 sm_89 sm_90a sm_100a sm_120a]
+    #[arg(long, value_name = "ARCH", num_args = 1..)]
+    pub arch: Vec<String>,
+    /// Folder of the compiled kernels [default: kernels/ in the cache folder]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
 }

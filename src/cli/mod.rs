@@ -2,6 +2,7 @@
 
 mod args;
 mod inspect;
+mod machine;
 mod quickstart;
 mod session;
 mod train;
@@ -37,5 +38,7 @@ fn run(command: Command) -> Result<()> {
         Command::Task(command) => inspect::task(&command),
         Command::Data(command) => inspect::data(&command),
         Command::Report(args) => inspect::report(&args),
+        Command::Doctor => machine::doctor(),
+        Command::Kernels(command) => machine::kernels(&command),
     }
 }

@@ -22,6 +22,7 @@ pub mod driver;
 mod gemm_library;
 pub mod kernels;
 pub mod library;
+pub mod probe;
 
 mod adamw;
 mod add_rmsnorm;
