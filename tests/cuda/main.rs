@@ -4,4 +4,7 @@
 mod simt;
 mod support;
 
+mod adamw;
+mod ppo_loss;
 mod tensor;
+mod value_loss;
