@@ -231,3 +231,31 @@ DEVICE void accumulators_as_a(u32 (&a)[4], const float (&left)[4], const float (
   a[0] = pack_bf16(left[0], left[1]), a[1] = pack_bf16(left[2], left[3]);
   a[2] = pack_bf16(right[0], right[1]), a[3] = pack_bf16(right[2], right[3]);
 }
+
+// Sums of f64 over a warp and over a block of WARPS warps, as above.
+DEVICE double warp_sum(double x) {
+#pragma unroll
+  for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(ALL, x, o);
+  return x;
+}
+template <int WARPS>
+DEVICE double block_sum(double x, double* shared) {
+  x = warp_sum(x);
+  if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = x;
+  __syncthreads();
+  double total = 0.;
+#pragma unroll
+  for (int w = 0; w < WARPS; w++) total += shared[w];
+  __syncthreads();
+  return total;
+}
+
+// Philox 4x32-10 (src/rng.rs): the counter c becomes four random words under the key (k0, k1).
+DEVICE void philox4x32(u32 (&c)[4], u32 k0, u32 k1) {
+#pragma unroll
+  for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+    u32 a_high = __umulhi(c[0], 0xD2511F53u), a_low = c[0] * 0xD2511F53u;
+    u32 b_high = __umulhi(c[2], 0xCD9E8D57u), b_low = c[2] * 0xCD9E8D57u;
+    c[0] = b_high ^ c[1] ^ k0, c[1] = b_low, c[2] = a_high ^ c[3] ^ k1, c[3] = a_low;
+  }
+}

@@ -5,13 +5,16 @@ mod plain;
 mod simt;
 mod support;
 
+mod adamw;
 mod add_rmsnorm;
 mod advance;
 mod attention;
 mod attention_paged;
 mod embed;
 mod model;
+mod ppo_loss;
 mod qk_norm_rope;
 mod rows;
 mod swiglu;
 mod tensor;
+mod value_loss;

@@ -423,6 +423,7 @@ using std::max;
 using std::min;
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
+inline void sincospif(float x, float* s, float* c) { *s = (float)sin(M_PI * x), *c = (float)cos(M_PI * x); }
 inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }

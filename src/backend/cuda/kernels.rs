@@ -21,16 +21,19 @@ macro_rules! sources {
 }
 
 sources!(
+    "adamw",
     "add_rmsnorm",
     "advance",
     "attention",
     "attention_backward",
     "attention_paged",
     "attention_tiles",
+    "ppo_loss",
     "qk_norm_rope",
     "rows",
     "swiglu",
-    "tensor"
+    "tensor",
+    "value_loss"
 );
 
 /// The source of `stem`.

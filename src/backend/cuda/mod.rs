@@ -46,17 +46,33 @@ const TYPES: Types = Types { activation: DType::BF16, accumulator: DType::F32 };
 /// The GPU backend over one device.
 pub struct Cuda {
     device: Arc<dyn Device>,
+    logits_bytes: usize,
 }
+
+/// Of f32 logits in memory at a time, about, in `linear_logprob`: some hundred rows of 150,000 tokens, enough for large products.
+const LOGITS_BYTES: usize = 256 << 20;
 
 impl Cuda {
     /// A backend whose tensors and work are the device's.
     pub fn new(device: Arc<dyn Device>) -> Self {
-        Self { device }
+        Self { device, logits_bytes: LOGITS_BYTES }
+    }
+
+    /// The same with about `bytes` of f32 logits in memory at a time in `linear_logprob` (at least 128 rows; four times as many bytes where
+    /// the gradient of the head is wanted). By default 256 MiB.
+    pub fn with_logits_bytes(self, bytes: usize) -> Self {
+        Self { logits_bytes: bytes, ..self }
     }
 
     /// What runs the kernels.
     pub fn device(&self) -> &dyn Device {
         &*self.device
+    }
+
+    /// Fills a bf16 or f32 tensor of the device with normal numbers of this deviation, made on the device. Equal seeds and lengths give
+    /// equal values.
+    pub fn random_normal(&self, tensor: &mut Tensor, deviation: f32, seed: u64) -> Result<()> {
+        tensor::random_normal(self, tensor, deviation, seed)
     }
 
     fn launch(&self, kernel: Kernel, grid: [usize; 3], block: usize, shared: usize, args: &[Arg]) -> Result<()> {
