@@ -2,6 +2,8 @@
 
 use super::args::{DeviceKind, PlanArgs, PlannedWork};
 use super::session;
+use crate::backend::cuda::library;
+use crate::backend::cuda::probe::GpuInfo;
 use crate::checkpoint;
 use crate::config::{Config, Device};
 use crate::error::{Error, Result};
@@ -26,7 +28,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let (name, model, stored) = shape(args)?;
     let kind = kind(args, &config);
     let asked = args.memory.as_deref().map(bytes).transpose()?;
-    let available = asked.or(Peaks::of(kind).memory);
+    let own = if args.device_kind.is_none() { gpu(&config).map(|gpu| gpu.memory as usize) } else { None };
+    let available = asked.or(own).or(Peaks::of(kind).memory);
     let target =
         |work| Target { stored, prompt: args.prompt_tokens, reply: args.reply_tokens, ..Target::new(work, kind) };
     let plans: Vec<Plan> = works.into_iter().map(|work| plan(&model, &config, target(work))).collect();
@@ -69,8 +72,20 @@ fn kind(args: &PlanArgs, config: &Config) -> Kind {
         Some(DeviceKind::Cpu) => cpu,
         None => match config.run.device {
             Device::Cpu => cpu,
+            Device::Cuda(_) => gpu(config).map_or(Kind::Gpu, |gpu| Kind::of_gpu(&gpu.name)),
+            Device::Auto => gpu(config).map_or(cpu, |gpu| Kind::of_gpu(&gpu.name)),
         },
     }
+}
+
+/// The GPU of `run.device`, when this machine has it.
+fn gpu(config: &Config) -> Option<GpuInfo> {
+    let ordinal = match config.run.device {
+        Device::Cpu => return None,
+        Device::Auto => 0,
+        Device::Cuda(ordinal) => ordinal,
+    };
+    library::probe().ok()?.into_iter().nth(ordinal)
 }
 
 /// Bytes as they are typed: a number and a unit, decimal (GB) or binary (GiB).
