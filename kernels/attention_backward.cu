@@ -78,7 +78,7 @@ template <int HS, int N>
 DEVICE void products(float (&d)[N / 8][4], bf16* a_tile, int row, bf16* b_tile) {
 #pragma unroll
   for (int n = 0; n < N / 8; n++) d[n][0] = d[n][1] = d[n][2] = d[n][3] = 0.f;
-#pragma unroll
+#pragma unroll 2  // unrolled whole, the addresses of all fragments stay in registers, and those spill
   for (int k = 0; k < HS / 16; k++) {
     u32 a[4];
     fragment_a<HS>(a, a_tile, row, k);
