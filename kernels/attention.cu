@@ -9,23 +9,24 @@ constexpr int ROWS = 64;  // queries, and keys, of a tile
 constexpr float MASKED = -1e30f, LOG2E = 1.44269504f;
 
 // As in attention_tiles.cu.
-struct Tile { int first, end, start, prefix, prefix_end, segment, family_end, unused; };
+struct QueryTile { int count_or_first, end, start, prefix, prefix_end, unused[3]; };
 
 // qkv (T, D) -> o (T, NH HS), lse (NH, T); grid: list capacity x NH, heads fastest, so that those which share keys run together.
 template <int HS>
-DEVICE void attention(const bf16* qkv, const Tile* tiles, int rows, int nh, int nkv, float scale, bf16* o, float* lse) {
+DEVICE void attention(const bf16* qkv, const QueryTile* tiles, int rows, int nh, int nkv, float scale, bf16* o, float* lse) {
   DYNAMIC_SHARED(bf16, shared);
   auto k_tile = [=](int step) { return shared + (step & 1) * ROWS * HS; };
   auto v_tile = [=](int step) { return shared + (2 + (step & 1)) * ROWS * HS; };
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   int head = blockIdx.x % nh, stride = (nh + 2 * nkv) * HS;
-  Tile tile = tiles[1 + blockIdx.x / nh];
+  QueryTile tile = tiles[1 + blockIdx.x / nh];
+  int first = tile.count_or_first;
   const bf16* q = qkv + head * HS;
   const bf16* k = qkv + (nh + head / (nh / nkv)) * HS;
   const bf16* v = k + nkv * HS;
 
   int prefix_steps = (tile.prefix_end - tile.prefix + ROWS - 1) / ROWS;
-  int steps = prefix_steps + (tile.first - tile.start) / ROWS + 1;
+  int steps = prefix_steps + (first - tile.start) / ROWS + 1;
   auto first_key = [&](int step) {
     return step < prefix_steps ? tile.prefix + step * ROWS : tile.start + (step - prefix_steps) * ROWS;
   };
@@ -37,7 +38,7 @@ DEVICE void attention(const bf16* qkv, const Tile* tiles, int rows, int nh, int 
   };
 
   // q passes through the buffer that is not needed yet.
-  load_tile<HS, ROWS, THREADS>(k_tile(1), q, stride, tile.first, tile.end);
+  load_tile<HS, ROWS, THREADS>(k_tile(1), q, stride, first, tile.end);
   cp_async_commit();
   load_keys(0);
   cp_async_wait<1>();
@@ -71,7 +72,7 @@ DEVICE void attention(const bf16* qkv, const Tile* tiles, int rows, int nh, int 
       for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-          int query = tile.first + warp * 16 + (lane >> 2) + (e >> 1) * 8;
+          int query = first + warp * 16 + (lane >> 2) + (e >> 1) * 8;
           int key = first_key(step) + n * 8 + (lane & 3) * 2 + (e & 1);
           bool visible = step < prefix_steps ? key < tile.prefix_end : key <= query;
           if (!visible) p[n][e] = MASKED;
@@ -118,8 +119,8 @@ DEVICE void attention(const bf16* qkv, const Tile* tiles, int rows, int nh, int 
     sum[r] += __shfl_xor_sync(ALL, sum[r], 1);
     sum[r] += __shfl_xor_sync(ALL, sum[r], 2);
     int row = warp * 16 + (lane >> 2) + r * 8;
-    if ((lane & 3) == 0 && tile.first + row < tile.end)
-      lse[(i64)head * rows + tile.first + row] = largest[r] * scale + logf(sum[r]);
+    if ((lane & 3) == 0 && first + row < tile.end)
+      lse[(i64)head * rows + first + row] = largest[r] * scale + logf(sum[r]);
     float inverse = 1.f / sum[r];
 #pragma unroll
     for (int n = 0; n < HS / 8; n++)
@@ -130,19 +131,19 @@ DEVICE void attention(const bf16* qkv, const Tile* tiles, int rows, int nh, int 
 #pragma unroll
   for (int i = 0; i < 16 * (HS / 8) / 32; i++) {
     int at = i * 32 + lane, row = warp * 16 + at / (HS / 8), chunk = at % (HS / 8);
-    if (tile.first + row < tile.end)
-      *reinterpret_cast<uint4*>(o + ((i64)(tile.first + row) * nh + head) * HS + chunk * 8) =
+    if (first + row < tile.end)
+      *reinterpret_cast<uint4*>(o + ((i64)(first + row) * nh + head) * HS + chunk * 8) =
           *reinterpret_cast<const uint4*>(swizzled<HS>(shared, row, chunk));
   }
 }
 
-#define ATTENTION(name, HS)                                                                                                           \
-  KERNEL(THREADS) name(const bf16* qkv, const Tile* tiles, int rows, int nh, int nkv, float scale, bf16* o, float* lse) { \
-    if ((int)(blockIdx.x / nh) < tiles[0].first) attention<HS>(qkv, tiles, rows, nh, nkv, scale, o, lse);                             \
+#define ATTENTION(HS)                                                                                                               \
+  KERNEL(THREADS) attention_##HS(const bf16* qkv, const QueryTile* tiles, int rows, int nh, int nkv, float scale, bf16* o, float* lse) { \
+    if ((int)(blockIdx.x / nh) < tiles[0].count_or_first) attention<HS>(qkv, tiles, rows, nh, nkv, scale, o, lse);                  \
   }
-ATTENTION(attention_32, 32)
+ATTENTION(32)
 EXPORT(attention_32)
-ATTENTION(attention_64, 64)
+ATTENTION(64)
 EXPORT(attention_64)
-ATTENTION(attention_128, 128)
+ATTENTION(128)
 EXPORT(attention_128)

@@ -171,6 +171,15 @@ DEVICE void cp_async16(void* to, const void* from, bool valid) {
   simt::cp_async(to, from, 16, valid);
 #endif
 }
+// The same of 4 bytes, 4-byte aligned.
+DEVICE void cp_async4(void* to, const void* from, bool valid) {
+#ifdef __CUDACC__
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(valid ? 4 : 0)
+               : "memory");
+#else
+  simt::cp_async(to, from, 4, valid);
+#endif
+}
 // Ends a group of copies; all threads that copied call it.
 DEVICE void cp_async_commit() {
 #ifdef __CUDACC__

@@ -3,6 +3,7 @@
 //! The GPU may be wrong by twice its error, compared among rows on which about as many others bear, as rows of few keys have large
 //! values and would hide errors in the others.
 
+use crate::simt::Order;
 use crate::support::{Draw, ORDERS, error, gpu};
 use half::bf16;
 use onestep::backend::oracle::Oracle;
@@ -11,11 +12,14 @@ use onestep::backend::{Backend, Heads, Segments};
 use onestep::tensor::Tensor;
 
 /// Segments by length and parent (-1: none).
-type Layout = &'static [(usize, i32)];
+type Layout<'a> = &'a [(usize, i32)];
 /// Around the tile's 64 rows, and an empty one.
-const ALONE: Layout = &[(1, -1), (2, -1), (63, -1), (0, -1), (64, -1), (65, -1), (130, -1), (0, -1)];
+const ALONE: Layout<'static> = &[(1, -1), (2, -1), (63, -1), (0, -1), (64, -1), (65, -1), (130, -1), (0, -1)];
+/// Prompts whose keys are seen by so many queries that their tiles are split.
+const SHARED: Layout<'static> = &[(66, -1), (200, 0), (130, 0), (90, 0), (40, -1), (300, 4), (0, 4), (33, 4)];
 /// Parents that are ragged, whole and empty; their children, some empty, between and behind each other.
-const FAMILIES: Layout = &[(70, -1), (5, 0), (0, -1), (3, 2), (64, -1), (66, 0), (1, 4), (0, 0), (65, 4), (2, -1)];
+const FAMILIES: Layout<'static> =
+    &[(70, -1), (5, 0), (0, -1), (3, 2), (64, -1), (66, 0), (1, 4), (0, 0), (65, 4), (2, -1)];
 
 fn round(x: f32) -> f32 {
     bf16::from_f32(x).to_f32()
@@ -196,97 +200,137 @@ fn compare(
     }
 }
 
-fn check_forward(layout: Layout, heads: (usize, usize, usize)) {
-    {
-        let seed = 7;
-        let case = Case::new(layout, heads, seed);
-        let [exact_o, exact_lse] = case.forward(&Oracle::f64());
-        let [_, plain_lse] = case.forward(&Oracle::f32());
-        let (exact_o, exact_lse) = (exact_o.slice::<f64>(), exact_lse.slice::<f64>());
-        let (plain_o, plain_lse) = (case.plain_forward(), wide(plain_lse.slice::<f32>()));
-        let counts: Vec<usize> = case.seen().iter().map(Vec::len).collect();
-        let mut first = None;
-        for (order, random) in ORDERS {
-            let be = gpu(order, random, true);
-            let found = case.forward(&be).map(|t| wide(&be.read(&t).unwrap()));
-            let name = format!("{}, {order:?} {random}", case.name);
-            let width = case.o_width();
-            compare(&format!("{name}: o"), &found[0], &plain_o, exact_o, width, 0..width, &counts);
-            // lse is never rounded: as exact as sums in f32.
-            let all = vec![1; case.heads.nh];
-            compare(&format!("{name}: lse"), &found[1], &plain_lse, exact_lse, case.rows, 0..case.rows, &all);
-            let first = first.get_or_insert_with(|| found.clone());
-            assert_eq!(&found, first, "{name}: the result depends on the thread order");
-        }
+fn check_forward(layout: Layout, heads: (usize, usize, usize), seed: u64) {
+    let case = Case::new(layout, heads, seed);
+    let [exact_o, exact_lse] = case.forward(&Oracle::f64());
+    let [_, plain_lse] = case.forward(&Oracle::f32());
+    let (exact_o, exact_lse) = (exact_o.slice::<f64>(), exact_lse.slice::<f64>());
+    let (plain_o, plain_lse) = (case.plain_forward(), wide(plain_lse.slice::<f32>()));
+    let counts: Vec<usize> = case.seen().iter().map(Vec::len).collect();
+    let mut first = None;
+    for (order, random) in ORDERS {
+        let be = gpu(order, random, true);
+        let found = case.forward(&be).map(|t| wide(&be.read(&t).unwrap()));
+        let name = format!("{}, {order:?} {random}", case.name);
+        let width = case.o_width();
+        compare(&format!("{name}: o"), &found[0], &plain_o, exact_o, width, 0..width, &counts);
+        // lse is never rounded: as exact as sums in f32.
+        let all = vec![1; case.heads.nh];
+        compare(&format!("{name}: lse"), &found[1], &plain_lse, exact_lse, case.rows, 0..case.rows, &all);
+        let first = first.get_or_insert_with(|| found.clone());
+        assert_eq!(&found, first, "{name}: the result depends on the thread order");
     }
 }
 
 #[test]
 fn forward_with_a_head_size_of_32() {
-    check_forward(ALONE, (2, 2, 32));
-    check_forward(FAMILIES, (7, 1, 32));
+    check_forward(ALONE, (2, 2, 32), 7);
+    check_forward(FAMILIES, (7, 1, 32), 8);
 }
 
 #[test]
 fn forward_with_a_head_size_of_64() {
-    check_forward(ALONE, (3, 1, 64));
-    check_forward(FAMILIES, (6, 2, 64));
+    check_forward(ALONE, (3, 1, 64), 7);
+    check_forward(FAMILIES, (6, 2, 64), 8);
 }
 
 #[test]
 fn forward_with_a_head_size_of_128() {
-    check_forward(ALONE, (1, 1, 128));
-    check_forward(FAMILIES, (3, 1, 128));
+    check_forward(ALONE, (1, 1, 128), 7);
+    check_forward(FAMILIES, (3, 1, 128), 8);
 }
 
-fn check_backward(layout: Layout, heads: (usize, usize, usize)) {
-    {
-        let seed = 7;
-        let case = Case::new(layout, heads, seed);
-        // The exact o and lse, and what a backend's forward would have kept of them.
-        let oracle = Oracle::f64();
-        let [exact_o, exact_lse] = case.forward(&oracle);
-        let kept_o: Vec<f32> = exact_o.slice::<f64>().iter().map(|&x| round(x as f32)).collect();
-        let kept_lse: Vec<f32> = exact_lse.slice::<f64>().iter().map(|&x| x as f32).collect();
-        let exact = case.backward(&oracle, &exact_o, &exact_lse);
-        let (exact, plain) = (exact.slice::<f64>(), case.plain_backward(&kept_o, &kept_lse));
-        let seen = case.seen();
-        let count: Vec<usize> = seen.iter().map(Vec::len).collect();
-        let seeing: Vec<usize> = (0..case.rows).map(|j| seen.iter().filter(|seen| seen.contains(&j)).count()).collect();
-        let Heads { nh, nkv, hs } = case.heads;
-        let (q, k) = (nh * hs, (nh + nkv) * hs);
-        let mut first = None;
-        for (order, random) in ORDERS {
-            let be = gpu(order, random, true);
-            let draw = Draw::new(&be, 0);
-            let o = draw.put(exact_o.shape(), &kept_o, be.activation());
-            let lse = draw.put(exact_lse.shape(), &kept_lse, be.accumulator());
-            let found = wide(&be.read(&case.backward(&be, &o, &lse)).unwrap());
-            let width = case.heads.qkv_width();
-            let name = format!("{}, {order:?} {random}", case.name);
-            compare(&format!("{name}: dq"), &found, &plain, exact, width, 0..q, &count);
-            compare(&format!("{name}: dk"), &found, &plain, exact, width, q..k, &seeing);
-            compare(&format!("{name}: dv"), &found, &plain, exact, width, k..width, &seeing);
-            let first = first.get_or_insert_with(|| found.clone());
-            assert_eq!(&found, first, "{name}: the result depends on the thread order");
-        }
+fn check_backward(layout: Layout, heads: (usize, usize, usize), seed: u64) {
+    let case = Case::new(layout, heads, seed);
+    // The exact o and lse, and what a backend's forward would have kept of them.
+    let oracle = Oracle::f64();
+    let [exact_o, exact_lse] = case.forward(&oracle);
+    let kept_o: Vec<f32> = exact_o.slice::<f64>().iter().map(|&x| round(x as f32)).collect();
+    let kept_lse: Vec<f32> = exact_lse.slice::<f64>().iter().map(|&x| x as f32).collect();
+    let exact = case.backward(&oracle, &exact_o, &exact_lse);
+    let (exact, plain) = (exact.slice::<f64>(), case.plain_backward(&kept_o, &kept_lse));
+    let seen = case.seen();
+    let count: Vec<usize> = seen.iter().map(Vec::len).collect();
+    let seeing: Vec<usize> = (0..case.rows).map(|j| seen.iter().filter(|seen| seen.contains(&j)).count()).collect();
+    let Heads { nh, nkv, hs } = case.heads;
+    let (q, k) = (nh * hs, (nh + nkv) * hs);
+    let mut first = None;
+    for (order, random) in ORDERS {
+        let be = gpu(order, random, true);
+        let draw = Draw::new(&be, 0);
+        let o = draw.put(exact_o.shape(), &kept_o, be.activation());
+        let lse = draw.put(exact_lse.shape(), &kept_lse, be.accumulator());
+        let found = wide(&be.read(&case.backward(&be, &o, &lse)).unwrap());
+        let width = case.heads.qkv_width();
+        let name = format!("{}, {order:?} {random}", case.name);
+        compare(&format!("{name}: dq"), &found, &plain, exact, width, 0..q, &count);
+        compare(&format!("{name}: dk"), &found, &plain, exact, width, q..k, &seeing);
+        compare(&format!("{name}: dv"), &found, &plain, exact, width, k..width, &seeing);
+        let first = first.get_or_insert_with(|| found.clone());
+        assert_eq!(&found, first, "{name}: the result depends on the thread order");
     }
 }
 
 #[test]
+fn backward_with_split_tiles_of_keys() {
+    check_backward(SHARED, (2, 1, 32), 7);
+}
+
+#[test]
 fn backward_with_a_head_size_of_32() {
-    check_backward(ALONE, (2, 2, 32));
-    check_backward(FAMILIES, (7, 1, 32));
+    check_backward(ALONE, (2, 2, 32), 7);
+    check_backward(FAMILIES, (7, 1, 32), 8);
 }
 
 #[test]
 fn backward_with_a_head_size_of_64() {
-    check_backward(ALONE, (3, 1, 64));
-    check_backward(FAMILIES, (6, 2, 64));
+    check_backward(ALONE, (3, 1, 64), 7);
+    check_backward(FAMILIES, (6, 2, 64), 8);
 }
 
 #[test]
 fn backward_with_a_head_size_of_128() {
-    check_backward(ALONE, (1, 1, 128));
-    check_backward(FAMILIES, (3, 1, 128));
+    check_backward(ALONE, (1, 1, 128), 7);
+    check_backward(FAMILIES, (3, 1, 128), 8);
+}
+
+/// More segments than the list's block has threads, most of them empty, the first one's children far from it and from each other.
+#[test]
+fn very_many_segments() {
+    let layout: Vec<(usize, i32)> = (0..1100)
+        .map(|i| match i {
+            0 => (70, -1),
+            _ if i % 90 == 0 => (2, 0),
+            _ if i % 100 == 0 => (i % 3, -1),
+            _ => (0, -1),
+        })
+        .collect();
+    check_forward(&layout, (1, 1, 32), 7);
+    check_backward(&layout, (1, 1, 32), 7);
+}
+
+#[test]
+fn nothing_to_attend_to() {
+    for layout in [&[][..], &[(0, -1), (0, 0)]] {
+        let (case, be) = (Case::new(layout, (2, 1, 32), 7), gpu(Order::Forward, 0, true));
+        let [o, lse] = case.forward(&be);
+        assert!(case.backward(&be, &o, &lse).is_empty());
+    }
+}
+
+#[test]
+fn a_head_size_without_a_kernel_is_refused() {
+    let (case, be) = (Case::new(&[(3, -1)], (1, 1, 48), 7), gpu(Order::Forward, 0, true));
+    let (draw, rows) = (Draw::new(&be, 0), 3);
+    let (wide, narrow) = (draw.unwritten(&[rows, 3 * 48]), draw.unwritten(&[rows, 48]));
+    let (mut o, mut lse, mut dqkv) =
+        (draw.unwritten(&[rows, 48]), draw.unwritten_accumulated(&[1, rows]), draw.unwritten(&[rows, 144]));
+    let (cu_seqlens, parent) = case.segments(&draw);
+    let segments = Segments { cu_seqlens: &cu_seqlens, parent: &parent };
+    let forward = be.attention(&wide, case.heads, &segments, &mut o, &mut lse);
+    let backward = be.attention_backward(&wide, &narrow, &lse, &narrow, case.heads, &segments, &mut dqkv);
+    for (op, result) in [("attention:", forward), ("attention_backward:", backward)] {
+        let error = result.unwrap_err().to_string();
+        assert!([op, "48", "32, 64 and 128"].iter().all(|part| error.contains(part)), "{error}");
+    }
 }

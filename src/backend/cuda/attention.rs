@@ -30,34 +30,36 @@ fn of_head_size(op: &str, file: &'static str, names: [&'static str; 3], hs: usiz
 }
 
 /// The most tiles that `rows` rows can make in these segments: each may end in a ragged one.
-fn capacity(segments: &Segments, rows: usize) -> usize {
+fn tiles(segments: &Segments, rows: usize) -> usize {
     rows / ROWS + segments.parent.len()
 }
 
-/// Whose tiles a list has.
-#[derive(Clone, Copy, PartialEq)]
-enum Side {
-    Queries,
-    Keys,
+/// A list of tiles that kernels walk: the most entries it can have, and the entries behind a header with their number.
+struct List {
+    capacity: usize,
+    entries: Tensor,
 }
 
-/// A list of tiles: a header with their number, then an entry a tile.
-fn list(be: &Cuda, side: Side, segments: &Segments, rows: usize) -> Result<Tensor> {
+/// Runs the kernel `name`, which lists tiles, with its own arguments behind those of all.
+fn list(be: &Cuda, name: &'static str, capacity: usize, segments: &Segments, rows: usize, own: &[Arg]) -> Result<List> {
+    let entries = be.workspace(&[1 + capacity, ENTRY], DType::I32)?;
     let Segments { cu_seqlens, parent } = segments;
-    let capacity = capacity(segments, rows);
-    let tiles = be.workspace(&[1 + capacity, ENTRY], DType::I32)?;
-    let mut args =
-        vec![pointer(cu_seqlens)?, pointer(parent)?, int(parent.len())?, int(rows)?, pointer(&tiles)?, int(capacity)?];
-    let mut launch =
-        |name, args: &[Arg]| be.launch(Kernel { file: "attention_tiles", name }, [1, 1, 1], LIST_BLOCK, 0, args);
-    if side == Side::Queries {
-        launch("attention_query_tiles", &args)?;
-    } else {
-        let family = be.workspace(&[parent.len(), 2], DType::I32)?;
-        args.push(pointer(&family)?);
-        launch("attention_key_tiles", &args)?;
-    }
-    Ok(tiles)
+    let extents = [int(parent.len())?, int(rows)?];
+    let common = [pointer(cu_seqlens)?, pointer(parent)?, extents[0], extents[1], pointer(&entries)?, int(capacity)?];
+    let kernel = Kernel { file: "attention_tiles", name };
+    be.launch(kernel, [1, 1, 1], LIST_BLOCK, 0, &[&common, own].concat())?;
+    Ok(List { capacity, entries })
+}
+
+fn query_tiles(be: &Cuda, segments: &Segments, rows: usize) -> Result<List> {
+    list(be, "attention_query_tiles", tiles(segments, rows), segments, rows, &[])
+}
+
+/// Heavy tiles are split into at most `most_parts` parts altogether.
+fn key_tiles(be: &Cuda, segments: &Segments, rows: usize, most_parts: usize) -> Result<List> {
+    let family = be.workspace(&[segments.parent.len(), 2], DType::I32)?;
+    let own = [pointer(&family)?, int(most_parts)?];
+    list(be, "attention_key_tiles", tiles(segments, rows) + most_parts, segments, rows, &own)
 }
 
 fn scale(heads: Heads) -> Arg {
@@ -75,12 +77,20 @@ pub(super) fn attention(
     let Heads { nh, nkv, hs } = heads;
     let kernel = of_head_size("attention", "attention", ["attention_32", "attention_64", "attention_128"], hs)?;
     let rows = qkv.rows();
-    let tiles = list(be, Side::Queries, segments, rows)?;
-    let args =
-        [pointer(qkv)?, pointer(&tiles)?, int(rows)?, int(nh)?, int(nkv)?, scale(heads), pointer(o)?, pointer(lse)?];
+    let tiles = query_tiles(be, segments, rows)?;
+    let args = [
+        pointer(qkv)?,
+        pointer(&tiles.entries)?,
+        int(rows)?,
+        int(nh)?,
+        int(nkv)?,
+        scale(heads),
+        pointer(o)?,
+        pointer(lse)?,
+    ];
     // Two K and two V tiles of bf16.
     let shared = 4 * ROWS * hs * 2;
-    be.launch(kernel, [capacity(segments, rows) * nh, 1, 1], BLOCK, shared, &args)
+    be.launch(kernel, [tiles.capacity * nh, 1, 1], BLOCK, shared, &args)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -96,31 +106,35 @@ pub(super) fn attention_backward(
 ) -> Result<()> {
     let Heads { nh, nkv, hs } = heads;
     let kernel = |names| of_head_size("attention_backward", "attention_backward", names, hs);
-    let delta_kernel = kernel(["attention_delta_32", "attention_delta_64", "attention_delta_128"])?;
+    let statistics_kernel = kernel(["attention_statistics_32", "attention_statistics_64", "attention_statistics_128"])?;
     let dq_kernel = kernel(["attention_dq_32", "attention_dq_64", "attention_dq_128"])?;
     let dkv_kernel = kernel(["attention_dkv_32", "attention_dkv_64", "attention_dkv_128"])?;
+    let sum_kernel = kernel(["attention_dkv_sum_32", "attention_dkv_sum_64", "attention_dkv_sum_128"])?;
     let rows = qkv.rows();
-    let capacity = capacity(segments, rows);
     let extents = [int(rows)?, int(nh)?, int(nkv)?];
 
-    let delta = be.workspace(&[nh, rows], DType::F32)?;
-    let args = [pointer(o)?, pointer(dout)?, extents[0], extents[1], pointer(&delta)?];
-    be.launch(delta_kernel, [o.len().div_ceil(8 * BLOCK), 1, 1], BLOCK, 0, &args)?;
+    let statistics = be.workspace(&[2, nh, rows], DType::F32)?;
+    let args = [pointer(o)?, pointer(dout)?, pointer(lse)?, extents[0], extents[1], pointer(&statistics)?];
+    be.launch(statistics_kernel, [o.len().div_ceil(8 * BLOCK), 1, 1], BLOCK, 0, &args)?;
 
     // Two tiles of the block's own rows and two double-buffered ones of the other side.
     let step = if hs == 128 { 32 } else { 64 };
     let shared = (2 * ROWS + 4 * step) * hs * 2;
-    let inputs = [pointer(qkv)?, pointer(dout)?, pointer(lse)?, pointer(&delta)?];
+    let inputs = [pointer(qkv)?, pointer(dout)?, pointer(&statistics)?];
     let outputs = [scale(heads), pointer(dqkv)?];
 
-    let keys = list(be, Side::Keys, segments, rows)?;
-    let tiles = [pointer(segments.cu_seqlens)?, pointer(segments.parent)?, pointer(&keys)?];
-    let args = [&inputs[..], &tiles, &extents, &outputs].concat();
-    // lse and delta of two steps.
-    let statistics = 2 * 2 * step * 4;
-    be.launch(dkv_kernel, [capacity * nkv, 1, 1], BLOCK, shared + statistics, &args)?;
+    // As many parts as fill the GPU about twice, two blocks a multiprocessor, if all the work were in split tiles.
+    let most_parts = (4 * be.device.multiprocessors()).div_ceil(nkv);
+    let parts = be.workspace(&[most_parts, nkv, 2 * ROWS, hs], DType::F32)?;
+    let keys = key_tiles(be, segments, rows, most_parts)?;
+    let tiles = [pointer(segments.cu_seqlens)?, pointer(segments.parent)?, pointer(&keys.entries)?];
+    let args = [&inputs[..], &tiles, &extents, &outputs, &[pointer(&parts)?]].concat();
+    let of_two_steps = 2 * 2 * step * 4; // bytes of statistics
+    be.launch(dkv_kernel, [keys.capacity * nkv, 1, 1], BLOCK, shared + of_two_steps, &args)?;
+    let args = [pointer(&keys.entries)?, pointer(&parts)?, extents[1], extents[2], pointer(dqkv)?];
+    be.launch(sum_kernel, [keys.capacity * nkv, 1, 1], BLOCK, 0, &args)?;
 
-    let queries = list(be, Side::Queries, segments, rows)?;
-    let args = [&inputs[..], &[pointer(&queries)?], &extents, &outputs].concat();
-    be.launch(dq_kernel, [capacity * nh, 1, 1], BLOCK, shared, &args)
+    let queries = query_tiles(be, segments, rows)?;
+    let args = [&inputs[..], &[pointer(&queries.entries)?], &extents, &outputs].concat();
+    be.launch(dq_kernel, [queries.capacity * nh, 1, 1], BLOCK, shared, &args)
 }
