@@ -4,4 +4,6 @@
 mod simt;
 mod support;
 
+mod gemm;
+mod linear;
 mod tensor;

@@ -20,7 +20,7 @@ macro_rules! sources {
     };
 }
 
-sources!("tensor");
+sources!("gemm", "linear", "tensor");
 
 /// The source of `stem`.
 pub fn source(stem: &str) -> Option<&'static str> {

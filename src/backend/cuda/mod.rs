@@ -34,17 +34,25 @@ mod swiglu;
 mod tensor;
 mod value_loss;
 
+pub use linear::LinearPath;
+
 const TYPES: Types = Types { activation: DType::BF16, accumulator: DType::F32 };
 
 /// The GPU backend over one device.
 pub struct Cuda {
     device: Arc<dyn Device>,
+    linear_path: LinearPath,
 }
 
 impl Cuda {
     /// A backend whose tensors and work are the device's.
     pub fn new(device: Arc<dyn Device>) -> Self {
-        Self { device }
+        Self { device, linear_path: LinearPath::Library }
+    }
+
+    /// The same, its linear layers computed as said.
+    pub fn with_linear_path(self, linear_path: LinearPath) -> Self {
+        Self { linear_path, ..self }
     }
 
     /// What runs the kernels.
