@@ -23,7 +23,7 @@ impl Held {
         let (stride, offset) = if is_aligned { (columns.next_multiple_of(8) + 8, 8) } else { (columns + 3, 1) };
         let values = draw.values(rows * columns, 1.0);
         let mut all = vec![f32::NAN; offset + rows * stride];
-        for (row, values) in values.chunks(columns).enumerate() {
+        for (row, values) in values.chunks(columns.max(1)).enumerate() {
             all[offset + row * stride..][..columns].copy_from_slice(values);
         }
         let tensor = draw.put(&[all.len()], &all, dtype);
@@ -70,6 +70,10 @@ fn check_form([ta, tb]: [bool; 2], [m, n, k]: [usize; 3], is_aligned: bool, out:
         let g = Gemm { m, n, k, a: a.matrix, transpose_a, b: b.matrix, transpose_b, c: c.matrix, alpha, beta };
         be.matrix_product(&g).unwrap();
         let found = c.read(&be);
+        if let Some(first) = &first {
+            assert_eq!(&found, first, "{case}: the result depends on the thread order");
+            continue;
+        }
         for i in 0..m {
             for j in 0..n {
                 let (mut sum, mut size) = (0.0, 0.0);
@@ -91,10 +95,7 @@ fn check_form([ta, tb]: [bool; 2], [m, n, k]: [usize; 3], is_aligned: bool, out:
                 assert!(off <= allowed, "{case}: ({i}, {j}) is off by {off:e}, allowed {allowed:e}");
             }
         }
-        match &first {
-            None => first = Some(found),
-            Some(first) => assert_eq!(&found, first, "{case}: the result depends on the thread order"),
-        }
+        first = Some(found);
     }
 }
 
