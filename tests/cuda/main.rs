@@ -11,6 +11,8 @@ mod advance;
 mod attention;
 mod attention_paged;
 mod embed;
+mod gemm;
+mod linear;
 mod model;
 mod ppo_loss;
 mod qk_norm_rope;

@@ -28,6 +28,8 @@ sources!(
     "attention_backward",
     "attention_paged",
     "attention_tiles",
+    "gemm",
+    "linear",
     "ppo_loss",
     "qk_norm_rope",
     "rows",

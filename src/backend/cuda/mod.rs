@@ -41,12 +41,15 @@ mod swiglu;
 mod tensor;
 mod value_loss;
 
+pub use linear::LinearPath;
+
 const TYPES: Types = Types { activation: DType::BF16, accumulator: DType::F32 };
 
 /// The GPU backend over one device.
 pub struct Cuda {
     device: Arc<dyn Device>,
     logits_bytes: usize,
+    linear_path: LinearPath,
 }
 
 /// Of f32 logits in memory at a time, about, in `linear_logprob`: some hundred rows of 150,000 tokens, enough for large products.
@@ -55,13 +58,18 @@ const LOGITS_BYTES: usize = 256 << 20;
 impl Cuda {
     /// A backend whose tensors and work are the device's.
     pub fn new(device: Arc<dyn Device>) -> Self {
-        Self { device, logits_bytes: LOGITS_BYTES }
+        Self { device, logits_bytes: LOGITS_BYTES, linear_path: LinearPath::Library }
     }
 
     /// The same with about `bytes` of f32 logits in memory at a time in `linear_logprob` (at least 128 rows; four times as many bytes where
     /// the gradient of the head is wanted). By default 256 MiB.
     pub fn with_logits_bytes(self, bytes: usize) -> Self {
         Self { logits_bytes: bytes, ..self }
+    }
+
+    /// The same, its linear layers computed as said.
+    pub fn with_linear_path(self, linear_path: LinearPath) -> Self {
+        Self { linear_path, ..self }
     }
 
     /// What runs the kernels.
