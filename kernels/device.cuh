@@ -139,25 +139,26 @@ DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 }
 
 // Four 8x8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix l / 8, 16-byte aligned.
-DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row) {
+// `offset` in bytes: where it is a constant, it costs no register.
+DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row, int offset = 0) {
 #ifdef __CUDACC__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"((u32)__cvta_generic_to_shared(row))
+               : "r"((u32)__cvta_generic_to_shared(row) + offset)
                : "memory");
 #else
-  simt::ldmatrix_x4<false>(r, row);
+  simt::ldmatrix_x4<false>(r, (const char*)row + offset);
 #endif
 }
 // The same, each matrix transposed.
-DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row) {
+DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row, int offset = 0) {
 #ifdef __CUDACC__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"((u32)__cvta_generic_to_shared(row))
+               : "r"((u32)__cvta_generic_to_shared(row) + offset)
                : "memory");
 #else
-  simt::ldmatrix_x4<true>(r, row);
+  simt::ldmatrix_x4<true>(r, (const char*)row + offset);
 #endif
 }
 

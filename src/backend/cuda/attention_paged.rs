@@ -9,7 +9,8 @@ use crate::tensor::{DType, Tensor};
 
 /// Keys of a tile: the unit in which results are merged. Fixed, so that a token's result depends on nothing but its own keys.
 const KEYS: usize = 128;
-const THREADS: usize = 128;
+const SPLIT_THREADS: usize = 128;
+const PROMPT_THREADS: usize = 256;
 /// Rows of q in a block: heads that share a key head in `split`, (query, head) pairs in `prompt`.
 const SPLIT_ROWS: usize = 16;
 const PROMPT_ROWS: usize = 64;
@@ -76,14 +77,20 @@ pub(super) fn attention_paged(
             &[int(heads.nh)?, int(heads.nkv)?, int(tiles)?, scale(heads)],
         ]
         .concat();
-        let shared = (2 * KEYS + PROMPT_ROWS) * heads.hs * 2 + 2 * KEYS * 4;
-        be.launch(kernel(prompt), [row_tiles, heads.nkv, 1], THREADS, shared, &args)
+        let shared = shared(PROMPT_ROWS, heads.hs, 2);
+        be.launch(kernel(prompt), [row_tiles, heads.nkv, 1], PROMPT_THREADS, shared, &args)
     }
 }
 
 /// Of the scores, in powers of two.
 fn scale(heads: Heads) -> Arg {
     Arg::F32(std::f32::consts::LOG2_E / (heads.hs as f32).sqrt())
+}
+
+/// Bytes of a block's shared memory: k and v, q, the weights, cache rows twice, and of each row a maximum for each of the `sharing`
+/// warps and four sums.
+fn shared(rows: usize, hs: usize, sharing: usize) -> usize {
+    2 * (2 * KEYS * hs + rows * hs + rows * KEYS) + 4 * (2 * KEYS + rows * (sharing + 4))
 }
 
 fn decode(
@@ -106,12 +113,12 @@ fn decode(
         &[int(nh)?, int(nkv)?, int(tiles)?, scale(heads)],
     ]
     .concat();
-    let shared = (2 * KEYS + SPLIT_ROWS) * hs * 2 + SPLIT_ROWS * KEYS * 2 + (2 * KEYS + 4 * 16 + 4 * 16 * 4) * 4;
-    be.launch(kernel(names[0]), [q, across, wanted.min(tiles)], THREADS, shared, &args)?;
+    let shared = shared(SPLIT_ROWS, hs, 4);
+    be.launch(kernel(names[0]), [q, across, wanted.min(tiles)], SPLIT_THREADS, shared, &args)?;
 
     let [.., lens, cu_q] = cache.tensors;
     let [sequences, ..] = cache.extents;
     let args =
         [pointer(&o_tiles)?, pointer(&ml_tiles)?, lens, cu_q, pointer(o)?, sequences, int(q)?, int(nh)?, int(tiles)?];
-    be.launch(kernel(names[1]), [(q * nh).div_ceil(THREADS / 32), 1, 1], THREADS, 0, &args)
+    be.launch(kernel(names[1]), [(q * nh).div_ceil(SPLIT_THREADS / 32), 1, 1], SPLIT_THREADS, 0, &args)
 }
