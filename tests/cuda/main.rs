@@ -5,6 +5,7 @@ mod simt;
 mod support;
 
 mod adamw;
+mod linear_logprob;
 mod ppo_loss;
 mod tensor;
 mod value_loss;
