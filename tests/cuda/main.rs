@@ -7,5 +7,6 @@ mod support;
 mod adamw;
 mod linear_logprob;
 mod ppo_loss;
+mod sample;
 mod tensor;
 mod value_loss;

@@ -20,7 +20,7 @@ macro_rules! sources {
     };
 }
 
-sources!("adamw", "linear_logprob", "ppo_loss", "tensor", "value_loss");
+sources!("adamw", "linear_logprob", "ppo_loss", "sample", "tensor", "value_loss");
 
 /// The source of `stem`.
 pub fn source(stem: &str) -> Option<&'static str> {
