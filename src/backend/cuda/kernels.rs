@@ -30,9 +30,11 @@ sources!(
     "attention_tiles",
     "gemm",
     "linear",
+    "linear_logprob",
     "ppo_loss",
     "qk_norm_rope",
     "rows",
+    "sample",
     "swiglu",
     "tensor",
     "value_loss"
