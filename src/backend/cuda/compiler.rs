@@ -84,6 +84,11 @@ impl Compiler {
     /// Looked up, or compiled and kept.
     pub fn compile(&self, stem: &str, arch: &str) -> Result<Compiled> {
         let source = kernels::source(stem).ok_or_else(|| Error::system(format!("there is no kernels/{stem}.cu")))?;
+        self.compile_source(stem, source, arch)
+    }
+
+    /// The same for a source that is not among the crate's.
+    pub fn compile_source(&self, stem: &str, source: &str, arch: &str) -> Result<Compiled> {
         let key = key(stem, source, arch);
         let known = match &self.nvrtc {
             Ok(nvrtc) => Some(self.folder.join(format!("{key}-{}.cubin", nvrtc.version))),
