@@ -56,7 +56,7 @@ section! {
 }
 section! {
     /// `[engine]`
-    Engine { block_size: usize, cache_tokens: usize, prefill_tokens: usize, max_running: usize }
+    Engine { block_size: usize, cache_tokens: usize, prefill_tokens: usize, max_running: usize, burst: usize }
 }
 section! {
     /// `[lora]`

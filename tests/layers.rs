@@ -21,7 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["batch", "rollout"],
     &["agent", "dataset", "state_pool"],
-    &["run"],
+    &["plan", "run"],
     &["expert", "exercises", "ideas"],
     &["evaluate", "ppo", "pretrain", "rl", "sft"],
     &["report"],

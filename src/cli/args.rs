@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Train a language-model agent for machine-learning engineering on one machine: supervised fine-tuning on explored
@@ -28,6 +28,8 @@ pub enum Command {
     Collect(RunArgs),
     /// Train the quickstart's base model from random numbers on generated exercises
     Pretrain(RunArgs),
+    /// Memory by part and the times no run beats, before anything is loaded; refuses what cannot fit
+    Plan(PlanArgs),
     /// Answer one prompt
     Generate(GenerateArgs),
     /// Log-probabilities and entropies of given token ids, JSONL to JSONL
@@ -105,6 +107,65 @@ pub struct QuickstartArgs {
     pub overrides: Vec<String>,
 }
 
+/// `plan`
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// Model folder: its config.json is read, its weights are not opened
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// The shape of a published model, for example qwen2.5-7b
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub random_weights: Option<String>,
+    /// What is planned; sft and rl when not given
+    #[arg(long = "for", value_name = "WORK")]
+    pub work: Option<PlannedWork>,
+    /// Whose peaks are taken; that of run.device when not given
+    #[arg(long, value_name = "KIND")]
+    pub device_kind: Option<DeviceKind>,
+    /// Memory there is, for example 141GB or 80GiB; that of the device kind when not given
+    #[arg(long, value_name = "BYTES")]
+    pub memory: Option<String>,
+    /// Tokens of every prompt; the most that the settings allow when not given
+    #[arg(long, value_name = "N")]
+    pub prompt_tokens: Option<usize>,
+    /// Tokens of every reply; the most that the settings allow when not given
+    #[arg(long, value_name = "N")]
+    pub reply_tokens: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Settings to lay over the defaults (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Settings, section.key=value (bare keys: [sft], or the section of --for)
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// What `plan` plans.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PlannedWork {
+    /// Supervised fine-tuning
+    Sft,
+    /// Step-wise reinforcement learning
+    Rl,
+    /// Sampling with one adapter
+    Eval,
+}
+
+/// Devices whose peaks `plan` knows.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DeviceKind {
+    /// NVIDIA H100
+    H100,
+    /// NVIDIA H200
+    H200,
+    /// Another GPU: an H100's peaks are assumed
+    Gpu,
+    /// The host
+    Cpu,
+}
+
 /// `generate`
 #[derive(Debug, Clone, Args)]
 pub struct GenerateArgs {
@@ -120,6 +181,9 @@ pub struct GenerateArgs {
     /// Take the prompt as it is, without the chat template
     #[arg(long)]
     pub raw: bool,
+    /// Where to compute: auto, cpu, cuda, cuda:1 (run.device)
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Number of answers
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub samples: usize,
@@ -146,8 +210,8 @@ pub struct ScoreArgs {
     /// JSONL, a line {"ids", "logprobs", "entropies"}
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Which backend computes: cpu or oracle (naive, for checking)
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    /// What computes: auto, cpu, cuda, cuda:1, or oracle (naive, for checking)
+    #[arg(long, value_name = "NAME", default_value = "auto")]
     pub backend: String,
 }
 

@@ -3,6 +3,7 @@
 mod args;
 mod inspect;
 mod machine;
+mod plan;
 mod quickstart;
 mod session;
 mod train;
@@ -33,6 +34,7 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(args) => train::eval(&args),
         Command::Collect(args) => train::collect(&args),
         Command::Pretrain(args) => train::pretrain(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Generate(args) => inspect::generate(&args),
         Command::Score(args) => inspect::score(&args),
         Command::Task(command) => inspect::task(&command),

@@ -53,7 +53,7 @@ pub fn interrupt() -> Result<Arc<AtomicBool>> {
 }
 
 /// The number asked for, or one for each core.
-fn count(asked: usize) -> usize {
+pub fn count(asked: usize) -> usize {
     if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, usize::from) }
 }
 
@@ -184,16 +184,18 @@ pub fn adapter(backend: &dyn Backend, model: &Model, dir: Option<&Path>) -> Resu
 
 /// A fresh adapter of the settings' shape.
 pub fn new_adapter(backend: &dyn Backend, model: &Model, config: &Config, name: &str) -> Result<Adapter> {
+    Adapter::new(backend, &model.config, lora(config)?, &mut Philox::named(config.run.seed, name))
+}
+
+/// The settings of adapters. Error: a module that does not exist.
+pub fn lora(config: &Config) -> Result<LoraConfig> {
     let modules = config.lora.modules.iter().map(|name| module(name)).collect::<Result<Vec<_>>>()?;
-    let lora = LoraConfig { rank: config.lora.rank, alpha: config.lora.alpha, rslora: config.lora.rslora, modules };
-    Adapter::new(backend, &model.config, lora, &mut Philox::named(config.run.seed, name))
+    Ok(LoraConfig { rank: config.lora.rank, alpha: config.lora.alpha, rslora: config.lora.rslora, modules })
 }
 
 fn module(name: &str) -> Result<Module> {
-    let short = |m: &Module| m.name().trim_end_matches("_proj").to_string();
-    let found = Module::ALL.into_iter().find(|m| short(m) == name || m.name() == name);
-    found.ok_or_else(|| {
-        let names: Vec<String> = Module::ALL.iter().map(short).collect();
+    Module::named(name).ok_or_else(|| {
+        let names: Vec<&str> = Module::ALL.iter().map(|m| m.name().trim_end_matches("_proj")).collect();
         Error::content(format!("lora.modules has `{name}`; modules are {}", names.join(", ")))
     })
 }

@@ -1,7 +1,20 @@
 //! The GPU backend without a GPU: every kernel runs on the CPU through tests/simt, against the oracle.
 #![allow(clippy::unwrap_used)]
 
+mod plain;
 mod simt;
 mod support;
 
+mod adamw;
+mod add_rmsnorm;
+mod advance;
+mod attention;
+mod attention_paged;
+mod embed;
+mod model;
+mod ppo_loss;
+mod qk_norm_rope;
+mod rows;
+mod swiglu;
 mod tensor;
+mod value_loss;

@@ -2,7 +2,8 @@
 //! with redzones. `unsafe` here: the C interface of the compiled kernels, and host memory behind device addresses.
 
 use libloading::Library;
-use onestep::backend::cuda::device::{Arg, Device, Gemm, Launch, Matrix, Recording};
+use onestep::backend::Recording;
+use onestep::backend::cuda::device::{Arg, Device, Gemm, Launch, Matrix};
 use onestep::backend::cuda::kernels::{HEADER, Kernel, source};
 use onestep::error::{Error, Result};
 use onestep::tensor::{DType, DeviceMemory};
@@ -396,7 +397,17 @@ fn compile(stem: &str) -> Result<PathBuf> {
     }
     let unfinished = out.join(format!("{stem}-{}-{}.tmp", &key[..16], std::process::id()));
     let mut command = Command::new("c++");
-    command.args(["-std=c++17", "-O2", "-march=native", "-fPIC", "-shared", "-fno-gnu-unique", "-Wall", "-Wextra"]);
+    command.args([
+        "-std=c++17",
+        "-O2",
+        "-march=native",
+        "-fPIC",
+        "-shared",
+        "-fno-gnu-unique",
+        "-Wl,-Bsymbolic",
+        "-Wall",
+        "-Wextra",
+    ]);
     command.args(["-Wno-unknown-pragmas", "-Werror"]).arg("-I").arg(root.join("kernels")).arg("-I").arg(&harness);
     command.args(["-x", "c++"]).arg(folder.join(format!("{stem}.cu")));
     command

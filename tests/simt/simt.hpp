@@ -381,6 +381,13 @@ inline void launch(void (*kernel)(A...), const unsigned* grid, unsigned threads,
   if (fault.empty()) fault = call(kernel, grid, threads, shared, (Order)order, seed, args, std::index_sequence_for<A...>{});
   snprintf(text, capacity, "%s", fault.c_str());
 }
+// The bytes of each argument; returns how many there are.
+template <class... A>
+inline unsigned arguments(void (*)(A...), unsigned* sizes) {
+  unsigned expected[] = {sizeof(A)..., 0};
+  std::copy(expected, expected + sizeof...(A), sizes);
+  return sizeof...(A);
+}
 }  // namespace simt
 
 #define SIMT_TEXT2(x) #x
@@ -416,6 +423,7 @@ using std::max;
 using std::min;
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
+inline void sincospif(float x, float* s, float* c) { *s = (float)sin(M_PI * x), *c = (float)cos(M_PI * x); }
 inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
@@ -430,6 +438,7 @@ template <class T>
 inline T __ldg(const T* p) { return *p; }
 
 #define EXPORT(kernel)                                                                                                             \
+  extern "C" unsigned simt_arguments_##kernel(unsigned* sizes) { return simt::arguments(kernel, sizes); }                          \
   extern "C" void simt_launch_##kernel(const unsigned* grid, unsigned threads, size_t shared, void** args, const unsigned* sizes, \
                                        unsigned count, unsigned order, uint64_t seed, char* fault, size_t capacity) {             \
     simt::launch(kernel, grid, threads, shared, args, sizes, count, order, seed, fault, capacity);                                \

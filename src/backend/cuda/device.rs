@@ -1,6 +1,7 @@
 //! The seam between the ops and what runs their kernels: a GPU (`driver`), or the CPU emulation that the tests bring. Knows no ops.
 
 use super::kernels::Kernel;
+use crate::backend::Recording;
 use crate::error::Result;
 use crate::tensor::{DType, DeviceMemory};
 use std::sync::Arc;
@@ -97,10 +98,4 @@ pub trait Device: Send + Sync {
     /// Records what `work` gives the device, without doing it. Memory that `work` takes and frees stays the recording's own; tensors
     /// that it was given must outlive it. `work` must not copy from or to the host.
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>>;
-}
-
-/// Work that can be given to its device again and again, at the cost of one launch.
-pub trait Recording: Send + Sync {
-    /// Gives it to the device once more.
-    fn replay(&self) -> Result<()>;
 }

@@ -7,10 +7,11 @@
 
 use super::arena::Arena;
 use super::compiler::Compiler;
-use super::device::{Arg, Device, Gemm, Launch, Recording};
+use super::device::{Arg, Device, Gemm, Launch};
 use super::gemm_library::GemmLibrary;
 use super::kernels::Kernel;
 use super::library;
+use crate::backend::Recording;
 use crate::error::{Error, Result};
 use crate::tensor::DeviceMemory;
 use cudarc::driver::{DriverError, result, sys};

@@ -16,7 +16,8 @@ fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "tensor", name }
 }
 
-fn address(tensor: &Tensor) -> Result<u64> {
+/// Of the first element, on the device.
+pub(super) fn address(tensor: &Tensor) -> Result<u64> {
     match pointer(tensor)? {
         Arg::Pointer(address) => Ok(address),
         _ => Err(Error::system("a tensor without an address")),
@@ -40,7 +41,8 @@ pub(super) fn write(be: &Cuda, tensor: &mut Tensor, values: &Tensor) -> Result<(
     be.device.upload(address(tensor)?, rounded.as_bytes())
 }
 
-fn download(tensor: &Tensor) -> Result<Tensor> {
+/// A copy of the tensor on the host.
+pub(super) fn download(tensor: &Tensor) -> Result<Tensor> {
     tensor
         .host_copy()?
         .ok_or_else(|| Error::system(format!("{tensor:?} lies on the host; the GPU backend reads its own")))
@@ -85,4 +87,16 @@ pub(super) fn cast(be: &Cuda, from: &Tensor, to: &mut Tensor) -> Result<()> {
 
 fn blocks(tensor: &Tensor) -> [usize; 3] {
     [tensor.len().div_ceil(BLOCK).min(MOST_BLOCKS), 1, 1]
+}
+
+/// Normal numbers of this deviation; see kernels/tensor.cu.
+pub(super) fn random_normal(be: &Cuda, tensor: &mut Tensor, deviation: f32, seed: u64) -> Result<()> {
+    let name = match tensor.dtype() {
+        DType::F32 => "random_normal_f32",
+        DType::BF16 => "random_normal_bf16",
+        _ => return Err(no_kernel("random_normal", "the tensor", tensor)),
+    };
+    let word = |bits: u64| Arg::I32(bits as u32 as i32);
+    let args = [pointer(tensor)?, Arg::I64(tensor.len() as i64), Arg::F32(deviation), word(seed), word(seed >> 32)];
+    be.launch(kernel(name), blocks(tensor), BLOCK, 0, &args)
 }
