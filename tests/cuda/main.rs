@@ -11,6 +11,7 @@ mod advance;
 mod attention;
 mod attention_paged;
 mod embed;
+mod faults;
 mod model;
 mod ppo_loss;
 mod qk_norm_rope;

@@ -28,7 +28,15 @@ KERNEL(128) missing_barrier(const float* x, float* y) {
 }
 EXPORT(missing_barrier)
 
-// Right when threads run in order: the slot is read late only in another one.
+// Right when threads run from the last to the first.
+KERNEL(128) hidden_missing_barrier(const float* x, float* y) {
+  SHARED(float, tile, 128);
+  tile[threadIdx.x] = x[threadIdx.x];
+  y[threadIdx.x] = threadIdx.x < 127 ? tile[threadIdx.x + 1] : 128.f;
+}
+EXPORT(hidden_missing_barrier)
+
+// The slot is written again before all have read it.
 KERNEL(128) missing_second_barrier(const float* x, float* y) {
   SHARED(float, slot, 1);
   float sum = 0.f;
