@@ -22,12 +22,13 @@ pub fn doctor() -> Result<()> {
                 let what = if name == Name::Driver { "runs CUDA" } else { "version" };
                 format!("{what} {}: {} ({})", library.version, library.path.display(), library.origin)
             }
-            Err(why) => format!("missing: {why}"),
+            Err(why) => why.to_string(),
         };
         say(&name.to_string(), &found);
     }
     match library::probe() {
-        Err(why) => say("GPU", &format!("none: {why}")),
+        Err(_) if driver.is_none() => say("GPU", "none without a driver"),
+        Err(why) => say("GPU", &why.to_string()),
         Ok(gpus) => {
             for gpu in gpus {
                 let (major, minor) = gpu.capability;

@@ -11,6 +11,7 @@ mod advance;
 mod attention;
 mod attention_paged;
 mod embed;
+mod faults;
 mod gemm;
 mod linear;
 mod linear_logprob;

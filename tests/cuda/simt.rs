@@ -376,6 +376,21 @@ fn library(stem: &'static str) -> Result<Arc<Library>> {
     Ok(loaded.entry(stem).or_insert(Arc::new(library)).clone())
 }
 
+/// An access that is not aligned for its type is a fault, as on a GPU.
+const FLAGS: &[&str] = &[
+    "-std=c++17",
+    "-O2",
+    "-march=native",
+    "-fPIC",
+    "-fno-gnu-unique",
+    "-fsanitize=alignment",
+    "-fno-sanitize-recover=alignment",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Werror",
+];
+
 /// Compiles kernels/STEM.cu with c++ into target/, unless the same text was compiled before.
 fn compile(stem: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -385,7 +400,7 @@ fn compile(stem: &str) -> Result<PathBuf> {
         None => (harness.clone(), std::fs::read_to_string(harness.join(format!("{stem}.cu"))).unwrap()),
     };
     let mut key = blake3::Hasher::new();
-    for part in [&text, HEADER, include_str!("../simt/simt.hpp"), include_str!("../simt/switch.S")] {
+    for part in [&text, HEADER, &FLAGS.join(" "), include_str!("../simt/simt.hpp"), include_str!("../simt/switch.S")] {
         key.update(part.as_bytes());
     }
     let key = key.finalize().to_hex();
@@ -396,35 +411,38 @@ fn compile(stem: &str) -> Result<PathBuf> {
         return Ok(target);
     }
     let unfinished = out.join(format!("{stem}-{}-{}.tmp", &key[..16], std::process::id()));
+    let object = unfinished.with_extension("o");
     let mut command = Command::new("c++");
-    command.args([
-        "-std=c++17",
-        "-O2",
-        "-march=native",
-        "-fPIC",
-        "-shared",
-        "-fno-gnu-unique",
-        "-Wl,-Bsymbolic",
-        "-Wall",
-        "-Wextra",
-    ]);
-    command.args(["-Wno-unknown-pragmas", "-Werror"]).arg("-I").arg(root.join("kernels")).arg("-I").arg(&harness);
-    command.args(["-x", "c++"]).arg(folder.join(format!("{stem}.cu")));
-    command
-        .args(["-x", "assembler"])
-        .arg(harness.join("switch.S"))
-        .args(["-x", "none", "-pthread", "-o"])
-        .arg(&unfinished);
+    command.args(FLAGS).arg("-I").arg(root.join("kernels")).arg("-I").arg(&harness);
+    command.args(["-c", "-x", "c++"]).arg(folder.join(format!("{stem}.cu"))).arg("-o").arg(&object);
+    succeed(command, stem)?;
+    // Apart from the compilation, so that the sanitizer's own library is not asked for.
+    let mut command = Command::new("c++");
+    command.args(["-shared", "-Wl,-Bsymbolic"]).arg(&object).args(["-x", "assembler"]).arg(harness.join("switch.S"));
+    command.args(["-x", "none", "-pthread", "-o"]).arg(&unfinished);
+    succeed(command, stem)?;
+    std::fs::remove_file(&object).unwrap();
+    std::fs::rename(&unfinished, &target).unwrap();
+    Ok(target)
+}
+
+fn succeed(mut command: Command, stem: &str) -> Result<()> {
     let output = command.output().map_err(|e| {
         Error::system(format!(
             "running c++ on kernels/{stem}.cu: {e}; install a C++ compiler (Debian: apt-get install g++)"
         ))
     })?;
-    if !output.status.success() {
-        return Err(Error::system(format!("kernels/{stem}.cu: {}", String::from_utf8_lossy(&output.stderr))));
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(Error::system(format!("kernels/{stem}.cu: {}", String::from_utf8_lossy(&output.stderr)))),
     }
-    std::fs::rename(&unfinished, &target).unwrap();
-    Ok(target)
+}
+
+/// Whether the compiled source has a kernel of this name.
+pub fn exports(stem: &'static str, name: &str) -> bool {
+    let library = library(stem).unwrap();
+    // SAFETY: the address is not called.
+    unsafe { library.get::<Entry>(format!("simt_launch_{name}\0").as_bytes()) }.is_ok()
 }
 
 /// A kernel of the harness's own tests.

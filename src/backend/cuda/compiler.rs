@@ -84,6 +84,11 @@ impl Compiler {
     /// Looked up, or compiled and kept.
     pub fn compile(&self, stem: &str, arch: &str) -> Result<Compiled> {
         let source = kernels::source(stem).ok_or_else(|| Error::system(format!("there is no kernels/{stem}.cu")))?;
+        self.compile_source(stem, source, arch)
+    }
+
+    /// The same for a source that is not among the crate's.
+    pub fn compile_source(&self, stem: &str, source: &str, arch: &str) -> Result<Compiled> {
         let key = key(stem, source, arch);
         let known = match &self.nvrtc {
             Ok(nvrtc) => Some(self.folder.join(format!("{key}-{}.cubin", nvrtc.version))),
@@ -100,7 +105,8 @@ impl Compiler {
             ))
         })?;
         let start = Instant::now();
-        let (cubin, log) = nvrtc.compile(&format!("{stem}.cu"), source, &options(arch))?;
+        let compiled = nvrtc.compile(&format!("{stem}.cu"), source, &options(arch));
+        let (cubin, log) = compiled.map_err(|e| e.context(format!("compiling kernels/{stem}.cu for {arch}")))?;
         let path = self.folder.join(format!("{key}-{}.cubin", nvrtc.version));
         // The log first: an entry is there when its cubin is.
         write_whole(&path.with_extension("cubin.log"), log.as_bytes())?;
@@ -239,20 +245,20 @@ impl Nvrtc {
         unsafe {
             let made =
                 (self.create)(&mut program, source.as_ptr(), title.as_ptr(), 1, &header.as_ptr(), &include.as_ptr());
-            self.checked(name, "taking the source", made)?;
+            self.checked("taking the source", made)?;
             let status = (self.compile)(program, options.len() as i32, options.as_ptr());
             let take = |size: unsafe extern "C" fn(Program, *mut usize) -> i32,
                         copy: unsafe extern "C" fn(Program, *mut c_char) -> i32|
              -> Result<Vec<u8>> {
                 let mut bytes = 0;
-                self.checked(name, "measuring", size(program, &mut bytes))?;
+                self.checked("measuring", size(program, &mut bytes))?;
                 let mut buffer = vec![0u8; bytes];
-                self.checked(name, "copying", copy(program, buffer.as_mut_ptr().cast()))?;
+                self.checked("copying", copy(program, buffer.as_mut_ptr().cast()))?;
                 Ok(buffer)
             };
             let log = take(self.log_size, self.log)
                 .map(|bytes| String::from_utf8_lossy(&bytes).trim_end_matches(['\0', '\n']).to_string());
-            let result = match (self.checked(name, "compiling", status), log) {
+            let result = match (self.checked("NVRTC", status), log) {
                 (Ok(()), Ok(log)) => take(self.cubin_size, self.cubin).map(|cubin| (cubin, log)),
                 (Err(why), Ok(log)) => Err(Error::system(format!("{why}\n{log}"))),
                 (_, Err(why)) => Err(why),
@@ -262,13 +268,13 @@ impl Nvrtc {
         }
     }
 
-    fn checked(&self, name: &str, doing: &str, status: i32) -> Result<()> {
+    fn checked(&self, doing: &str, status: i32) -> Result<()> {
         if status == 0 {
             return Ok(());
         }
         // SAFETY: nvrtcGetErrorString gives a constant C string for any status.
         let text = unsafe { CStr::from_ptr((self.error)(status)) }.to_string_lossy();
-        Err(Error::system(format!("kernels/{name}: {doing}: {text}")))
+        Err(Error::system(format!("{doing}: {text}")))
     }
 }
 

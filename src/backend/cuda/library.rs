@@ -308,25 +308,16 @@ fn configured(folder: &Path) -> Vec<PathBuf> {
     lines.filter(|folder| folder.is_absolute()).collect()
 }
 
-/// NVRTC opens its builtins by name when it compiles; a library that is open already satisfies that, wherever it lies.
+/// NVRTC opens its builtins by name when it compiles; a library that is open already satisfies that, wherever it lies. Without them
+/// beside it NVRTC looks for them itself and says when there are none.
 fn builtins(nvrtc: &Path) -> Result<()> {
     let major = nvrtc.extension().unwrap_or_default().to_string_lossy();
     let prefix = format!("libnvrtc-builtins.so.{major}");
     let folder = crate::files::parent(nvrtc);
     let entries = std::fs::read_dir(folder).map_err(|e| Error::io("looking into", folder, &e))?;
     let names = entries.flatten().map(|entry| entry.path());
-    let mut found = false;
-    for path in names.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))) {
-        keep(&path)?;
-        found = true;
-    }
-    match found {
-        true => Ok(()),
-        false => {
-            let (folder, install) = (folder.display(), Name::Nvrtc.install(None));
-            Err(Error::system(format!("{prefix} is not beside libnvrtc in {folder}; {install}")))
-        }
-    }
+    let is_builtins = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+    names.filter(is_builtins).try_for_each(|path| keep(&path).map(|_| ()))
 }
 
 /// Opens a library for all and never closes it: later lookups by its soname, also those of other code, find this one.
