@@ -4,6 +4,7 @@
 mod bad_input;
 mod disk_full;
 mod look;
+mod plan;
 mod rl;
 mod score;
 mod sft;
