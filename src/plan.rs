@@ -361,13 +361,16 @@ impl Plan {
     /// What the longest example would need, when that is more than `available` bytes.
     pub fn warning(&self, available: usize) -> Option<String> {
         let (fit, longest) = (self.asked.largest_micro_tokens(available)?, self.longest);
-        let remedy = match self.work {
-            Work::Sft => format!("sft.max_tokens={fit} refuses such examples at the start"),
-            _ => "environment.context_limit, sampling.max_tokens and rl.samples bound it".to_string(),
+        let (one, remedy) = match self.work {
+            Work::Sft => ("an example", format!("sft.max_tokens={fit} refuses such examples at the start")),
+            _ => (
+                "a prompt with its replies",
+                "environment.context_limit, sampling.max_tokens and rl.samples bound it".to_string(),
+            ),
         };
         (self.total <= available && self.longest_total > available).then(|| {
             format!(
-                "a single one of up to {} tokens gets a pass of its own and would take {}; passes of more than {} tokens do not fit: \
+                "{one} of up to {} tokens gets a pass of its own and would take {}; passes of more than {} tokens do not fit: \
                  {remedy}",
                 grouped(longest),
                 size(self.longest_total),

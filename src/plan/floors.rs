@@ -251,7 +251,7 @@ fn rl(asked: &Asked, peaks: &Peaks) -> Vec<Floor> {
             update,
             Some(states * asked.group() as f64),
             format!(
-                "{} epochs over {} tokens{}",
+                "rl.epochs={} over {} tokens{}",
                 settings.epochs,
                 grouped(settings.states * asked.group()),
                 scored(critic > 0.0)

@@ -8,7 +8,7 @@ use tempfile::tempdir;
 #[test]
 fn a_plan_is_printed_before_anything_is_loaded() {
     let shown = done(&["plan", "--random-weights", "qwen2.5-7b", "--device-kind", "h200"]);
-    for part in ["sft on H200", "rl on H200", "31.40 GFLOP a token", "25,158 tok/s", "15.23 GB", "it fits"] {
+    for part in ["sft on H200", "rl on H200", "31.40 GFLOP a token", "25,159 tok/s", "15.23 GB", "it fits"] {
         assert!(shown.contains(part), "{shown} lacks {part:?}");
     }
     // Without a device kind, that of run.device, whose peaks are assumed.
@@ -45,6 +45,6 @@ fn what_cannot_be_planned_is_refused() {
     refused(&[&seven[..], &["lora.modules=foo"]].concat(), &["foo", "gate"]);
     let full = [&seven[..], &["--device-kind", "h100", "--for", "sft", "full=true"]].concat();
     refused(&full, &["asks", "there are 84.83 GB", "sft.full=false"]);
-    let out = onestep(&full);
+    let out = onestep(&[&["plan"], &full[..]].concat());
     assert!(out.stdout.contains("IT DOES NOT FIT"), "{out:?}");
 }
