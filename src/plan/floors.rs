@@ -34,10 +34,10 @@ impl Peaks {
             },
             Kind::H100 => Self { name: "H100", flops: 798e12, bandwidth: 3.0e12, origin: h100, memory: Some(79 << 30) },
             Kind::Gpu => Self {
-                name: "a GPU whose peaks are not known (those of an H100 are assumed)",
+                name: "a GPU of unknown peaks",
                 flops: 798e12,
                 bandwidth: 3.0e12,
-                origin: "an H100's, assumed",
+                origin: "assumed: an H100's",
                 memory: None,
             },
             Kind::Cpu { cores } => Self {
@@ -48,6 +48,12 @@ impl Peaks {
                 memory: None,
             },
         }
+    }
+}
+
+impl std::fmt::Display for Peaks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} TFLOP/s, {} TB/s, {}", self.flops / 1e12, self.bandwidth / 1e12, self.origin)
     }
 }
 
@@ -165,13 +171,11 @@ fn sft(asked: &Asked, peaks: &Peaks) -> Vec<Floor> {
             tokens_per_second: Some(rate),
             seconds: None,
             from: format!(
-                "{} GFLOP a token (linear {}, attention at {context} {}, LoRA {}) at {} TFLOP/s ({})",
+                "{} GFLOP a token (linear {}, attention at {context} {}, LoRA {})",
                 giga(flops.total()),
                 giga(flops.linear),
                 giga(flops.attention),
-                giga(flops.adapter),
-                peaks.flops / 1e12,
-                peaks.origin
+                giga(flops.adapter)
             ),
         },
         Floor {
@@ -190,12 +194,7 @@ fn sampling(asked: &Asked, peaks: &Peaks) -> Vec<Floor> {
         what: "prefill".into(),
         tokens_per_second: Some(context as f64 * peaks.flops / prefill),
         seconds: None,
-        from: format!(
-            "prompts of {context} tokens, {:.2} GFLOP a token at {} TFLOP/s ({})",
-            prefill / context as f64 / 1e9,
-            peaks.flops / 1e12,
-            peaks.origin
-        ),
+        from: format!("prompts of {context} tokens, {:.2} GFLOP a token", prefill / context as f64 / 1e9),
     }];
     for batch in DECODE_BATCHES {
         let seconds = asked.decode(peaks, batch as f64, context as f64, false);
@@ -203,10 +202,7 @@ fn sampling(asked: &Asked, peaks: &Peaks) -> Vec<Floor> {
             what: format!("decode, batch {batch}"),
             tokens_per_second: Some(batch as f64 / seconds),
             seconds: Some(seconds),
-            from: format!(
-                "weights and {batch} x {context} tokens of keys and values read at {} TB/s, no adapter",
-                peaks.bandwidth / 1e12
-            ),
+            from: format!("weights, and keys and values of {batch} x {context} tokens, read once; no adapter"),
         });
     }
     out
@@ -255,7 +251,7 @@ fn rl(asked: &Asked, peaks: &Peaks) -> Vec<Floor> {
             update,
             Some(states * asked.group() as f64),
             format!(
-                "{} epochs over {} tokens{}",
+                "rl.epochs={} over {} tokens{}",
                 settings.epochs,
                 grouped(settings.states * asked.group()),
                 scored(critic > 0.0)
