@@ -2,7 +2,7 @@
 // low-rank adapter whose s = x A^T comes out of the same pass over x. cp.async in 4 stages, swizzled shared memory, ldmatrix, mma.m16n8k16.
 // Tiles: 128x128x32 (8 warps) where they fill the GPU, 64x64x64 (4) below; for decode 16x32x128 (2) and 64x32x64 (4), many blocks that
 // stream the weight. Every element is one f32 chain over ascending k by 16 in all of them, and x W^T is never split over k: the bits of a
-// row depend neither on the tile nor on the other rows. Products over tokens may be split over k: partial sums, added in order (sum_splits).
+// row depend neither on the tile nor on the other rows. Products over tokens may be split over k: partial sums, added in order.
 // Not here: both operands transposed; wgmma and TMA.
 #include "device.cuh"
 

@@ -43,7 +43,8 @@ DEVICE void lora_down(const bf16* x, i64 x_stride, const float* w, int t, int r,
       int rank = rank0 + j * 8 + g;
       float f[8];
       if (!K_ROWS && aligned_w && rank < r && count >= 8) {
-        float4 low = *reinterpret_cast<const float4*>(w + (i64)rank * k + kk), high = *reinterpret_cast<const float4*>(w + (i64)rank * k + kk + 4);
+        const float4* from = reinterpret_cast<const float4*>(w + (i64)rank * k + kk);
+        float4 low = from[0], high = from[1];
         f[0] = low.x, f[1] = low.y, f[2] = low.z, f[3] = low.w, f[4] = high.x, f[5] = high.y, f[6] = high.z, f[7] = high.w;
       } else {
 #pragma unroll
@@ -153,11 +154,13 @@ DEVICE void lora_up(const bf16* s, const float* w, int t, int n, int r, float sc
       }
     }
 }
-KERNEL(256) lora_up_nt(const bf16* s, const float* w, int t, int n, int r, float scale, const void* bias, int bias_is_f32, bf16* y, i64 y_stride) {
+KERNEL(256)
+lora_up_nt(const bf16* s, const float* w, int t, int n, int r, float scale, const void* bias, int bias_is_f32, bf16* y, i64 y_stride) {
   lora_up<false>(s, w, t, n, r, scale, bias, bias_is_f32, y, y_stride);
 }
 EXPORT(lora_up_nt)
-KERNEL(256) lora_up_nn(const bf16* s, const float* w, int t, int n, int r, float scale, const void* bias, int bias_is_f32, bf16* y, i64 y_stride) {
+KERNEL(256)
+lora_up_nn(const bf16* s, const float* w, int t, int n, int r, float scale, const void* bias, int bias_is_f32, bf16* y, i64 y_stride) {
   lora_up<true>(s, w, t, n, r, scale, bias, bias_is_f32, y, y_stride);
 }
 EXPORT(lora_up_nn)
