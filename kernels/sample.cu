@@ -187,9 +187,8 @@ DEVICE Kept keep(const Row& r, Scratch* s, int top_k, float top_p) {
     double enough = (double)top_p * (double)block_total(sum, s->sums);
     u32 key = threshold<true>(r, s, enough, &count, &above, &equal);
     double w = (double)fixed_weight(r, value_of(key));
-    int needed = (int)fmin(fmax(ceil((enough - (double)above) / w), 1.), (double)equal);
-    // At the key of top-k no more than top-k has left.
-    kept.ties = key == kept.key && kept.ties < needed ? kept.ties : needed;
+    // At the key of top-k, at most what top-k has left of the ties: `enough` is.
+    kept.ties = (int)fmin(fmax(ceil((enough - (double)above) / w), 1.), (double)equal);
     kept.key = key;
   }
   return kept;

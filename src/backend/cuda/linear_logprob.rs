@@ -4,7 +4,6 @@ use super::device::{Arg, Gemm, Matrix};
 use super::gemm::{gemm, matrix, operand};
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer};
-use crate::backend::Backend;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;
