@@ -23,7 +23,7 @@ pub(super) struct Buffers {
     pub shared: usize,
 }
 
-/// Logits that are in memory at once, at most: rows and columns on the CPU (cpu/linear_logprob.rs), bytes on the GPU.
+/// Logits that are in memory at once, at most: rows and columns on the CPU, bytes in f32 on the GPU (linear_logprob.rs).
 const CPU_LOGITS: (usize, usize) = (2048, 1024);
 const GPU_LOGITS: usize = 256 << 20;
 /// Room for the temporaries of ops on the GPU (split sums, cuBLASLt, copies of adapters).
@@ -178,7 +178,8 @@ impl Asked {
         let (rl, (_, reply)) = (&self.config.rl, self.lengths());
         let (cpu_rows, cpu_columns) = CPU_LOGITS;
         let chunk = match is_gpu {
-            true => GPU_LOGITS.min(t * model.vocab * a),
+            // f32 and its gradient in bf16; the head's own gradient is made of four times larger chunks
+            true => (if full { 4 * GPU_LOGITS } else { GPU_LOGITS }).min(t * model.vocab * a) / a * (a + e),
             false => t.min(cpu_rows) * model.vocab.min(cpu_columns) * a,
         };
         let largest = parameter_shapes(model).iter().map(|(_, s)| s.iter().product::<usize>()).max().unwrap_or(0);
@@ -245,8 +246,8 @@ impl Asked {
                 "logits",
                 when(trains, chunk).max(when(samples, engine.max_running * model.vocab * a)),
                 match samples {
-                    true => format!("f32, the larger of a chunk and {} samples", engine.max_running),
-                    false => "f32, a chunk".into(),
+                    true => format!("the larger of a chunk and those of {} samples", engine.max_running),
+                    false => "a chunk and its gradient".into(),
                 },
             ),
             // 2 L blocks block_size NKV HS e
