@@ -52,7 +52,7 @@ DEVICE int at(int row, int unit) {
 // Starts loading one head of the 128 cache rows in `rows`, zeros for a row of -1.
 template <int HS, int THREADS>
 DEVICE void load_pages(bf16* tile, const bf16* head, i64 stride, const int* rows) {
-#pragma unroll 2
+#pragma unroll 1
   for (int n = threadIdx.x; n < KEYS * HS / 8; n += THREADS) {
     int key = n / (HS / 8), unit = n % (HS / 8), row = rows[key];
     cp_async16(tile + at<HS>(key, unit), head + (row < 0 ? 0 : row * stride) + unit * 8, row >= 0);

@@ -4,8 +4,7 @@ use crate::support::check;
 use onestep::tensor::DType;
 
 /// (T, C): vectors first, then single elements, also where the row is too wide for registers.
-const SHAPES: [(usize, usize); 9] =
-    [(5, 192), (3, 200), (2, 2056), (2, 4104), (1, 10000), (3, 7), (4, 33), (2, 2061), (1, 16392)];
+const SHAPES: [(usize, usize); 7] = [(5, 192), (3, 200), (2, 2056), (1, 4104), (3, 7), (4, 33), (1, 16392)];
 
 #[test]
 fn forward_adds_and_norms() {
@@ -42,10 +41,16 @@ fn forward_without_an_addition_norms_the_residual() {
 /// T above the number of blocks that add up dw, so that a block has more than one row.
 #[test]
 fn backward_accumulates_with_and_without_dw() {
-    for (t, c) in SHAPES.into_iter().chain([(300, 40), (300, 7)]) {
-        for (w_type, wants_dw) in [(DType::BF16, true), (DType::F32, true), (DType::BF16, false), (DType::F32, false)] {
-            if c > 300 && w_type == DType::BF16 {
-                continue; // only to save time
+    for (t, c) in SHAPES.into_iter().chain([(270, 16), (270, 7)]) {
+        let small = t * c < 300; // the others in two of four variants, to save time
+        for (w_type, wants_dw, all) in [
+            (DType::F32, true, true),
+            (DType::BF16, false, true),
+            (DType::BF16, true, small),
+            (DType::F32, false, small),
+        ] {
+            if !all {
+                continue;
             }
             check("add_rmsnorm_backward", 0, |d| {
                 let (sum, dy, mut dsum) = (d.normal(&[t, c]), d.normal(&[t, c]), d.normal(&[t, c]));

@@ -4,8 +4,9 @@ use crate::support::{check, gpu};
 use crate::{simt::Order, support::Draw};
 use onestep::backend::{Backend, Heads};
 
-/// (T, C, M): widths for vectors and for single elements; more than one round of indices and one slab of columns.
-const SHAPES: [(usize, usize, usize); 5] = [(5, 7, 300), (40, 33, 9), (9, 192, 30), (3, 1224, 10), (12, 2056, 7)];
+/// (T, C, M): widths for vectors and for single elements; rows named by indices of one warp, of two and of two rounds; two slabs of columns.
+const SHAPES: [(usize, usize, usize); 6] =
+    [(5, 7, 300), (40, 33, 9), (9, 192, 30), (3, 264, 150), (3, 1224, 10), (12, 2056, 7)];
 
 #[test]
 fn rows_are_gathered() {
