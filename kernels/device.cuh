@@ -16,7 +16,7 @@ struct bf16 { u16 bits; };
 
 #ifdef __CUDACC__
 #define EXPORT(kernel)
-#define SHARED(T, name, count) __shared__ T name[count]
+#define SHARED(T, name, count) __shared__ __align__(16) T name[count]
 #define DYNAMIC_SHARED(T, name)                                    \
   extern __shared__ __align__(1024) unsigned char name##_bytes[]; \
   T* name = reinterpret_cast<T*>(name##_bytes)

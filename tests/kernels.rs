@@ -16,9 +16,15 @@ const NVRTC: &str = "nvidia-cuda-nvrtc==13.0.88";
 const NVDISASM: &str = "nvidia-cuda-nvdisasm==13.2.51";
 const TABLE: &str = "kernels/RESOURCES.csv";
 /// (kernel, why): kernels that may use local memory.
-const MAY_SPILL: &[(&str, &str)] = &[];
+const MAY_SPILL: &[(&str, &str)] = &[
+    (
+        "prompt_128",
+        "8 bytes on sm_100a at 128 registers, which leave room for two blocks on a multiprocessor; all the registers it wants, 198, leave one",
+    ),
+    ("prompt_64", "8 bytes on sm_120a, as prompt_128"),
+];
 /// Sources whose kernels multiply matrices on tensor cores.
-const TENSOR_CORES: &[&str] = &["attention", "attention_backward", "gemm", "linear"];
+const TENSOR_CORES: &[&str] = &["attention", "attention_backward", "attention_paged", "gemm", "linear"];
 
 fn target() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))

@@ -164,12 +164,10 @@ impl Device for Simt {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn DeviceMemory>> {
-        let mut block = Block { storage: vec![u64::MAX; (bytes + 2 * REDZONE + 256) / 8 + 1], bytes };
+        let block = Block { storage: vec![u64::MAX; (bytes + 2 * REDZONE + 256) / 8 + 1], bytes };
         let start = block.start();
         let address = block.storage.as_ptr() as u64 + start as u64;
-        bytemuck::cast_slice_mut::<u64, u8>(&mut block.storage)[start..start + bytes].fill(0);
         self.shared.blocks.lock().unwrap().insert(address, block);
-        self.zero(address, bytes)?;
         Ok(Arc::new(Memory { address, shared: self.shared.clone() }))
     }
 

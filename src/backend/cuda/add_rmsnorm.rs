@@ -3,6 +3,7 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, int, no_kernel, optional, pointer, rows};
+use crate::backend::Backend;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -71,7 +72,7 @@ pub(super) fn add_rmsnorm_backward(
     };
     let (t, c) = (sum.rows(), w.len());
     let blocks = if dw.is_some() { t.min(BLOCKS) } else { t };
-    let partials = if dw.is_some() { Some(be.workspace(&[1, blocks, c], DType::F32)?) } else { None };
+    let partials = if dw.is_some() { Some(be.alloc(&[1, blocks, c], DType::F32)?) } else { None };
     let args = [
         pointer(sum)?,
         pointer(w)?,

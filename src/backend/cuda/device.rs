@@ -77,7 +77,7 @@ pub trait Device: Send + Sync {
     fn name(&self) -> &str;
     /// Streaming multiprocessors: how many blocks run side by side, about.
     fn multiprocessors(&self) -> usize;
-    /// Zeroed memory, aligned to 256 bytes. Error: what was asked, what is free, what to do.
+    /// Memory with anything in it, aligned to 256 bytes. Error: what was asked, what is free, what to do.
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn DeviceMemory>>;
     /// Host to device.
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;

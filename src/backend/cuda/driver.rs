@@ -319,15 +319,8 @@ impl Device for Gpu {
                 self.name
             ))
         })?;
-        let memory = Memory {
-            address: self.base + offset as u64,
-            offset,
-            bytes,
-            state: self.state.clone(),
-            context: self.context,
-        };
-        self.zero(memory.address, bytes)?;
-        Ok(Arc::new(memory))
+        let (address, state) = (self.base + offset as u64, self.state.clone());
+        Ok(Arc::new(Memory { address, offset, bytes, state, context: self.context }))
     }
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {

@@ -95,10 +95,11 @@ impl Cuda {
         self.device.launch(&Launch { kernel, grid, block: extent(block)?, shared: extent(shared)?, args })
     }
 
-    /// A tensor for the time of one op. Its memory may be given out again as soon as it is dropped: work on it stands before whatever
+    /// A tensor for the time of one op, with anything in it. Its memory may be given out again as soon as it is dropped: work on it stands before whatever
     /// uses the memory next, in the device's order.
     fn workspace(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        self.alloc(shape, dtype)
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        Ok(Tensor::on_device(shape, dtype, self.device.alloc(bytes)?))
     }
 }
 
@@ -141,8 +142,9 @@ impl Backend for Cuda {
     }
 
     fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let bytes = shape.iter().product::<usize>() * dtype.size();
-        Ok(Tensor::on_device(shape, dtype, self.device.alloc(bytes)?))
+        let mut tensor = self.workspace(shape, dtype)?;
+        tensor::fill(self, &mut tensor, 0.0)?;
+        Ok(tensor)
     }
 
     fn records(&self) -> bool {
@@ -154,7 +156,7 @@ impl Backend for Cuda {
     }
 
     fn place(&self, weight: Tensor) -> Result<Tensor> {
-        let mut placed = self.alloc(weight.shape(), TYPES.activation)?;
+        let mut placed = self.workspace(weight.shape(), TYPES.activation)?;
         self.write(&mut placed, &weight)?;
         Ok(placed)
     }

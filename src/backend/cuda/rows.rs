@@ -3,7 +3,7 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, int, no_kernel, pointer};
-use crate::backend::Heads;
+use crate::backend::{Backend, Heads};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -44,7 +44,7 @@ pub(super) fn scatter_add(be: &Cuda, op: &str, dy: &Tensor, rows: &Tensor, dx: &
         _ => return Err(no_kernel(op, "the matrix", dx)),
     };
     let (m, t, c) = (dy.rows(), dx.rows(), dx.columns());
-    let (first, count) = (be.workspace(&[t], DType::I32)?, be.workspace(&[t], DType::I32)?);
+    let (first, count) = (be.alloc(&[t], DType::I32)?, be.alloc(&[t], DType::I32)?); // zeros: nobody has named a row
     let args = [pointer(rows)?, pointer(&first)?, pointer(&count)?, int(m)?, int(t)?];
     be.launch(kernel("name_rows"), [m.div_ceil(256), 1, 1], 256, 0, &args)?;
     let block = threads(units(c), ADDING_THREADS);
