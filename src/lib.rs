@@ -51,6 +51,7 @@ pub mod pretrain;
 pub mod rl;
 pub mod sft;
 
+pub mod bench;
 pub mod report;
 
 pub mod cli;

@@ -1,6 +1,7 @@
 //! The command line: one match on the command.
 
 mod args;
+mod bench;
 mod inspect;
 mod quickstart;
 mod session;
@@ -37,5 +38,6 @@ fn run(command: Command) -> Result<()> {
         Command::Task(command) => inspect::task(&command),
         Command::Data(command) => inspect::data(&command),
         Command::Report(args) => inspect::report(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
