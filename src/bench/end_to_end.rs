@@ -127,7 +127,7 @@ impl<'a> EndToEnd<'a> {
             let weight = 1.0 / batch.loss_rows() as f32;
             let loss = cross_entropy(be, policy, &batch, weight, &mut acts, Some(&mut grads))?;
             let tensors = grads.adapter.as_deref().unwrap_or_default();
-            let norm = optimizer.step(be, &mut adapter.tensors, tensors, 1e-3, 1.0)?;
+            let norm = optimizer.step(be, &mut adapter.tensors, tensors, 1e-4, 1.0)?;
             let start = *first.get_or_insert(loss);
             // Training on one batch: a step that does nothing, or the wrong thing, shows in a loss that does not fall.
             let off = if config.tied { 0.0 } else { (start - expected).abs() };

@@ -17,7 +17,7 @@ use crate::tensor::{DType, Tensor};
 /// The models compared: of Qwen2's and of Qwen3's family.
 pub fn shapes(large: bool) -> [(&'static str, ModelConfig); 2] {
     let (vocab, hidden, layers, heads, mlp) = match large {
-        true => (1031, 512, 3, Heads { nh: 4, nkv: 2, hs: 128 }, 1096),
+        true => (1031, 512, 2, Heads { nh: 4, nkv: 2, hs: 128 }, 1096),
         false => (37, 64, 2, Heads { nh: 2, nkv: 1, hs: 64 }, 72),
     };
     let qwen2 = ModelConfig {

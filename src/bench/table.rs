@@ -8,9 +8,15 @@ use std::path::Path;
 /// What stands before and after the table in a Markdown file.
 pub const MARKERS: (&str, &str) = ("<!-- bench table -->", "<!-- end of bench table -->");
 
-/// The rows in a results folder: ours (bench.jsonl, again/bench.jsonl) and the peers' (peers.jsonl).
+/// The rows in a results folder: ours (bench.jsonl, and the times of again.jsonl) the peers'
+/// (peers.jsonl), and compute-sanitizer's (sanitizer.jsonl).
 pub fn rows(folder: &Path) -> Vec<Row> {
-    ["bench.jsonl", "again/bench.jsonl", "peers.jsonl"].iter().flat_map(|name| read(&folder.join(name))).collect()
+    let mut rows = read(&folder.join("bench.jsonl"));
+    rows.extend(read(&folder.join("again.jsonl")).into_iter().filter(|r| r.suite == "kernel" && r.median.is_some()));
+    for name in ["peers.jsonl", "sanitizer.jsonl"] {
+        rows.extend(read(&folder.join(name)));
+    }
+    rows
 }
 
 /// Markdown, from rows and the name of the GPU (machine.json's `device`).
@@ -28,8 +34,15 @@ pub fn markdown(rows: &[Row], device: Option<&str>) -> Result<String> {
         let found = if all == 0 { "not measured".to_string() } else { format!("{right} of {all} right") };
         text += &format!("| {name} | {found} |\n");
     }
+    for tool in ["memcheck", "racecheck"] {
+        let row = rows.iter().find(|r| r.suite == "sanitizer" && r.kernel == tool);
+        text += &format!("| compute-sanitizer {tool} | {} |\n", row.map_or("not measured", |r| r.status.as_str()));
+    }
     for kernel in ["gemm", "copy"] {
-        let row = rows.iter().find(|r| r.suite == "ceiling" && r.kernel == kernel && r.median.is_some());
+        let row = rows
+            .iter()
+            .find(|r| (r.suite.as_str(), r.provider.as_str(), r.kernel.as_str()) == ("ceiling", "ours", kernel))
+            .filter(|r| r.median.is_some());
         let found = match (kernel, row) {
             (_, None) => "not measured".to_string(),
             ("gemm", Some(r)) => format!("{:.0} TFLOP/s", r.tflops.unwrap_or(0.0)),

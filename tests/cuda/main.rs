@@ -4,4 +4,5 @@
 mod simt;
 mod support;
 
+mod bench;
 mod tensor;

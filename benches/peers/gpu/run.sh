@@ -35,22 +35,27 @@ else
 fi
 
 # Ours once more, after the peers: a machine that slowed down shows.
-"$onestep" bench --only kernel/ --seconds "${SECONDS_AGAIN:-120}" --out "$out/again" || failed=1
+scratch=$(mktemp -d) || exit 2
+trap 'rm -rf "$scratch"' EXIT
+"$onestep" bench --only kernel/ --seconds "${SECONDS_AGAIN:-120}" --out "$scratch" || failed=1
+cp "$scratch/bench.jsonl" "$out/again.jsonl"
 
 : > "$out/sanitizer.jsonl"
+rm -f "$out/sanitizer.log"
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | head -1)
 for tool in memcheck racecheck; do
     if [ -z "$sanitizer" ]; then
         row sanitizer "$tool" "not run: compute-sanitizer is not installed"
-    elif timeout "${SECONDS_SANITIZER:-600}" "$sanitizer" --tool "$tool" --error-exitcode 86 "$onestep" bench --quick --only correctness --out "$out/$tool" > "$out/$tool.log" 2>&1; then
+    elif timeout "${SECONDS_SANITIZER:-600}" "$sanitizer" --tool "$tool" --error-exitcode 86 "$onestep" bench --quick --only correctness --out "$scratch" > "$scratch/log" 2>&1; then
         row sanitizer "$tool" checked
     else
         code=$?
         case $code in
             124) row sanitizer "$tool" "not run: longer than ${SECONDS_SANITIZER:-600} seconds" ;;
-            86) row sanitizer "$tool" "wrong: see $tool.log"; failed=1 ;;
-            *) row sanitizer "$tool" "wrong: exit code $code; see $tool.log"; failed=1 ;;
+            86) row sanitizer "$tool" "wrong: see sanitizer.log"; failed=1 ;;
+            *) row sanitizer "$tool" "wrong: exit code $code; see sanitizer.log"; failed=1 ;;
         esac
+        tail -c 1000000 "$scratch/log" >> "$out/sanitizer.log"
     fi
 done
 "$onestep" bench --table "$out" > "$out/table.md" && cat "$out/table.md"
