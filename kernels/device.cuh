@@ -57,6 +57,17 @@ DEVICE u32 pack_bf16(float low, float high) {
 DEVICE float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
 DEVICE float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
+// 2^x to 2 units in the last place; results below 2^-126 are 0.
+DEVICE float exp2_fast(float x) {
+#ifdef __CUDACC__
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+#else
+  return exp2f(x);
+#endif
+}
+
 // Eight bf16 as one 16-byte access; p is 16-byte aligned.
 DEVICE void load8(float (&x)[8], const bf16* p) {
   uint4 v = *reinterpret_cast<const uint4*>(p);
@@ -67,6 +78,16 @@ DEVICE void store8(bf16* p, const float (&x)[8]) {
   uint4 v;
   v.x = pack_bf16(x[0], x[1]), v.y = pack_bf16(x[2], x[3]), v.z = pack_bf16(x[4], x[5]), v.w = pack_bf16(x[6], x[7]);
   *reinterpret_cast<uint4*>(p) = v;
+}
+
+// Eight floats as two 16-byte accesses; p is 16-byte aligned.
+DEVICE void load8(float (&x)[8], const float* p) {
+  float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
+  x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+}
+DEVICE void store8(float* p, const float (&x)[8]) {
+  reinterpret_cast<float4*>(p)[0] = float4{x[0], x[1], x[2], x[3]};
+  reinterpret_cast<float4*>(p)[1] = float4{x[4], x[5], x[6], x[7]};
 }
 
 // Sum and maximum over a warp, known to every lane. All 32 lanes call.
@@ -118,25 +139,26 @@ DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 }
 
 // Four 8x8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix l / 8, 16-byte aligned.
-DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row) {
+// `offset` in bytes: where it is a constant, it costs no register.
+DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row, int offset = 0) {
 #ifdef __CUDACC__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"((u32)__cvta_generic_to_shared(row))
+               : "r"((u32)__cvta_generic_to_shared(row) + offset)
                : "memory");
 #else
-  simt::ldmatrix_x4<false>(r, row);
+  simt::ldmatrix_x4<false>(r, (const char*)row + offset);
 #endif
 }
 // The same, each matrix transposed.
-DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row) {
+DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row, int offset = 0) {
 #ifdef __CUDACC__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"((u32)__cvta_generic_to_shared(row))
+               : "r"((u32)__cvta_generic_to_shared(row) + offset)
                : "memory");
 #else
-  simt::ldmatrix_x4<true>(r, row);
+  simt::ldmatrix_x4<true>(r, (const char*)row + offset);
 #endif
 }
 
@@ -148,6 +170,15 @@ DEVICE void cp_async16(void* to, const void* from, bool valid) {
                : "memory");
 #else
   simt::cp_async(to, from, 16, valid);
+#endif
+}
+// The same of 4 bytes, 4-byte aligned.
+DEVICE void cp_async4(void* to, const void* from, bool valid) {
+#ifdef __CUDACC__
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(valid ? 4 : 0)
+               : "memory");
+#else
+  simt::cp_async(to, from, 4, valid);
 #endif
 }
 // Ends a group of copies; all threads that copied call it.
@@ -166,4 +197,75 @@ DEVICE void cp_async_wait() {
 #else
   simt::cp_async_wait(PENDING);
 #endif
+}
+
+// A tile of rows of WIDTH bf16 in shared memory: chunk `chunk` (8 elements, 16 bytes) of row `row`. Chunks are swizzled so that eight
+// consecutive rows of one chunk, what ldmatrix reads at a time, lie in different banks.
+template <int WIDTH>
+DEVICE bf16* swizzled(bf16* tile, int row, int chunk) {
+  static_assert(WIDTH == 32 || WIDTH % 64 == 0, "a row is half a line of banks, or whole lines");
+  int turn = WIDTH == 32 ? row >> 1 & 3 : row & 7;
+  return tile + row * WIDTH + ((chunk ^ turn) << 3);
+}
+// Starts copying rows first .. first + ROWS of a matrix into a tile; rows at `end` and behind become zeros. All THREADS of the block call.
+template <int WIDTH, int ROWS, int THREADS>
+DEVICE void load_tile(bf16* tile, const bf16* matrix, int stride, int first, int end) {
+  constexpr int CHUNKS = WIDTH / 8;
+  static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies as many chunks");
+#pragma unroll
+  for (int i = 0; i < ROWS * CHUNKS / THREADS; i++) {
+    int at = i * THREADS + threadIdx.x, row = at / CHUNKS, chunk = at % CHUNKS;
+    cp_async16(swizzled<WIDTH>(tile, row, chunk), matrix + (i64)(first + row) * stride + chunk * 8, first + row < end);
+  }
+}
+// Fragments of mma_m16n8k16 from tiles. A: rows row .. row + 16, columns 16 k .. 16 k + 16.
+template <int WIDTH>
+DEVICE void fragment_a(u32 (&a)[4], bf16* tile, int row, int k) {
+  int lane = threadIdx.x & 31;
+  ldmatrix_x4(a, swizzled<WIDTH>(tile, row + (lane & 15), 2 * k + (lane >> 4)));
+}
+// B of two products, n .. n + 8 in b[0], b[1] and n + 8 .. n + 16 in b[2], b[3], of a tile that has n as rows and k as columns.
+template <int WIDTH>
+DEVICE void fragment_b(u32 (&b)[4], bf16* tile, int n, int k) {
+  int lane = threadIdx.x & 31;
+  ldmatrix_x4(b, swizzled<WIDTH>(tile, n + (lane & 7) + (lane >> 4) * 8, 2 * k + (lane >> 3 & 1)));
+}
+// The same, columns 16 n .. 16 n + 16 of a tile that has k as rows (16 k .. 16 k + 16) and n as columns.
+template <int WIDTH>
+DEVICE void fragment_b_transposed(u32 (&b)[4], bf16* tile, int n, int k) {
+  int lane = threadIdx.x & 31;
+  ldmatrix_x4_transposed(b, swizzled<WIDTH>(tile, 16 * k + (lane & 15), 2 * n + (lane >> 4)));
+}
+// Two neighbouring 16x8 accumulators (16 rows, columns c .. c + 16) as the A fragment of those columns, rounded.
+DEVICE void accumulators_as_a(u32 (&a)[4], const float (&left)[4], const float (&right)[4]) {
+  a[0] = pack_bf16(left[0], left[1]), a[1] = pack_bf16(left[2], left[3]);
+  a[2] = pack_bf16(right[0], right[1]), a[3] = pack_bf16(right[2], right[3]);
+}
+
+// Sums of f64 over a warp and over a block of WARPS warps, as above.
+DEVICE double warp_sum(double x) {
+#pragma unroll
+  for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(ALL, x, o);
+  return x;
+}
+template <int WARPS>
+DEVICE double block_sum(double x, double* shared) {
+  x = warp_sum(x);
+  if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = x;
+  __syncthreads();
+  double total = 0.;
+#pragma unroll
+  for (int w = 0; w < WARPS; w++) total += shared[w];
+  __syncthreads();
+  return total;
+}
+
+// Philox 4x32-10 (src/rng.rs): the counter c becomes four random words under the key (k0, k1).
+DEVICE void philox4x32(u32 (&c)[4], u32 k0, u32 k1) {
+#pragma unroll
+  for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+    u32 a_high = __umulhi(c[0], 0xD2511F53u), a_low = c[0] * 0xD2511F53u;
+    u32 b_high = __umulhi(c[2], 0xCD9E8D57u), b_low = c[2] * 0xCD9E8D57u;
+    c[0] = b_high ^ c[1] ^ k0, c[1] = b_low, c[2] = a_high ^ c[3] ^ k1, c[3] = a_low;
+  }
 }

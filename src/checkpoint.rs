@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 pub fn load_model(be: &dyn Backend, dir: &Path) -> Result<(Model, Vec<String>)> {
     let config = read_config(dir)?;
     let map = WeightMap::open(dir)?;
-    let mut host = |name: &str, shape: &[usize]| map.get(name, shape);
+    let mut host = |name: &str, shape: &[usize]| be.place(map.get(name, shape)?);
     let model = Model::new(be, config, &mut host)?;
     Ok((model, map.notes()))
 }

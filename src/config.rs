@@ -30,7 +30,10 @@ section! {
 }
 section! {
     /// `[run]`
-    Run { seed: u64, device: Device, threads: usize, workers: usize, checkpoint_every: usize, keep: usize }
+    Run {
+        seed: u64, device: Device, gpu_memory: f64, gpu_check: bool, gpu_fixed_gemms: bool, threads: usize, workers: usize,
+        checkpoint_every: usize, keep: usize,
+    }
 }
 section! {
     /// `[tasks]`
@@ -53,7 +56,7 @@ section! {
 }
 section! {
     /// `[engine]`
-    Engine { block_size: usize, cache_tokens: usize, prefill_tokens: usize, max_running: usize }
+    Engine { block_size: usize, cache_tokens: usize, prefill_tokens: usize, max_running: usize, burst: usize }
 }
 section! {
     /// `[lora]`
@@ -103,10 +106,44 @@ macro_rules! choice {
         pub enum $name { $($variant),* }
     };
 }
-choice! {
-    /// Where the arithmetic runs.
-    Device { Cpu }
+/// Where the arithmetic runs: `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Device {
+    /// The first GPU when there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number, from 0.
+    Cuda(usize),
 }
+
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        let number = |text: &str| text.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Device::Cuda);
+        match text.as_str() {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            other => {
+                number(other).ok_or_else(|| format!("`{other}` is not a device; expected auto, cpu, cuda or cuda:0"))
+            }
+        }
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => "auto".to_string(),
+            Device::Cpu => "cpu".to_string(),
+            Device::Cuda(ordinal) => format!("cuda:{ordinal}"),
+        }
+    }
+}
+
 choice! {
     /// Learning-rate schedule after the warm-up.
     Schedule { Cosine, Constant }

@@ -62,6 +62,8 @@ pub trait Bytes: Send + Sync {
 pub trait DeviceMemory: Send + Sync {
     /// Of the first byte.
     fn address(&self) -> u64;
+    /// Copies the first `bytes.len()` bytes to the host, after all work given to the device so far.
+    fn download(&self, bytes: &mut [u8]) -> Result<()>;
 }
 
 enum Storage {
@@ -141,6 +143,17 @@ impl Tensor {
             Storage::Device(memory) => Some(memory.address()),
             _ => None,
         }
+    }
+
+    /// A copy on the host of a tensor that lies on a device; `None` when it is on the host already.
+    pub fn host_copy(&self) -> Result<Option<Self>> {
+        let Storage::Device(memory) = &self.storage else { return Ok(None) };
+        let mut copy = Self::zeros(&self.shape, self.dtype);
+        let n = copy.len() * copy.dtype.size();
+        if let Storage::Owned(words) = &mut copy.storage {
+            memory.download(&mut bytemuck::cast_slice_mut(words)[..n])?;
+        }
+        Ok(Some(copy))
     }
 
     /// The extents, outermost first.

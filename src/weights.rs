@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -150,7 +151,7 @@ impl WeightMap {
         }
         let note = format!("{}: tensor {name} is not aligned in the file and was copied", shard.path.display());
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
-        Ok(copied(&info.shape, dtype, bytes))
+        Tensor::from_bytes(&info.shape, dtype, bytes)
     }
 
     /// True when the tensor `name` is there.
@@ -222,8 +223,9 @@ fn culprit(bytes: &[u8]) -> Option<String> {
 /// Writes `tensors`, whose names differ, to `path` as safetensors, whole or not at all, each in `dtype` (`None`: as it is). The metadata is
 /// {"format": "pt"}, which transformers asks for. Equal tensors give equal bytes.
 pub fn save(path: &Path, tensors: &[(String, &Tensor)], dtype: Option<DType>) -> Result<()> {
-    let views =
-        || tensors.iter().map(|(name, tensor)| (name, Stored { tensor, dtype: dtype.unwrap_or(tensor.dtype()) }));
+    let unread = RefCell::new(None);
+    let stored = |tensor| Stored { tensor, dtype: dtype.unwrap_or(tensor.dtype()), unread: &unread };
+    let views = || tensors.iter().map(|(name, tensor)| (name, stored(*tensor)));
     let names: BTreeSet<&String> = tensors.iter().map(|(name, _)| name).collect();
     if names.len() != tensors.len() {
         return Err(Error::system(format!("writing {}: two tensors have one name", path.display())));
@@ -234,6 +236,9 @@ pub fn save(path: &Path, tensors: &[(String, &Tensor)], dtype: Option<DType>) ->
             safetensors::SafeTensorError::IoError(e) => Error::io("writing", path, &e),
             other => Error::system(format!("writing {}: {other}", path.display())),
         })?;
+        if let Some(error) = unread.take() {
+            return Err(Error::context(error, format!("writing {}", path.display())));
+        }
         let mut header = [0; 8];
         let mut file = File::open(temporary).map_err(|e| Error::io("opening", temporary, &e))?;
         std::io::Read::read_exact(&mut file, &mut header).map_err(|e| Error::io("reading back", path, &e))?;
@@ -245,6 +250,8 @@ pub fn save(path: &Path, tensors: &[(String, &Tensor)], dtype: Option<DType>) ->
 struct Stored<'a> {
     tensor: &'a Tensor,
     dtype: DType,
+    /// Why a tensor could not be copied from its device: the format's writer takes no errors while it writes.
+    unread: &'a RefCell<Option<Error>>,
 }
 
 impl View for Stored<'_> {
@@ -263,10 +270,17 @@ impl View for Stored<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        if self.tensor.dtype() == self.dtype {
-            return Cow::Borrowed(self.tensor.as_bytes());
-        }
-        Cow::Owned(converted(self.tensor, self.dtype).as_bytes().to_vec())
+        let host = match self.tensor.host_copy() {
+            Ok(None) if self.tensor.dtype() == self.dtype => return Cow::Borrowed(self.tensor.as_bytes()),
+            Ok(None) => converted(self.tensor, self.dtype),
+            Ok(Some(copy)) if copy.dtype() == self.dtype => copy,
+            Ok(Some(copy)) => converted(&copy, self.dtype),
+            Err(error) => {
+                *self.unread.borrow_mut() = Some(error);
+                Tensor::zeros(self.tensor.shape(), self.dtype)
+            }
+        };
+        Cow::Owned(host.as_bytes().to_vec())
     }
 
     fn data_len(&self) -> usize {
@@ -294,20 +308,6 @@ fn converted(tensor: &Tensor, dtype: DType) -> Tensor {
         DType::I32 => each(tensor, |i, x| out.slice_mut::<i32>()[i] = x as i32),
     }
     out
-}
-
-/// An owned tensor of `bytes`, which need no alignment.
-fn copied(shape: &[usize], dtype: DType, bytes: &[u8]) -> Tensor {
-    let mut tensor = Tensor::zeros(shape, dtype);
-    let out: &mut [u8] = match dtype {
-        DType::F32 => bytemuck::cast_slice_mut(tensor.slice_mut::<f32>()),
-        DType::F64 => bytemuck::cast_slice_mut(tensor.slice_mut::<f64>()),
-        DType::F16 => bytemuck::cast_slice_mut(tensor.slice_mut::<f16>()),
-        DType::BF16 => bytemuck::cast_slice_mut(tensor.slice_mut::<bf16>()),
-        DType::I32 => bytemuck::cast_slice_mut(tensor.slice_mut::<i32>()),
-    };
-    out.copy_from_slice(bytes);
-    tensor
 }
 
 fn from_stored(dtype: Dtype) -> Option<DType> {

@@ -300,7 +300,7 @@ fn decoding_over_a_paged_cache_with_forks_equals_plain_forwards_bit_for_bit() {
         // A prompt of six tokens for three replies and another of two, prefilled together; the first in two chunks.
         let prompt = [1, 5, 2, 9, 3, 4];
         let mut first = manager.allocate(3).unwrap();
-        let plan = PagedPlan::new(be, &[(&first, 3)], &[]).unwrap();
+        let plan = PagedPlan::new(be, &[(&first, 0..3)], &[], 0).unwrap();
         forward_paged(be, policy, &ids(&prompt[..3]), &mut cache, &plan, &mut acts).unwrap();
         let mut computed = rows(&acts);
         manager.append(&mut first, 3).unwrap();
@@ -311,7 +311,7 @@ fn decoding_over_a_paged_cache_with_forks_equals_plain_forwards_bit_for_bit() {
         let row_of = |slot: usize| (3..6).position(|t| first.slot(t) == slot).unwrap();
         let copies: Vec<_> = [copies_a, copies_b].concat().iter().map(|&(from, to)| (row_of(from), to)).collect();
         assert_eq!(copies.len(), 4);
-        let plan = PagedPlan::new(be, &[(&first, 3), (&other, 2)], &copies).unwrap();
+        let plan = PagedPlan::new(be, &[(&first, 3..6), (&other, 0..2)], &copies, 0).unwrap();
         forward_paged(be, policy, &ids(&[9, 3, 4, 7, 0]), &mut cache, &plan, &mut acts).unwrap();
         computed.extend(rows(&acts));
         let whole = [Segment { ids: &[1, 5, 2, 9, 3, 4], start_position: 0, parent: None }];
@@ -324,7 +324,8 @@ fn decoding_over_a_paged_cache_with_forks_equals_plain_forwards_bit_for_bit() {
             for sequence in &mut sequences {
                 manager.append(sequence, 1).unwrap();
             }
-            let plan = PagedPlan::new(be, &sequences.iter().map(|s| (s, 1)).collect::<Vec<_>>(), &[]).unwrap();
+            let last: Vec<_> = sequences.iter().map(|s| (s, s.len() - 1..s.len())).collect();
+            let plan = PagedPlan::new(be, &last, &[], 0).unwrap();
             let tokens = ids(&replies.map(|reply| reply[step]));
             forward_paged(be, policy, &tokens, &mut cache, &plan, &mut acts).unwrap();
             decoded.iter_mut().zip(rows(&acts)).for_each(|(list, row)| list.push(row));

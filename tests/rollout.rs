@@ -20,7 +20,7 @@ fn model(backend: &dyn Backend) -> Model {
     Model::random(backend, ModelConfig::from_json(text, Path::new("test")).unwrap(), 5, DType::F32).unwrap()
 }
 
-const ROOMY: Settings = Settings { block_size: 4, cache_tokens: 4096, prefill_tokens: 512, max_running: 64 };
+const ROOMY: Settings = Settings { block_size: 4, cache_tokens: 4096, prefill_tokens: 512, max_running: 64, burst: 4 };
 const SAMPLING: Sampling = Sampling { temperature: 0.7, top_p: 1.0, top_k: 0, max_tokens: 12 };
 const STOP: [u32; 1] = [7];
 
@@ -52,7 +52,7 @@ fn a_sample_does_not_depend_on_its_batch_or_the_cache() {
         let alone: Vec<Vec<Sample>> =
             requests.iter().map(|r| generate(backend, &model, &ROOMY, std::slice::from_ref(r)).remove(0)).collect();
         assert_eq!(together, alone, "{}", backend.name());
-        let tight = Settings { block_size: 3, cache_tokens: 72, prefill_tokens: 8, max_running: 4 };
+        let tight = Settings { block_size: 3, cache_tokens: 72, prefill_tokens: 8, max_running: 4, burst: 2 };
         assert_eq!(generate(backend, &model, &tight, &requests), together, "{}", backend.name());
         for (request, samples) in requests.iter().zip(&together) {
             assert_eq!(samples.len(), request.samples);
@@ -100,7 +100,7 @@ fn recorded_log_probabilities_are_the_trainers_to_the_bit() {
 fn what_can_never_fit_is_refused_with_what_would_help() {
     let backend = Cpu;
     let model = model(&backend);
-    let small = Settings { block_size: 4, cache_tokens: 16, prefill_tokens: 8, max_running: 2 };
+    let small = Settings { block_size: 4, cache_tokens: 16, prefill_tokens: 8, max_running: 2, burst: 1 };
     let policy = Policy { model: &model, adapter: None };
     let mut engine = Engine::new(&backend, &model, &small).unwrap();
     let request =

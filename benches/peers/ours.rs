@@ -136,8 +136,8 @@ impl<'a> Decoder<'a> {
             sequences.push(parent);
             sequences.extend(forks);
         }
-        let parents: Vec<_> = sequences.iter().step_by(self.samples).map(|s| (s, s.len())).collect();
-        let plan = PagedPlan::new(self.backend, &parents, &copies)?;
+        let parents: Vec<_> = sequences.iter().step_by(self.samples).map(|s| (s, 0..s.len())).collect();
+        let plan = PagedPlan::new(self.backend, &parents, &copies, 0)?;
         let (mut last, mut logp) = self.pass(&ids, &plan, &rows)?;
         let prefill = begin.elapsed().as_secs_f64();
         let (mut ids, mut logps) = (vec![vec![]; last.len()], vec![vec![]; last.len()]);
@@ -151,8 +151,8 @@ impl<'a> Decoder<'a> {
                 break;
             }
             sequences.iter_mut().try_for_each(|sequence| blocks.append(sequence, 1))?;
-            let queries: Vec<_> = sequences.iter().map(|sequence| (sequence, 1)).collect();
-            let plan = PagedPlan::new(self.backend, &queries, &[])?;
+            let queries: Vec<_> = sequences.iter().map(|s| (s, s.len() - 1..s.len())).collect();
+            let plan = PagedPlan::new(self.backend, &queries, &[], 0)?;
             (last, logp) = self.pass(&last, &plan, &rows)?;
         }
         let decode = begin.elapsed().as_secs_f64() - prefill;
@@ -198,6 +198,7 @@ impl<'a> Decoder<'a> {
             cache_tokens: (self.blocks + 2 * decoded.ids.len()) * BLOCK,
             prefill_tokens: self.prompts.iter().map(Vec::len).sum(),
             max_running: decoded.ids.len(),
+            burst: 1,
         };
         let policy = Policy { model: self.model, adapter: None };
         let samples = Engine::new(self.backend, self.model, &settings)?.generate(policy, &requests, &greedy, &[])?;

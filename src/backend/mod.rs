@@ -192,6 +192,12 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
+/// Work that a backend can do again and again, cheaper than op by op.
+pub trait Recording: Send + Sync {
+    /// Does it once more.
+    fn replay(&self) -> Result<()>;
+}
+
 /// A copy of `tensor`, a tensor of the backend.
 pub fn duplicate(be: &dyn Backend, tensor: &Tensor) -> Result<Tensor> {
     let mut copy = be.alloc(tensor.shape(), tensor.dtype())?;
@@ -209,6 +215,17 @@ pub trait Backend: Send + Sync {
     /// parameters, their gradients and moments.
     fn accumulator(&self) -> DType {
         self.activation()
+    }
+
+    /// True when `record` gives recordings.
+    fn records(&self) -> bool {
+        false
+    }
+    /// Records the ops of `work` without doing them, where the backend can. Tensors that `work` was given must outlive the recording;
+    /// those it makes and drops belong to it. `work` must not read, or write from the host.
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Recording>>> {
+        let _ = work;
+        Ok(None)
     }
 
     /// Zeros of this backend.
@@ -383,6 +400,18 @@ pub trait Backend: Send + Sync {
         dentropy: Option<&Tensor>,
         dx: &mut Tensor,
         dw: Option<&mut Tensor>,
+    ) -> Result<()>;
+
+    /// From one decode step of B sequences to the next: positions, lens and counter (B) rise by one, and slots (B) become the cache rows
+    /// of the tokens that are now last (see `attention_paged` for block_table (B, P)).
+    fn advance(
+        &self,
+        block_size: usize,
+        block_table: &Tensor,
+        positions: &mut Tensor,
+        lens: &mut Tensor,
+        slots: &mut Tensor,
+        counter: &mut Tensor,
     ) -> Result<()>;
 
     /// x (B, C), w (V, C) -> out (B, V).

@@ -2,8 +2,8 @@
 
 use super::kernels::Step;
 use super::measure::Target;
-use super::work::{BLOCK_SIZE, Sizes, Task, Work, adapter_shapes, gemm_parameters};
-use crate::backend::Sampling;
+use super::work::{BLOCK_SIZE, BURST, Sizes, Task, Work, adapter_shapes, gemm_parameters};
+use crate::backend::{Backend, Recording, Sampling};
 use crate::batch::{Group, LossBatch};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
@@ -17,9 +17,6 @@ use crate::rollout::{Engine, Request};
 use crate::sft::cross_entropy;
 use crate::tensor::{DType, Tensor};
 use std::cell::RefCell;
-
-/// Tokens that a decoded sequence may grow by while it is timed.
-const GROWTH: usize = 128;
 
 /// Bytes that the work takes at most, weights included, roughly: for a refusal before anything is allocated.
 pub fn bytes_needed(sizes: &Sizes, task: &Task) -> f64 {
@@ -36,7 +33,7 @@ pub fn bytes_needed(sizes: &Sizes, task: &Task) -> f64 {
     weights
         + match *task {
             Task::Sft { t } => training(t) + 16.0 * adapter as f64,
-            Task::Decode { b, context } => cache(b * (context + GROWTH)) + logits(b),
+            Task::Decode { b, context } => cache(b * context) + logits(b),
             Task::Rollout { prompts, samples, prompt, reply } => {
                 cache(prompts * (prompt + samples * (reply + BLOCK_SIZE))) + logits(prompts * samples)
             }
@@ -144,51 +141,52 @@ impl<'a> EndToEnd<'a> {
         }))
     }
 
-    /// A cache full of random keys and values in place of a prefill; then what the engine does for a token: plan, forward, logits,
-    /// sampling, and the ids read back.
+    /// A cache full of random keys and values in place of a prefill; then a burst as the engine does it: plan in, a few steps of
+    /// forward, logits and sampling (recorded where the backend records), ids out. Every burst ends at `context` tokens.
     fn decode(&self, b: usize, context: usize) -> Result<Step<'_>> {
         let (be, config) = (self.target.backend, &self.model.config);
-        let pages = (context + GROWTH).div_ceil(BLOCK_SIZE);
+        let pages = context.div_ceil(BLOCK_SIZE);
         let mut cache = KvCache::new(be, config, b * pages, BLOCK_SIZE)?;
         for (i, tensor) in cache.k.iter_mut().chain(&mut cache.v).enumerate() {
             self.target.random_normal(tensor, 1.0, i as u64)?;
         }
         let mut blocks = BlockManager::new(b * pages, BLOCK_SIZE);
-        let mut sequences = (0..b).map(|_| blocks.allocate(context - 1)).collect::<Result<Vec<_>>>()?;
-        let mut acts = Activations::new();
+        // Page by page in turns, as sequences grow side by side.
+        let mut sequences = (0..b).map(|_| blocks.allocate(0)).collect::<Result<Vec<_>>>()?;
+        for start in (0..context).step_by(BLOCK_SIZE) {
+            sequences.iter_mut().try_for_each(|s| blocks.append(s, BLOCK_SIZE.min(context - start)))?;
+        }
+        let first = context - BURST..context - BURST + 1;
+        let starts: Vec<_> = sequences.iter().map(|s| (s, first.clone())).collect();
         let float = |value: f32| -> Result<Tensor> {
             let mut tensor = be.alloc(&[b], DType::F32)?;
             be.fill(&mut tensor, value)?;
             Ok(tensor)
         };
-        let (temperature, top_p, top_k) = (float(1.0)?, float(1.0)?, index_tensor(be, &[b], &vec![0; b])?);
-        let seed = index_tensor(be, &[b, 2], &(0..2 * b as i32).collect::<Vec<_>>())?;
-        let mut logits = be.alloc(&[b, config.vocab], be.accumulator())?;
-        let (mut drawn, mut logp) = (be.alloc(&[b], DType::I32)?, be.alloc(&[b], be.accumulator())?);
-        let mut last: Vec<i32> = self.ids(1, b).into_iter().map(|id| id as i32).collect();
-        let mut count = 0;
-        Ok(Box::new(move || {
-            if count == GROWTH {
-                return Err(Error::system("more steps than the sequences have room for"));
-            }
-            sequences.iter_mut().try_for_each(|s| blocks.append(s, 1))?;
-            let ids = index_tensor(be, &[b], &last)?;
-            let plan = PagedPlan::new(be, &sequences.iter().map(|s| (s, 1)).collect::<Vec<_>>(), &[])?;
-            let policy = Policy { model: &self.model, adapter: None };
-            forward_paged(be, policy, &ids, &mut cache, &plan, &mut acts)?;
-            be.logits(acts.hidden(), self.model.lm_head(), &mut logits)?;
-            let counter = index_tensor(be, &[b], &vec![count as i32; b])?;
-            let sampling =
-                Sampling { temperature: &temperature, top_p: &top_p, top_k: &top_k, seed: &seed, counter: &counter };
-            be.sample(&logits, &sampling, &mut drawn, &mut logp)?;
-            last = be.read_i32(&drawn)?;
-            count += 1;
-            let vocab = config.vocab as i32;
-            match last.iter().find(|id| !(0..vocab).contains(*id)) {
-                Some(id) => Err(Error::system(format!("token {id} was drawn from a vocabulary of {vocab}"))),
-                None => Ok(()),
-            }
-        }))
+        let last: Vec<i32> = self.ids(1, b).into_iter().map(|id| id as i32).collect();
+        let mut ids = vec![index_tensor(be, &[b], &last)?];
+        let mut logp = vec![];
+        for _ in 0..BURST {
+            ids.push(be.alloc(&[b], DType::I32)?);
+            logp.push(be.alloc(&[b], be.accumulator())?);
+        }
+        let mut decode = Decode {
+            recording: None,
+            runs: 0,
+            plan: PagedPlan::new(be, &starts, &[], pages)?,
+            start: PagedPlan::new(be, &starts, &[], pages)?,
+            counter: index_tensor(be, &[b], &vec![0; b])?,
+            temperature: float(1.0)?,
+            top_p: float(1.0)?,
+            top_k: index_tensor(be, &[b], &vec![0; b])?,
+            seed: index_tensor(be, &[b, 2], &(0..2 * b as i32).collect::<Vec<_>>())?,
+            logits: be.alloc(&[b, config.vocab], be.accumulator())?,
+            acts: Activations::new(),
+            ids,
+            logp,
+            cache,
+        };
+        Ok(Box::new(move || decode.burst(be, &self.model)))
     }
 
     fn rollout(
@@ -203,6 +201,7 @@ impl<'a> EndToEnd<'a> {
             cache_tokens: prompts * (prompt + samples * (reply + 2 * BLOCK_SIZE)),
             prefill_tokens: self.sizes.tokens[0],
             max_running: prompts * samples,
+            burst: BURST,
         };
         let sampling = config::Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, max_tokens: reply };
         let request = |i: usize| Request {
@@ -253,5 +252,70 @@ impl<'a> EndToEnd<'a> {
             };
             Ok(())
         }))
+    }
+}
+
+/// What a burst works in. The recording stands first: it goes before the tensors that it uses.
+struct Decode {
+    recording: Option<Box<dyn Recording>>,
+    runs: usize,
+    plan: PagedPlan,
+    start: PagedPlan,
+    counter: Tensor,     // (B)
+    temperature: Tensor, // (B)
+    top_p: Tensor,       // (B)
+    top_k: Tensor,       // (B)
+    seed: Tensor,        // (B, 2)
+    logits: Tensor,      // (B, V)
+    acts: Activations,
+    ids: Vec<Tensor>,  // BURST + 1 of (B): what step i reads, and what it draws
+    logp: Vec<Tensor>, // BURST of (B)
+    cache: KvCache,
+}
+
+impl Decode {
+    fn burst(&mut self, be: &dyn Backend, model: &Model) -> Result<()> {
+        self.plan.set(be, &self.start)?;
+        if be.records() && self.runs > 0 && self.recording.is_none() {
+            self.recording = be.record(&mut || self.steps(be, model))?;
+        }
+        match &self.recording {
+            Some(recording) => recording.replay()?,
+            None => self.steps(be, model)?,
+        }
+        self.runs += 1;
+        for (ids, logp) in self.ids[1..].iter().zip(&self.logp) {
+            let vocab = model.config.vocab as i32;
+            let (ids, logp) = (be.read_i32(ids)?, be.read(logp)?);
+            if let Some(id) = ids.iter().find(|id| !(0..vocab).contains(*id)) {
+                return Err(Error::system(format!("token {id} was drawn from a vocabulary of {vocab}")));
+            }
+            if logp.iter().any(|p| !(*p <= 0.0 && p.is_finite())) {
+                return Err(Error::system("a drawn token has a log-probability that is none"));
+            }
+        }
+        Ok(())
+    }
+
+    fn steps(&mut self, be: &dyn Backend, model: &Model) -> Result<()> {
+        for step in 0..BURST {
+            let plan = &mut self.plan;
+            if step > 0 {
+                let (table, counter) = (&plan.block_table, &mut self.counter);
+                be.advance(BLOCK_SIZE, table, &mut plan.positions, &mut plan.lens, &mut plan.slots, counter)?;
+            }
+            let policy = Policy { model, adapter: None };
+            forward_paged(be, policy, &self.ids[step], &mut self.cache, plan, &mut self.acts)?;
+            be.logits(self.acts.hidden(), model.lm_head(), &mut self.logits)?;
+            let sampling = Sampling {
+                temperature: &self.temperature,
+                top_p: &self.top_p,
+                top_k: &self.top_k,
+                seed: &self.seed,
+                counter: &self.counter,
+            };
+            be.sample(&self.logits, &sampling, &mut self.ids[step + 1], &mut self.logp[step])?;
+        }
+        Ok(())
     }
 }

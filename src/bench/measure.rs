@@ -1,16 +1,16 @@
 //! What is measured and how: the device's clock, the second-level cache flushed between repeats, the median of as many repeats as
 //! a row's time allows; random-normal inputs.
 
-use crate::backend::Backend;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::device::Device;
+use crate::backend::{Backend, Heads};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::config::{ModelConfig, RopeConfig, RopeScaling};
+use crate::model::shapes::named;
 use crate::rng::Philox;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
-use std::sync::OnceLock;
 use std::time::Instant;
 
 /// The backend under test: a GPU, or the CPU to try the bench itself.
@@ -20,9 +20,6 @@ pub struct Target<'a> {
     pub backend: &'a dyn Backend,
     gpu: Option<&'a Cuda>,
 }
-
-/// Random numbers made on the host at most; longer tensors repeat them.
-const BLOCK: usize = (1 << 20) - 3;
 
 impl<'a> Target<'a> {
     /// A GPU, or what emulates one.
@@ -75,30 +72,15 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Normal numbers with `deviation` in `tensor`. A block of them is made on the host and repeated: speed needs no more.
+    /// Normal numbers with `deviation` in `tensor`: made by the GPU, or on the host.
     pub fn random_normal(&self, tensor: &mut Tensor, deviation: f32, seed: u64) -> Result<()> {
-        static NORMALS: OnceLock<Vec<f32>> = OnceLock::new();
-        let normals = NORMALS.get_or_init(|| {
-            let mut random = Philox::new(0, 0);
-            (0..BLOCK).map(|_| random.normal() as f32).collect()
-        });
-        let start = (seed as usize).wrapping_mul(7919) % BLOCK;
-        let (n, size) = (tensor.len(), tensor.dtype().size());
-        let block = n.min(BLOCK);
-        let values = |n: usize| -> Vec<f32> { (0..n).map(|i| deviation * normals[(start + i) % BLOCK]).collect() };
-        let (Some(device), Some(to), true) = (self.device(), tensor.device_address(), n > BLOCK) else {
-            let host = Tensor::from_slice(tensor.shape(), &values(n));
-            return self.backend.write(tensor, &host);
-        };
-        let mut head = self.backend.alloc(&[block], tensor.dtype())?;
-        self.backend.write(&mut head, &Tensor::from_slice(&[block], &values(block)))?;
-        let Some(from) = head.device_address() else {
-            return Err(Error::system("a tensor of the device without an address"));
-        };
-        for at in (0..n).step_by(block) {
-            device.copy(from, to + (at * size) as u64, block.min(n - at) * size)?;
+        if let Some(gpu) = self.gpu {
+            return gpu.random_normal(tensor, deviation, seed);
         }
-        device.synchronize()
+        let mut random = Philox::new(seed, 0);
+        let mut host = Tensor::zeros(tensor.shape(), DType::F32);
+        host.slice_mut::<f32>().fill_with(|| deviation * random.normal() as f32);
+        self.backend.write(tensor, &host)
     }
 
     /// A new tensor of normal numbers in the activation type.
@@ -129,30 +111,24 @@ impl<'a> Target<'a> {
     }
 }
 
-/// The shape of a published model. Error: an unknown name.
+/// The shape of a published model, or a tiny one. Error: an unknown name.
 pub fn shape(name: &str) -> Result<ModelConfig> {
-    let (vocab, hidden, layers, nh, nkv, hs, mlp, tied) = match name {
-        "qwen2.5-7b" => (152064, 3584, 28, 28, 4, 128, 18944, false),
-        "qwen2.5-1.5b" => (151936, 1536, 28, 12, 2, 128, 8960, true),
-        "qwen2.5-0.5b" => (151936, 896, 24, 14, 2, 64, 4864, true),
-        "tiny" => (96, 64, 2, 2, 1, 64, 96, false),
-        _ => {
-            return Err(Error::usage(format!("model shape {name}: expected qwen2.5-7b, qwen2.5-1.5b or qwen2.5-0.5b")));
-        }
-    };
+    if name != "tiny" {
+        return named(name);
+    }
     Ok(ModelConfig {
-        vocab,
-        hidden,
-        layers,
-        heads: crate::backend::Heads { nh, nkv, hs },
-        mlp,
+        vocab: 96,
+        hidden: 64,
+        layers: 2,
+        heads: Heads { nh: 2, nkv: 1, hs: 64 },
+        mlp: 96,
         rms_eps: 1e-6,
         rope: RopeConfig { theta: 1e6, scaling: RopeScaling::None },
-        tied,
+        tied: false,
         qkv_bias: true,
         o_bias: false,
         qk_norm: false,
-        max_positions: if name == "tiny" { 256 } else { 32768 },
+        max_positions: 256,
     })
 }
 
@@ -193,6 +169,14 @@ pub struct Method {
     pub most: usize,
     /// Untimed runs first.
     pub warmups: usize,
+}
+
+impl Times {
+    /// Of one of `runs` equal runs that were timed together.
+    pub fn of_one(self, runs: usize) -> Self {
+        let part = |seconds: f64| seconds / runs.max(1) as f64;
+        Self { median: part(self.median), p20: part(self.p20), p80: part(self.p80), ..self }
+    }
 }
 
 /// Times work under a method, with something written over the cache before each repeat.

@@ -209,14 +209,14 @@ impl Bench<'_> {
     fn time(
         &mut self,
         row: Row,
-        cost: &Cost,
+        (cost, runs): (&Cost, usize),
         method: Method,
         step: Result<kernels::Step>,
         uses_ceilings: bool,
     ) -> Result<Row> {
         let method = if self.options.quick { QUICK } else { method };
         let times = step.and_then(|mut step| {
-            let times = self.watch.measure(method, &mut *step)?;
+            let times = self.watch.measure(method, &mut *step)?.of_one(runs);
             Ok((times, self.target.memory()?.0))
         });
         Ok(match times {
@@ -266,7 +266,7 @@ impl Bench<'_> {
         let right = self.is_right("gemm", "full")?;
         let cost = Cost { flops: 2.0 * (n as f64).powi(3), ..Cost::default() };
         let gemm = match right {
-            true => self.time(row, &cost, KERNEL, product(), false)?,
+            true => self.time(row, (&cost, 1), KERNEL, product(), false)?,
             false => Row { status: "wrong: does not agree with the oracle, so it is not timed".into(), ..row },
         };
         let flops = gemm.tflops.map(|t| t * 1e12);
@@ -279,7 +279,7 @@ impl Bench<'_> {
         };
         let row = self.row("ceiling", "copy", "full", &format!("{} MiB", bytes >> 20));
         let cost = Cost { bytes: 2.0 * bytes as f64, ..Cost::default() };
-        let copied = self.time(row, &cost, KERNEL, copy(), false)?;
+        let copied = self.time(row, (&cost, 1), KERNEL, copy(), false)?;
         let rate = copied.gbps.map(|g| g * 1e9);
         self.recorder.add(share(copied, rate.unwrap_or(0.0), sheet.map(|s| s.bytes).filter(|_| rate.is_some())))?;
         self.ceilings = flops.zip(rate).map(|(flops, bytes)| Ceilings { flops, bytes });
@@ -299,7 +299,7 @@ impl Bench<'_> {
             return Ok(());
         }
         let row = match right {
-            true => self.time(row, &work.cost, KERNEL, kernels::prepare(self.target, work), true)?,
+            true => self.time(row, (&work.cost, work.runs), KERNEL, kernels::prepare(self.target, work), true)?,
             false => Row { status: "wrong: does not agree with the oracle, so it is not timed".into(), ..row },
         };
         self.recorder.add(row)
@@ -363,7 +363,7 @@ impl Bench<'_> {
                 Task::Sft { .. } | Task::Decode { .. } => MODEL,
                 _ => ROLLOUT,
             };
-            let mut row = self.time(row, &work.cost, method, model.prepare(work), true)?;
+            let mut row = self.time(row, (&work.cost, work.runs), method, model.prepare(work), true)?;
             let findings = model.findings.borrow().clone();
             row.note = findings.note;
             if let Some((error, allowance)) = findings.error {

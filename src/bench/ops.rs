@@ -274,6 +274,13 @@ fn paged(list: &mut Vec<Case>, large: bool) {
             outputs([o])
         });
     }
+    case(list, "advance", "forward", "B 3", 0, |d| {
+        let table = d.ints(&[3, 3], &[4, 1, 7, 2, 5, 0, 3, 6, 8])?;
+        let (mut positions, mut lens) = (d.ints(&[3], &[2, 3, 10])?, d.ints(&[3], &[3, 4, 11])?);
+        let (mut slots, mut counter) = (d.ints(&[3], &[18, 11, 34])?, d.ints(&[3], &[0, 1, 2])?);
+        d.backend.advance(4, &table, &mut positions, &mut lens, &mut slots, &mut counter)?;
+        outputs([positions, lens, slots, counter])
+    });
     case(list, "kv_append", "forward", "T 5, NKV 2, HS 64", 0, |d| {
         let heads = Heads { nh: 4, nkv: 2, hs: 64 };
         let qkv = d.normal(&[5, heads.qkv_width()], 1.0)?;

@@ -255,6 +255,17 @@ impl Backend for Plain {
         round(dx);
         Ok(())
     }
+    fn advance(
+        &self,
+        block_size: usize,
+        block_table: &Tensor,
+        positions: &mut Tensor,
+        lens: &mut Tensor,
+        slots: &mut Tensor,
+        counter: &mut Tensor,
+    ) -> Result<()> {
+        self.inner.advance(block_size, block_table, positions, lens, slots, counter)
+    }
     fn logits(&self, x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
         self.inner.logits(x, w, out)
     }

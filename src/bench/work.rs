@@ -10,6 +10,9 @@ use crate::model::lora::Module;
 /// Tokens of a cache block.
 pub const BLOCK_SIZE: usize = 16;
 
+/// Tokens that are decoded between two words with the host, as the engine does.
+pub const BURST: usize = 8;
+
 /// What is done. Extents by the glossary's letters in lower case.
 #[allow(missing_docs)]
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +64,8 @@ pub struct Work {
     pub cost: Cost,
     /// To be done.
     pub task: Task,
+    /// Equal runs in what is timed at once: times and costs are of one.
+    pub runs: usize,
 }
 
 /// At which sizes.
@@ -142,7 +147,7 @@ pub fn kernels(sizes: &Sizes) -> Vec<Work> {
     let mut list = vec![];
     let mut add = |kernel, mode, shape: String, flops: f64, bytes: f64, bar, task: &Task| {
         let cost = Cost { flops, bytes, bar, ..Cost::default() };
-        list.push(Work { suite: "kernel", kernel, mode, shape, cost, task: task.clone() });
+        list.push(Work { suite: "kernel", kernel, mode, shape, cost, task: task.clone(), runs: 1 });
     };
     let config = &sizes.model.1;
     let ([t, long], heads, rank) = (sizes.tokens, config.heads, sizes.rank);
@@ -232,7 +237,8 @@ pub fn models(sizes: &Sizes) -> Vec<Work> {
     let mut list = vec![];
     let mut add = |kernel, mode, shape: String, cost: Cost, task| {
         let shape = format!("{name}, {shape}");
-        list.push(Work { suite: "model", kernel, mode, shape, cost, task });
+        let runs = if matches!(task, Task::Decode { .. }) { BURST } else { 1 };
+        list.push(Work { suite: "model", kernel, mode, shape, cost, task, runs });
     };
     let t = sizes.tokens[0];
     let adapter: usize = adapter_shapes(config, sizes.rank).iter().map(|s| s[0] * s[1]).sum();

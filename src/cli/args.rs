@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Train a language-model agent for machine-learning engineering on one machine: supervised fine-tuning on explored
@@ -28,6 +28,8 @@ pub enum Command {
     Collect(RunArgs),
     /// Train the quickstart's base model from random numbers on generated exercises
     Pretrain(RunArgs),
+    /// Memory by part and the times no run beats, before anything is loaded; refuses what cannot fit
+    Plan(PlanArgs),
     /// Answer one prompt
     Generate(GenerateArgs),
     /// Log-probabilities and entropies of given token ids, JSONL to JSONL
@@ -40,6 +42,11 @@ pub enum Command {
     Data(DataCommand),
     /// Write the HTML report of a run's folder
     Report(ReportArgs),
+    /// Say what this machine has: CPU, NVIDIA's libraries, GPUs, cache, Python; and what to install for what is missing
+    Doctor,
+    /// List the GPU kernels, or compile them ahead
+    #[command(subcommand)]
+    Kernels(KernelsCommand),
     /// Check and time every kernel, then whole steps of a model of random weights, on this machine's GPU
     Bench(BenchArgs),
 }
@@ -65,7 +72,7 @@ pub struct RunArgs {
     /// Random seed (run.seed)
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Where to compute: cpu (run.device)
+    /// Where to compute: auto, cpu, cuda, cuda:1 (run.device)
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Python interpreter with numpy and scikit-learn, instead of the private environment
@@ -102,6 +109,65 @@ pub struct QuickstartArgs {
     pub overrides: Vec<String>,
 }
 
+/// `plan`
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// Model folder: its config.json is read, its weights are not opened
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// The shape of a published model, for example qwen2.5-7b
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub random_weights: Option<String>,
+    /// What is planned; sft and rl when not given
+    #[arg(long = "for", value_name = "WORK")]
+    pub work: Option<PlannedWork>,
+    /// Whose peaks are taken; that of run.device when not given
+    #[arg(long, value_name = "KIND")]
+    pub device_kind: Option<DeviceKind>,
+    /// Memory there is, for example 141GB or 80GiB; that of the device kind when not given
+    #[arg(long, value_name = "BYTES")]
+    pub memory: Option<String>,
+    /// Tokens of every prompt; the most that the settings allow when not given
+    #[arg(long, value_name = "N")]
+    pub prompt_tokens: Option<usize>,
+    /// Tokens of every reply; the most that the settings allow when not given
+    #[arg(long, value_name = "N")]
+    pub reply_tokens: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Settings to lay over the defaults (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Settings, section.key=value (bare keys: [sft], or the section of --for)
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// What `plan` plans.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PlannedWork {
+    /// Supervised fine-tuning
+    Sft,
+    /// Step-wise reinforcement learning
+    Rl,
+    /// Sampling with one adapter
+    Eval,
+}
+
+/// Devices whose peaks `plan` knows.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DeviceKind {
+    /// NVIDIA H100
+    H100,
+    /// NVIDIA H200
+    H200,
+    /// Another GPU: an H100's peaks are assumed
+    Gpu,
+    /// The host
+    Cpu,
+}
+
 /// `generate`
 #[derive(Debug, Clone, Args)]
 pub struct GenerateArgs {
@@ -117,6 +183,9 @@ pub struct GenerateArgs {
     /// Take the prompt as it is, without the chat template
     #[arg(long)]
     pub raw: bool,
+    /// Where to compute: auto, cpu, cuda, cuda:1 (run.device)
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Number of answers
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub samples: usize,
@@ -143,8 +212,8 @@ pub struct ScoreArgs {
     /// JSONL, a line {"ids", "logprobs", "entropies"}
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Which backend computes: cpu or oracle (naive, for checking)
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    /// What computes: auto, cpu, cuda, cuda:1, or oracle (naive, for checking)
+    #[arg(long, value_name = "NAME", default_value = "auto")]
     pub backend: String,
 }
 
@@ -226,6 +295,39 @@ pub struct ReportArgs {
     pub out: Option<PathBuf>,
 }
 
+/// `kernels ...`
+#[derive(Debug, Subcommand)]
+pub enum KernelsCommand {
+    /// The kernels, one a line, with their source
+    List,
+    /// Compile every kernel into the cache, for machines without NVRTC, and print what they take
+    Compile {
+        /// For which GPUs, and where to.
+        #[command(flatten)]
+        args: KernelsArgs,
+    },
+    /// Write what every kernel takes (registers, shared memory, stack, spills) as CSV
+    Table {
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// For which GPUs, and where to.
+        #[command(flatten)]
+        args: KernelsArgs,
+    },
+}
+
+/// What is compiled for.
+#[derive(Debug, Clone, Args)]
+pub struct KernelsArgs {
+    /// Architectures, for example sm_90a [default: sm_80 sm_86 sm_89 sm_90a sm_100a sm_120a]
+    #[arg(long, value_name = "ARCH", num_args = 1..)]
+    pub arch: Vec<String>,
+    /// Folder of the compiled kernels [default: kernels/ in the cache folder]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+}
+
 /// `bench`
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
@@ -241,7 +343,7 @@ pub struct BenchArgs {
     /// Tiny shapes and few repeats: shows that everything runs
     #[arg(long)]
     pub quick: bool,
-    /// Where to compute: cuda, cuda:N, or cpu (with --quick)
+    /// Where to compute: cuda, cuda:1, or cpu (with --quick)
     #[arg(long, value_name = "DEVICE", default_value = "cuda")]
     pub device: String,
     /// Folder for bench.jsonl, bench.csv and machine.json

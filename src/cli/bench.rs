@@ -1,12 +1,15 @@
 //! The verb that measures.
 
 use super::args::BenchArgs;
+use super::session;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::bench::measure::Target;
 use crate::bench::{self, Options, table};
+use crate::config::Device;
 use crate::error::{Error, Result};
 use std::path::Path;
+use std::sync::Arc;
 
 /// `onestep bench`
 pub fn run(args: &BenchArgs) -> Result<()> {
@@ -23,12 +26,22 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         return Err(Error::usage(format!("--seconds {}: expected a number above 0, for example 480", args.seconds)));
     }
     let options = Options { only: args.only.clone(), seconds: args.seconds, quick: args.quick };
-    let rows = match args.device.as_str() {
-        "cpu" if !args.quick => {
+    let config = session::settings(&[], &[format!("run.device={}", args.device)], "run")?;
+    session::threads(&config)?;
+    let ordinal = match config.run.device {
+        Device::Cpu => None,
+        Device::Auto => Some(0),
+        Device::Cuda(ordinal) => Some(ordinal),
+    };
+    let rows = match ordinal {
+        None if !args.quick => {
             return Err(Error::usage("bench --device cpu tries the bench itself; give --quick with it"));
         }
-        "cpu" => bench::run(Target::host(&Cpu), out, &options)?,
-        device => bench::run(Target::gpu(&gpu(device)?), out, &options)?,
+        None => bench::run(Target::host(&Cpu), out, &options)?,
+        Some(ordinal) => {
+            let gpu = Cuda::new(Arc::new(session::gpu(&config, ordinal, Some(out))?));
+            bench::run(Target::gpu(&gpu), out, &options)?
+        }
     };
     print!("{}", bench::summary(&rows));
     println!("rows written to {}", out.join("bench.jsonl").display());
@@ -40,11 +53,6 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         0 => Ok(()),
         n => Err(Error::system(format!("{n} rows are wrong; see the lines with `wrong:` above"))),
     }
-}
-
-/// The GPU backend on a device, for example `cuda` or `cuda:1`.
-fn gpu(device: &str) -> Result<Cuda> {
-    Err(Error::system(format!("--device {device}: this build has no GPU driver")))
 }
 
 fn print_table(folder: &Path) -> Result<()> {

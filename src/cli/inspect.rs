@@ -3,10 +3,9 @@
 use super::args::{DataCommand, GenerateArgs, ReportArgs, ScoreArgs, TaskArgs, TaskCommand};
 use super::session;
 use crate::backend::Backend;
-use crate::backend::cpu::Cpu;
 use crate::backend::oracle::Oracle;
 use crate::batch::{self, LossBatch};
-use crate::config::Config;
+use crate::config::{Config, Device};
 use crate::dataset;
 use crate::environment::{Environment, Files};
 use crate::error::{Error, Result};
@@ -25,9 +24,11 @@ use std::sync::Arc;
 
 /// `onestep generate`
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let config = session::settings(&[], &args.overrides, "sampling")?;
+    let mut overrides = args.overrides.clone();
+    overrides.extend(args.device.as_ref().map(|device| format!("run.device={device}")));
+    let config = session::settings(&[], &overrides, "sampling")?;
     session::threads(&config)?;
-    let backend = session::backend(&config);
+    let backend = session::backend(&config, None)?;
     let speaker = session::speaker(&*backend, &args.model)?;
     let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
     let prompt = match args.raw {
@@ -62,12 +63,15 @@ const SCORE_TOKENS: usize = 2048;
 
 /// `onestep score`: line by line, so that memory does not grow with the file; the output appears whole.
 pub fn score(args: &ScoreArgs) -> Result<()> {
-    let config = session::settings(&[], &[], "run")?;
+    let mut config = session::settings(&[], &[], "run")?;
     session::threads(&config)?;
     let backend: Box<dyn Backend> = match args.backend.as_str() {
-        "cpu" => Box::new(Cpu),
         "oracle" => Box::new(Oracle::f32()),
-        other => return Err(Error::usage(format!("--backend {other}: expected cpu or oracle"))),
+        device => {
+            let device = Device::try_from(device.to_string());
+            config.run.device = device.map_err(|e| Error::usage(format!("--backend: {e}, or oracle")))?;
+            session::backend(&config, None)?
+        }
     };
     let model = session::model(&*backend, &args.model)?;
     let adapter = session::adapter(&*backend, &model, args.adapter.as_deref())?;

@@ -3,6 +3,8 @@
 mod args;
 mod bench;
 mod inspect;
+mod machine;
+mod plan;
 mod quickstart;
 mod session;
 mod train;
@@ -33,11 +35,14 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(args) => train::eval(&args),
         Command::Collect(args) => train::collect(&args),
         Command::Pretrain(args) => train::pretrain(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Generate(args) => inspect::generate(&args),
         Command::Score(args) => inspect::score(&args),
         Command::Task(command) => inspect::task(&command),
         Command::Data(command) => inspect::data(&command),
         Command::Report(args) => inspect::report(&args),
+        Command::Doctor => machine::doctor(),
+        Command::Kernels(command) => machine::kernels(&command),
         Command::Bench(args) => bench::run(&args),
     }
 }

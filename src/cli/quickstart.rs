@@ -41,7 +41,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     session::threads(&config)?;
     session::write_config(out, &config)?;
     print_recipe(&config);
-    let backend = session::backend(&config);
+    let backend = session::backend(&config, Some(out))?;
     let model_dir = locate(Path::new(MODEL))?;
     let speaker = session::speaker(&*backend, &model_dir)?;
     clock.lap("setup");

@@ -3,6 +3,9 @@
 use crate::agent::{Agent, Dialog};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::backend::cuda::device::Device as _;
+use crate::backend::cuda::driver::{self, Gpu};
+use crate::backend::cuda::{Cuda, library};
 use crate::checkpoint;
 use crate::config::{self, Config, Device};
 use crate::environment::{self, Environment};
@@ -50,7 +53,7 @@ pub fn interrupt() -> Result<Arc<AtomicBool>> {
 }
 
 /// The number asked for, or one for each core.
-fn count(asked: usize) -> usize {
+pub fn count(asked: usize) -> usize {
     if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, usize::from) }
 }
 
@@ -60,11 +63,31 @@ pub fn threads(config: &Config) -> Result<()> {
     pool.map_err(|e| Error::system(format!("starting compute threads: {e}")))
 }
 
-/// The backend of `run.device`.
-pub fn backend(config: &Config) -> Box<dyn Backend> {
-    match config.run.device {
-        Device::Cpu => Box::new(Cpu),
-    }
+/// The backend of `run.device`. What is chosen for a GPU (GEMM algorithms) is kept in the run's folder `out`, when there is one, so that
+/// a resumed run computes as the first did.
+pub fn backend(config: &Config, out: Option<&Path>) -> Result<Box<dyn Backend>> {
+    let ordinal = match config.run.device {
+        Device::Cpu => return Ok(Box::new(Cpu)),
+        Device::Auto if library::probe().is_err() => return Ok(Box::new(Cpu)),
+        Device::Auto => 0,
+        Device::Cuda(ordinal) => ordinal,
+    };
+    let gpu = gpu(config, ordinal, out)?;
+    eprintln!("device: {}", gpu.name());
+    Ok(Box::new(Cuda::new(Arc::new(gpu))))
+}
+
+/// Opens a GPU under the run's settings.
+pub fn gpu(config: &Config, ordinal: usize, out: Option<&Path>) -> Result<Gpu> {
+    let cache = cache()?;
+    Gpu::open(&driver::Options {
+        ordinal,
+        memory: config.run.gpu_memory,
+        kernels: cache.join("kernels"),
+        gemms: out.map(|out| out.join("gemms.json")),
+        fixed_gemms: config.run.gpu_fixed_gemms,
+        check_each: config.run.gpu_check,
+    })
 }
 
 /// The tasks that `tasks.names` means: held_in, held_out, all, or names.
@@ -161,16 +184,18 @@ pub fn adapter(backend: &dyn Backend, model: &Model, dir: Option<&Path>) -> Resu
 
 /// A fresh adapter of the settings' shape.
 pub fn new_adapter(backend: &dyn Backend, model: &Model, config: &Config, name: &str) -> Result<Adapter> {
+    Adapter::new(backend, &model.config, lora(config)?, &mut Philox::named(config.run.seed, name))
+}
+
+/// The settings of adapters. Error: a module that does not exist.
+pub fn lora(config: &Config) -> Result<LoraConfig> {
     let modules = config.lora.modules.iter().map(|name| module(name)).collect::<Result<Vec<_>>>()?;
-    let lora = LoraConfig { rank: config.lora.rank, alpha: config.lora.alpha, rslora: config.lora.rslora, modules };
-    Adapter::new(backend, &model.config, lora, &mut Philox::named(config.run.seed, name))
+    Ok(LoraConfig { rank: config.lora.rank, alpha: config.lora.alpha, rslora: config.lora.rslora, modules })
 }
 
 fn module(name: &str) -> Result<Module> {
-    let short = |m: &Module| m.name().trim_end_matches("_proj").to_string();
-    let found = Module::ALL.into_iter().find(|m| short(m) == name || m.name() == name);
-    found.ok_or_else(|| {
-        let names: Vec<String> = Module::ALL.iter().map(short).collect();
+    Module::named(name).ok_or_else(|| {
+        let names: Vec<&str> = Module::ALL.iter().map(|m| m.name().trim_end_matches("_proj")).collect();
         Error::content(format!("lora.modules has `{name}`; modules are {}", names.join(", ")))
     })
 }

@@ -55,7 +55,7 @@ pub fn pretrain(args: &RunArgs) -> Result<()> {
     let target = args.model.clone().unwrap_or_else(|| PathBuf::from("weights/quickstart"));
     let interrupted = session::interrupt()?;
     session::threads(&config)?;
-    let backend = session::backend(&config);
+    let backend = session::backend(&config, Some(&args.out))?;
     std::fs::create_dir_all(&target).map_err(|e| Error::io("making", &target, &e))?;
     exercises::save_tokenizer(&target, config.run.seed)?;
     let dialog = crate::agent::Dialog::new(crate::tokenizer::Tokenizer::open(&target)?)?;
@@ -135,7 +135,7 @@ pub fn sft(args: &RunArgs) -> Result<()> {
     let data = needed(&args.data, "--data", "trajectories.jsonl")?;
     let interrupted = session::interrupt()?;
     session::threads(&config)?;
-    let backend = session::backend(&config);
+    let backend = session::backend(&config, Some(&args.out))?;
     let speaker = session::speaker(&*backend, model)?;
     let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
     let (start, examples) = prepared(&*backend, &config, &speaker, start, data)?;
@@ -197,7 +197,7 @@ pub fn rl(args: &RunArgs) -> Result<()> {
     let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
     world.announce();
     session::threads(&config)?;
-    let backend = session::backend(&config);
+    let backend = session::backend(&config, Some(&args.out))?;
     let speaker = session::speaker(&*backend, model)?;
     let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
     let reference = match start {
@@ -266,7 +266,7 @@ pub fn eval(args: &RunArgs) -> Result<()> {
     let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
     world.announce();
     session::threads(&config)?;
-    let backend = session::backend(&config);
+    let backend = session::backend(&config, Some(&args.out))?;
     let speaker = session::speaker(&*backend, model)?;
     let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
     let path = args.out.join("evaluation.json");

@@ -222,6 +222,10 @@ impl Normed {
         fit(be, &mut self.y, &[rows, hidden])?;
         fit_as(be, &mut self.rstd, &[rows], be.accumulator())
     }
+
+    pub fn bytes(&self) -> usize {
+        [&self.sum, &self.y, &self.rstd].into_iter().map(bytes).sum()
+    }
 }
 
 impl BlockBuffers {
@@ -254,6 +258,11 @@ impl BlockBuffers {
         }
         Ok(())
     }
+
+    pub fn bytes(&self) -> usize {
+        let own = [&self.qkv, &self.o, &self.lse, &self.gate_up, &self.act].into_iter().chain(&self.raw);
+        own.chain(self.s.iter().flatten()).map(bytes).sum::<usize>() + self.mid.bytes()
+    }
 }
 
 impl Scratch {
@@ -270,6 +279,16 @@ impl Scratch {
         fit(be, &mut self.dout, &[rows, config.heads.nh * config.heads.hs])?;
         fit(be, &mut self.dqkv, &[rows, config.heads.qkv_width()])
     }
+
+    pub fn bytes(&self) -> usize {
+        let all = [&self.dsum, &self.dnorm, &self.dgate_up, &self.dact, &self.dout, &self.dqkv];
+        all.into_iter().map(bytes).sum()
+    }
+}
+
+/// Bytes of a buffer.
+pub(super) fn bytes(tensor: &Tensor) -> usize {
+    tensor.len() * tensor.dtype().size()
 }
 
 /// A buffer not yet fitted.

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::{index_tensor, narrow};
 use crate::tensor::Tensor;
+use std::ops::Range;
 
 /// Keys and values of every layer, each (blocks * block_size, NKV HS) in the activation type.
 pub struct KvCache {
@@ -68,6 +69,11 @@ impl BlockManager {
     /// All `blocks` blocks of `block_size` tokens are free.
     pub fn new(blocks: usize, block_size: usize) -> Self {
         Self { block_size, free: (0..blocks).rev().collect(), references: vec![0; blocks] }
+    }
+
+    /// All blocks, owned or not.
+    pub fn total(&self) -> usize {
+        self.references.len()
     }
 
     /// Blocks nobody owns.
@@ -153,22 +159,26 @@ pub struct PagedPlan {
 }
 
 impl PagedPlan {
-    /// The plan for sequences whose last `queries` tokens are new. `copies` are pairs (row of this pass, cache row).
-    /// Errors: more queries than tokens.
-    pub fn new(be: &dyn Backend, sequences: &[(&Sequence, usize)], copies: &[(usize, usize)]) -> Result<Self> {
-        let width = sequences.iter().map(|(s, _)| s.blocks.len()).max().unwrap_or(0).max(1);
+    /// The plan for the tokens `new` of each sequence, which sees what lies before them. `copies` are pairs (row of this pass, cache
+    /// row). The block table has `width` columns, or more where a sequence needs them. Errors: tokens that a sequence has not.
+    pub fn new(
+        be: &dyn Backend,
+        sequences: &[(&Sequence, Range<usize>)],
+        copies: &[(usize, usize)],
+        width: usize,
+    ) -> Result<Self> {
+        let width = sequences.iter().map(|(s, _)| s.blocks.len()).max().unwrap_or(0).max(width).max(1);
         let (mut positions, mut slots, mut table) = (Vec::new(), Vec::new(), Vec::new());
         let (mut lens, mut cu_q) = (Vec::new(), vec![0]);
-        for &(sequence, queries) in sequences {
-            if queries > sequence.len {
-                return Err(Error::system(format!("{queries} queries of a sequence of {} tokens", sequence.len)));
+        for (sequence, new) in sequences {
+            if new.end > sequence.len {
+                return Err(Error::system(format!("tokens {new:?} of a sequence of {} tokens", sequence.len)));
             }
-            let new = sequence.len - queries..sequence.len;
             slots.extend(new.clone().map(|t| sequence.slot(t)));
-            positions.extend(new);
+            positions.extend(new.clone());
             table.extend_from_slice(&sequence.blocks);
             table.resize(table.len() + width - sequence.blocks.len(), 0);
-            lens.push(sequence.len);
+            lens.push(new.end);
             cu_q.push(positions.len());
         }
         let (rows, extra): (Vec<usize>, Vec<usize>) = copies.iter().copied().unzip();
@@ -186,6 +196,15 @@ impl PagedPlan {
                 )),
             },
         })
+    }
+
+    /// Takes what `other` says, a plan of the same extents without copies: the tensors stay where they are.
+    pub fn set(&mut self, be: &dyn Backend, other: &Self) -> Result<()> {
+        be.copy(&other.positions, &mut self.positions)?;
+        be.copy(&other.slots, &mut self.slots)?;
+        be.copy(&other.block_table, &mut self.block_table)?;
+        be.copy(&other.lens, &mut self.lens)?;
+        be.copy(&other.cu_q, &mut self.cu_q)
     }
 }
 

@@ -4,6 +4,7 @@ pub mod config;
 pub mod kv_cache;
 pub mod lora;
 pub mod rope;
+pub mod shapes;
 
 mod block;
 mod parameters;
@@ -12,7 +13,7 @@ use crate::backend::{Backend, Segments};
 use crate::error::{Error, Result};
 use crate::rng::Philox;
 use crate::tensor::{DType, Tensor};
-use block::{Attention, Block, BlockBuffers, Normed, Scratch, empty, fit};
+use block::{Attention, Block, BlockBuffers, Normed, Scratch, bytes, empty, fit};
 use config::ModelConfig;
 use kv_cache::{KvCache, PagedPlan};
 use lora::Adapter;
@@ -118,6 +119,11 @@ impl Model {
     pub fn parameters(&self) -> usize {
         self.weights.iter().map(Tensor::len).sum()
     }
+}
+
+/// Name and shape of every parameter of a model of this shape, in the order of `Model::weights`.
+pub fn parameter_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    parameters(config).0
 }
 
 /// A model under an adapter, or alone: actor, critic, reference and behaviour are policies over one model.
@@ -266,6 +272,13 @@ impl Activations {
     /// (T, C) after the final norm, of the last pass. Panics before any pass.
     pub fn hidden(&self) -> &Tensor {
         &self.norms[self.last].y
+    }
+
+    /// Bytes of all buffers: those of the largest pass so far of each kind.
+    pub fn bytes(&self) -> usize {
+        let norms: usize = self.norms.iter().map(Normed::bytes).sum();
+        let blocks: usize = self.blocks.iter().map(BlockBuffers::bytes).sum();
+        norms + blocks + bytes(&self.out) + bytes(&self.copied) + self.scratch.bytes()
     }
 
     /// Fits the buffers of all layers, or of one that all layers share.

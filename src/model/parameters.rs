@@ -41,6 +41,11 @@ impl Module {
         }
     }
 
+    /// The module called `name`: `q` or `q_proj`, and so on.
+    pub fn named(name: &str) -> Option<Module> {
+        Self::ALL.into_iter().find(|m| name == m.name() || name == m.name().trim_end_matches("_proj"))
+    }
+
     /// The name of the layer's parameters less `.weight`, for example `model.layers.0.self_attn.q_proj`.
     pub fn path(self, layer: usize) -> String {
         let part = match self {

@@ -1,13 +1,14 @@
 //! Continuous batching over a paged cache: prompts are computed once and forked for their samples, then all running samples
 //! decode together; a sample's tokens do not depend on what else is in the batch.
 
+use super::burst::{Bursts, Row};
 use super::sampler::{self, Draw};
 use super::scheduler::{Running, Scheduler, Work};
 use super::{Request, Sample};
 use crate::backend::Backend;
 use crate::config::{Engine as Settings, Sampling};
 use crate::error::Result;
-use crate::model::kv_cache::{KvCache, PagedPlan};
+use crate::model::kv_cache::{KvCache, PagedPlan, Sequence};
 use crate::model::{self, Activations, Model, Policy};
 use crate::tensor::{DType, Tensor};
 
@@ -16,6 +17,10 @@ pub struct Engine<'a> {
     backend: &'a dyn Backend,
     cache: KvCache,
     scheduler: Scheduler,
+    /// What rows of a burst read and write that belong to no sample.
+    padding: Sequence,
+    bursts: Bursts,
+    burst: usize,
     acts: Activations,
 }
 
@@ -25,12 +30,19 @@ struct Growing {
     sample: Sample,
 }
 
+/// True when a sample may draw no more: it drew an end token, or is as long as it may be.
+fn has_ended(sample: &Sample, request: &Request, stop: &[u32]) -> bool {
+    sample.ids.last().is_some_and(|id| stop.contains(id)) || sample.ids.len() >= request.max_tokens
+}
+
 impl<'a> Engine<'a> {
     /// Takes the cache's memory.
     pub fn new(backend: &'a dyn Backend, model: &Model, settings: &Settings) -> Result<Self> {
-        let blocks = settings.cache_tokens.div_ceil(settings.block_size);
-        let cache = KvCache::new(backend, &model.config, blocks, settings.block_size)?;
-        Ok(Self { backend, cache, scheduler: Scheduler::new(settings), acts: Activations::default() })
+        let (scheduler, padding) = Scheduler::new(settings)?;
+        let cache = KvCache::new(backend, &model.config, scheduler.blocks.total(), settings.block_size)?;
+        let (bursts, acts, burst) =
+            (Bursts::default(), Activations::default(), settings.burst.min(settings.block_size));
+        Ok(Self { backend, cache, scheduler, padding, bursts, burst, acts })
     }
 
     /// The samples of each request, in order. A sample ends with one of `stop` or at its length limit.
@@ -69,7 +81,10 @@ impl<'a> Engine<'a> {
         loop {
             let (first, rows) = match self.scheduler.next(requests) {
                 Work::Prefill(chosen) => self.prefill(policy, requests, &chosen)?,
-                Work::Decode => self.decode(policy)?,
+                Work::Decode => {
+                    self.decode(policy, requests, sampling, stop, replies)?;
+                    continue;
+                }
                 Work::Done => return Ok(()),
             };
             self.draw(policy, requests, sampling, stop, replies, first, &rows)?;
@@ -101,22 +116,37 @@ impl<'a> Engine<'a> {
             }
         }
         let running = &self.scheduler.running;
-        let sequences: Vec<_> = parents.iter().map(|&p| (&running[p].sequence, running[p].sequence.len())).collect();
-        let plan = PagedPlan::new(self.backend, &sequences, &copies)?;
+        let sequences: Vec<_> = parents.iter().map(|&p| (&running[p].sequence, 0..running[p].sequence.len())).collect();
+        let plan = PagedPlan::new(self.backend, &sequences, &copies, 0)?;
         self.forward(policy, &ids, &plan)?;
         Ok((first, rows))
     }
 
-    /// Computes the last drawn token of every running sample.
-    fn decode(&mut self, policy: Policy) -> Result<(usize, Vec<i32>)> {
+    /// Decodes the running samples: one token each, or a burst of them where the backend records work.
+    fn decode(
+        &mut self,
+        policy: Policy,
+        requests: &[Request],
+        sampling: &Sampling,
+        stop: &[u32],
+        replies: &mut [Vec<Growing>],
+    ) -> Result<()> {
         let Scheduler { running, blocks, .. } = &mut self.scheduler;
-        running.iter_mut().try_for_each(|r| blocks.append(&mut r.sequence, 1))?;
-        let ids: Vec<i32> = running.iter().map(|r| r.last as i32).collect();
-        let sequences: Vec<_> = running.iter().map(|r| (&r.sequence, 1)).collect();
-        let plan = PagedPlan::new(self.backend, &sequences, &[])?;
-        let rows = (0..ids.len() as i32).collect();
-        self.forward(policy, &ids, &plan)?;
-        Ok((0, rows))
+        let left = running.iter().map(|r| r.left).min().unwrap_or(1);
+        let most = if self.backend.records() { self.burst.min(left) } else { 1 };
+        let steps = 1 << most.max(1).ilog2(); // few different numbers, as recordings are kept by number
+        running.iter_mut().try_for_each(|r| blocks.append(&mut r.sequence, steps))?;
+        let draw = |r: &Running| replies[r.request][r.sample].draw;
+        let rows: Vec<Row> =
+            running.iter().map(|r| Row { sequence: &r.sequence, last: r.last, draw: draw(r) }).collect();
+        let Self { backend, cache, bursts, padding, .. } = self;
+        let drawn = bursts.run(*backend, policy, cache, sampling, &rows, padding, steps)?;
+        for (ids, logp) in drawn {
+            // Samples that have ended stay in the burst; what they drew after their end is dropped.
+            self.take(requests, stop, replies, 0, &ids, &logp);
+        }
+        self.retire(requests, stop, replies);
+        Ok(())
     }
 
     fn forward(&mut self, policy: Policy, ids: &[i32], plan: &PagedPlan) -> Result<()> {
@@ -138,27 +168,43 @@ impl<'a> Engine<'a> {
     ) -> Result<()> {
         let mut hidden = self.backend.alloc(&[rows.len(), policy.model.config.hidden], self.backend.activation())?;
         self.backend.gather_rows(self.acts.hidden(), &self.indices(rows)?, &mut hidden)?;
-        let running = &mut self.scheduler.running;
-        let draws: Vec<Draw> = running[first..].iter().map(|r| replies[r.request][r.sample].draw).collect();
+        let running = &self.scheduler.running[first..];
+        let draws: Vec<Draw> = running.iter().map(|r| replies[r.request][r.sample].draw).collect();
         let (ids, logp) = sampler::sample(self.backend, &hidden, policy.model.lm_head(), sampling, &draws)?;
-        for ((running, id), logp) in running[first..].iter_mut().zip(ids).zip(logp) {
+        self.take(requests, stop, replies, first, &ids, &logp);
+        self.retire(requests, stop, replies);
+        Ok(())
+    }
+
+    /// Gives a drawn token to each running sample from `first` on that has not ended.
+    fn take(
+        &mut self,
+        requests: &[Request],
+        stop: &[u32],
+        replies: &mut [Vec<Growing>],
+        first: usize,
+        ids: &[i32],
+        logp: &[f32],
+    ) {
+        for ((running, &id), &logp) in self.scheduler.running[first..].iter_mut().zip(ids).zip(logp) {
             let growing = &mut replies[running.request][running.sample];
-            growing.sample.ids.push(id);
+            if has_ended(&growing.sample, &requests[running.request], stop) {
+                continue;
+            }
+            growing.sample.ids.push(id as u32);
             growing.sample.logprobs.push(logp);
             growing.draw.counter += 1;
-            running.last = id;
+            running.last = id as u32;
             running.left -= 1;
         }
-        let limit = |r: &Running| replies[r.request][r.sample].sample.ids.len() >= requests[r.request].max_tokens;
-        let (mut kept, mut ended) = (Vec::with_capacity(running.len()), vec![]);
-        for running in running.drain(..) {
-            if stop.contains(&running.last) || limit(&running) { ended.push(running) } else { kept.push(running) }
-        }
-        *running = kept;
-        for running in ended {
-            self.scheduler.blocks.free(running.sequence);
-        }
-        Ok(())
+    }
+
+    /// Samples that have ended give their blocks back.
+    fn retire(&mut self, requests: &[Request], stop: &[u32], replies: &[Vec<Growing>]) {
+        let ended = |r: &Running| has_ended(&replies[r.request][r.sample].sample, &requests[r.request], stop);
+        let (ended, kept): (Vec<_>, Vec<_>) = self.scheduler.running.drain(..).partition(ended);
+        self.scheduler.running = kept;
+        ended.into_iter().for_each(|running| self.scheduler.blocks.free(running.sequence));
     }
 
     fn indices(&self, values: &[i32]) -> Result<Tensor> {

@@ -1,5 +1,6 @@
 //! Sampling of replies: schedule, run, post-process. Never sees environments, tasks or text.
 
+mod burst;
 mod engine;
 mod sampler;
 mod scheduler;

@@ -21,6 +21,49 @@ impl Draw {
     }
 }
 
+/// How each of B rows draws, as tensors.
+pub(super) struct Draws {
+    temperature: Tensor,
+    top_p: Tensor,
+    top_k: Tensor,
+    seed: Tensor,
+    /// (B), the index of the next token of each row's sample.
+    pub counter: Tensor,
+}
+
+impl Draws {
+    /// One row a draw, all under `settings`.
+    pub fn new(be: &dyn Backend, settings: &Settings, draws: &[Draw]) -> Result<Self> {
+        let rows = draws.len();
+        let put = |values: Tensor| -> Result<Tensor> {
+            let mut tensor = be.alloc(values.shape(), values.dtype())?;
+            be.write(&mut tensor, &values)?;
+            Ok(tensor)
+        };
+        let keys: Vec<i32> = draws.iter().flat_map(|d| d.key).collect();
+        let counters: Vec<i32> = draws.iter().map(|d| d.counter).collect();
+        Ok(Self {
+            temperature: put(Tensor::from_slice(&[rows], &vec![settings.temperature; rows]))?,
+            top_p: put(Tensor::from_slice(&[rows], &vec![settings.top_p; rows]))?,
+            top_k: put(Tensor::from_slice(&[rows], &vec![settings.top_k; rows]))?,
+            seed: put(Tensor::from_slice(&[rows, 2], &keys))?,
+            counter: put(Tensor::from_slice(&[rows], &counters))?,
+        })
+    }
+
+    /// Takes the streams of `other`, of as many rows and the same settings.
+    pub fn set(&mut self, be: &dyn Backend, other: &Self) -> Result<()> {
+        be.copy(&other.seed, &mut self.seed)?;
+        be.copy(&other.counter, &mut self.counter)
+    }
+
+    /// As the op takes them.
+    pub fn sampling(&self) -> Sampling<'_> {
+        let Self { temperature, top_p, top_k, seed, counter } = self;
+        Sampling { temperature, top_p, top_k, seed, counter }
+    }
+}
+
 /// One token for each row of `hidden` (B, C).
 pub(super) fn sample(
     backend: &dyn Backend,
@@ -28,26 +71,11 @@ pub(super) fn sample(
     lm_head: &Tensor,
     settings: &Settings,
     draws: &[Draw],
-) -> Result<(Vec<u32>, Vec<f32>)> {
+) -> Result<(Vec<i32>, Vec<f32>)> {
     let rows = hidden.rows();
     let mut logits = backend.alloc(&[rows, lm_head.rows()], backend.accumulator())?;
     backend.logits(hidden, lm_head, &mut logits)?;
-    let put = |values: Tensor| -> Result<Tensor> {
-        let mut tensor = backend.alloc(values.shape(), values.dtype())?;
-        backend.write(&mut tensor, &values)?;
-        Ok(tensor)
-    };
     let (mut ids, mut logp) = (backend.alloc(&[rows], DType::I32)?, backend.alloc(&[rows], backend.accumulator())?);
-    let keys: Vec<i32> = draws.iter().flat_map(|d| d.key).collect();
-    let counters: Vec<i32> = draws.iter().map(|d| d.counter).collect();
-    let sampling = Sampling {
-        temperature: &put(Tensor::from_slice(&[rows], &vec![settings.temperature; rows]))?,
-        top_p: &put(Tensor::from_slice(&[rows], &vec![settings.top_p; rows]))?,
-        top_k: &put(Tensor::from_slice(&[rows], &vec![settings.top_k; rows]))?,
-        seed: &put(Tensor::from_slice(&[rows, 2], &keys))?,
-        counter: &put(Tensor::from_slice(&[rows], &counters))?,
-    };
-    backend.sample(&logits, &sampling, &mut ids, &mut logp)?;
-    let ids = backend.read_i32(&ids)?.into_iter().map(|id| id as u32).collect();
-    Ok((ids, backend.read(&logp)?))
+    backend.sample(&logits, &Draws::new(backend, settings, draws)?.sampling(), &mut ids, &mut logp)?;
+    Ok((backend.read_i32(&ids)?, backend.read(&logp)?))
 }

@@ -42,16 +42,14 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub fn new(settings: &Settings) -> Self {
+    /// A scheduler, and a sequence of one token in a block beside those that requests can have.
+    pub fn new(settings: &Settings) -> Result<(Self, Sequence)> {
         let total = settings.cache_tokens.div_ceil(settings.block_size);
-        Self {
-            waiting: VecDeque::new(),
-            running: vec![],
-            blocks: BlockManager::new(total, settings.block_size),
-            total,
-            prefill_tokens: settings.prefill_tokens,
-            max_running: settings.max_running,
-        }
+        let mut blocks = BlockManager::new(total + 1, settings.block_size);
+        let padding = blocks.allocate(1)?;
+        let (waiting, running) = (VecDeque::new(), vec![]);
+        let Settings { prefill_tokens, max_running, .. } = *settings;
+        Ok((Self { waiting, running, blocks, total, prefill_tokens, max_running }, padding))
     }
 
     /// Queues `requests`. Errors: an empty prompt, or one whose samples can never fit.

@@ -65,6 +65,14 @@ impl Python {
         }
     }
 
+    /// What the private environment is made with: path and version. Makes nothing.
+    ///
+    /// # Errors
+    /// System: no usable Python 3; what to install.
+    pub fn base() -> Result<(PathBuf, [u32; 3])> {
+        find_python().map(|found| (found.executable, found.version))
+    }
+
     fn new(interpreter: PathBuf, inspected: &Inspected) -> Self {
         let [major, minor, patch] = inspected.version;
         let python = ("python".to_string(), format!("{major}.{minor}.{patch}"));

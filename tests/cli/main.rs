@@ -4,6 +4,8 @@
 mod bad_input;
 mod disk_full;
 mod look;
+mod machine;
+mod plan;
 mod rl;
 mod score;
 mod sft;

@@ -55,6 +55,13 @@ pub fn onestep(arguments: &[&str]) -> Ended {
     ended(command)
 }
 
+/// Runs the program to its end, in an environment with more variables.
+pub fn onestep_with(variables: &[(&str, &str)], arguments: &[&str]) -> Ended {
+    let mut command = command(PROGRAM);
+    command.envs(variables.iter().copied()).args(arguments);
+    ended(command)
+}
+
 /// Runs the program, which must succeed; returns what it printed.
 pub fn done(arguments: &[&str]) -> String {
     let ended = onestep(arguments);

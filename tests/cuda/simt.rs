@@ -2,6 +2,7 @@
 //! with redzones. `unsafe` here: the C interface of the compiled kernels, and host memory behind device addresses.
 
 use libloading::Library;
+use onestep::backend::Recording;
 use onestep::backend::cuda::device::{Arg, Device, Gemm, Launch, Matrix};
 use onestep::backend::cuda::kernels::{HEADER, Kernel, source};
 use onestep::error::{Error, Result};
@@ -30,10 +31,29 @@ type Entry =
 
 /// The device of one test.
 pub struct Simt {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     order: Order,
     seed: u64,
     has_gemm: bool,
-    blocks: Arc<Mutex<BTreeMap<u64, Block>>>,
+    blocks: Mutex<BTreeMap<u64, Block>>,
+    recording: Mutex<Option<Tape>>,
+}
+
+/// What a recording has got so far, and the memory that it keeps.
+#[derive(Default)]
+struct Tape {
+    work: Vec<Work>,
+    held: Vec<Block>,
+}
+
+enum Work {
+    Launch { kernel: Kernel, grid: [u32; 3], block: u32, shared: u32, args: Vec<Arg> },
+    Gemm(Gemm),
+    Copy(u64, u64, usize),
+    Zero(u64, usize),
 }
 
 struct Block {
@@ -43,18 +63,31 @@ struct Block {
 
 struct Memory {
     address: u64,
-    blocks: Arc<Mutex<BTreeMap<u64, Block>>>,
+    shared: Arc<Shared>,
 }
 
 impl DeviceMemory for Memory {
     fn address(&self) -> u64 {
         self.address
     }
+
+    fn download(&self, bytes: &mut [u8]) -> Result<()> {
+        if self.shared.recording.lock().unwrap().is_some() {
+            return Err(Error::system("values were read while work was recorded"));
+        }
+        let from = self.shared.range(self.address, bytes.len())?;
+        // SAFETY: the range lies in a live allocation of this device, and only this device's calls touch it.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.blocks.lock().unwrap().remove(&self.address);
+        let block = self.shared.blocks.lock().unwrap().remove(&self.address);
+        if let (Some(tape), Some(block)) = (&mut *self.shared.recording.lock().unwrap(), block) {
+            tape.held.push(block);
+        }
     }
 }
 
@@ -74,7 +107,16 @@ impl Block {
 impl Simt {
     /// A device that runs threads in `order`; `seed` is that of a random one. Without `has_gemm` there is no vendor's library.
     pub fn new(order: Order, seed: u64, has_gemm: bool) -> Self {
-        Self { order, seed, has_gemm, blocks: Arc::default() }
+        let (blocks, recording) = (Mutex::default(), Mutex::default());
+        Self { shared: Arc::new(Shared { order, seed, has_gemm, blocks, recording }) }
+    }
+}
+
+impl Shared {
+    /// True when the work was recorded, and is not to be done now.
+    fn records(&self, work: impl FnOnce() -> Work) -> bool {
+        let recording = &mut *self.recording.lock().unwrap();
+        recording.as_mut().map(|tape| tape.work.push(work())).is_some()
     }
 
     fn check_redzones(&self, after: &str) -> Result<()> {
@@ -124,36 +166,116 @@ impl Device for Simt {
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn DeviceMemory>> {
         let mut block = Block { storage: vec![u64::MAX; (bytes + 2 * REDZONE + 256) / 8 + 1], bytes };
         let start = block.start();
-        bytemuck::cast_slice_mut::<u64, u8>(&mut block.storage)[start..start + bytes].fill(0);
         let address = block.storage.as_ptr() as u64 + start as u64;
-        self.blocks.lock().unwrap().insert(address, block);
-        Ok(Arc::new(Memory { address, blocks: self.blocks.clone() }))
+        bytemuck::cast_slice_mut::<u64, u8>(&mut block.storage)[start..start + bytes].fill(0);
+        self.shared.blocks.lock().unwrap().insert(address, block);
+        self.zero(address, bytes)?;
+        Ok(Arc::new(Memory { address, shared: self.shared.clone() }))
     }
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
-        let to = self.range(to, bytes.len())?;
+        if self.shared.recording.lock().unwrap().is_some() {
+            return Err(Error::system("values from the host were written while work was recorded"));
+        }
+        let to = self.shared.range(to, bytes.len())?;
         // SAFETY: the range lies in a live allocation of this device, and only this device's calls touch it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         Ok(())
     }
 
-    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
-        let from = self.range(from, bytes.len())?;
-        // SAFETY: as in `upload`.
-        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        if self.shared.records(|| Work::Copy(from, to, bytes)) { Ok(()) } else { self.shared.copy(from, to, bytes) }
+    }
+
+    fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+        if self.shared.records(|| Work::Zero(at, bytes)) { Ok(()) } else { self.shared.zero(at, bytes) }
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        let Launch { kernel, grid, block, shared, args } = launch;
+        let work =
+            || Work::Launch { kernel: *kernel, grid: *grid, block: *block, shared: *shared, args: args.to_vec() };
+        if self.shared.records(work) { Ok(()) } else { self.shared.launch(launch) }
+    }
+
+    fn gemm(&self, g: &Gemm) -> Result<bool> {
+        if !self.shared.has_gemm {
+            return Ok(false);
+        }
+        if !self.shared.records(|| Work::Gemm(*g)) {
+            self.shared.gemm(g)?;
+        }
+        Ok(true)
+    }
+
+    fn synchronize(&self) -> Result<()> {
         Ok(())
     }
 
+    fn elapsed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let clock = Instant::now();
+        work()?;
+        Ok(clock.elapsed().as_secs_f64())
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        Ok((1 << 30, 1 << 30))
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>> {
+        *self.shared.recording.lock().unwrap() = Some(Tape::default());
+        let done = work();
+        let tape = self.shared.recording.lock().unwrap().take().unwrap();
+        done?;
+        // Memory that was freed while recording is live again for the replays, under its old addresses.
+        let mut blocks = self.shared.blocks.lock().unwrap();
+        let mut held = vec![];
+        for block in tape.held {
+            let address = block.storage.as_ptr() as u64 + block.start() as u64;
+            blocks.insert(address, block);
+            held.push(address);
+        }
+        Ok(Box::new(Replay { work: tape.work, held, shared: self.shared.clone() }))
+    }
+}
+
+struct Replay {
+    work: Vec<Work>,
+    held: Vec<u64>,
+    shared: Arc<Shared>,
+}
+
+impl Recording for Replay {
+    fn replay(&self) -> Result<()> {
+        self.work.iter().try_for_each(|work| match work {
+            Work::Launch { kernel, grid, block, shared, args } => {
+                self.shared.launch(&Launch { kernel: *kernel, grid: *grid, block: *block, shared: *shared, args })
+            }
+            Work::Gemm(gemm) => self.shared.gemm(gemm),
+            Work::Copy(from, to, bytes) => self.shared.copy(*from, *to, *bytes),
+            Work::Zero(at, bytes) => self.shared.zero(*at, *bytes),
+        })
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        let mut blocks = self.shared.blocks.lock().unwrap();
+        self.held.iter().for_each(|address| drop(blocks.remove(address)));
+    }
+}
+
+impl Shared {
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         let (from, to) = (self.range(from, bytes)?, self.range(to, bytes)?);
-        // SAFETY: as in `upload`.
+        // SAFETY: both ranges lie in live allocations of this device, and only this device's calls touch them.
         unsafe { std::ptr::copy(from, to, bytes) };
         Ok(())
     }
 
     fn zero(&self, at: u64, bytes: usize) -> Result<()> {
         let at = self.range(at, bytes)?;
-        // SAFETY: as in `upload`.
+        // SAFETY: as in `copy`.
         unsafe { std::ptr::write_bytes(at, 0, bytes) };
         Ok(())
     }
@@ -163,10 +285,7 @@ impl Device for Simt {
         self.check_redzones(launch.kernel.name)
     }
 
-    fn gemm(&self, g: &Gemm) -> Result<bool> {
-        if !self.has_gemm {
-            return Ok(false);
-        }
+    fn gemm(&self, g: &Gemm) -> Result<()> {
         let extent = |rows: usize, columns: usize, m: Matrix| {
             let last = (rows.max(1) - 1) * m.stride + columns;
             self.range(m.address, last * m.dtype.size())
@@ -202,21 +321,7 @@ impl Device for Simt {
                 }
             }
         }
-        Ok(true)
-    }
-
-    fn synchronize(&self) -> Result<()> {
         Ok(())
-    }
-
-    fn elapsed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-        let clock = Instant::now();
-        work()?;
-        Ok(clock.elapsed().as_secs_f64())
-    }
-
-    fn memory(&self) -> Result<(usize, usize)> {
-        Ok((1 << 30, 1 << 30))
     }
 }
 
@@ -271,6 +376,21 @@ fn library(stem: &'static str) -> Result<Arc<Library>> {
     Ok(loaded.entry(stem).or_insert(Arc::new(library)).clone())
 }
 
+/// An access that is not aligned for its type is a fault, as on a GPU.
+const FLAGS: &[&str] = &[
+    "-std=c++17",
+    "-O2",
+    "-march=native",
+    "-fPIC",
+    "-fno-gnu-unique",
+    "-fsanitize=alignment",
+    "-fno-sanitize-recover=alignment",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Werror",
+];
+
 /// Compiles kernels/STEM.cu with c++ into target/, unless the same text was compiled before.
 fn compile(stem: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -280,7 +400,7 @@ fn compile(stem: &str) -> Result<PathBuf> {
         None => (harness.clone(), std::fs::read_to_string(harness.join(format!("{stem}.cu"))).unwrap()),
     };
     let mut key = blake3::Hasher::new();
-    for part in [&text, HEADER, include_str!("../simt/simt.hpp"), include_str!("../simt/switch.S")] {
+    for part in [&text, HEADER, &FLAGS.join(" "), include_str!("../simt/simt.hpp"), include_str!("../simt/switch.S")] {
         key.update(part.as_bytes());
     }
     let key = key.finalize().to_hex();
@@ -291,25 +411,38 @@ fn compile(stem: &str) -> Result<PathBuf> {
         return Ok(target);
     }
     let unfinished = out.join(format!("{stem}-{}-{}.tmp", &key[..16], std::process::id()));
+    let object = unfinished.with_extension("o");
     let mut command = Command::new("c++");
-    command.args(["-std=c++17", "-O2", "-march=native", "-fPIC", "-shared", "-fno-gnu-unique", "-Wall", "-Wextra"]);
-    command.args(["-Wno-unknown-pragmas", "-Werror"]).arg("-I").arg(root.join("kernels")).arg("-I").arg(&harness);
-    command.args(["-x", "c++"]).arg(folder.join(format!("{stem}.cu")));
-    command
-        .args(["-x", "assembler"])
-        .arg(harness.join("switch.S"))
-        .args(["-x", "none", "-pthread", "-o"])
-        .arg(&unfinished);
+    command.args(FLAGS).arg("-I").arg(root.join("kernels")).arg("-I").arg(&harness);
+    command.args(["-c", "-x", "c++"]).arg(folder.join(format!("{stem}.cu"))).arg("-o").arg(&object);
+    succeed(command, stem)?;
+    // Apart from the compilation, so that the sanitizer's own library is not asked for.
+    let mut command = Command::new("c++");
+    command.args(["-shared", "-Wl,-Bsymbolic"]).arg(&object).args(["-x", "assembler"]).arg(harness.join("switch.S"));
+    command.args(["-x", "none", "-pthread", "-o"]).arg(&unfinished);
+    succeed(command, stem)?;
+    std::fs::remove_file(&object).unwrap();
+    std::fs::rename(&unfinished, &target).unwrap();
+    Ok(target)
+}
+
+fn succeed(mut command: Command, stem: &str) -> Result<()> {
     let output = command.output().map_err(|e| {
         Error::system(format!(
             "running c++ on kernels/{stem}.cu: {e}; install a C++ compiler (Debian: apt-get install g++)"
         ))
     })?;
-    if !output.status.success() {
-        return Err(Error::system(format!("kernels/{stem}.cu: {}", String::from_utf8_lossy(&output.stderr))));
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(Error::system(format!("kernels/{stem}.cu: {}", String::from_utf8_lossy(&output.stderr)))),
     }
-    std::fs::rename(&unfinished, &target).unwrap();
-    Ok(target)
+}
+
+/// Whether the compiled source has a kernel of this name.
+pub fn exports(stem: &'static str, name: &str) -> bool {
+    let library = library(stem).unwrap();
+    // SAFETY: the address is not called.
+    unsafe { library.get::<Entry>(format!("simt_launch_{name}\0").as_bytes()) }.is_ok()
 }
 
 /// A kernel of the harness's own tests.

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <set>
 #include <string>
 #include <thread>
@@ -27,10 +28,12 @@
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 #define __restrict__ __restrict
-// One array a block. `static thread_local` is right because a block lives on one OS thread and each launch has a fresh one.
-#define SHARED(T, name, count)            \
-  static thread_local T name[count];      \
-  simt::poison_shared(name, sizeof(name))
+// One array a block, and a redzone behind it. `static thread_local` is right because a block lives on one OS thread and each launch
+// has a fresh one.
+#define SHARED(T, name, count)                                               \
+  static thread_local simt::SharedArray<T, count> name##_and_redzone;        \
+  simt::poison_shared(&name##_and_redzone, sizeof(T[count]), sizeof name##_and_redzone); \
+  T(&name)[count] = name##_and_redzone.array
 #define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(simt::current->block->dynamic)
 
 struct uint3 { unsigned x, y, z; };
@@ -44,11 +47,19 @@ constexpr int WARP = 32;
 constexpr size_t PAYLOAD = 64;       // bytes a lane can give and get in a warp collective
 constexpr size_t STACK = 256 * 1024;  // of a fiber; touched pages only are taken
 constexpr size_t MOST_SHARED = 227 * 1024;
+constexpr size_t REDZONE = 256;  // bytes behind shared memory that no kernel may change
+
+template <class T, size_t COUNT>
+struct SharedArray {
+  alignas(16) T array[COUNT];
+  char redzone[REDZONE];
+};
 
 enum class Order : unsigned { Forward, Reverse, Random };
 enum class State : uint8_t { Runnable, AtBlockBarrier, AtWarpCollective, Done };
 
 struct Copy { void* to; const void* from; int bytes; bool valid; };
+struct SharedBytes { size_t array, with_redzone; };
 struct Block;
 struct Warp {
   alignas(16) char in[WARP][PAYLOAD], out[WARP][PAYLOAD];
@@ -76,7 +87,7 @@ struct Block {
   int any, all, count, result_any, result_all, result_count;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  std::set<void*> poisoned;
+  std::map<char*, SharedBytes> arrays;  // SHARED arrays that the block has reached, by address
   void* scheduler;  // its stack pointer while a fiber runs
   void (*entry)(void*);
   void* argument;
@@ -101,8 +112,31 @@ inline void yield() { simt_switch(&current->stack_pointer, current->block->sched
   for (;;) yield();
 }
 
-inline void poison_shared(void* array, size_t bytes) {
-  if (current->block->poisoned.insert(array).second) memset(array, 0xFF, bytes);
+// NaN in f32 and bf16, once a block.
+inline void poison_shared(void* array, size_t bytes, size_t with_redzone) {
+  if (current->block->arrays.insert({(char*)array, {bytes, with_redzone}}).second) memset(array, 0xFF, with_redzone);
+}
+inline bool is_shared(const void* at, size_t bytes) {
+  Block* block = current->block;
+  const char* first = (const char*)at;
+  if (first >= block->dynamic && first + bytes <= block->dynamic + block->dynamic_bytes) return true;
+  for (auto& [start, size] : block->arrays)
+    if (first >= start && first + bytes <= start + size.array) return true;
+  return false;
+}
+inline bool is_intact(const char* from, const char* to) {
+  for (; from < to; from++)
+    if (*from != (char)0xFF) return false;
+  return true;
+}
+// What a block wrote behind its shared memory, or nothing.
+inline std::string written_outside(Block& block) {
+  if (!is_intact(block.dynamic + block.dynamic_bytes, block.dynamic + block.dynamic_bytes + REDZONE))
+    return "a write past its " + std::to_string(block.dynamic_bytes) + " bytes of dynamic shared memory";
+  for (auto& [start, size] : block.arrays)
+    if (!is_intact(start + size.array, start + size.with_redzone))
+      return "a write past a shared array of " + std::to_string(size.array) + " bytes";
+  return "";
 }
 
 // ---- barriers and collectives ----
@@ -174,7 +208,8 @@ inline unsigned ballot(uint32_t mask, int predicate, const char* where) {
       if (mask >> lane & 1) memcpy(&given, warp.in[lane], sizeof given);
       result |= given ? 1u << lane : 0;
     }
-    for (int lane = 0; lane < WARP; lane++) memcpy(warp.out[lane], &result, sizeof result);
+    for (int lane = 0; lane < WARP; lane++)
+      if (mask >> lane & 1) memcpy(warp.out[lane], &result, sizeof result);
   };
   return collective<int, unsigned>(mask, 3, predicate ? 1 : 0, combine, where);
 }
@@ -243,9 +278,7 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
 }
 inline void cp_async(void* to, const void* from, int bytes, bool valid) {
   if (((uintptr_t)to | (valid ? (uintptr_t)from : 0)) % bytes) fault("cp_async: an address that is not %d-byte aligned", bytes);
-  char* low = current->block->dynamic;
-  bool is_dynamic = (char*)to >= low && (char*)to + bytes <= low + current->block->dynamic_bytes;
-  if (!is_dynamic && current->block->poisoned.empty()) fault("cp_async: the target is not in shared memory");
+  if (!is_shared(to, bytes)) fault("cp_async: the target is not in shared memory");
   if (current->copies.empty()) current->copies.emplace_back();
   current->copies.back().push_back({to, from, bytes, valid});
   memset(to, 0xFF, bytes);
@@ -288,8 +321,8 @@ inline std::string deadlock(Block& block) {
 }
 inline void run_block(Block& block, Order order, uint64_t seed) {
   block.arrived = 0, block.live = block.threads, block.any = 0, block.all = 1, block.count = 0;
-  block.poisoned.clear();
-  memset(block.dynamic, 0xFF, block.dynamic_bytes);  // NaN in f32 and bf16
+  block.arrays.clear();
+  memset(block.dynamic, 0xFF, block.dynamic_bytes + REDZONE);  // NaN in f32 and bf16
   for (Warp& warp : block.warps) warp.arrived = 0;
   std::vector<unsigned> turn(block.threads);
   for (unsigned i = 0; i < block.threads; i++) {
@@ -330,6 +363,7 @@ inline void run_block(Block& block, Order order, uint64_t seed) {
       return;
     }
   }
+  block.fault = written_outside(block);
 }
 template <class K>
 inline std::string run_grid(const unsigned* grid, unsigned threads, size_t shared, Order order, uint64_t seed, K&& kernel) {
@@ -339,7 +373,7 @@ inline std::string run_grid(const unsigned* grid, unsigned threads, size_t share
     block.grid = {grid[0], grid[1], grid[2]}, block.size = {threads, 1, 1}, block.threads = threads;
     block.fibers.resize(threads), block.warps.resize((threads + WARP - 1) / WARP);
     block.dynamic_bytes = shared;
-    block.dynamic = (char*)aligned_alloc(1024, (shared + 2047) / 1024 * 1024);
+    block.dynamic = (char*)aligned_alloc(1024, (shared + REDZONE + 1023) / 1024 * 1024);
     char* stacks = (char*)mmap(nullptr, STACK * threads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     for (unsigned i = 0; i < threads; i++) block.fibers[i].stack = stacks + STACK * i;
     block.entry = [](void* argument) { (*(std::remove_reference_t<K>*)argument)(); };
@@ -381,7 +415,22 @@ inline void launch(void (*kernel)(A...), const unsigned* grid, unsigned threads,
   if (fault.empty()) fault = call(kernel, grid, threads, shared, (Order)order, seed, args, std::index_sequence_for<A...>{});
   snprintf(text, capacity, "%s", fault.c_str());
 }
+// The bytes of each argument; returns how many there are.
+template <class... A>
+inline unsigned arguments(void (*)(A...), unsigned* sizes) {
+  unsigned expected[] = {sizeof(A)..., 0};
+  std::copy(expected, expected + sizeof...(A), sizes);
+  return sizeof...(A);
+}
 }  // namespace simt
+
+// Where -fsanitize=alignment finds an access that a GPU would refuse. The first argument's layout is that of GCC's and Clang's libubsan:
+// file, line and column, type, log2 of the alignment.
+struct SimtMismatch { const char* file; unsigned line, column; const void* type; unsigned char log_alignment, kind; };
+extern "C" inline void __attribute__((used)) __ubsan_handle_type_mismatch_v1_abort(SimtMismatch* what, void*) {
+  if (!simt::current) abort();
+  simt::fault("an access that is not aligned to %u bytes at %s:%u", 1u << what->log_alignment, what->file, what->line);
+}
 
 #define SIMT_TEXT2(x) #x
 #define SIMT_TEXT(x) SIMT_TEXT2(x)
@@ -416,6 +465,7 @@ using std::max;
 using std::min;
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
+inline void sincospif(float x, float* s, float* c) { *s = (float)sin(M_PI * x), *c = (float)cos(M_PI * x); }
 inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
@@ -430,6 +480,7 @@ template <class T>
 inline T __ldg(const T* p) { return *p; }
 
 #define EXPORT(kernel)                                                                                                             \
+  extern "C" unsigned simt_arguments_##kernel(unsigned* sizes) { return simt::arguments(kernel, sizes); }                          \
   extern "C" void simt_launch_##kernel(const unsigned* grid, unsigned threads, size_t shared, void** args, const unsigned* sizes, \
                                        unsigned count, unsigned order, uint64_t seed, char* fault, size_t capacity) {             \
     simt::launch(kernel, grid, threads, shared, args, sizes, count, order, seed, fault, capacity);                                \

@@ -62,6 +62,27 @@ pub fn linear_logprob_backward(
     dw.map_or(Ok(()), |t| door.accumulated("dw (V, C)", t, w.shape()))
 }
 
+/// `advance`.
+pub fn advance(
+    block_size: usize,
+    block_table: &Tensor,
+    positions: &Tensor,
+    lens: &Tensor,
+    slots: &Tensor,
+    counter: &Tensor,
+) -> Result<()> {
+    let door = door("advance", DType::F32);
+    let [b, p] = door.matrix("block_table (B, P)", block_table)?;
+    door.int("block_table (B, P)", block_table, &[b, p])?;
+    door.require(block_size > 0, || "block_size is 0".into())?;
+    for (name, t) in [("positions (B)", positions), ("lens (B)", lens), ("slots (B)", slots), ("counter (B)", counter)]
+    {
+        door.int(name, t, &[b])?;
+        door.writable(name, t)?;
+    }
+    Ok(())
+}
+
 /// `logits`.
 pub fn logits(types: impl Into<Types>, x: &Tensor, w: &Tensor, out: &Tensor) -> Result<()> {
     let door = door("logits", types);

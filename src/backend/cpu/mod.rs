@@ -333,6 +333,18 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn advance(
+        &self,
+        block_size: usize,
+        block_table: &Tensor,
+        positions: &mut Tensor,
+        lens: &mut Tensor,
+        slots: &mut Tensor,
+        counter: &mut Tensor,
+    ) -> Result<()> {
+        oracle().advance(block_size, block_table, positions, lens, slots, counter)
+    }
+
     fn logits(&self, x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
         check::logits(DType::F32, x, w, out)?;
         linear::logits(x, w, out);

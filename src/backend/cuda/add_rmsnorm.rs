@@ -1,13 +1,30 @@
 //! Residual and RMSNorm: launches of kernels/add_rmsnorm.cu.
-#![allow(unused_variables, unused_imports, clippy::too_many_arguments)]
 
-use super::Cuda;
-use crate::backend::{
-    AdamW, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling, Segments, ValueInputs,
-};
-use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use super::device::Arg;
+use super::kernels::Kernel;
+use super::{Cuda, int, no_kernel, optional, pointer, rows};
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
 
+/// Blocks that add up dw: a constant, so that the sum does not depend on the device; two for each multiprocessor of a large GPU.
+const BLOCKS: usize = 256;
+
+fn kernel(name: &'static str) -> Kernel {
+    Kernel { file: "add_rmsnorm", name }
+}
+
+/// Threads of a block, which has a row of `c` columns: each has 1, 2 or 4 vectors of 8 of them, two where that fills 256 threads.
+fn threads(c: usize) -> usize {
+    let vectors = c.div_ceil(8);
+    let each = match vectors {
+        0..=256 => 1,
+        257..=512 => 2,
+        _ => 4,
+    };
+    vectors.div_ceil(each).next_multiple_of(32).min(512)
+}
+
+#[allow(clippy::too_many_arguments)]
 pub(super) fn add_rmsnorm(
     be: &Cuda,
     residual: &Tensor,
@@ -18,7 +35,22 @@ pub(super) fn add_rmsnorm(
     y: &mut Tensor,
     rstd: &mut Tensor,
 ) -> Result<()> {
-    Err(Error::system("add_rmsnorm: no kernel"))
+    let name = match w.dtype() {
+        DType::BF16 => "add_rmsnorm_bf16",
+        DType::F32 => "add_rmsnorm_f32",
+        _ => return Err(no_kernel("add_rmsnorm", "w", w)),
+    };
+    let args = [
+        pointer(residual)?,
+        optional(x)?,
+        pointer(w)?,
+        Arg::F32(eps),
+        optional(sum.as_deref())?,
+        pointer(y)?,
+        pointer(rstd)?,
+        int(w.len())?,
+    ];
+    be.launch(kernel(name), [residual.rows(), 1, 1], threads(w.len()), 0, &args)
 }
 
 pub(super) fn add_rmsnorm_backward(
@@ -30,5 +62,29 @@ pub(super) fn add_rmsnorm_backward(
     dsum: &mut Tensor,
     dw: Option<&mut Tensor>,
 ) -> Result<()> {
-    Err(Error::system("add_rmsnorm_backward: no kernel"))
+    let name = match (w.dtype(), dw.is_some()) {
+        (DType::BF16, false) => "add_rmsnorm_backward_bf16",
+        (DType::F32, false) => "add_rmsnorm_backward_f32",
+        (DType::BF16, true) => "add_rmsnorm_backward_dw_bf16",
+        (DType::F32, true) => "add_rmsnorm_backward_dw_f32",
+        _ => return Err(no_kernel("add_rmsnorm_backward", "w", w)),
+    };
+    let (t, c) = (sum.rows(), w.len());
+    let blocks = if dw.is_some() { t.min(BLOCKS) } else { t };
+    let partials = if dw.is_some() { Some(be.workspace(&[1, blocks, c], DType::F32)?) } else { None };
+    let args = [
+        pointer(sum)?,
+        pointer(w)?,
+        pointer(rstd)?,
+        pointer(dy)?,
+        pointer(dsum)?,
+        optional(partials.as_ref())?,
+        int(t)?,
+        int(c)?,
+    ];
+    be.launch(kernel(name), [blocks, 1, 1], threads(c), 0, &args)?;
+    match (partials, dw) {
+        (Some(partials), Some(dw)) => rows::add_partials(be, &partials, 0, dw),
+        _ => Ok(()),
+    }
 }

@@ -1,13 +1,35 @@
 //! Attention over a paged cache: launches of kernels/attention_paged.cu.
-#![allow(unused_variables, unused_imports, clippy::too_many_arguments)]
 
-use super::Cuda;
-use crate::backend::{
-    AdamW, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling, Segments, ValueInputs,
-};
+use super::device::Arg;
+use super::kernels::Kernel;
+use super::{Cuda, int, pointer};
+use crate::backend::Heads;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
+/// Keys of a tile: the unit in which results are merged. Fixed, so that a token's result depends on nothing but its own keys.
+const KEYS: usize = 128;
+const SPLIT_THREADS: usize = 128;
+const PROMPT_THREADS: usize = 256;
+/// Rows of q in a block: heads that share a key head in `split`, (query, head) pairs in `prompt`.
+const SPLIT_ROWS: usize = 16;
+const PROMPT_ROWS: usize = 64;
+/// Blocks a multiprocessor that `split` aims at: four times what runs at once, so that long and short sequences even out.
+const BLOCKS_EACH: usize = 12;
+/// Bytes of the workspace of `split` above which only decoding takes it.
+const MOST_WORKSPACE: usize = 256 << 20;
+
+fn kernel(name: &'static str) -> Kernel {
+    Kernel { file: "attention_paged", name }
+}
+
+/// What both kernels take: the cache's tensors, then its extents.
+struct Cache {
+    tensors: [Arg; 6],
+    extents: [Arg; 4],
+}
+
+#[allow(clippy::too_many_arguments)]
 pub(super) fn attention_paged(
     be: &Cuda,
     qkv: &Tensor,
@@ -20,5 +42,83 @@ pub(super) fn attention_paged(
     cu_q: &Tensor,
     o: &mut Tensor,
 ) -> Result<()> {
-    Err(Error::system("attention_paged: no kernel"))
+    let [split, merge, prompt] = match heads.hs {
+        32 => ["split_32", "merge_32", "prompt_32"],
+        64 => ["split_64", "merge_64", "prompt_64"],
+        128 => ["split_128", "merge_128", "prompt_128"],
+        hs => {
+            return Err(Error::content(format!("attention_paged: head size {hs}; on the GPU expected 32, 64 or 128")));
+        }
+    };
+    let (q, b, pages) = (qkv.rows(), lens.len(), block_table.columns());
+    let (group, tiles) = (heads.nh / heads.nkv, (pages * block_size).div_ceil(KEYS));
+    let cache = Cache {
+        tensors: [
+            pointer(qkv)?,
+            pointer(k_cache)?,
+            pointer(v_cache)?,
+            pointer(block_table)?,
+            pointer(lens)?,
+            pointer(cu_q)?,
+        ],
+        extents: [int(b)?, int(pages)?, int(block_size)?, int(k_cache.rows())?],
+    };
+    // Both kernels give the same bits: the choice is one of speed. Few queries, or too few rows for every multiprocessor: split.
+    let row_tiles = (q * group + (PROMPT_ROWS - 1) * b.min(q)) / PROMPT_ROWS; // at most
+    let workspace = q * heads.nh * tiles * (heads.hs + 2) * size_of::<f32>();
+    let fills_device = q * group * heads.nkv >= PROMPT_ROWS * be.device.multiprocessors() / 2;
+    if q <= 2 * b || (!fills_device && workspace <= MOST_WORKSPACE) {
+        decode(be, [split, merge], heads, &cache, tiles, o)
+    } else {
+        let args = [
+            &cache.tensors[..],
+            &[pointer(o)?],
+            &cache.extents,
+            &[int(heads.nh)?, int(heads.nkv)?, int(tiles)?, scale(heads)],
+        ]
+        .concat();
+        let shared = shared(PROMPT_ROWS, heads.hs, 2);
+        be.launch(kernel(prompt), [row_tiles, heads.nkv, 1], PROMPT_THREADS, shared, &args)
+    }
+}
+
+/// Of the scores, in powers of two.
+fn scale(heads: Heads) -> Arg {
+    Arg::F32(std::f32::consts::LOG2_E / (heads.hs as f32).sqrt())
+}
+
+/// Bytes of a block's shared memory: k and v, q, the weights, cache rows twice, and of each row a maximum for each of the `sharing`
+/// warps and four sums.
+fn shared(rows: usize, hs: usize, sharing: usize) -> usize {
+    2 * (2 * KEYS * hs + rows * hs + rows * KEYS) + 4 * (2 * KEYS + rows * (sharing + 4))
+}
+
+fn decode(
+    be: &Cuda,
+    names: [&'static str; 2],
+    heads: Heads,
+    cache: &Cache,
+    tiles: usize,
+    o: &mut Tensor,
+) -> Result<()> {
+    let (q, Heads { nh, nkv, hs }) = (o.rows(), heads);
+    let (o_tiles, ml_tiles) =
+        (be.workspace(&[q, nh, tiles, hs], DType::F32)?, be.workspace(&[q, nh, tiles, 2], DType::F32)?);
+    let across = nkv * (nh / nkv).div_ceil(SPLIT_ROWS);
+    let wanted = (BLOCKS_EACH * be.device.multiprocessors()).div_ceil((q * across).max(1));
+    let args = [
+        &cache.tensors[..],
+        &[pointer(&o_tiles)?, pointer(&ml_tiles)?],
+        &cache.extents,
+        &[int(nh)?, int(nkv)?, int(tiles)?, scale(heads)],
+    ]
+    .concat();
+    let shared = shared(SPLIT_ROWS, hs, 4);
+    be.launch(kernel(names[0]), [q, across, wanted.min(tiles)], SPLIT_THREADS, shared, &args)?;
+
+    let [.., lens, cu_q] = cache.tensors;
+    let [sequences, ..] = cache.extents;
+    let args =
+        [pointer(&o_tiles)?, pointer(&ml_tiles)?, lens, cu_q, pointer(o)?, sequences, int(q)?, int(nh)?, int(tiles)?];
+    be.launch(kernel(names[1]), [(q * nh).div_ceil(SPLIT_THREADS / 32), 1, 1], SPLIT_THREADS, 0, &args)
 }

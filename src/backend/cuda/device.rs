@@ -1,6 +1,7 @@
 //! The seam between the ops and what runs their kernels: a GPU (`driver`), or the CPU emulation that the tests bring. Knows no ops.
 
 use super::kernels::Kernel;
+use crate::backend::Recording;
 use crate::error::Result;
 use crate::tensor::{DType, DeviceMemory};
 use std::sync::Arc;
@@ -80,8 +81,6 @@ pub trait Device: Send + Sync {
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn DeviceMemory>>;
     /// Host to device.
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
-    /// Device to host, after all work given so far.
-    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
     /// Device to device.
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
     /// Sets bytes to zero.
@@ -94,6 +93,9 @@ pub trait Device: Send + Sync {
     fn synchronize(&self) -> Result<()>;
     /// Seconds that the device takes for the work that `work` gives it, by its own clock.
     fn elapsed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
-    /// (free, total) bytes of memory, before any of it is given out.
+    /// (free, total) bytes of memory that `alloc` can give out.
     fn memory(&self) -> Result<(usize, usize)>;
+    /// Records what `work` gives the device, without doing it. Memory that `work` takes and frees stays the recording's own; tensors
+    /// that it was given must outlive it. `work` must not copy from or to the host.
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>>;
 }

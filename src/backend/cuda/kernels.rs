@@ -20,7 +20,25 @@ macro_rules! sources {
     };
 }
 
-sources!("tensor");
+sources!(
+    "adamw",
+    "add_rmsnorm",
+    "advance",
+    "attention",
+    "attention_backward",
+    "attention_paged",
+    "attention_tiles",
+    "gemm",
+    "linear",
+    "linear_logprob",
+    "ppo_loss",
+    "qk_norm_rope",
+    "rows",
+    "sample",
+    "swiglu",
+    "tensor",
+    "value_loss"
+);
 
 /// The source of `stem`.
 pub fn source(stem: &str) -> Option<&'static str> {

@@ -6,8 +6,8 @@
 
 use super::check::{self, Types};
 use super::{
-    AdamW, Backend, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling, Segments,
-    ValueInputs,
+    AdamW, Backend, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Recording, Sampling,
+    Segments, ValueInputs,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -15,11 +15,18 @@ use device::{Arg, Device, Launch};
 use kernels::Kernel;
 use std::sync::Arc;
 
+mod arena;
+pub mod compiler;
 pub mod device;
+pub mod driver;
+mod gemm_library;
 pub mod kernels;
+pub mod library;
+pub mod probe;
 
 mod adamw;
 mod add_rmsnorm;
+mod advance;
 mod attention;
 mod attention_paged;
 mod embed;
@@ -34,22 +41,46 @@ mod swiglu;
 mod tensor;
 mod value_loss;
 
+pub use linear::LinearPath;
+
 const TYPES: Types = Types { activation: DType::BF16, accumulator: DType::F32 };
 
 /// The GPU backend over one device.
 pub struct Cuda {
     device: Arc<dyn Device>,
+    logits_bytes: usize,
+    linear_path: LinearPath,
 }
+
+/// Of f32 logits in memory at a time, about, in `linear_logprob`: some hundred rows of 150,000 tokens, enough for large products.
+const LOGITS_BYTES: usize = 256 << 20;
 
 impl Cuda {
     /// A backend whose tensors and work are the device's.
     pub fn new(device: Arc<dyn Device>) -> Self {
-        Self { device }
+        Self { device, logits_bytes: LOGITS_BYTES, linear_path: LinearPath::Library }
+    }
+
+    /// The same with about `bytes` of f32 logits in memory at a time in `linear_logprob` (at least 128 rows; four times as many bytes where
+    /// the gradient of the head is wanted). By default 256 MiB.
+    pub fn with_logits_bytes(self, bytes: usize) -> Self {
+        Self { logits_bytes: bytes, ..self }
+    }
+
+    /// The same, its linear layers computed as said.
+    pub fn with_linear_path(self, linear_path: LinearPath) -> Self {
+        Self { linear_path, ..self }
     }
 
     /// What runs the kernels.
     pub fn device(&self) -> &dyn Device {
         &*self.device
+    }
+
+    /// Fills a bf16 or f32 tensor of the device with normal numbers of this deviation, made on the device. Equal seeds and lengths give
+    /// equal values.
+    pub fn random_normal(&self, tensor: &mut Tensor, deviation: f32, seed: u64) -> Result<()> {
+        tensor::random_normal(self, tensor, deviation, seed)
     }
 
     fn launch(&self, kernel: Kernel, grid: [usize; 3], block: usize, shared: usize, args: &[Arg]) -> Result<()> {
@@ -114,6 +145,14 @@ impl Backend for Cuda {
         Ok(Tensor::on_device(shape, dtype, self.device.alloc(bytes)?))
     }
 
+    fn records(&self) -> bool {
+        true
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Recording>>> {
+        self.device.record(work).map(Some)
+    }
+
     fn place(&self, weight: Tensor) -> Result<Tensor> {
         let mut placed = self.alloc(weight.shape(), TYPES.activation)?;
         self.write(&mut placed, &weight)?;
@@ -127,12 +166,12 @@ impl Backend for Cuda {
 
     fn read(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         check::read(tensor)?;
-        tensor::read(self, tensor)
+        tensor::read(tensor)
     }
 
     fn read_i32(&self, tensor: &Tensor) -> Result<Vec<i32>> {
         check::read_i32(tensor)?;
-        tensor::read_i32(self, tensor)
+        tensor::read_i32(tensor)
     }
 
     fn copy(&self, from: &Tensor, to: &mut Tensor) -> Result<()> {
@@ -333,6 +372,19 @@ impl Backend for Cuda {
         let (e, dw_shape) = (dentropy, dw.as_deref());
         check::linear_logprob_backward(TYPES, x, w, targets, temperature, entropy, lse, dlogp, e, dx, dw_shape)?;
         linear_logprob::linear_logprob_backward(self, x, w, targets, temperature, entropy, lse, dlogp, dentropy, dx, dw)
+    }
+
+    fn advance(
+        &self,
+        block_size: usize,
+        block_table: &Tensor,
+        positions: &mut Tensor,
+        lens: &mut Tensor,
+        slots: &mut Tensor,
+        counter: &mut Tensor,
+    ) -> Result<()> {
+        check::advance(block_size, block_table, positions, lens, slots, counter)?;
+        advance::advance(self, block_size, block_table, positions, lens, slots, counter)
     }
 
     fn logits(&self, x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {

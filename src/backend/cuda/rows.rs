@@ -1,12 +1,64 @@
-//! Rows gathered, scattered, and appended to a cache: launches of kernels/rows.cu.
-#![allow(unused_variables, unused_imports, clippy::too_many_arguments)]
+//! Rows gathered, scattered, appended to a cache, and partial sums added up: launches of kernels/rows.cu.
 
-use super::Cuda;
-use crate::backend::{
-    AdamW, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling, Segments, ValueInputs,
-};
-use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use super::device::Arg;
+use super::kernels::Kernel;
+use super::{Cuda, int, no_kernel, pointer};
+use crate::backend::Heads;
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+/// Threads of a block that copies a row: 16 bytes a thread.
+const MOST_THREADS: usize = 256;
+/// Threads of a block that adds rows: less, so that a frequent row's columns are spread over more blocks.
+const ADDING_THREADS: usize = 128;
+
+fn kernel(name: &'static str) -> Kernel {
+    Kernel { file: "rows", name }
+}
+
+/// What a row of `c` columns is worked on in: vectors of 8 elements, or single ones.
+fn units(c: usize) -> usize {
+    if c.is_multiple_of(8) { c / 8 } else { c }
+}
+
+fn threads(units: usize, most: usize) -> usize {
+    units.next_multiple_of(32).clamp(32, most)
+}
+
+/// y (M, C) = rows of x (T, C), which is bf16 or f32, for `op`.
+pub(super) fn gather(be: &Cuda, op: &str, x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
+    let name = match x.dtype() {
+        DType::BF16 => "gather_rows_bf16",
+        DType::F32 => "gather_rows_f32",
+        _ => return Err(no_kernel(op, "the matrix", x)),
+    };
+    let args = [pointer(x)?, pointer(rows)?, pointer(y)?, int(x.rows())?, int(x.columns())?];
+    be.launch(kernel(name), [y.rows(), 1, 1], threads(units(x.columns()), MOST_THREADS), 0, &args)
+}
+
+/// Accumulates dy (M, C) into rows of dx (T, C), bf16 or f32, in row order, for `op`.
+pub(super) fn scatter_add(be: &Cuda, op: &str, dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
+    let name = match dx.dtype() {
+        DType::BF16 => "scatter_add_rows_bf16",
+        DType::F32 => "scatter_add_rows_f32",
+        _ => return Err(no_kernel(op, "the matrix", dx)),
+    };
+    let (m, t, c) = (dy.rows(), dx.rows(), dx.columns());
+    let (first, count) = (be.workspace(&[t], DType::I32)?, be.workspace(&[t], DType::I32)?);
+    let args = [pointer(rows)?, pointer(&first)?, pointer(&count)?, int(m)?, int(t)?];
+    be.launch(kernel("name_rows"), [m.div_ceil(256), 1, 1], 256, 0, &args)?;
+    let block = threads(units(c), ADDING_THREADS);
+    let args =
+        [pointer(dy)?, pointer(rows)?, pointer(&first)?, pointer(&count)?, pointer(dx)?, int(m)?, int(t)?, int(c)?];
+    be.launch(kernel(name), [m, units(c).div_ceil(block), 1], block, 0, &args)
+}
+
+/// to (C) += the sum over P of part `part` of f32 partials (parts, P, C), in a fixed order.
+pub(super) fn add_partials(be: &Cuda, partials: &Tensor, part: usize, to: &mut Tensor) -> Result<()> {
+    let (c, p) = (to.len(), partials.shape()[1]);
+    let args = [pointer(partials)?, Arg::I64((part * p * c) as i64), pointer(to)?, int(p)?, int(c)?];
+    be.launch(kernel("add_partials"), [c.div_ceil(32), 1, 1], 256, 0, &args)
+}
 
 pub(super) fn kv_append(
     be: &Cuda,
@@ -16,13 +68,24 @@ pub(super) fn kv_append(
     k_cache: &mut Tensor,
     v_cache: &mut Tensor,
 ) -> Result<()> {
-    Err(Error::system("kv_append: no kernel"))
+    let (d, from, n) = (heads.qkv_width(), heads.nh * heads.hs, heads.nkv * heads.hs);
+    let args = [
+        pointer(qkv)?,
+        pointer(slots)?,
+        pointer(k_cache)?,
+        pointer(v_cache)?,
+        int(d)?,
+        int(from)?,
+        int(n)?,
+        int(k_cache.rows())?,
+    ];
+    be.launch(kernel("kv_append"), [qkv.rows(), 1, 1], threads(2 * units(n), MOST_THREADS), 0, &args)
 }
 
 pub(super) fn gather_rows(be: &Cuda, x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
-    Err(Error::system("gather_rows: no kernel"))
+    gather(be, "gather_rows", x, rows, y)
 }
 
 pub(super) fn scatter_add_rows(be: &Cuda, dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
-    Err(Error::system("scatter_add_rows: no kernel"))
+    scatter_add(be, "scatter_add_rows", dy, rows, dx)
 }

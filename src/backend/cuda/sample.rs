@@ -1,13 +1,16 @@
 //! Drawing tokens: launches of kernels/sample.cu.
-#![allow(unused_variables, unused_imports, clippy::too_many_arguments)]
 
-use super::Cuda;
-use crate::backend::{
-    AdamW, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling, Segments, ValueInputs,
-};
-use crate::error::{Error, Result};
+use super::kernels::Kernel;
+use super::{Cuda, int, pointer};
+use crate::backend::Sampling;
+use crate::error::Result;
 use crate::tensor::Tensor;
 
+/// Threads of a block: one block a row.
+const BLOCK: usize = 1024;
+
+/// Settings and logits are not read back to be checked: a row that has NaN, +inf or no finite logit, or a temperature below 0, gets id 0
+/// with a log-probability of NaN.
 pub(super) fn sample(
     be: &Cuda,
     logits: &Tensor,
@@ -15,5 +18,16 @@ pub(super) fn sample(
     ids: &mut Tensor,
     logp: &mut Tensor,
 ) -> Result<()> {
-    Err(Error::system("sample: no kernel"))
+    let args = [
+        pointer(logits)?,
+        pointer(sampling.temperature)?,
+        pointer(sampling.top_p)?,
+        pointer(sampling.top_k)?,
+        pointer(sampling.seed)?,
+        pointer(sampling.counter)?,
+        pointer(ids)?,
+        pointer(logp)?,
+        int(logits.columns())?,
+    ];
+    be.launch(Kernel { file: "sample", name: "sample" }, [ids.len(), 1, 1], BLOCK, 0, &args)
 }

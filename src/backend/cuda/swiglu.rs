@@ -1,17 +1,29 @@
 //! SwiGLU: launches of kernels/swiglu.cu.
-#![allow(unused_variables, unused_imports, clippy::too_many_arguments)]
 
-use super::Cuda;
-use crate::backend::{
-    AdamW, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling, Segments, ValueInputs,
-};
-use crate::error::{Error, Result};
+use super::kernels::Kernel;
+use super::{Cuda, int, pointer};
+use crate::error::Result;
 use crate::tensor::Tensor;
 
+fn kernel(name: &'static str) -> Kernel {
+    Kernel { file: "swiglu", name }
+}
+
+/// Blocks a row and threads a block: a thread has 8 elements of F, or one where 8 does not divide F.
+fn geometry(f: usize) -> (usize, usize) {
+    let units = if f.is_multiple_of(8) { f / 8 } else { f };
+    let block = units.next_multiple_of(32).min(256);
+    (units.div_ceil(block), block)
+}
+
 pub(super) fn swiglu(be: &Cuda, gate_up: &Tensor, y: &mut Tensor) -> Result<()> {
-    Err(Error::system("swiglu: no kernel"))
+    let (blocks, block) = geometry(y.columns());
+    let args = [pointer(gate_up)?, pointer(y)?, int(y.columns())?, int(blocks)?];
+    be.launch(kernel("swiglu"), [y.rows() * blocks, 1, 1], block, 0, &args)
 }
 
 pub(super) fn swiglu_backward(be: &Cuda, gate_up: &Tensor, dy: &Tensor, dgate_up: &mut Tensor) -> Result<()> {
-    Err(Error::system("swiglu_backward: no kernel"))
+    let (blocks, block) = geometry(dy.columns());
+    let args = [pointer(gate_up)?, pointer(dy)?, pointer(dgate_up)?, int(dy.columns())?, int(blocks)?];
+    be.launch(kernel("swiglu_backward"), [dy.rows() * blocks, 1, 1], block, 0, &args)
 }

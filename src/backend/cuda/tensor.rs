@@ -16,7 +16,8 @@ fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "tensor", name }
 }
 
-fn address(tensor: &Tensor) -> Result<u64> {
+/// Of the first element, on the device.
+pub(super) fn address(tensor: &Tensor) -> Result<u64> {
     match pointer(tensor)? {
         Arg::Pointer(address) => Ok(address),
         _ => Err(Error::system("a tensor without an address")),
@@ -40,18 +41,19 @@ pub(super) fn write(be: &Cuda, tensor: &mut Tensor, values: &Tensor) -> Result<(
     be.device.upload(address(tensor)?, rounded.as_bytes())
 }
 
-fn download(be: &Cuda, tensor: &Tensor) -> Result<Tensor> {
-    let mut raw = vec![0; bytes(tensor)];
-    be.device.download(address(tensor)?, &mut raw)?;
-    Tensor::from_bytes(tensor.shape(), tensor.dtype(), &raw)
+/// A copy of the tensor on the host.
+pub(super) fn download(tensor: &Tensor) -> Result<Tensor> {
+    tensor
+        .host_copy()?
+        .ok_or_else(|| Error::system(format!("{tensor:?} lies on the host; the GPU backend reads its own")))
 }
 
-pub(super) fn read(be: &Cuda, tensor: &Tensor) -> Result<Vec<f32>> {
-    Oracle::f32().read(&download(be, tensor)?)
+pub(super) fn read(tensor: &Tensor) -> Result<Vec<f32>> {
+    Oracle::f32().read(&download(tensor)?)
 }
 
-pub(super) fn read_i32(be: &Cuda, tensor: &Tensor) -> Result<Vec<i32>> {
-    Oracle::f32().read_i32(&download(be, tensor)?)
+pub(super) fn read_i32(tensor: &Tensor) -> Result<Vec<i32>> {
+    Oracle::f32().read_i32(&download(tensor)?)
 }
 
 pub(super) fn copy(be: &Cuda, from: &Tensor, to: &mut Tensor) -> Result<()> {
@@ -85,4 +87,16 @@ pub(super) fn cast(be: &Cuda, from: &Tensor, to: &mut Tensor) -> Result<()> {
 
 fn blocks(tensor: &Tensor) -> [usize; 3] {
     [tensor.len().div_ceil(BLOCK).min(MOST_BLOCKS), 1, 1]
+}
+
+/// Normal numbers of this deviation; see kernels/tensor.cu.
+pub(super) fn random_normal(be: &Cuda, tensor: &mut Tensor, deviation: f32, seed: u64) -> Result<()> {
+    let name = match tensor.dtype() {
+        DType::F32 => "random_normal_f32",
+        DType::BF16 => "random_normal_bf16",
+        _ => return Err(no_kernel("random_normal", "the tensor", tensor)),
+    };
+    let word = |bits: u64| Arg::I32(bits as u32 as i32);
+    let args = [pointer(tensor)?, Arg::I64(tensor.len() as i64), Arg::F32(deviation), word(seed), word(seed >> 32)];
+    be.launch(kernel(name), blocks(tensor), BLOCK, 0, &args)
 }

@@ -1,13 +1,31 @@
 //! The clipped value loss: launches of kernels/value_loss.cu.
-#![allow(unused_variables, unused_imports, clippy::too_many_arguments)]
 
-use super::Cuda;
-use crate::backend::{
-    AdamW, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling, Segments, ValueInputs,
-};
-use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use super::device::Arg;
+use super::kernels::Kernel;
+use super::{Cuda, pointer, tensor};
+use crate::backend::ValueInputs;
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+/// As in `ppo_loss`.
+const BLOCK: usize = 256;
+const MOST_BLOCKS: usize = 256;
 
 pub(super) fn value_loss(be: &Cuda, clip: Option<f32>, inputs: &ValueInputs, dvalue: &mut Tensor) -> Result<f64> {
-    Err(Error::system("value_loss: no kernel"))
+    let m = dvalue.len();
+    let blocks = m.div_ceil(BLOCK).min(MOST_BLOCKS);
+    let partials = be.workspace(&[blocks], DType::F64)?;
+    let args = [
+        pointer(inputs.value)?,
+        pointer(inputs.old_value)?,
+        pointer(inputs.target)?,
+        pointer(inputs.weight)?,
+        pointer(dvalue)?,
+        pointer(&partials)?,
+        Arg::I64(m as i64),
+        Arg::I32(clip.is_some().into()),
+        Arg::F32(clip.unwrap_or(0.0)),
+    ];
+    be.launch(Kernel { file: "value_loss", name: "value_loss" }, [blocks, 1, 1], BLOCK, 0, &args)?;
+    Ok(tensor::download(&partials)?.slice::<f64>().iter().sum())
 }

@@ -15,6 +15,7 @@ use std::ops::Range;
 
 pub mod adamw;
 pub mod add_rmsnorm;
+pub mod advance;
 pub mod attention;
 pub mod attention_paged;
 pub mod embed;
@@ -419,6 +420,19 @@ impl Backend for Oracle {
             dlogp.slice(), dentropy.map(|t| t.slice()), dx.slice_mut(), dw.map(|t| t.slice_mut())
         ));
         Ok(())
+    }
+
+    fn advance(
+        &self,
+        block_size: usize,
+        block_table: &Tensor,
+        positions: &mut Tensor,
+        lens: &mut Tensor,
+        slots: &mut Tensor,
+        counter: &mut Tensor,
+    ) -> Result<()> {
+        check::advance(block_size, block_table, positions, lens, slots, counter)?;
+        advance::advance(block_size, block_table, positions, lens, slots, counter)
     }
 
     fn logits(&self, x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {

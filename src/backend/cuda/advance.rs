@@ -1,0 +1,32 @@
+//! From one decode step to the next: launches of kernels/advance.cu.
+
+use super::kernels::Kernel;
+use super::{Cuda, int, pointer};
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+const ADVANCE: Kernel = Kernel { file: "advance", name: "advance" };
+const BLOCK: usize = 128;
+
+pub(super) fn advance(
+    be: &Cuda,
+    block_size: usize,
+    block_table: &Tensor,
+    positions: &mut Tensor,
+    lens: &mut Tensor,
+    slots: &mut Tensor,
+    counter: &mut Tensor,
+) -> Result<()> {
+    let rows = lens.len();
+    let args = [
+        pointer(block_table)?,
+        pointer(positions)?,
+        pointer(lens)?,
+        pointer(slots)?,
+        pointer(counter)?,
+        int(rows)?,
+        int(block_table.columns())?,
+        int(block_size)?,
+    ];
+    be.launch(ADVANCE, [rows.div_ceil(BLOCK), 1, 1], BLOCK, 0, &args)
+}

@@ -1,0 +1,112 @@
+//! Who has which part of one range of device memory: first fit by address, neighbours joined when freed. Plain numbers; touches no memory.
+
+use std::collections::BTreeMap;
+
+/// Every part starts at a multiple of this: what tensor-core loads and the vendor's GEMMs like best.
+const ALIGNMENT: usize = 256;
+
+/// A range of `total` bytes and its free parts.
+#[derive(Debug)]
+pub(super) struct Arena {
+    total: usize,
+    /// Start of each free part and its length.
+    free: BTreeMap<usize, usize>,
+    in_use: usize,
+    peak: usize,
+}
+
+impl Arena {
+    pub fn new(total: usize) -> Self {
+        let total = total / ALIGNMENT * ALIGNMENT;
+        Self { total, free: BTreeMap::from([(0, total)]), in_use: 0, peak: 0 }
+    }
+
+    /// The offset of `bytes` bytes, or `None` when no free part is as long. Parts of equal sizes taken and freed in the same order get
+    /// the same offsets again.
+    pub fn take(&mut self, bytes: usize) -> Option<usize> {
+        let bytes = Self::rounded(bytes);
+        let (start, length) = self.free.iter().find(|&(_, &length)| length >= bytes).map(|(&s, &l)| (s, l))?;
+        self.free.remove(&start);
+        if length > bytes {
+            self.free.insert(start + bytes, length - bytes);
+        }
+        self.in_use += bytes;
+        self.peak = self.peak.max(self.in_use);
+        Some(start)
+    }
+
+    /// Gives back what `take` gave for as many bytes.
+    pub fn give(&mut self, mut start: usize, bytes: usize) {
+        let mut length = Self::rounded(bytes);
+        self.in_use -= length;
+        if let Some(after) = self.free.remove(&(start + length)) {
+            length += after;
+        }
+        if let Some((&before, &before_length)) = self.free.range(..start).next_back()
+            && before + before_length == start
+        {
+            self.free.remove(&before);
+            (start, length) = (before, before_length + length);
+        }
+        self.free.insert(start, length);
+    }
+
+    /// The whole range.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Bytes not taken, and the longest part of them.
+    pub fn available(&self) -> (usize, usize) {
+        (self.total - self.in_use, self.free.values().copied().max().unwrap_or(0))
+    }
+
+    /// The most bytes that were taken at one time.
+    pub fn peak(&self) -> usize {
+        self.peak
+    }
+
+    fn rounded(bytes: usize) -> usize {
+        bytes.max(1).next_multiple_of(ALIGNMENT)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::rng::Philox;
+
+    #[test]
+    fn parts_never_overlap_and_all_comes_back() {
+        let mut arena = Arena::new(1 << 20);
+        let mut random = Philox::new(1, 0);
+        let mut held: Vec<(usize, usize)> = vec![];
+        for _ in 0..5000 {
+            if random.below(5) < 3 {
+                let bytes = random.below(20_000);
+                if let Some(start) = arena.take(bytes) {
+                    assert!(start.is_multiple_of(ALIGNMENT) && start + bytes <= 1 << 20);
+                    let apart = |&(s, b): &(usize, usize)| start + bytes.max(1) <= s || s + b.max(1) <= start;
+                    assert!(held.iter().all(apart));
+                    held.push((start, bytes));
+                }
+            } else if !held.is_empty() {
+                let (start, bytes) = held.swap_remove(random.below(held.len()));
+                arena.give(start, bytes);
+            }
+        }
+        assert!(arena.peak() > 0);
+        held.drain(..).for_each(|(start, bytes)| arena.give(start, bytes));
+        assert_eq!(arena.available(), (1 << 20, 1 << 20));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_takes_nothing() {
+        let mut arena = Arena::new(1000);
+        assert_eq!((arena.total(), arena.take(769)), (768, None));
+        assert_eq!((arena.take(1), arena.take(512), arena.take(1)), (Some(0), Some(256), None));
+        arena.give(0, 1);
+        assert_eq!((arena.take(256), arena.available()), (Some(0), (0, 0)));
+    }
+}

@@ -1,0 +1,309 @@
+//! Matrix products by cuBLASLt: descriptors and algorithms cached by shape, algorithms timed on the real operands' shapes, the choice
+//! kept in a file, so that a resumed run computes the same bits.
+//!
+//! The contract of all `unsafe` here: descriptors are made and destroyed by `Plan`; the caller guarantees a current context, a live
+//! stream, and addresses of live tensors as large as the `Gemm` says (`Device`'s contract).
+
+use super::device::{Device, Gemm, Matrix};
+use crate::error::{Error, Result};
+use crate::files::write_whole;
+use crate::tensor::{DType, DeviceMemory};
+use cudarc::cublaslt::{result, sys};
+use cudarc::driver::sys::CUstream;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::c_void;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Bytes that an algorithm may use beside its operands: what NVIDIA advises for Hopper.
+const WORKSPACE: usize = 32 << 20;
+/// Algorithms asked for, and runs of each when they are timed.
+const CANDIDATES: usize = 8;
+const RUNS: usize = 3;
+
+/// The library's handle and what is known about each shape.
+pub(super) struct GemmLibrary {
+    handle: sys::cublasLtHandle_t,
+    workspace: Option<Arc<dyn DeviceMemory>>,
+    plans: HashMap<Key, Option<Plan>>,
+    choices: Choices,
+    file: Option<PathBuf>,
+    is_fixed: bool,
+}
+
+// SAFETY: the handle may be used from any thread, one at a time; the owner holds a mutex around this.
+unsafe impl Send for GemmLibrary {}
+
+/// Everything that an algorithm's validity and speed depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    extents: [usize; 3],
+    strides: [usize; 3],
+    dtypes: [DType; 3],
+    alignments: [u32; 3],
+    is_transposed: [bool; 2],
+    accumulates: bool,
+}
+
+/// Descriptors and the algorithm for one key.
+struct Plan {
+    operation: sys::cublasLtMatmulDesc_t,
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// The algorithms chosen so far, by key in words; the library's opaque 64 bytes as eight words.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Choices {
+    /// Choices hold for one version of the library only.
+    version: usize,
+    algorithms: BTreeMap<String, [u64; 8]>,
+}
+
+fn failed(doing: &str, gemm: &Gemm, error: result::CublasError) -> Error {
+    Error::system(format!("cuBLASLt, {doing} ({} x {} x {}): {:?}", gemm.m, gemm.n, gemm.k, error.0))
+}
+
+impl Key {
+    fn of(gemm: &Gemm) -> Self {
+        // The largest power of two up to 256 that divides the address and the bytes of a row.
+        let alignment = |m: Matrix| 1 << (m.address | (m.stride * m.dtype.size()) as u64 | 256).trailing_zeros();
+        let all = [gemm.a, gemm.b, gemm.c];
+        Self {
+            extents: [gemm.m, gemm.n, gemm.k],
+            strides: all.map(|m| m.stride),
+            dtypes: all.map(|m| m.dtype),
+            alignments: all.map(alignment),
+            is_transposed: [gemm.transpose_a, gemm.transpose_b],
+            accumulates: gemm.beta != 0.0,
+        }
+    }
+}
+
+impl GemmLibrary {
+    /// Choices are read from `file` when it exists and added to it. With `is_fixed` nothing is timed: the library's first algorithm.
+    pub fn open(file: Option<PathBuf>, is_fixed: bool) -> Result<Self> {
+        let handle = result::create_handle()
+            .map_err(|e| Error::system(format!("opening cuBLASLt: {:?}; the GPU may be out of memory", e.0)))?;
+        // SAFETY: takes nothing.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        let fresh = Choices { version, algorithms: BTreeMap::new() };
+        let choices = match &file {
+            Some(path) if path.exists() => {
+                let text = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
+                let read: Choices = serde_json::from_slice(&text)
+                    .map_err(|e| Error::content(format!("{}: {e}; remove the file to time again", path.display())))?;
+                if read.version == version { read } else { fresh }
+            }
+            _ => fresh,
+        };
+        Ok(Self { handle, workspace: None, plans: HashMap::new(), choices, file, is_fixed })
+    }
+
+    /// Does `gemm` on the stream; false when the library has no algorithm for it. While work is recorded nothing is timed.
+    pub fn run(&mut self, device: &dyn Device, stream: CUstream, gemm: &Gemm, is_recording: bool) -> Result<bool> {
+        if self.workspace.is_none() {
+            self.workspace = Some(device.alloc(WORKSPACE)?);
+        }
+        let key = Key::of(gemm);
+        if !self.plans.contains_key(&key) {
+            let plan = self.plan(device, stream, gemm, &key, is_recording)?;
+            self.plans.insert(key, plan);
+        }
+        match self.plans.get(&key) {
+            Some(Some(plan)) => {
+                self.matmul(stream, gemm, plan, &plan.algorithm, gemm.c.address, gemm.beta)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Row-major c = a b is column-major c^T = b^T a^T: the library's first operand is `b`.
+    fn matmul(
+        &self,
+        stream: CUstream,
+        gemm: &Gemm,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        c: u64,
+        beta: f32,
+    ) -> Result<()> {
+        let workspace = self.workspace.as_ref().map_or(0, |w| w.address());
+        let [a, b, out] = plan.layouts;
+        let pointer = |address: u64| address as *const c_void;
+        // SAFETY: see the contract above; alpha and beta are read before the call returns (host pointer mode).
+        unsafe {
+            result::matmul(
+                self.handle,
+                plan.operation,
+                (&gemm.alpha as *const f32).cast(),
+                (&beta as *const f32).cast(),
+                pointer(gemm.b.address),
+                b,
+                pointer(gemm.a.address),
+                a,
+                pointer(c),
+                out,
+                c as *mut c_void,
+                out,
+                algorithm,
+                workspace as *mut c_void,
+                WORKSPACE,
+                stream.cast(),
+            )
+        }
+        .map_err(|e| failed("multiplying", gemm, e))
+    }
+
+    /// Descriptors and the algorithm; `None` when the library has none.
+    fn plan(
+        &mut self,
+        device: &dyn Device,
+        stream: CUstream,
+        gemm: &Gemm,
+        key: &Key,
+        is_recording: bool,
+    ) -> Result<Option<Plan>> {
+        let fail = |e| failed("describing", gemm, e);
+        let single = sys::cudaDataType_t::CUDA_R_32F;
+        let operation =
+            result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, single).map_err(fail)?;
+        let stored = |rows, columns, is_transposed| if is_transposed { (columns, rows) } else { (rows, columns) };
+        let layout = |m: Matrix, (rows, columns): (usize, usize)| {
+            let dtype = if m.dtype == DType::F32 { single } else { sys::cudaDataType_t::CUDA_R_16BF };
+            // Row-major (rows, columns) is column-major (columns, rows).
+            result::create_matrix_layout(dtype, columns as u64, rows as u64, m.stride as i64).map_err(fail)
+        };
+        let layouts = [
+            layout(gemm.a, stored(gemm.m, gemm.k, gemm.transpose_a))?,
+            layout(gemm.b, stored(gemm.k, gemm.n, gemm.transpose_b))?,
+            layout(gemm.c, (gemm.m, gemm.n))?,
+        ];
+        let mut plan = Plan { operation, layouts, algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] } };
+        use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB};
+        let sides = [(CUBLASLT_MATMUL_DESC_TRANSA, gemm.transpose_b), (CUBLASLT_MATMUL_DESC_TRANSB, gemm.transpose_a)];
+        for (attribute, is_transposed) in sides {
+            let value = i32::from(is_transposed); // CUBLAS_OP_N = 0, CUBLAS_OP_T = 1
+            // SAFETY: the descriptor is live; the value has the attribute's size.
+            unsafe { result::set_matmul_desc_attribute(operation, attribute, (&value as *const i32).cast(), 4) }
+                .map_err(fail)?;
+        }
+        let name = format!("{key:?}");
+        if let Some(&data) = self.choices.algorithms.get(&name) {
+            plan.algorithm.data = data;
+            return Ok(Some(plan));
+        }
+        let candidates = self.candidates(gemm, &plan, key)?;
+        let Some(&first) = candidates.first() else { return Ok(None) };
+        plan.algorithm = first;
+        if !self.is_fixed && !is_recording && candidates.len() > 1 {
+            plan.algorithm = self.fastest(device, stream, gemm, &plan, &candidates)?;
+        }
+        self.choices.algorithms.insert(name, plan.algorithm.data);
+        if let Some(path) = &self.file {
+            let text =
+                serde_json::to_vec_pretty(&self.choices).map_err(|e| Error::system(format!("GEMM choices: {e}")))?;
+            write_whole(path, &text)?;
+        }
+        Ok(Some(plan))
+    }
+
+    /// What the library would try, best guess first. In-place reductions (whose order is not fixed) are left out.
+    fn candidates(&self, gemm: &Gemm, plan: &Plan, key: &Key) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
+        let fail = |e| failed("looking for an algorithm", gemm, e);
+        let preference = result::create_matmul_pref().map_err(fail)?;
+        use sys::cublasLtMatmulPreferenceAttributes_t::*;
+        let [a, b, c] = key.alignments;
+        let numbers = [
+            (CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, 6), // COMPUTE_TYPE | OUTPUT_TYPE
+            (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b),
+            (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a),
+            (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
+            (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, c),
+        ];
+        let [a_layout, b_layout, c_layout] = plan.layouts;
+        let mut found = Vec::with_capacity(CANDIDATES);
+        let mut count = 0;
+        // SAFETY: the preference, layouts and descriptor are live; values have the attributes' sizes; the library writes `count` results
+        // into room for CANDIDATES.
+        let status = unsafe {
+            let bytes = WORKSPACE;
+            let attribute = CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            result::set_matmul_pref_attribute(
+                preference,
+                attribute,
+                (&bytes as *const usize).cast(),
+                size_of::<usize>(),
+            )
+            .map_err(fail)?;
+            for (attribute, value) in numbers {
+                result::set_matmul_pref_attribute(preference, attribute, (&value as *const u32).cast(), 4)
+                    .map_err(fail)?;
+            }
+            let status = sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                plan.operation,
+                b_layout,
+                a_layout,
+                c_layout,
+                c_layout,
+                preference,
+                CANDIDATES as i32,
+                found.as_mut_ptr(),
+                &mut count,
+            );
+            result::destroy_matmul_pref(preference).map_err(fail)?;
+            if status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+                found.set_len(count.clamp(0, CANDIDATES as i32) as usize);
+            }
+            status
+        };
+        match status {
+            sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS => {}
+            sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED => return Ok(vec![]),
+            other => return Err(fail(result::CublasError(other))),
+        }
+        let good = |h: &sys::cublasLtMatmulHeuristicResult_t| h.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
+        Ok(found.iter().filter(|h| good(h)).map(|h| h.algo).collect())
+    }
+
+    /// The candidate that is fastest into a copy of c's extent; the first one when there is no memory for the copy.
+    fn fastest(
+        &self,
+        device: &dyn Device,
+        stream: CUstream,
+        gemm: &Gemm,
+        plan: &Plan,
+        candidates: &[sys::cublasLtMatmulAlgo_t],
+    ) -> Result<sys::cublasLtMatmulAlgo_t> {
+        let bytes = ((gemm.m - 1) * gemm.c.stride + gemm.n) * gemm.c.dtype.size();
+        // The copy must be aligned as c is; arena memory is at least as well.
+        let Ok(copy) = device.alloc(bytes) else { return Ok(candidates[0]) };
+        let mut best = (f64::INFINITY, candidates[0]);
+        for algorithm in candidates {
+            let work = || self.matmul(stream, gemm, plan, algorithm, copy.address(), gemm.beta);
+            if work().is_err() {
+                continue; // the heuristic offered what the device then refused
+            }
+            let seconds = device.elapsed(&mut || (0..RUNS).try_for_each(|_| work()))?;
+            if seconds < best.0 {
+                best = (seconds, *algorithm);
+            }
+        }
+        Ok(best.1)
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by `plan`, destroyed once. Errors have nobody to go to.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.operation);
+            for layout in self.layouts {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}

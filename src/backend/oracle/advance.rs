@@ -1,0 +1,30 @@
+//! From one decode step to the next.
+
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// See `Backend::advance`. Error: a sequence that has no block for its next token.
+pub fn advance(
+    block_size: usize,
+    block_table: &Tensor,
+    positions: &mut Tensor,
+    lens: &mut Tensor,
+    slots: &mut Tensor,
+    counter: &mut Tensor,
+) -> Result<()> {
+    for (b, blocks) in block_table.slice::<i32>().chunks(block_table.columns()).enumerate() {
+        let len = lens.slice::<i32>()[b];
+        let place = usize::try_from(len).ok().filter(|&place| place < blocks.len() * block_size);
+        let Some(place) = place else {
+            let room = blocks.len() * block_size;
+            return Err(Error::content(format!(
+                "advance: sequence {b} has {len} tokens; its pages have room for {room}"
+            )));
+        };
+        slots.slice_mut::<i32>()[b] = blocks[place / block_size] * block_size as i32 + (place % block_size) as i32;
+        lens.slice_mut::<i32>()[b] += 1;
+        positions.slice_mut::<i32>()[b] += 1;
+        counter.slice_mut::<i32>()[b] += 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! `onestep plan`: what a run would take, before anything is loaded.
+
+use super::args::{DeviceKind, PlanArgs, PlannedWork};
+use super::session;
+use crate::backend::cuda::library;
+use crate::backend::cuda::probe::GpuInfo;
+use crate::checkpoint;
+use crate::config::{Config, Device};
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::shapes;
+use crate::plan::floors::Peaks;
+use crate::plan::{Kind, Plan, Target, Work, plan};
+use serde_json::json;
+use std::path::Path;
+
+/// `onestep plan`. Error: no such model, or a run that does not fit (after everything was printed).
+pub fn run(args: &PlanArgs) -> Result<()> {
+    let works = match args.work {
+        None => vec![Work::Sft, Work::Rl],
+        Some(PlannedWork::Sft) => vec![Work::Sft],
+        Some(PlannedWork::Rl) => vec![Work::Rl],
+        Some(PlannedWork::Eval) => vec![Work::Eval],
+    };
+    let layers: Vec<&Path> = args.config.iter().map(|path| path.as_path()).collect();
+    let config = session::settings(&layers, &args.overrides, works[0].name())?;
+    session::lora(&config)?;
+    let (name, model, stored) = shape(args)?;
+    let kind = kind(args, &config);
+    let asked = args.memory.as_deref().map(bytes).transpose()?;
+    let own = if args.device_kind.is_none() { gpu(&config).map(|gpu| gpu.memory as usize) } else { None };
+    let available = asked.or(own).or(Peaks::of(kind).memory);
+    let target =
+        |work| Target { stored, prompt: args.prompt_tokens, reply: args.reply_tokens, ..Target::new(work, kind) };
+    let plans: Vec<Plan> = works.into_iter().map(|work| plan(&model, &config, target(work))).collect();
+    if args.json {
+        let one = |plan: &Plan| json!({"plan": plan, "fit": available.map(|bytes| plan.fit(bytes))});
+        let all = json!({"model": name, "plans": plans.iter().map(one).collect::<Vec<_>>()});
+        println!("{all:#}");
+    } else {
+        println!("{name}");
+        plans.iter().for_each(|plan| print!("\n{}", plan.table(available)));
+    }
+    available.map_or(Ok(()), |bytes| plans.iter().try_for_each(|plan| plan.check(bytes)))
+}
+
+/// Name and shape of the model, and the bytes of its weight files when there are any; they are not opened.
+fn shape(args: &PlanArgs) -> Result<(String, ModelConfig, Option<usize>)> {
+    match (&args.model, &args.random_weights) {
+        (Some(dir), _) => {
+            let model = checkpoint::read_config(dir)?;
+            let files = std::fs::read_dir(dir).map_err(|e| Error::io("listing", dir, &e))?;
+            let weights = files.flatten().filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
+            let stored: u64 = weights.filter_map(|f| std::fs::metadata(f.path()).ok()).map(|m| m.len()).sum();
+            Ok((dir.display().to_string(), model, usize::try_from(stored).ok().filter(|&bytes| bytes > 0)))
+        }
+        (None, Some(name)) => Ok((name.clone(), shapes::named(name)?, None)),
+        (None, None) => Err(Error::usage(format!(
+            "--model or --random-weights is needed, for example --random-weights {}",
+            shapes::NAMES[3]
+        ))),
+    }
+}
+
+/// The kind that was typed, else that of `run.device`.
+fn kind(args: &PlanArgs, config: &Config) -> Kind {
+    let cpu = Kind::Cpu { cores: session::count(config.run.threads) };
+    match args.device_kind {
+        Some(DeviceKind::H100) => Kind::H100,
+        Some(DeviceKind::H200) => Kind::H200,
+        Some(DeviceKind::Gpu) => Kind::Gpu,
+        Some(DeviceKind::Cpu) => cpu,
+        None => match config.run.device {
+            Device::Cpu => cpu,
+            Device::Cuda(_) => gpu(config).map_or(Kind::Gpu, |gpu| Kind::of_gpu(&gpu.name)),
+            Device::Auto => gpu(config).map_or(cpu, |gpu| Kind::of_gpu(&gpu.name)),
+        },
+    }
+}
+
+/// The GPU of `run.device`, when this machine has it.
+fn gpu(config: &Config) -> Option<GpuInfo> {
+    let ordinal = match config.run.device {
+        Device::Cpu => return None,
+        Device::Auto => 0,
+        Device::Cuda(ordinal) => ordinal,
+    };
+    library::probe().ok()?.into_iter().nth(ordinal)
+}
+
+/// Bytes as they are typed: a number and a unit, decimal (GB) or binary (GiB).
+fn bytes(text: &str) -> Result<usize> {
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = (text[..split].trim(), text[split..].to_ascii_lowercase());
+    let units = [
+        ("", 1.0),
+        ("b", 1.0),
+        ("kb", 1e3),
+        ("mb", 1e6),
+        ("gb", 1e9),
+        ("tb", 1e12),
+        ("kib", 1024.0),
+        ("mib", 1048576.0),
+        ("gib", 1073741824.0),
+        ("tib", 1099511627776.0),
+    ];
+    let factor = units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
+    match (number.parse::<f64>(), factor) {
+        (Ok(n), Some(factor)) if n > 0.0 && n.is_finite() => Ok((n * factor) as usize),
+        _ => Err(Error::usage(format!("--memory {text}: expected a number with a unit, for example 141GB or 80GiB"))),
+    }
+}

@@ -1,0 +1,455 @@
+//! What a run will take, before anything is loaded: memory by part, and the time its steps cannot beat on a device (`floors`). Pure
+//! arithmetic over a model's shape and the settings: opens no file, allocates no tensor, asks no device. tests/plan.rs holds the bytes
+//! against what the code allocates.
+
+pub mod floors;
+
+mod memory;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::shapes;
+use floors::{Floor, Peaks};
+use memory::Rows;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// What is planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Work {
+    /// Supervised fine-tuning: of an adapter, or of all weights (sft.full).
+    Sft,
+    /// Step-wise reinforcement learning: engine and learner side by side.
+    Rl,
+    /// Sampling with one adapter: eval, generate.
+    Eval,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// NVIDIA H100.
+    H100,
+    /// NVIDIA H200.
+    H200,
+    /// Another GPU.
+    Gpu,
+    /// The host, with so many cores.
+    Cpu {
+        /// Threads that compute.
+        cores: usize,
+    },
+}
+
+impl Kind {
+    /// The GPU that calls itself `name`, for example "NVIDIA H200".
+    pub fn of_gpu(name: &str) -> Self {
+        if name.contains("H200") {
+            Kind::H200
+        } else if name.contains("H100") {
+            Kind::H100
+        } else {
+            Kind::Gpu
+        }
+    }
+
+    fn is_gpu(self) -> bool {
+        !matches!(self, Kind::Cpu { .. })
+    }
+
+    /// Bytes of an element of the activation type and of the accumulator type: bf16 and f32 on a GPU, f32 both on the CPU.
+    fn sizes(self) -> (usize, usize) {
+        if self.is_gpu() { (2, 4) } else { (4, 4) }
+    }
+}
+
+/// What is planned, and on what.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Target {
+    /// What the run does.
+    pub work: Work,
+    /// What computes.
+    pub kind: Kind,
+    /// Bytes of the weight files; two a parameter when not known.
+    pub stored: Option<usize>,
+    /// Tokens of every prompt; the most that the settings allow when not known.
+    pub prompt: Option<usize>,
+    /// Tokens of every reply; the most that the settings allow when not known.
+    pub reply: Option<usize>,
+}
+
+impl Target {
+    /// `work` on `kind`, with what is not known left open.
+    pub fn new(work: Work, kind: Kind) -> Self {
+        Self { work, kind, stored: None, prompt: None, reply: None }
+    }
+}
+
+/// One part of the memory.
+#[derive(Debug, Clone, Serialize)]
+pub struct Part {
+    /// What it is called.
+    pub name: &'static str,
+    /// Its bytes.
+    pub bytes: usize,
+    /// What it is made of.
+    pub what: String,
+}
+
+/// Memory and time of one run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// What the run does.
+    pub work: Work,
+    /// What computes.
+    pub device: String,
+    /// The peaks that are taken of it, and where they are from.
+    pub peaks: String,
+    /// The model's parameters.
+    pub parameters: usize,
+    /// Memory that is taken at once, without what is empty.
+    pub parts: Vec<Part>,
+    /// The sum of the parts.
+    pub total: usize,
+    /// Bytes of activations that a token takes in a pass that is run backward.
+    pub kept_per_token: usize,
+    /// The same if the outputs of norms and SwiGLU were computed again in place of kept (they are kept).
+    pub recomputed_per_token: usize,
+    /// Tokens of the longest example (sft) or prompt with its replies (rl) that the settings let in: it gets a pass of its own,
+    /// also beyond micro_tokens.
+    pub longest: usize,
+    /// The total with such a pass.
+    pub longest_total: usize,
+    /// Times that cannot be beaten.
+    pub floors: Vec<Floor>,
+    /// What the user may want to know.
+    pub notes: Vec<String>,
+    #[serde(skip)]
+    asked: Asked,
+}
+
+/// What a plan was made of.
+#[derive(Debug, Clone)]
+struct Asked {
+    model: ModelConfig,
+    config: Config,
+    target: Target,
+}
+
+/// How a plan stands to the memory there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Fit {
+    /// Bytes there are.
+    pub available: usize,
+    /// The total is within them.
+    pub fits: bool,
+    /// The largest micro_tokens that fits, all else as it is; `None` when none does or nothing is trained.
+    pub micro_tokens: Option<usize>,
+    /// The largest engine.cache_tokens that fits; `None` when none does or nothing is sampled.
+    pub cache_tokens: Option<usize>,
+}
+
+/// The plan of a run on a model of this shape.
+pub fn plan(model: &ModelConfig, config: &Config, target: Target) -> Plan {
+    let asked = Asked { model: model.clone(), config: config.clone(), target };
+    let peaks = Peaks::of(target.kind);
+    let parts = asked.parts(asked.rows());
+    let longest = asked.longest();
+    let longest_rows = Rows { train: asked.rows().train.max(longest), ..asked.rows() };
+    let (per_token, recomputed) = asked.activations(1);
+    Plan {
+        work: target.work,
+        device: peaks.name.to_string(),
+        peaks: peaks.to_string(),
+        parameters: asked.parameters(),
+        total: total(&parts),
+        parts: parts.into_iter().filter(|part| part.bytes > 0).collect(),
+        kept_per_token: if asked.trains() { per_token.kept } else { 0 },
+        recomputed_per_token: if asked.trains() { recomputed } else { 0 },
+        longest,
+        longest_total: total(&asked.parts(longest_rows)),
+        floors: floors::floors(&asked, &peaks),
+        notes: asked.notes(),
+        asked,
+    }
+}
+
+fn total(parts: &[Part]) -> usize {
+    parts.iter().map(|part| part.bytes).sum()
+}
+
+/// A pass of fewer tokens is no way out of a lack of memory.
+const FEWEST_TOKENS: usize = 512;
+
+impl Asked {
+    /// Requests that are decoded side by side, each a prompt with its samples, and the cache blocks that one needs: the scheduler's
+    /// rule, which reserves full lengths.
+    fn side_by_side(&self) -> (usize, usize) {
+        let (engine, samples) = (&self.config.engine, self.samples_of_a_prompt());
+        let (prompt, reply) = self.lengths();
+        let blocks = |tokens: usize| tokens.div_ceil(engine.block_size);
+        let needed = blocks(prompt) + samples * (blocks(prompt + reply) - blocks(prompt) + 1);
+        let fit = blocks(engine.cache_tokens) / needed;
+        (fit.min(engine.max_running / samples), needed)
+    }
+
+    fn samples_of_a_prompt(&self) -> usize {
+        if self.target.work == Work::Rl { self.config.rl.samples } else { 1 }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut notes = vec![];
+        if !self.target.kind.is_gpu() {
+            let stored = self.target.stored.unwrap_or(2 * self.parameters());
+            notes.push(format!("weights are mapped: {} of page cache, which is not in the total", size(stored)));
+        }
+        if self.samples() {
+            let (engine, samples) = (&self.config.engine, self.samples_of_a_prompt());
+            let ((prompt, reply), (requests, needed)) = (self.lengths(), self.side_by_side());
+            let of =
+                format!("prompt of {} tokens with {samples} x {} tokens of reply", grouped(prompt), grouped(reply));
+            let tokens = |requests: usize| requests * needed * engine.block_size;
+            let (most, now) = (engine.max_running / samples, engine.cache_tokens);
+            notes.push(match requests {
+                0 => format!("the cache cannot take one {of}: engine.cache_tokens={} can (now {now})", tokens(1)),
+                n if n < most => format!(
+                    "decoding runs {} samples at once where every request is a {of}: engine.cache_tokens={} (now {now}) lets \
+                     engine.max_running={} run",
+                    n * samples,
+                    tokens(most),
+                    engine.max_running
+                ),
+                n => format!("decoding runs {} samples at once where every request is a {of}", n * samples),
+            });
+        }
+        notes
+    }
+
+    fn fits(&self, available: usize) -> bool {
+        total(&self.parts(self.rows())) <= available
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Config)) -> Self {
+        let mut changed = self.clone();
+        change(&mut changed.config);
+        changed
+    }
+
+    fn with_micro_tokens(&self, n: usize) -> Self {
+        self.with(|config| match self.target.work {
+            Work::Sft => config.sft.micro_tokens = n,
+            Work::Rl => config.rl.micro_tokens = n,
+            Work::Eval => {}
+        })
+    }
+
+    fn largest_micro_tokens(&self, available: usize) -> Option<usize> {
+        self.trains().then(|| largest(|n| self.with_micro_tokens(n).fits(available))).flatten()
+    }
+
+    fn largest_cache_tokens(&self, available: usize) -> Option<usize> {
+        let block = self.config.engine.block_size;
+        let fits = |blocks: usize| self.with(|config| config.engine.cache_tokens = blocks * block).fits(available);
+        self.samples().then(|| largest(fits)).flatten().map(|blocks| blocks * block)
+    }
+
+    /// Changes of which each alone makes the run fit.
+    fn ways_out(&self, available: usize) -> Vec<String> {
+        let mut ways = vec![];
+        let (key, now) = self.micro_tokens();
+        if let Some(n) = self.largest_micro_tokens(available).filter(|&n| n >= FEWEST_TOKENS) {
+            ways.push(format!("{key}={n} (now {now})"));
+        }
+        let (_, needed) = self.side_by_side();
+        let smallest = needed * self.config.engine.block_size;
+        let cache = self.config.engine.cache_tokens;
+        if let Some(n) = self.largest_cache_tokens(available).filter(|&n| n >= smallest) {
+            ways.push(format!("engine.cache_tokens={n} (now {cache})"));
+        }
+        let cache_alone = ways.iter().any(|way| way.starts_with("engine."));
+        if self.target.work == Work::Rl && !cache_alone {
+            // both smaller by about the same share
+            let pair = (1..10).find_map(|halvings| {
+                let few = Some(now >> halvings).filter(|&few| few >= FEWEST_TOKENS)?;
+                let n = self.with_micro_tokens(few).largest_cache_tokens(available)?.min(cache);
+                (n >= smallest.max(cache >> halvings)).then_some((few, n))
+            });
+            if let Some((few, n)) = pair.filter(|&(_, n)| n < cache) {
+                ways.push(format!("{key}={few} (now {now}) with engine.cache_tokens={n} (now {cache})"));
+            }
+        }
+        if self.full() {
+            let adapter = self.with(|config| config.sft.full = false);
+            if adapter.fits(available) {
+                ways.push("sft.full=false, which trains an adapter".into());
+            } else if let Some(n) = adapter.largest_micro_tokens(available).filter(|&n| n >= FEWEST_TOKENS) {
+                ways.push(format!("sft.full=false, which trains an adapter, with {key}={n} (now {now})"));
+            }
+        }
+        let smaller = shapes::NAMES.iter().filter_map(|name| {
+            let other = Asked { model: shapes::named(name).ok()?, ..self.clone() };
+            (other.parameters() < self.parameters() && other.fits(available)).then(|| (other.parameters(), name))
+        });
+        if let Some((_, name)) = smaller.max() {
+            ways.push(format!("a smaller model, for example {name}"));
+        }
+        ways
+    }
+}
+
+/// The largest n from 1 on for which `fits`, which does not become true again once it is false; at most 2^30.
+fn largest(fits: impl Fn(usize) -> bool) -> Option<usize> {
+    if !fits(1) {
+        return None;
+    }
+    let (mut good, mut bad) = (1usize, 2usize);
+    while fits(bad) {
+        (good, bad) = (bad, 2 * bad);
+        if bad > 1 << 30 {
+            return Some(good);
+        }
+    }
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        *(if fits(middle) { &mut good } else { &mut bad }) = middle;
+    }
+    Some(good)
+}
+
+impl Plan {
+    /// Bytes of the part called `name`; 0 when the run has none.
+    pub fn bytes(&self, name: &str) -> usize {
+        self.parts.iter().find(|part| part.name == name).map_or(0, |part| part.bytes)
+    }
+
+    /// How it stands to `available` bytes.
+    pub fn fit(&self, available: usize) -> Fit {
+        Fit {
+            available,
+            fits: self.total <= available,
+            micro_tokens: self.asked.largest_micro_tokens(available),
+            cache_tokens: self.asked.largest_cache_tokens(available),
+        }
+    }
+
+    /// Error: the run asks more than `available` bytes; says what is asked, what is there and what would make it fit.
+    pub fn check(&self, available: usize) -> Result<()> {
+        if self.total <= available {
+            return Ok(());
+        }
+        let mut parts: Vec<&Part> = self.parts.iter().collect();
+        parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
+        let parts: Vec<String> =
+            parts.iter().take(3).map(|part| format!("{} {}", part.name, size(part.bytes))).collect();
+        let mut ways = self.asked.ways_out(available);
+        if ways.is_empty() {
+            ways.push("a device with more memory, or a smaller model".into());
+        }
+        Err(Error::content(format!(
+            "{} of a model of {} parameters asks {} (most of it {}), and there are {}; what would fit: {}",
+            self.work.name(),
+            count(self.parameters),
+            size(self.total),
+            parts.join(", "),
+            size(available),
+            ways.join("; or ")
+        )))
+    }
+
+    /// What the longest example would need, when that is more than `available` bytes.
+    pub fn warning(&self, available: usize) -> Option<String> {
+        let (fit, longest) = (self.asked.largest_micro_tokens(available)?, self.longest);
+        let (one, remedy) = match self.work {
+            Work::Sft => ("an example", format!("sft.max_tokens={fit} refuses such examples at the start")),
+            _ => (
+                "a prompt with its replies",
+                "environment.context_limit, sampling.max_tokens and rl.samples bound it".to_string(),
+            ),
+        };
+        (self.total <= available && self.longest_total > available).then(|| {
+            format!(
+                "{one} of up to {} tokens gets a pass of its own and would take {}; passes of more than {} tokens do not fit: \
+                 {remedy}",
+                grouped(longest),
+                size(self.longest_total),
+                grouped(fit)
+            )
+        })
+    }
+
+    /// The plan as lines for the user, against `available` bytes when that is known.
+    pub fn table(&self, available: Option<usize>) -> String {
+        let mut out =
+            format!("{} on {}, {} parameters\n\nmemory\n", self.work.name(), self.device, count(self.parameters));
+        // Writing to a String does not fail.
+        let mut line = |name: &str, value: String, what: &str| {
+            let _ = writeln!(out, "  {name:<22}{value:>12}  {what}");
+        };
+        for part in &self.parts {
+            line(part.name, size(part.bytes), &part.what);
+        }
+        line("total", size(self.total), "");
+        if let Some(available) = available {
+            let fit = self.fit(available);
+            line("available", size(available), if fit.fits { "it fits" } else { "IT DOES NOT FIT" });
+            let most = |n: Option<usize>| n.map_or_else(|| "none fits".to_string(), grouped);
+            if self.asked.trains() {
+                line("largest micro_tokens", most(fit.micro_tokens), self.asked.micro_tokens().0);
+            }
+            if self.asked.samples() {
+                line("largest cache_tokens", most(fit.cache_tokens), "engine.cache_tokens");
+            }
+        }
+        let _ = writeln!(out, "\nno faster than (peaks: {})", self.peaks);
+        for floor in &self.floors {
+            let rate =
+                floor.tokens_per_second.map_or_else(String::new, |x| format!("{} tok/s", grouped(x.round() as usize)));
+            let seconds = floor.seconds.map_or_else(String::new, |x| format!("{x:.3} s"));
+            let _ = writeln!(out, "  {:<26}{:>14}{:>12}  {}", floor.what, rate, seconds, floor.from);
+        }
+        let warning = available.and_then(|available| self.warning(available));
+        for note in self.notes.iter().chain(&warning) {
+            let _ = writeln!(out, "note: {note}");
+        }
+        out
+    }
+}
+
+impl Work {
+    /// The name it is typed as.
+    pub fn name(self) -> &'static str {
+        match self {
+            Work::Sft => "sft",
+            Work::Rl => "rl",
+            Work::Eval => "eval",
+        }
+    }
+}
+
+/// Bytes in decimal units, as memory is sold.
+fn size(bytes: usize) -> String {
+    match bytes as f64 {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.2} MB", b / 1e6),
+        b => format!("{:.1} kB", b / 1e3),
+    }
+}
+
+/// A number of parameters.
+fn count(n: usize) -> String {
+    match n as f64 {
+        n if n >= 1e9 => format!("{:.2}B", n / 1e9),
+        n if n >= 1e6 => format!("{:.1}M", n / 1e6),
+        n => format!("{n}"),
+    }
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
+    groups.join(",")
+}

@@ -1,0 +1,68 @@
+//! The clipped policy loss.
+
+use crate::support::{Draw, check};
+use onestep::backend::{KlEstimator, PpoInputs, PpoParams, PpoStats};
+use onestep::tensor::Tensor;
+
+const PARAMS: PpoParams = PpoParams {
+    clip_low: 0.2,
+    clip_high: 0.28,
+    dual_clip: None,
+    kl_coefficient: 0.1,
+    kl_estimator: KlEstimator::K3,
+    entropy_coefficient: 0.01,
+};
+
+/// Ratios of exp(N(0, 0.3 sqrt 2)): on both sides of every clip.
+fn loss(draw: &mut Draw, params: &PpoParams, m: usize) -> (PpoStats, Vec<Tensor>) {
+    let mut near = |scale| {
+        let values = draw.values(m, scale);
+        draw.put(&[m], &values, draw.backend.accumulator())
+    };
+    let [logp, entropy, behaviour, reference, advantage, weight] = [0.3, 2.0, 0.3, 0.3, 1.0, 0.1].map(&mut near);
+    let (mut dlogp, mut dentropy) = (draw.unwritten_accumulated(&[m]), draw.unwritten_accumulated(&[m]));
+    let inputs = PpoInputs {
+        logp: &logp,
+        entropy: &entropy,
+        behaviour: &behaviour,
+        reference: &reference,
+        advantage: &advantage,
+        weight: &weight,
+    };
+    let stats = draw.backend.ppo_loss(params, &inputs, &mut dlogp, &mut dentropy).unwrap();
+    (stats, vec![dlogp, dentropy])
+}
+
+#[test]
+fn gradients_are_the_oracles() {
+    for (m, dual_clip, kl_estimator) in
+        [(5, None, KlEstimator::K1), (33, Some(1.5), KlEstimator::K2), (300, Some(1.2), KlEstimator::K3)]
+    {
+        let params = PpoParams { dual_clip, kl_estimator, ..PARAMS };
+        // A token's arithmetic is in f64: no rounding but that of the output.
+        check("ppo_loss", 0, |draw| loss(draw, &params, m).1);
+    }
+}
+
+#[test]
+fn statistics_are_the_oracles_to_f64s_rounding() {
+    use crate::simt::Order;
+    use crate::support::gpu;
+    use onestep::backend::oracle::Oracle;
+    let oracle = Oracle::f64();
+    // One block, several, and more tokens than the grid has threads (256 blocks of 256).
+    for (m, dual_clip) in [(0, None), (1, None), (1000, Some(1.2)), (66_000, Some(1.2))] {
+        let params = PpoParams { dual_clip, ..PARAMS };
+        let fields = |s: PpoStats| [s.loss, s.policy_loss, s.kl, s.entropy, s.clip_fraction, s.approx_kl];
+        let exact = fields(loss(&mut Draw::new(&oracle, 3), &params, m).0);
+        for order in [Order::Forward, Order::Reverse] {
+            let be = gpu(order, 0, true);
+            let found = fields(loss(&mut Draw::new(&be, 3), &params, m).0);
+            for (found, exact) in found.iter().zip(exact) {
+                // m terms below 10, each sum wrong by at most m ulps of the sum of magnitudes.
+                let bound = 10.0 * (m as f64).powi(2) * f64::EPSILON * 1e-2 + 10.0 * m as f64 * f64::EPSILON;
+                assert!((found - exact).abs() <= bound, "{m}: {found} for {exact}, allowed {bound:e}");
+            }
+        }
+    }
+}
