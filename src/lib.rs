@@ -52,6 +52,7 @@ pub mod pretrain;
 pub mod rl;
 pub mod sft;
 
+pub mod bench;
 pub mod report;
 
 pub mod cli;

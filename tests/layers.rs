@@ -24,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
     &["plan", "run"],
     &["expert", "exercises", "ideas"],
     &["evaluate", "ppo", "pretrain", "rl", "sft"],
-    &["report"],
+    &["bench", "report"],
     &["cli"],
 ];
 

@@ -47,6 +47,8 @@ pub enum Command {
     /// List the GPU kernels, or compile them ahead
     #[command(subcommand)]
     Kernels(KernelsCommand),
+    /// Check and time every kernel, then whole steps of a model of random weights, on this machine's GPU
+    Bench(BenchArgs),
 }
 
 /// What the training verbs share.
@@ -324,4 +326,30 @@ pub struct KernelsArgs {
     /// Folder of the compiled kernels [default: kernels/ in the cache folder]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
+}
+
+/// `bench`
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Everything, most valuable first
+    #[arg(long)]
+    pub all: bool,
+    /// Only rows whose suite/kernel/mode/shape contains PATTERN
+    #[arg(long, value_name = "PATTERN")]
+    pub only: Option<String>,
+    /// Rows that would begin later are not run
+    #[arg(long, value_name = "N", default_value_t = 480.0)]
+    pub seconds: f64,
+    /// Tiny shapes and few repeats: shows that everything runs
+    #[arg(long)]
+    pub quick: bool,
+    /// Where to compute: cuda, cuda:1, or cpu (with --quick)
+    #[arg(long, value_name = "DEVICE", default_value = "cuda")]
+    pub device: String,
+    /// Folder for bench.jsonl, bench.csv and machine.json
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print the Markdown table of a results folder, and do nothing else
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["all", "only", "out"])]
+    pub table: Option<PathBuf>,
 }

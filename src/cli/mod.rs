@@ -1,6 +1,7 @@
 //! The command line: one match on the command.
 
 mod args;
+mod bench;
 mod inspect;
 mod machine;
 mod plan;
@@ -42,5 +43,6 @@ fn run(command: Command) -> Result<()> {
         Command::Report(args) => inspect::report(&args),
         Command::Doctor => machine::doctor(),
         Command::Kernels(command) => machine::kernels(&command),
+        Command::Bench(args) => bench::run(&args),
     }
 }

@@ -10,6 +10,7 @@ mod add_rmsnorm;
 mod advance;
 mod attention;
 mod attention_paged;
+mod bench;
 mod embed;
 mod faults;
 mod gemm;

@@ -5,6 +5,7 @@ use half::bf16;
 use onestep::backend::cuda::Cuda;
 use onestep::backend::oracle::Oracle;
 use onestep::backend::{Backend, cuda};
+use onestep::bench::compare::allowance;
 use onestep::rng::Philox;
 use onestep::tensor::{DType, Tensor};
 use std::sync::Arc;
@@ -114,8 +115,7 @@ pub fn check(name: &str, rounded: usize, op: impl Fn(&mut Draw) -> Vec<Tensor>) 
                 let largest = exact[i].iter().fold(0.0, |m: f64, x| m.max(x.abs()));
                 assert!(largest > 0.0, "{name}: output {i} is all zero and shows nothing");
                 assert!(found.iter().all(|x| x.is_finite()), "{name}: output {i} has a value that is not finite");
-                let bound = 2.0 * (error(&plain, &exact[i]) + rounded as f64 * largest / 512.0)
-                    + 16.0 * f64::from(f32::EPSILON) * largest;
+                let bound = allowance(error(&plain, &exact[i]), rounded, largest);
                 let off = error(found, &exact[i]);
                 assert!(off <= bound, "{name}, {order:?} {random}: output {i} is off by {off:e}, allowed {bound:e}");
             }

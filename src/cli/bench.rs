@@ -1,0 +1,67 @@
+//! The verb that measures.
+
+use super::args::BenchArgs;
+use super::session;
+use crate::backend::cpu::Cpu;
+use crate::backend::cuda::Cuda;
+use crate::bench::measure::Target;
+use crate::bench::{self, Options, table};
+use crate::config::Device;
+use crate::error::{Error, Result};
+use std::path::Path;
+use std::sync::Arc;
+
+/// `onestep bench`
+pub fn run(args: &BenchArgs) -> Result<()> {
+    if let Some(folder) = &args.table {
+        return print_table(folder);
+    }
+    let Some(out) = &args.out else {
+        return Err(Error::usage("bench: where to? Give --out DIR, for example --all --out runs/bench"));
+    };
+    if !args.all && args.only.is_none() {
+        return Err(Error::usage("bench: what? Give --all, or --only PATTERN, for example --only attention"));
+    }
+    if args.seconds.is_nan() || args.seconds <= 0.0 {
+        return Err(Error::usage(format!("--seconds {}: expected a number above 0, for example 480", args.seconds)));
+    }
+    let options = Options { only: args.only.clone(), seconds: args.seconds, quick: args.quick };
+    let config = session::settings(&[], &[format!("run.device={}", args.device)], "run")?;
+    session::threads(&config)?;
+    let ordinal = match config.run.device {
+        Device::Cpu => None,
+        Device::Auto => Some(0),
+        Device::Cuda(ordinal) => Some(ordinal),
+    };
+    let rows = match ordinal {
+        None if !args.quick => {
+            return Err(Error::usage("bench --device cpu tries the bench itself; give --quick with it"));
+        }
+        None => bench::run(Target::host(&Cpu), out, &options)?,
+        Some(ordinal) => {
+            let gpu = Cuda::new(Arc::new(session::gpu(&config, ordinal, Some(out))?));
+            bench::run(Target::gpu(&gpu), out, &options)?
+        }
+    };
+    print!("{}", bench::summary(&rows));
+    println!("rows written to {}", out.join("bench.jsonl").display());
+    // The ceilings are always measured.
+    if let Some(only) = &args.only
+        && rows.iter().all(|row| row.suite == "ceiling")
+        && !only.contains("ceiling")
+    {
+        return Err(Error::usage(format!("--only {only}: no row's suite/kernel/mode/shape contains it")));
+    }
+    match rows.iter().filter(|row| row.is_wrong()).count() {
+        0 => Ok(()),
+        n => Err(Error::system(format!("{n} rows are wrong; see the lines with `wrong:` above"))),
+    }
+}
+
+fn print_table(folder: &Path) -> Result<()> {
+    let rows = table::rows(folder);
+    let machine = std::fs::read_to_string(folder.join("machine.json")).unwrap_or_default();
+    let machine: serde_json::Value = serde_json::from_str(&machine).unwrap_or_default();
+    print!("{}", table::markdown(&rows, machine["device"].as_str().filter(|_| !rows.is_empty()))?);
+    Ok(())
+}
