@@ -152,9 +152,8 @@ fn the_plain_bf16_computation_is_a_yardstick_and_a_wrong_model_is_beyond_it() {
     }
 }
 
-/// The shapes that a real GPU is checked with, on the CPU: some minutes without optimisation.
+/// The shapes that a real GPU is checked with, on the CPU.
 #[test]
-#[ignore = "slow: cargo test --release --test bench -- --ignored"]
 fn the_large_cases_are_right_on_the_cpu() {
     for case in onestep::bench::ops::cases(true) {
         let verdict = check(&Cpu, None, case.rounded, &case.op);

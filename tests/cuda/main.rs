@@ -1,7 +1,6 @@
 //! The GPU backend without a GPU: every kernel runs on the CPU through tests/simt, against the oracle.
 #![allow(clippy::unwrap_used)]
 
-mod plain;
 mod simt;
 mod support;
 

@@ -1,11 +1,11 @@
 //! Whole models on the emulated GPU: loss and gradients against f64, and sampling in recorded bursts.
 
-use crate::plain::Plain;
 use crate::simt::Order;
 use crate::support::{error, gpu};
 use onestep::backend::Backend;
 use onestep::backend::oracle::Oracle;
 use onestep::batch::{self, Group, LossBatch};
+use onestep::bench::plain::Plain;
 use onestep::config::{Engine as Settings, Sampling};
 use onestep::model::config::ModelConfig;
 use onestep::model::lora::{Adapter, LoraConfig, Module};
@@ -90,7 +90,7 @@ fn pass(be: &dyn Backend, text: &str, full: bool) -> Vec<Vec<f64>> {
 fn loss_and_gradients_are_as_exact_as_bf16_allows() {
     for (name, text) in [("qwen2", QWEN2), ("qwen3", QWEN3)] {
         for full in [false, true] {
-            let (exact, plain) = (pass(&Oracle::f64(), text, full), pass(&Plain, text, full));
+            let (exact, plain) = (pass(&Oracle::f64(), text, full), pass(&Plain::new(), text, full));
             for (order, has_gemm) in [(Order::Forward, true), (Order::Random, false)] {
                 let found = pass(&gpu(order, 3, has_gemm), text, full);
                 assert_eq!(found.len(), exact.len());
@@ -150,13 +150,23 @@ fn recorded_bursts_sample_what_single_steps_sample_and_the_trainer_scores() {
         .zip(&single)
         .map(|(g, s)| Group { prompt: g.prompt, replies: s.iter().map(|s| s.ids.clone()).collect() })
         .collect();
-    let batch = LossBatch::from_groups(&be, &base.config, &groups, false).unwrap();
+    let recorded: Vec<f64> = single.iter().flatten().flat_map(|s| s.logprobs.iter().map(|&l| l.into())).collect();
+    let [trained, exact, plain] = [&be as &dyn Backend, &Oracle::f64(), &Plain::new()].map(|be| scored(be, &groups));
+    // Engine and trainer order their sums differently, and each may be as far from exact as a plain bf16 computation.
+    let (gauge, bound) = (mean_difference(&recorded, &trained), 2.0 * mean_difference(&plain, &exact));
+    assert!(gauge <= bound, "engine and trainer differ by {gauge} a token, allowed {bound}");
+}
+
+/// The trainer's log-probabilities of the replies.
+fn scored(be: &dyn Backend, groups: &[Group]) -> Vec<f64> {
+    let base = model(be, QWEN2);
+    let adapter = adapter(be, &base.config);
+    let batch = LossBatch::from_groups(be, &base.config, groups, false).unwrap();
     let policy = Policy { model: &base, adapter: Some(&adapter) };
-    let scores = batch::forward(&be, policy, &batch, 0.7, false, &mut Activations::new()).unwrap();
-    let recorded: Vec<f32> = single.iter().flatten().flat_map(|s| s.logprobs.clone()).collect();
-    let trained = be.read(&scores.logp).unwrap();
-    assert_eq!(recorded.len(), trained.len());
-    let gauge = recorded.iter().zip(&trained).map(|(a, b)| (a - b).abs()).sum::<f32>() / trained.len() as f32;
-    // The bf16 gauge of the design: mean absolute difference a token.
-    assert!(gauge < 0.005, "engine and trainer differ by {gauge} a token");
+    wide(be, &batch::forward(be, policy, &batch, 0.7, false, &mut Activations::new()).unwrap().logp)
+}
+
+fn mean_difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64
 }
