@@ -125,6 +125,7 @@ fn sampling_trains_and_saves() {
 
 #[test]
 fn failures_say_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
     // A wild address is seen later than its launch: the newest launches are named, and how to see which.
     let generate = ["generate", "--model", MODEL, "--prompt", "x", "run.device=cuda", "max_tokens=2"];
     let output = onestep(&generate, &[("SIMT_FAIL_AT", "5")]);
@@ -140,6 +141,17 @@ fn failures_say_what_to_do() {
     // More than there is.
     let error = text(&onestep(&[&generate[..], &["run.gpu_memory=0.0001"]].concat(), &[]).stderr);
     assert!(error.contains("out of GPU memory") && error.contains("onestep plan"), "{error}");
+
+    // The plan says so before anything is loaded.
+    let data = folder.path().join("data.json");
+    let turns = r#"[{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}]"#;
+    std::fs::write(&data, turns).unwrap();
+    let out = folder.path().join("run");
+    let (data, out) = (data.to_str().unwrap(), out.to_str().unwrap());
+    let sft = ["sft", "--model", MODEL, "--data", data, "--out", out, "--device", "cuda", "run.gpu_memory=0.01"];
+    let error = text(&onestep(&sft, &[]).stderr);
+    assert!(error.contains("what would fit: ") && error.contains("sft.micro_tokens"), "{error}");
+    assert!(!Path::new(out).exists(), "a refused run writes nothing");
 
     // No such GPU, and no GPU at all.
     let output = onestep(&["generate", "--model", MODEL, "--prompt", "x", "run.device=cuda:3"], &[]);

@@ -2,8 +2,6 @@
 
 use super::args::{DeviceKind, PlanArgs, PlannedWork};
 use super::session;
-use crate::backend::cuda::library;
-use crate::backend::cuda::probe::GpuInfo;
 use crate::checkpoint;
 use crate::config::{Config, Device};
 use crate::error::{Error, Result};
@@ -28,7 +26,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let (name, model, stored) = shape(args)?;
     let kind = kind(args, &config);
     let asked = args.memory.as_deref().map(bytes).transpose()?;
-    let own = if args.device_kind.is_none() { gpu(&config).map(|gpu| gpu.memory as usize) } else { None };
+    let own =
+        if args.device_kind.is_none() { session::present_gpu(&config).map(|gpu| gpu.memory as usize) } else { None };
     let available = asked.or(own).or(Peaks::of(kind).memory);
     let target =
         |work| Target { stored, prompt: args.prompt_tokens, reply: args.reply_tokens, ..Target::new(work, kind) };
@@ -72,20 +71,10 @@ fn kind(args: &PlanArgs, config: &Config) -> Kind {
         Some(DeviceKind::Cpu) => cpu,
         None => match config.run.device {
             Device::Cpu => cpu,
-            Device::Cuda(_) => gpu(config).map_or(Kind::Gpu, |gpu| Kind::of_gpu(&gpu.name)),
-            Device::Auto => gpu(config).map_or(cpu, |gpu| Kind::of_gpu(&gpu.name)),
+            Device::Cuda(_) => session::present_gpu(config).map_or(Kind::Gpu, |gpu| Kind::of_gpu(&gpu.name)),
+            Device::Auto => session::present_gpu(config).map_or(cpu, |gpu| Kind::of_gpu(&gpu.name)),
         },
     }
-}
-
-/// The GPU of `run.device`, when this machine has it.
-fn gpu(config: &Config) -> Option<GpuInfo> {
-    let ordinal = match config.run.device {
-        Device::Cpu => return None,
-        Device::Auto => 0,
-        Device::Cuda(ordinal) => ordinal,
-    };
-    library::probe().ok()?.into_iter().nth(ordinal)
 }
 
 /// Bytes as they are typed: a number and a unit, decimal (GB) or binary (GiB).

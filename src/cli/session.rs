@@ -5,6 +5,7 @@ use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::device::Device as _;
 use crate::backend::cuda::driver::{self, Gpu};
+use crate::backend::cuda::probe::GpuInfo;
 use crate::backend::cuda::{Cuda, library};
 use crate::checkpoint;
 use crate::config::{self, Config, Device};
@@ -13,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::model::Model;
 use crate::model::lora::{Adapter, LoraConfig, Module};
+use crate::plan::{Kind, Target, Work, plan};
 use crate::rng::Philox;
 use crate::rollout::Engine;
 use crate::sandbox::{Pool, Python};
@@ -75,6 +77,24 @@ pub fn backend(config: &Config, out: Option<&Path>) -> Result<Box<dyn Backend>> 
     let gpu = gpu(config, ordinal, out)?;
     eprintln!("device: {}", gpu.name());
     Ok(Box::new(Cuda::new(Arc::new(gpu))))
+}
+
+/// The GPU of `run.device`, when this machine has it.
+pub fn present_gpu(config: &Config) -> Option<GpuInfo> {
+    let ordinal = match config.run.device {
+        Device::Cpu => return None,
+        Device::Auto => 0,
+        Device::Cuda(ordinal) => ordinal,
+    };
+    library::probe().ok()?.into_iter().nth(ordinal)
+}
+
+/// Refuses work on the model in `dir` that the GPU has no memory for, before anything is loaded. Error: what it asks, what is there, what
+/// would fit.
+pub fn check_memory(config: &Config, dir: &Path, work: Work) -> Result<()> {
+    let Some(gpu) = present_gpu(config) else { return Ok(()) };
+    let planned = plan(&checkpoint::read_config(dir)?, config, Target::new(work, Kind::of_gpu(&gpu.name)));
+    planned.check((gpu.memory as f64 * config.run.gpu_memory) as usize).map_err(|e| e.context(gpu.name))
 }
 
 /// Opens a GPU under the run's settings.

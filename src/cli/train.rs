@@ -15,6 +15,7 @@ use crate::files::write_whole;
 use crate::ideas::{Library, Selection};
 use crate::model::lora::Adapter;
 use crate::model::{Model, Policy};
+use crate::plan::Work;
 use crate::ppo::{Critic, Learner};
 use crate::pretrain;
 use crate::rl;
@@ -133,6 +134,7 @@ pub fn sft(args: &RunArgs) -> Result<()> {
     let Some(config) = open(args, "sft")? else { return Ok(()) };
     let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
     let data = needed(&args.data, "--data", "trajectories.jsonl")?;
+    session::check_memory(&config, model, Work::Sft)?;
     let interrupted = session::interrupt()?;
     session::threads(&config)?;
     let backend = session::backend(&config, Some(&args.out))?;
@@ -194,6 +196,7 @@ pub fn rl(args: &RunArgs) -> Result<()> {
     let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
     let data = needed(&args.data, "--data", "runs/collect/trajectories.jsonl")?;
     let expert = trajectory::read_jsonl(data)?;
+    session::check_memory(&config, model, Work::Rl)?;
     let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
     world.announce();
     session::threads(&config)?;
@@ -263,6 +266,7 @@ pub fn state_pool(environment: &Environment, tasks: &[String], expert: &[Traject
 pub fn eval(args: &RunArgs) -> Result<()> {
     let Some(config) = open(args, "eval")? else { return Ok(()) };
     let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
+    session::check_memory(&config, model, Work::Eval)?;
     let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
     world.announce();
     session::threads(&config)?;

@@ -7,7 +7,7 @@ use super::scheduler::{Running, Scheduler, Work};
 use super::{Request, Sample};
 use crate::backend::Backend;
 use crate::config::{Engine as Settings, Sampling};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::kv_cache::{KvCache, PagedPlan, Sequence};
 use crate::model::{self, Activations, Model, Policy};
 use crate::tensor::{DType, Tensor};
@@ -143,7 +143,7 @@ impl<'a> Engine<'a> {
         let drawn = bursts.run(*backend, policy, cache, sampling, &rows, padding, steps)?;
         for (ids, logp) in drawn {
             // Samples that have ended stay in the burst; what they drew after their end is dropped.
-            self.take(requests, stop, replies, 0, &ids, &logp);
+            self.take(requests, stop, replies, 0, &ids, &logp)?;
         }
         self.retire(requests, stop, replies);
         Ok(())
@@ -171,12 +171,12 @@ impl<'a> Engine<'a> {
         let running = &self.scheduler.running[first..];
         let draws: Vec<Draw> = running.iter().map(|r| replies[r.request][r.sample].draw).collect();
         let (ids, logp) = sampler::sample(self.backend, &hidden, policy.model.lm_head(), sampling, &draws)?;
-        self.take(requests, stop, replies, first, &ids, &logp);
+        self.take(requests, stop, replies, first, &ids, &logp)?;
         self.retire(requests, stop, replies);
         Ok(())
     }
 
-    /// Gives a drawn token to each running sample from `first` on that has not ended.
+    /// Gives a drawn token to each running sample from `first` on that has not ended. Error: a row that had no distribution.
     fn take(
         &mut self,
         requests: &[Request],
@@ -185,11 +185,18 @@ impl<'a> Engine<'a> {
         first: usize,
         ids: &[i32],
         logp: &[f32],
-    ) {
+    ) -> Result<()> {
         for ((running, &id), &logp) in self.scheduler.running[first..].iter_mut().zip(ids).zip(logp) {
             let growing = &mut replies[running.request][running.sample];
             if has_ended(&growing.sample, &requests[running.request], stop) {
                 continue;
+            }
+            if logp.is_nan() {
+                let (request, token) = (running.request, growing.sample.ids.len());
+                return Err(Error::system(format!(
+                    "request {request}, token {token}: a logit is not finite; the weights or the adapter are broken, or a value \
+                     overflowed"
+                )));
             }
             growing.sample.ids.push(id as u32);
             growing.sample.logprobs.push(logp);
@@ -197,6 +204,7 @@ impl<'a> Engine<'a> {
             running.last = id as u32;
             running.left -= 1;
         }
+        Ok(())
     }
 
     /// Samples that have ended give their blocks back.
