@@ -5,14 +5,15 @@
 use super::sampler::{Draw, Draws};
 use crate::backend::{Backend, Recording};
 use crate::config::Sampling as Settings;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::kv_cache::{KvCache, PagedPlan, Sequence};
 use crate::model::{self, Activations, Policy, index_tensor};
 use crate::tensor::{DType, Tensor};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 
-/// Bursts kept with their buffers; when there are more, all are dropped and made again.
+/// Bursts kept; when there are more, all others are dropped and made again.
 const KEPT: usize = 48;
 
 /// What makes two bursts do the same work on the same memory.
@@ -21,28 +22,33 @@ struct Key {
     rows: usize,
     width: usize,
     steps: usize,
-    /// Device addresses of the weights and of the adapter, and its scale.
+    /// Device addresses of the weights and of the adapter, its rank and scale.
     policy: Vec<u64>,
     /// Temperature, top_p and top_k as bits.
     sampling: [u32; 3],
 }
 
-/// Buffers of one burst. B rows, padded; P pages.
+/// One burst of B rows, padded; P pages.
 struct Burst {
     plan: PagedPlan,
     draws: Draws,
     ids: Vec<Tensor>,  // steps + 1 of (B): what step i reads, and what it draws
     logp: Vec<Tensor>, // steps of (B)
-    logits: Tensor,    // (B, V)
-    acts: Activations,
     has_run: bool,
     recording: Option<Box<dyn Recording>>,
 }
 
-/// The bursts made so far.
+/// What all bursts of B rows work in.
+struct Buffers {
+    acts: Activations,
+    logits: Tensor, // (B, V)
+}
+
+/// The bursts made so far, and their buffers by rows.
 #[derive(Default)]
 pub(super) struct Bursts {
     known: HashMap<Key, Burst>,
+    buffers: HashMap<usize, Buffers>,
 }
 
 /// One running sample at the start of a burst: its sequence, with room for the burst's tokens already appended, the token it goes on
@@ -92,35 +98,34 @@ impl Bursts {
 
         let sampling = [settings.temperature.to_bits(), settings.top_p.to_bits(), settings.top_k as u32];
         let key = Key { rows: extent, width, steps, policy: identity(policy), sampling };
-        if !self.known.contains_key(&key) {
-            if !be.records() || self.known.len() >= KEPT {
-                self.known.clear();
-            }
-            let float = |shape: &[usize]| be.alloc(shape, be.accumulator());
-            let mut lists = (vec![], vec![]);
-            for _ in 0..steps {
-                lists.0.push(be.alloc(&[extent], DType::I32)?);
-                lists.1.push(float(&[extent])?);
-            }
-            let logits = float(&[extent, policy.model.lm_head().rows()])?;
-            lists.0.insert(0, ids);
-            let (ids, logp) = lists;
-            let acts = Activations::default();
-            self.known
-                .insert(key.clone(), Burst { plan, draws, ids, logp, logits, acts, has_run: false, recording: None });
-        } else if let Some(burst) = self.known.get_mut(&key) {
-            burst.plan.set(be, &plan)?;
-            burst.draws.set(be, &draws)?;
-            be.copy(&ids, &mut burst.ids[0])?;
+        if !be.records() || self.known.len() >= KEPT {
+            self.known.retain(|known, _| *known == key);
+            self.buffers.retain(|&rows, _| rows == extent);
         }
-        let Some(burst) = self.known.get_mut(&key) else { return Err(Error::system("a burst went missing")) };
+        let buffers = match self.buffers.entry(extent) {
+            Entry::Occupied(old) => old.into_mut(),
+            Entry::Vacant(new) => {
+                let logits = be.alloc(&[extent, policy.model.lm_head().rows()], be.accumulator())?;
+                new.insert(Buffers { acts: Activations::default(), logits })
+            }
+        };
+        let burst = match self.known.entry(key) {
+            Entry::Vacant(new) => new.insert(Burst::new(be, plan, draws, ids, steps)?),
+            Entry::Occupied(old) => {
+                let burst = old.into_mut();
+                burst.plan.set(be, &plan)?;
+                burst.draws.set(be, &draws)?;
+                be.copy(&ids, &mut burst.ids[0])?;
+                burst
+            }
+        };
         // The first run warms up (kernels are compiled, products timed, buffers fitted) and counts; the second is recorded.
         if be.records() && burst.has_run && burst.recording.is_none() {
-            burst.recording = be.record(&mut || burst.steps(be, policy, cache))?;
+            burst.recording = be.record(&mut || burst.steps(be, policy, cache, buffers))?;
         }
         match &burst.recording {
             Some(recording) => recording.replay()?,
-            None => burst.steps(be, policy, cache)?,
+            None => burst.steps(be, policy, cache, buffers)?,
         }
         burst.has_run = true;
         let drawn = burst.ids[1..].iter().zip(&burst.logp);
@@ -136,17 +141,29 @@ impl Bursts {
 }
 
 impl Burst {
+    /// A burst that starts from `plan`, `draws` and `ids`.
+    fn new(be: &dyn Backend, plan: PagedPlan, draws: Draws, ids: Tensor, steps: usize) -> Result<Self> {
+        let rows = ids.len();
+        let (mut all, mut logp) = (vec![ids], vec![]);
+        for _ in 0..steps {
+            all.push(be.alloc(&[rows], DType::I32)?);
+            logp.push(be.alloc(&[rows], be.accumulator())?);
+        }
+        Ok(Self { plan, draws, ids: all, logp, has_run: false, recording: None })
+    }
+
     /// The work: the same ops on the same tensors every time.
-    fn steps(&mut self, be: &dyn Backend, policy: Policy, cache: &mut KvCache) -> Result<()> {
+    fn steps(&mut self, be: &dyn Backend, policy: Policy, cache: &mut KvCache, buffers: &mut Buffers) -> Result<()> {
+        let Buffers { acts, logits } = buffers;
         for step in 0..self.logp.len() {
             let plan = &mut self.plan;
             if step > 0 {
                 let (table, counter) = (&plan.block_table, &mut self.draws.counter);
                 be.advance(cache.block_size, table, &mut plan.positions, &mut plan.lens, &mut plan.slots, counter)?;
             }
-            model::forward_paged(be, policy, &self.ids[step], cache, plan, &mut self.acts)?;
-            be.logits(self.acts.hidden(), policy.model.lm_head(), &mut self.logits)?;
-            be.sample(&self.logits, &self.draws.sampling(), &mut self.ids[step + 1], &mut self.logp[step])?;
+            model::forward_paged(be, policy, &self.ids[step], cache, plan, acts)?;
+            be.logits(acts.hidden(), policy.model.lm_head(), logits)?;
+            be.sample(logits, &self.draws.sampling(), &mut self.ids[step + 1], &mut self.logp[step])?;
         }
         Ok(())
     }
@@ -157,7 +174,7 @@ fn identity(policy: Policy) -> Vec<u64> {
     let address = |tensor: &Tensor| tensor.device_address().unwrap_or_default();
     let mut words: Vec<u64> = policy.model.weights.iter().map(address).collect();
     if let Some(adapter) = policy.adapter {
-        words.push(u64::from(adapter.config.scale().to_bits()));
+        words.extend([adapter.config.rank as u64, u64::from(adapter.config.scale().to_bits())]);
         words.extend(adapter.tensors.iter().map(address));
     }
     words
