@@ -115,8 +115,6 @@ pub struct Plan {
     pub total: usize,
     /// Bytes of activations that a token takes in a pass that is run backward.
     pub kept_per_token: usize,
-    /// The same if the outputs of norms and SwiGLU were computed again in place of kept (they are kept).
-    pub recomputed_per_token: usize,
     /// Tokens of the longest example (sft) or prompt with its replies (rl) that the settings let in: it gets a pass of its own,
     /// also beyond micro_tokens.
     pub longest: usize,
@@ -158,7 +156,7 @@ pub fn plan(model: &ModelConfig, config: &Config, target: Target) -> Plan {
     let parts = asked.parts(asked.rows());
     let longest = asked.longest();
     let longest_rows = Rows { train: asked.rows().train.max(longest), ..asked.rows() };
-    let (per_token, recomputed) = asked.activations(1);
+    let per_token = asked.activations(1);
     Plan {
         work: target.work,
         device: peaks.name.to_string(),
@@ -167,7 +165,6 @@ pub fn plan(model: &ModelConfig, config: &Config, target: Target) -> Plan {
         total: total(&parts),
         parts: parts.into_iter().filter(|part| part.bytes > 0).collect(),
         kept_per_token: if asked.trains() { per_token.kept } else { 0 },
-        recomputed_per_token: if asked.trains() { recomputed } else { 0 },
         longest,
         longest_total: total(&asked.parts(longest_rows)),
         floors: floors::floors(&asked, &peaks),

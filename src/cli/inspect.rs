@@ -69,7 +69,8 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
         "oracle" => Box::new(Oracle::f32()),
         device => {
             let device = Device::try_from(device.to_string());
-            config.run.device = device.map_err(|e| Error::usage(format!("--backend: {e}, or oracle")))?;
+            config.run.device =
+                device.map_err(|e| Error::usage(format!("--backend {}: {e}, or oracle", args.backend)))?;
             session::backend(&config, None)?
         }
     };

@@ -8,11 +8,18 @@ use crate::model::parameters::{LayerPlaces, Module};
 use crate::model::{Gradients, Policy, two};
 use crate::tensor::{DType, Tensor};
 
-/// A residual stream and its RMSNorm.
+/// A residual stream and what its RMSNorm divides by. The norm itself is computed again where it is needed.
 pub(super) struct Normed {
     pub sum: Tensor,  // (T, C)
-    pub y: Tensor,    // (T, C)
     pub rstd: Tensor, // (T)
+}
+
+/// What no layer keeps: cheap to compute again from what it keeps, and as large.
+pub(super) struct Passing {
+    pub y: Tensor,     // (T, C), the norm that the next layer reads, or the final one
+    pub mid_y: Tensor, // (T, C), the norm after attention
+    pub act: Tensor,   // (T, F)
+    pub out: Tensor,   // (T, C)
 }
 
 /// What the forward of one block leaves for its backward.
@@ -23,7 +30,6 @@ pub(super) struct BlockBuffers {
     pub lse: Tensor,            // (NH, T)
     pub mid: Normed,            // after attention
     pub gate_up: Tensor,        // (T, 2F)
-    pub act: Tensor,            // (T, F)
     pub s: [Option<Tensor>; 7], // (T, R) x A^T of each adapted linear layer
 }
 
@@ -35,6 +41,7 @@ pub(super) struct Scratch {
     pub dact: Tensor,     // (T, F)
     pub dout: Tensor,     // (T, NH HS)
     pub dqkv: Tensor,     // (T, D)
+    pub rstd: Tensor,     // (T), of a norm computed again
 }
 
 /// Where attention finds its keys and values.
@@ -116,7 +123,7 @@ impl<'a> Block<'a> {
         [(Module::Gate, 0), (Module::Up, self.policy.model.config.mlp)]
     }
 
-    /// From `input` to `next`, the stream after this block under the norm `next_w` of whoever reads it. `out` (T, C) is workspace.
+    /// From `input`, whose norm is `p.y`, to `next`, the stream after this block, its norm under `next_w` in `p.y`.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -125,13 +132,14 @@ impl<'a> Block<'a> {
         attention: Attention,
         input: &Normed,
         b: &mut BlockBuffers,
-        out: &mut Tensor,
+        p: &mut Passing,
         next_w: &Tensor,
         next: &mut Normed,
     ) -> Result<()> {
         let (heads, table) = (self.heads(), &self.policy.model.rope_table);
+        let Passing { y, mid_y, act, out } = p;
         for (module, column) in self.qkv_columns() {
-            be.linear(&input.y, &self.linear(module), &mut b.qkv, column, b.s[module as usize].as_mut())?;
+            be.linear(y, &self.linear(module), &mut b.qkv, column, b.s[module as usize].as_mut())?;
         }
         be.qk_norm_rope(&mut b.qkv, heads, self.qk_norm(), positions, table, b.raw.as_mut())?;
         match attention {
@@ -148,16 +156,16 @@ impl<'a> Block<'a> {
         }
         be.linear(&b.o, &self.linear(Module::O), out, 0, b.s[Module::O as usize].as_mut())?;
         let (mid, post_w) = (&mut b.mid, self.weight(self.places().post_norm));
-        be.add_rmsnorm(&input.sum, Some(out), post_w, self.eps(), Some(&mut mid.sum), &mut mid.y, &mut mid.rstd)?;
+        be.add_rmsnorm(&input.sum, Some(out), post_w, self.eps(), Some(&mut mid.sum), mid_y, &mut mid.rstd)?;
         for (module, column) in self.gate_up_columns() {
-            be.linear(&mid.y, &self.linear(module), &mut b.gate_up, column, b.s[module as usize].as_mut())?;
+            be.linear(mid_y, &self.linear(module), &mut b.gate_up, column, b.s[module as usize].as_mut())?;
         }
-        be.swiglu(&b.gate_up, &mut b.act)?;
-        be.linear(&b.act, &self.linear(Module::Down), out, 0, b.s[Module::Down as usize].as_mut())?;
-        be.add_rmsnorm(&mid.sum, Some(out), next_w, self.eps(), Some(&mut next.sum), &mut next.y, &mut next.rstd)
+        be.swiglu(&b.gate_up, act)?;
+        be.linear(act, &self.linear(Module::Down), out, 0, b.s[Module::Down as usize].as_mut())?;
+        be.add_rmsnorm(&mid.sum, Some(out), next_w, self.eps(), Some(&mut next.sum), y, &mut next.rstd)
     }
 
-    /// The mirror image: `d.dsum` is the gradient of the stream after this block and becomes the one before it, which is left out
+    /// The mirror image; norms and SwiGLU are computed again, into `p`. `d.dsum` is the gradient of the stream after this block and becomes the one before it, which is left out
     /// when `wants_input` is false. Accumulates into `grads`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
@@ -167,23 +175,27 @@ impl<'a> Block<'a> {
         segments: &Segments,
         input: &Normed,
         b: &BlockBuffers,
+        p: &mut Passing,
         d: &mut Scratch,
         grads: &mut Gradients,
         wants_input: bool,
     ) -> Result<()> {
         let (heads, table) = (self.heads(), &self.policy.model.rope_table);
         let s = |module: Module| b.s[module as usize].as_ref();
+        let Passing { y, mid_y, act, .. } = p;
 
         be.fill(&mut d.dact, 0.0)?;
         let (down, dgrads) = (self.linear(Module::Down), self.linear_grads(grads, Module::Down));
-        be.linear_backward(&b.act, &down, &d.dsum, 0, s(Module::Down), Some(&mut d.dact), dgrads)?;
+        be.swiglu(&b.gate_up, act)?;
+        be.linear_backward(act, &down, &d.dsum, 0, s(Module::Down), Some(&mut d.dact), dgrads)?;
         be.swiglu_backward(&b.gate_up, &d.dact, &mut d.dgate_up)?;
         be.fill(&mut d.dnorm, 0.0)?;
+        let post = self.places().post_norm;
+        be.add_rmsnorm(&b.mid.sum, None, self.weight(post), self.eps(), None, mid_y, &mut d.rstd)?;
         for (module, column) in self.gate_up_columns() {
             let (p, dp) = (self.linear(module), self.linear_grads(grads, module));
-            be.linear_backward(&b.mid.y, &p, &d.dgate_up, column, s(module), Some(&mut d.dnorm), dp)?;
+            be.linear_backward(mid_y, &p, &d.dgate_up, column, s(module), Some(&mut d.dnorm), dp)?;
         }
-        let post = self.places().post_norm;
         let dw = grads.weights.as_mut().map(|list| &mut list[post]);
         be.add_rmsnorm_backward(&b.mid.sum, self.weight(post), &b.mid.rstd, &d.dnorm, &mut d.dsum, dw)?;
 
@@ -197,15 +209,16 @@ impl<'a> Block<'a> {
         };
         be.qk_norm_rope_backward(&mut d.dqkv, heads, self.qk_norm(), positions, table, b.raw.as_ref(), dnorms)?;
         be.fill(&mut d.dnorm, 0.0)?;
+        let norm = self.places().input_norm;
+        be.add_rmsnorm(&input.sum, None, self.weight(norm), self.eps(), None, y, &mut d.rstd)?;
         for (module, column) in self.qkv_columns() {
             let (p, dp) = (self.linear(module), self.linear_grads(grads, module));
             let dx = wants_input.then_some(&mut d.dnorm);
-            be.linear_backward(&input.y, &p, &d.dqkv, column, s(module), dx, dp)?;
+            be.linear_backward(y, &p, &d.dqkv, column, s(module), dx, dp)?;
         }
         if !wants_input {
             return Ok(());
         }
-        let norm = self.places().input_norm;
         let dw = grads.weights.as_mut().map(|list| &mut list[norm]);
         be.add_rmsnorm_backward(&input.sum, self.weight(norm), &input.rstd, &d.dnorm, &mut d.dsum, dw)
     }
@@ -213,18 +226,35 @@ impl<'a> Block<'a> {
 
 impl Normed {
     pub fn empty() -> Self {
-        Self { sum: empty(), y: empty(), rstd: empty() }
+        Self { sum: empty(), rstd: empty() }
     }
 
     pub fn fit(&mut self, be: &dyn Backend, policy: Policy, rows: usize) -> Result<()> {
         let hidden = policy.model.config.hidden;
         fit(be, &mut self.sum, &[rows, hidden])?;
-        fit(be, &mut self.y, &[rows, hidden])?;
         fit_as(be, &mut self.rstd, &[rows], be.accumulator())
     }
 
     pub fn bytes(&self) -> usize {
-        [&self.sum, &self.y, &self.rstd].into_iter().map(bytes).sum()
+        bytes(&self.sum) + bytes(&self.rstd)
+    }
+}
+
+impl Passing {
+    pub fn empty() -> Self {
+        Self { y: empty(), mid_y: empty(), act: empty(), out: empty() }
+    }
+
+    pub fn fit(&mut self, be: &dyn Backend, policy: Policy, rows: usize) -> Result<()> {
+        let config = &policy.model.config;
+        fit(be, &mut self.y, &[rows, config.hidden])?;
+        fit(be, &mut self.mid_y, &[rows, config.hidden])?;
+        fit(be, &mut self.act, &[rows, config.mlp])?;
+        fit(be, &mut self.out, &[rows, config.hidden])
+    }
+
+    pub fn bytes(&self) -> usize {
+        [&self.y, &self.mid_y, &self.act, &self.out].into_iter().map(bytes).sum()
     }
 }
 
@@ -237,7 +267,6 @@ impl BlockBuffers {
             lse: empty(),
             mid: Normed::empty(),
             gate_up: empty(),
-            act: empty(),
             s: Default::default(),
         }
     }
@@ -251,7 +280,6 @@ impl BlockBuffers {
         fit_as(be, &mut self.lse, &[nh, rows], be.accumulator())?;
         self.mid.fit(be, policy, rows)?;
         fit(be, &mut self.gate_up, &[rows, 2 * config.mlp])?;
-        fit(be, &mut self.act, &[rows, config.mlp])?;
         for (module, s) in Module::ALL.into_iter().zip(&mut self.s) {
             let lora = policy.adapter.filter(|adapter| adapter.config.modules.contains(&module));
             fit_option(be, s, lora.map(|adapter| [rows, adapter.config.rank]))?;
@@ -260,14 +288,22 @@ impl BlockBuffers {
     }
 
     pub fn bytes(&self) -> usize {
-        let own = [&self.qkv, &self.o, &self.lse, &self.gate_up, &self.act].into_iter().chain(&self.raw);
+        let own = [&self.qkv, &self.o, &self.lse, &self.gate_up].into_iter().chain(&self.raw);
         own.chain(self.s.iter().flatten()).map(bytes).sum::<usize>() + self.mid.bytes()
     }
 }
 
 impl Scratch {
     pub fn empty() -> Self {
-        Self { dsum: empty(), dnorm: empty(), dgate_up: empty(), dact: empty(), dout: empty(), dqkv: empty() }
+        Self {
+            dsum: empty(),
+            dnorm: empty(),
+            dgate_up: empty(),
+            dact: empty(),
+            dout: empty(),
+            dqkv: empty(),
+            rstd: empty(),
+        }
     }
 
     pub fn fit(&mut self, be: &dyn Backend, policy: Policy, rows: usize) -> Result<()> {
@@ -277,11 +313,12 @@ impl Scratch {
         fit(be, &mut self.dgate_up, &[rows, 2 * config.mlp])?;
         fit(be, &mut self.dact, &[rows, config.mlp])?;
         fit(be, &mut self.dout, &[rows, config.heads.nh * config.heads.hs])?;
+        fit_as(be, &mut self.rstd, &[rows], be.accumulator())?;
         fit(be, &mut self.dqkv, &[rows, config.heads.qkv_width()])
     }
 
     pub fn bytes(&self) -> usize {
-        let all = [&self.dsum, &self.dnorm, &self.dgate_up, &self.dact, &self.dout, &self.dqkv];
+        let all = [&self.dsum, &self.dnorm, &self.dgate_up, &self.dact, &self.dout, &self.dqkv, &self.rstd];
         all.into_iter().map(bytes).sum()
     }
 }

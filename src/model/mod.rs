@@ -13,7 +13,7 @@ use crate::backend::{Backend, Segments};
 use crate::error::{Error, Result};
 use crate::rng::Philox;
 use crate::tensor::{DType, Tensor};
-use block::{Attention, Block, BlockBuffers, Normed, Scratch, bytes, empty, fit};
+use block::{Attention, Block, BlockBuffers, Normed, Passing, Scratch, bytes, empty, fit};
 use config::ModelConfig;
 use kv_cache::{KvCache, PagedPlan};
 use lora::Adapter;
@@ -241,10 +241,9 @@ impl Gradients {
 pub struct Activations {
     norms: Vec<Normed>,
     blocks: Vec<BlockBuffers>,
-    out: Tensor,    // (T, C)
+    passing: Passing,
     copied: Tensor, // (X, D)
     scratch: Scratch,
-    last: usize,
     /// T of a kept pass, until another pass overwrites it.
     kept: Option<usize>,
 }
@@ -261,24 +260,23 @@ impl Activations {
         Self {
             norms: Vec::new(),
             blocks: Vec::new(),
-            out: empty(),
+            passing: Passing::empty(),
             copied: empty(),
             scratch: Scratch::empty(),
-            last: 0,
             kept: None,
         }
     }
 
-    /// (T, C) after the final norm, of the last pass. Panics before any pass.
+    /// (T, C) after the final norm, of the last pass, until its backward.
     pub fn hidden(&self) -> &Tensor {
-        &self.norms[self.last].y
+        &self.passing.y
     }
 
     /// Bytes of all buffers: those of the largest pass so far of each kind.
     pub fn bytes(&self) -> usize {
         let norms: usize = self.norms.iter().map(Normed::bytes).sum();
         let blocks: usize = self.blocks.iter().map(BlockBuffers::bytes).sum();
-        norms + blocks + bytes(&self.out) + bytes(&self.copied) + self.scratch.bytes()
+        norms + blocks + self.passing.bytes() + bytes(&self.copied) + self.scratch.bytes()
     }
 
     /// Fits the buffers of all layers, or of one that all layers share.
@@ -290,8 +288,7 @@ impl Activations {
         self.blocks.resize_with(self.blocks.len().max(blocks), BlockBuffers::empty);
         self.norms[..norms].iter_mut().try_for_each(|normed| normed.fit(be, policy, rows))?;
         self.blocks[..blocks].iter_mut().try_for_each(|block| block.fit(be, policy, rows))?;
-        self.last = if keep { layers } else { layers % 2 };
-        fit(be, &mut self.out, &[rows, policy.model.config.hidden])
+        self.passing.fit(be, policy, rows)
     }
 }
 
@@ -337,11 +334,11 @@ fn run(
     acts: &mut Activations,
 ) -> Result<()> {
     let (weights, places, eps) = (&policy.model.weights, &policy.model.places, policy.model.config.rms_eps);
-    let Activations { norms, blocks, out, copied, .. } = acts;
+    let Activations { norms, blocks, passing, copied, .. } = acts;
     let stream = &mut norms[0];
     be.embed(ids, &weights[places.embed], &mut stream.sum)?;
     let first = &weights[places.layers[0].input_norm];
-    be.add_rmsnorm(&stream.sum, None, first, eps, None, &mut stream.y, &mut stream.rstd)?;
+    be.add_rmsnorm(&stream.sum, None, first, eps, None, &mut passing.y, &mut stream.rstd)?;
     for layer in 0..places.layers.len() {
         let (from, to, buffers) = if keep { (layer, layer + 1, layer) } else { (layer % 2, (layer + 1) % 2, 0) };
         let (input, next) = two(norms, from, to);
@@ -357,7 +354,7 @@ fn run(
         };
         let next_w = &weights[places.layers.get(layer + 1).map_or(places.norm, |next| next.input_norm)];
         let block = Block { policy, layer };
-        block.forward(be, positions, attention, input, &mut blocks[buffers], out, next_w, next)?;
+        block.forward(be, positions, attention, input, &mut blocks[buffers], passing, next_w, next)?;
     }
     Ok(())
 }
@@ -379,17 +376,17 @@ pub fn backward(
             acts.kept
         )));
     }
-    let (places, Activations { norms, blocks, scratch, last, .. }) = (&model.places, acts);
+    let (places, Activations { norms, blocks, passing, scratch, .. }) = (&model.places, acts);
     scratch.fit(be, policy, rows)?;
     be.fill(&mut scratch.dsum, 0.0)?;
     let dw = grads.weights.as_mut().map(|list| &mut list[places.norm]);
-    let (end, norm) = (&norms[*last], &model.weights[places.norm]);
+    let (end, norm) = (&norms[places.layers.len()], &model.weights[places.norm]);
     be.add_rmsnorm_backward(&end.sum, norm, &end.rstd, dhidden, &mut scratch.dsum, dw)?;
     for layer in (0..places.layers.len()).rev() {
         let wants_input = layer > 0 || grads.weights.is_some();
         let (block, segments) = (Block { policy, layer }, batch.segments());
         let (input, kept) = (&norms[layer], &blocks[layer]);
-        block.backward(be, &batch.positions, &segments, input, kept, scratch, grads, wants_input)?;
+        block.backward(be, &batch.positions, &segments, input, kept, passing, scratch, grads, wants_input)?;
     }
     match &mut grads.weights {
         Some(list) => be.embed_backward(&batch.ids, &scratch.dsum, &mut list[places.embed]),

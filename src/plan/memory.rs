@@ -126,28 +126,30 @@ impl Asked {
 
     /// Bytes of the buffers of a pass of `rows` tokens (e, a: bytes of the activation and accumulator types; per token):
     ///
-    /// - a norm (sum, y, rstd): 2 C e + a
-    /// - a block: (D + NH HS + 3 F + R for each adapted layer) e + NH a (lse) + a norm; with q and k norms (NH + NKV) HS e more
-    /// - kept for the backward: L blocks, L + 1 norms, and C e of workspace
-    /// - the backward's own: (2 C + 3 F + NH HS + D) e, once
-    /// - shared by all layers when nothing is kept: one block, two norms, C e
+    /// - a norm (sum, rstd): C e + a
+    /// - a block: (D + NH HS + 2 F + R for each adapted layer) e + NH a (lse) + a norm; with q and k norms (NH + NKV) HS e more
+    /// - passing, once: norm outputs, SwiGLU's and one more, (3 C + F) e; the backward computes them again
+    /// - kept for the backward: L blocks, L + 1 norms, and what is passing
+    /// - the backward's own: (2 C + 3 F + NH HS + D) e + a, once
+    /// - shared by all layers when nothing is kept: one block, two norms, and what is passing
     ///
-    /// The second figure is `kept` without the outputs of norms and SwiGLU, (2 C + F) e a layer: what recomputing them would leave.
-    /// For Qwen2.5-7B in bf16 at R = 16 that is 3.01 MB a token: 2.98 MB of bf16 in the layers (sums, qkv, o, gate and up), 10 kB of
-    /// their statistics and low-rank products, 22 kB of the final norm and the workspace; the code keeps all of it, 4.48 MB.
-    pub(super) fn activations(&self, rows: usize) -> (Buffers, usize) {
+    /// For Qwen2.5-7B in bf16 at R = 16 3.06 MB a token are kept: 2.98 MB of bf16 in the layers (sums, qkv, o, gate and up), 10 kB of
+    /// their statistics and low-rank products, 67 kB of the final norm and what is passing.
+    pub(super) fn activations(&self, rows: usize) -> Buffers {
         let (e, a) = self.target.kind.sizes();
         let ModelConfig { hidden: c, mlp: f, layers, heads, .. } = self.model;
         let Heads { nh, nkv, hs } = heads;
         let d = heads.qkv_width();
-        let norm = 2 * c * e + a;
+        let norm = c * e + a;
         let raw = if self.model.qk_norm { (nh + nkv) * hs } else { 0 };
         let low_rank = self.rank() * self.modules().len();
-        let block = (d + raw + nh * hs + 3 * f + low_rank) * e + nh * a + norm;
-        let kept = rows * (layers * block + (layers + 1) * norm + c * e);
-        let backward = rows * (2 * c + 3 * f + nh * hs + d) * e;
-        let recomputed = kept - rows * layers * (2 * c + f) * e;
-        (Buffers { kept, backward, shared: rows * (block + 2 * norm + c * e) }, recomputed)
+        let block = (d + raw + nh * hs + 2 * f + low_rank) * e + nh * a + norm;
+        let passing = (3 * c + f) * e;
+        Buffers {
+            kept: rows * (layers * block + (layers + 1) * norm + passing),
+            backward: rows * ((2 * c + 3 * f + nh * hs + d) * e + a),
+            shared: rows * (block + 2 * norm + passing),
+        }
     }
 
     /// Memory by part. Formulas beside the lines; e and a are bytes of the activation and accumulator types.
@@ -170,7 +172,7 @@ impl Asked {
             (Work::Rl, false) => "actor and reference",
             _ => "one",
         };
-        let (train, recomputed) = self.activations(t);
+        let train = self.activations(t);
         // sft: log-probabilities, entropies, their statistic and gradient, and 16 bytes of ids, positions, rows and targets; rl: the loss's
         // other gradient, weights and three inputs too, and the indices of a whole round
         let is_rl = self.target.work == Work::Rl;
@@ -212,11 +214,7 @@ impl Asked {
             one(
                 "activations kept",
                 when(trains, train.kept),
-                format!(
-                    "{t} tokens of {} ({} with norms and SwiGLU recomputed, which they are not)",
-                    size(train.kept / t.max(1)),
-                    size(recomputed / t.max(1))
-                ),
+                format!("{t} tokens of {}, norms and SwiGLU recomputed", size(train.kept / t.max(1))),
             ),
             one(
                 "backward buffers",
@@ -238,7 +236,7 @@ impl Asked {
             // all layers share one's buffers
             one(
                 "engine buffers",
-                when(samples, self.activations(rows.sample).0.shared + copied * model.heads.qkv_width() * e),
+                when(samples, self.activations(rows.sample).shared + copied * model.heads.qkv_width() * e),
                 format!("one layer's, {} tokens", rows.sample),
             ),
             // at once: a chunk of training, or (max_running, V) a of sampling
