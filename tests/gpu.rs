@@ -148,7 +148,7 @@ fn failures_say_what_to_do() {
     std::fs::write(&data, turns).unwrap();
     let out = folder.path().join("run");
     let (data, out) = (data.to_str().unwrap(), out.to_str().unwrap());
-    let sft = ["sft", "--model", MODEL, "--data", data, "--out", out, "--device", "cuda", "run.gpu_memory=0.01"];
+    let sft = ["sft", "--model", MODEL, "--data", data, "--out", out, "--device", "cuda", "run.gpu_memory=0.12"];
     let error = text(&onestep(&sft, &[]).stderr);
     assert!(error.contains("what would fit: ") && error.contains("sft.micro_tokens"), "{error}");
     assert!(!Path::new(out).exists(), "a refused run writes nothing");
