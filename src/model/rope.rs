@@ -50,7 +50,7 @@ pub fn frequencies(rope: &RopeConfig, hs: usize) -> (Vec<f64>, f64) {
     }
 }
 
-/// The table (P, HS) in the activation type: a row holds HS/2 cosines, then HS/2 sines, times the attention factor.
+/// The table (P, HS) in the accumulator type: a row holds HS/2 cosines, then HS/2 sines, times the attention factor.
 pub fn table(be: &dyn Backend, rope: &RopeConfig, positions: usize, hs: usize) -> Result<Tensor> {
     let (speeds, factor) = frequencies(rope, hs);
     let mut host = Tensor::zeros(&[positions, hs], crate::tensor::DType::F64);
