@@ -290,6 +290,33 @@ pub trait Backend: Send + Sync {
         dx: Option<&mut Tensor>,
         grads: LinearGrads,
     ) -> Result<()>;
+    /// Layers of one input, their outputs side by side: y (T, the sum of N) has the first one's in its first columns. `s`, one a layer,
+    /// as in `linear`. One by one unless the backend knows better.
+    fn linears(&self, x: &Tensor, layers: &[Linear], y: &mut Tensor, s: &mut [Option<Tensor>]) -> Result<()> {
+        let mut column = 0;
+        for (layer, s) in layers.iter().zip(s) {
+            self.linear(x, layer, y, column, s.as_mut())?;
+            column += layer.w.rows();
+        }
+        Ok(())
+    }
+    /// The backward of `linears`: dy (T, the sum of N), gradients one a layer; otherwise as `linear_backward`.
+    fn linears_backward(
+        &self,
+        x: &Tensor,
+        layers: &[Linear],
+        dy: &Tensor,
+        s: &[Option<Tensor>],
+        mut dx: Option<&mut Tensor>,
+        grads: Vec<LinearGrads>,
+    ) -> Result<()> {
+        let mut column = 0;
+        for ((layer, s), grads) in layers.iter().zip(s).zip(grads) {
+            self.linear_backward(x, layer, dy, column, s.as_ref(), dx.as_deref_mut(), grads)?;
+            column += layer.w.rows();
+        }
+        Ok(())
+    }
 
     /// In place on the q and k parts of qkv (T, D): optional per-head RMSNorm, then rotary embedding (arXiv 2104.09864, halves
     /// rotated as in Hugging Face). positions (T), table (P, HS): HS/2 cosines then HS/2 sines, any scaling folded in.

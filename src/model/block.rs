@@ -7,6 +7,13 @@ use crate::model::kv_cache::PagedPlan;
 use crate::model::parameters::{LayerPlaces, Module};
 use crate::model::{Gradients, Policy, two};
 use crate::tensor::{DType, Tensor};
+use std::ops::Range;
+
+/// Linear layers that share their input, with their outputs side by side.
+const QKV: &[Module] = &[Module::Q, Module::K, Module::V];
+const O: &[Module] = &[Module::O];
+const GATE_UP: &[Module] = &[Module::Gate, Module::Up];
+const DOWN: &[Module] = &[Module::Down];
 
 /// A residual stream and what its RMSNorm divides by. The norm itself is computed again where it is needed.
 pub(super) struct Normed {
@@ -96,31 +103,24 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn linear_grads<'g>(&self, grads: &'g mut Gradients, module: Module) -> LinearGrads<'g> {
-        let place = self.policy.adapter.and_then(|adapter| adapter.place(self.layer, module));
-        let lora = match (place, &mut grads.adapter) {
-            (Some(place), Some(list)) => Some(two(list, place, place + 1)),
-            _ => None,
-        };
-        let (w, bias) = match (self.places().linears[module as usize], &mut grads.weights) {
-            ((w, Some(bias)), Some(list)) => {
-                let (bias, w) = two(list, bias, w); // a bias comes right before its weight
-                (Some(w), Some(bias))
+    fn linears(&self, modules: &[Module]) -> Vec<Linear<'a>> {
+        modules.iter().map(|&module| self.linear(module)).collect()
+    }
+
+    fn linear_grads<'g>(&self, grads: &'g mut Gradients, modules: &[Module]) -> Vec<LinearGrads<'g>> {
+        let Gradients { adapter, weights } = grads;
+        let mut adapter: Vec<_> = adapter.iter_mut().flatten().map(Some).collect();
+        let mut weights: Vec<_> = weights.iter_mut().flatten().map(Some).collect();
+        let mut of = |module: Module| {
+            let pair = self.policy.adapter.and_then(|adapter| adapter.place(self.layer, module));
+            let (w, bias) = self.places().linears[module as usize];
+            LinearGrads {
+                lora: pair.and_then(|a| take(&mut adapter, a).zip(take(&mut adapter, a + 1))),
+                w: take(&mut weights, w),
+                bias: bias.and_then(|bias| take(&mut weights, bias)),
             }
-            ((w, None), Some(list)) => (Some(&mut list[w]), None),
-            (_, None) => (None, None),
         };
-        LinearGrads { lora, w, bias }
-    }
-
-    /// The first columns of q, k and v in a row of qkv.
-    fn qkv_columns(&self) -> [(Module, usize); 3] {
-        let Heads { nh, nkv, hs } = self.heads();
-        [(Module::Q, 0), (Module::K, nh * hs), (Module::V, (nh + nkv) * hs)]
-    }
-
-    fn gate_up_columns(&self) -> [(Module, usize); 2] {
-        [(Module::Gate, 0), (Module::Up, self.policy.model.config.mlp)]
+        modules.iter().map(|&module| of(module)).collect()
     }
 
     /// From `input`, whose norm is `p.y`, to `next`, the stream after this block, its norm under `next_w` in `p.y`.
@@ -138,9 +138,7 @@ impl<'a> Block<'a> {
     ) -> Result<()> {
         let (heads, table) = (self.heads(), &self.policy.model.rope_table);
         let Passing { y, mid_y, act, out } = p;
-        for (module, column) in self.qkv_columns() {
-            be.linear(y, &self.linear(module), &mut b.qkv, column, b.s[module as usize].as_mut())?;
-        }
+        be.linears(y, &self.linears(QKV), &mut b.qkv, &mut b.s[range(QKV)])?;
         be.qk_norm_rope(&mut b.qkv, heads, self.qk_norm(), positions, table, b.raw.as_mut())?;
         match attention {
             Attention::Packed(segments) => be.attention(&b.qkv, heads, &segments, &mut b.o, &mut b.lse)?,
@@ -154,14 +152,12 @@ impl<'a> Block<'a> {
                 be.attention_paged(&b.qkv, heads, k, v, block_size, table, lens, cu_q, &mut b.o)?;
             }
         }
-        be.linear(&b.o, &self.linear(Module::O), out, 0, b.s[Module::O as usize].as_mut())?;
+        be.linears(&b.o, &self.linears(O), out, &mut b.s[range(O)])?;
         let (mid, post_w) = (&mut b.mid, self.weight(self.places().post_norm));
         be.add_rmsnorm(&input.sum, Some(out), post_w, self.eps(), Some(&mut mid.sum), mid_y, &mut mid.rstd)?;
-        for (module, column) in self.gate_up_columns() {
-            be.linear(mid_y, &self.linear(module), &mut b.gate_up, column, b.s[module as usize].as_mut())?;
-        }
+        be.linears(mid_y, &self.linears(GATE_UP), &mut b.gate_up, &mut b.s[range(GATE_UP)])?;
         be.swiglu(&b.gate_up, act)?;
-        be.linear(act, &self.linear(Module::Down), out, 0, b.s[Module::Down as usize].as_mut())?;
+        be.linears(act, &self.linears(DOWN), out, &mut b.s[range(DOWN)])?;
         be.add_rmsnorm(&mid.sum, Some(out), next_w, self.eps(), Some(&mut next.sum), y, &mut next.rstd)
     }
 
@@ -181,27 +177,25 @@ impl<'a> Block<'a> {
         wants_input: bool,
     ) -> Result<()> {
         let (heads, table) = (self.heads(), &self.policy.model.rope_table);
-        let s = |module: Module| b.s[module as usize].as_ref();
+        let s = |modules: &[Module]| &b.s[range(modules)];
         let Passing { y, mid_y, act, .. } = p;
 
         be.fill(&mut d.dact, 0.0)?;
-        let (down, dgrads) = (self.linear(Module::Down), self.linear_grads(grads, Module::Down));
         be.swiglu(&b.gate_up, act)?;
-        be.linear_backward(act, &down, &d.dsum, 0, s(Module::Down), Some(&mut d.dact), dgrads)?;
+        let dgrads = self.linear_grads(grads, DOWN);
+        be.linears_backward(act, &self.linears(DOWN), &d.dsum, s(DOWN), Some(&mut d.dact), dgrads)?;
         be.swiglu_backward(&b.gate_up, &d.dact, &mut d.dgate_up)?;
         be.fill(&mut d.dnorm, 0.0)?;
         let post = self.places().post_norm;
         be.add_rmsnorm(&b.mid.sum, None, self.weight(post), self.eps(), None, mid_y, &mut d.rstd)?;
-        for (module, column) in self.gate_up_columns() {
-            let (p, dp) = (self.linear(module), self.linear_grads(grads, module));
-            be.linear_backward(mid_y, &p, &d.dgate_up, column, s(module), Some(&mut d.dnorm), dp)?;
-        }
+        let dgrads = self.linear_grads(grads, GATE_UP);
+        be.linears_backward(mid_y, &self.linears(GATE_UP), &d.dgate_up, s(GATE_UP), Some(&mut d.dnorm), dgrads)?;
         let dw = grads.weights.as_mut().map(|list| &mut list[post]);
         be.add_rmsnorm_backward(&b.mid.sum, self.weight(post), &b.mid.rstd, &d.dnorm, &mut d.dsum, dw)?;
 
         be.fill(&mut d.dout, 0.0)?;
-        let (o, dgrads) = (self.linear(Module::O), self.linear_grads(grads, Module::O));
-        be.linear_backward(&b.o, &o, &d.dsum, 0, s(Module::O), Some(&mut d.dout), dgrads)?;
+        let dgrads = self.linear_grads(grads, O);
+        be.linears_backward(&b.o, &self.linears(O), &d.dsum, s(O), Some(&mut d.dout), dgrads)?;
         be.attention_backward(&b.qkv, &b.o, &b.lse, &d.dout, heads, segments, &mut d.dqkv)?;
         let dnorms = match (self.places().qk_norm, &mut grads.weights) {
             (Some((q, k)), Some(list)) => Some(two(list, q, k)),
@@ -211,17 +205,24 @@ impl<'a> Block<'a> {
         be.fill(&mut d.dnorm, 0.0)?;
         let norm = self.places().input_norm;
         be.add_rmsnorm(&input.sum, None, self.weight(norm), self.eps(), None, y, &mut d.rstd)?;
-        for (module, column) in self.qkv_columns() {
-            let (p, dp) = (self.linear(module), self.linear_grads(grads, module));
-            let dx = wants_input.then_some(&mut d.dnorm);
-            be.linear_backward(y, &p, &d.dqkv, column, s(module), dx, dp)?;
-        }
+        let (dx, dgrads) = (wants_input.then_some(&mut d.dnorm), self.linear_grads(grads, QKV));
+        be.linears_backward(y, &self.linears(QKV), &d.dqkv, s(QKV), dx, dgrads)?;
         if !wants_input {
             return Ok(());
         }
         let dw = grads.weights.as_mut().map(|list| &mut list[norm]);
         be.add_rmsnorm_backward(&input.sum, self.weight(norm), &input.rstd, &d.dnorm, &mut d.dsum, dw)
     }
+}
+
+/// The places of modules that follow each other in `Module::ALL`.
+fn range(modules: &[Module]) -> Range<usize> {
+    let first = modules[0] as usize;
+    first..first + modules.len()
+}
+
+fn take<'g>(list: &mut [Option<&'g mut Tensor>], place: usize) -> Option<&'g mut Tensor> {
+    list.get_mut(place).and_then(Option::take)
 }
 
 impl Normed {

@@ -19,6 +19,7 @@ use kv_cache::{KvCache, PagedPlan};
 use lora::Adapter;
 use parameters::{Places, parameters};
 use rayon::prelude::*;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A model's weights, in the type they are stored in.
@@ -34,7 +35,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// A model whose parameters `get` finds by name and shape. Errors: those of `get`, an invalid configuration, integers.
+    /// A model whose parameters `get` finds by name and shape: vectors first, so that the matrices of layers that share their input lie
+    /// side by side in device memory (see `Backend::linears`). Errors: those of `get`, an invalid configuration, integers.
     pub fn new(
         be: &dyn Backend,
         config: ModelConfig,
@@ -42,13 +44,15 @@ impl Model {
     ) -> Result<Self> {
         config.validate()?;
         let (list, places) = parameters(&config);
-        let mut weights = Vec::with_capacity(list.len());
-        for (name, shape) in &list {
-            let tensor = get(name, shape)?;
-            if tensor.dtype() == DType::I32 {
+        let mut weights: Vec<_> = list.iter().map(|_| empty()).collect();
+        let mut order: Vec<usize> = (0..list.len()).collect();
+        order.sort_by_key(|&place| list[place].1.len());
+        for place in order {
+            let (name, shape) = &list[place];
+            weights[place] = get(name, shape)?;
+            if weights[place].dtype() == DType::I32 {
                 return Err(Error::content(format!("tensor {name} holds integers; expected f32, f16 or bf16")));
             }
-            weights.push(tensor);
         }
         let rope_table = Arc::new(rope::table(be, &config.rope, config.max_positions, config.heads.hs)?);
         let names = list.into_iter().map(|(name, _)| name).collect();
@@ -59,9 +63,11 @@ impl Model {
     /// sqrt(2L), norms 1, biases 0. Equal seeds give equal weights.
     pub fn random(be: &dyn Backend, config: ModelConfig, seed: u64, dtype: DType) -> Result<Self> {
         let into_residual = 0.02 / (2.0 * config.layers as f64).sqrt();
-        let mut index = 0u64;
+        let list = parameter_shapes(&config);
+        let places: HashMap<&str, u64> =
+            list.iter().zip(1..).map(|((name, _), place)| (name.as_str(), place)).collect();
         Self::new(be, config, &mut |name, shape| {
-            index += 1;
+            let index = places[name];
             let mut host = Tensor::zeros(shape, DType::F32);
             if name.ends_with("norm.weight") {
                 host.slice_mut::<f32>().fill(1.0);
