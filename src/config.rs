@@ -3,6 +3,7 @@
 
 use crate::environment::{ReplyFormat, Style};
 use crate::error::{Error, Result};
+use crate::model::Recompute;
 use crate::reward::{self, Case, Form};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -66,7 +67,7 @@ section! {
     /// `[sft]`
     Sft {
         epochs: usize, learning_rate: f32, schedule: Schedule, warmup: usize, batch_tokens: usize, micro_tokens: usize,
-        max_tokens: usize, weight_decay: f32, max_norm: f32, full: bool, validation_share: f64,
+        max_tokens: usize, weight_decay: f32, max_norm: f32, full: bool, recompute: Recompute, validation_share: f64,
     }
 }
 section! {
@@ -74,6 +75,7 @@ section! {
     Rl {
         algorithm: Algorithm, steps: usize, states: usize, samples: usize, initial_share: f64, refresh_share: f64,
         learning_rate: f32, critic_learning_rate: f32, epochs: usize, minibatches: usize, micro_tokens: usize,
+        recompute: Recompute,
         clip_low: f32, clip_high: f32, dual_clip: f32, value_clip: f32, gamma: f32, lambda: f32, kl_in: KlIn,
         kl_estimator: crate::backend::KlEstimator, kl_coefficient: f32, entropy_coefficient: f32, whiten: bool,
         group_epsilon: f32, group_deviation: bool, loss_average: LossAverage, reply_scale: f32, max_norm: f32,

@@ -8,6 +8,7 @@ mod memory;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::model::Recompute;
 use crate::model::config::ModelConfig;
 use crate::model::shapes;
 use floors::{Floor, Peaks};
@@ -258,6 +259,14 @@ impl Asked {
         let (key, now) = self.micro_tokens();
         if let Some(n) = self.largest_micro_tokens(available).filter(|&n| n >= FEWEST_TOKENS) {
             ways.push(format!("{key}={n} (now {now})"));
+        }
+        let blocks = self.with(|config| match self.target.work {
+            Work::Sft => config.sft.recompute = Recompute::Blocks,
+            Work::Rl => config.rl.recompute = Recompute::Blocks,
+            Work::Eval => {}
+        });
+        if blocks.fits(available) {
+            ways.push(format!("{}.recompute=blocks, slower by a forward", self.target.work.name()));
         }
         let (_, needed) = self.side_by_side();
         let smallest = needed * self.config.engine.block_size;

@@ -181,7 +181,7 @@ impl<'a> Learner<'a> {
             critic,
             actor_optimizer,
             critic_optimizers,
-            acts: Activations::default(),
+            acts: Activations::new(settings.recompute),
             updates: 0,
         })
     }

@@ -114,7 +114,7 @@ pub fn train(
         start = step;
     }
     let mut grads = trained.gradients(backend, base)?;
-    let mut acts = Activations::default();
+    let mut acts = Activations::new(settings.recompute);
     let bar = run.bar(steps.len(), start);
     for (index, packs) in steps.iter().enumerate().skip(start) {
         let step = index + 1;

@@ -89,6 +89,13 @@ impl std::fmt::Debug for Tensor {
     }
 }
 
+impl Default for Tensor {
+    /// No elements.
+    fn default() -> Self {
+        Self::zeros(&[0], DType::F32)
+    }
+}
+
 impl Tensor {
     /// Zeros on the host.
     pub fn zeros(shape: &[usize], dtype: DType) -> Self {

@@ -60,7 +60,7 @@ fn train(be: &dyn Backend, model: &Model, adapter: &mut Adapter, optimizer: &mut
     let policy = Policy { model, adapter: Some(adapter) };
     let ids: Vec<u32> = (0..9).map(|i| (i * 7 + step) % 30).collect();
     let batch = Batch::new(be, &model.config, &[Segment { ids: &ids, start_position: 0, parent: None }]).unwrap();
-    let mut acts = Activations::new();
+    let mut acts = Activations::default();
     forward(be, policy, &batch, true, &mut acts).unwrap();
     let mut grads = Gradients::new(be, policy, false).unwrap();
     let mut dhidden = be.alloc(acts.hidden().shape(), be.activation()).unwrap();

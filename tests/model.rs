@@ -9,7 +9,7 @@ use onestep::model::config::{ModelConfig, RopeConfig, RopeScaling};
 use onestep::model::kv_cache::{BlockManager, KvCache, PagedPlan, Sequence};
 use onestep::model::lora::{Adapter, LoraConfig, Module};
 use onestep::model::{
-    Activations, Batch, Gradients, Model, Policy, Segment, backward, forward, forward_paged, index_tensor,
+    Activations, Batch, Gradients, Model, Policy, Recompute, Segment, backward, forward, forward_paged, index_tensor,
 };
 use onestep::rng::Philox;
 use onestep::tensor::{DType, Tensor};
@@ -132,7 +132,18 @@ impl Loss {
     }
 
     fn gradients(&self, be: &dyn Backend, policy: Policy, batch: &Batch, trains_weights: bool) -> Gradients {
-        let mut acts = Activations::new();
+        self.gradients_with(be, policy, batch, trains_weights, Recompute::Norms)
+    }
+
+    fn gradients_with(
+        &self,
+        be: &dyn Backend,
+        policy: Policy,
+        batch: &Batch,
+        trains_weights: bool,
+        recompute: Recompute,
+    ) -> Gradients {
+        let mut acts = Activations::new(recompute);
         forward(be, policy, batch, true, &mut acts).unwrap();
         let [x, _, entropy, lse] = self.forward(be, policy.model, acts.hidden());
         let mut grads = Gradients::new(be, policy, trains_weights).unwrap();
@@ -162,7 +173,7 @@ fn check_all_gradients(config: ModelConfig, modules: &[Module]) {
     let mut model = model(be, config.clone());
     let mut adapter = adapter(be, &config, modules);
     let batch = Batch::new(be, &config, &segments()).unwrap();
-    let (loss, mut acts) = (Loss::new(be), Activations::new());
+    let (loss, mut acts) = (Loss::new(be), Activations::default());
     let grads = loss.gradients(be, Policy { model: &model, adapter: Some(&adapter) }, &batch, true);
     let alone = loss.gradients(be, Policy { model: &model, adapter: Some(&adapter) }, &batch, false);
     let mut largest = 0.0f64;
@@ -209,6 +220,27 @@ fn gradients_without_biases_with_one_kv_head_and_a_partial_adapter() {
     check_all_gradients(llama(), &[Module::Down, Module::Q, Module::V]);
 }
 
+#[test]
+fn recomputing_whole_blocks_changes_no_bit_and_keeps_less() {
+    for (be, config) in on_every_backend() {
+        let be = &*be;
+        let (model, adapter) = (model(be, config.clone()), adapter(be, &config, &Module::ALL));
+        let policy = Policy { model: &model, adapter: Some(&adapter) };
+        let batch = Batch::new(be, &config, &segments()).unwrap();
+        let [kept, again] = [Recompute::Norms, Recompute::Blocks].map(|recompute| {
+            let grads = Loss::new(be).gradients_with(be, policy, &batch, true, recompute);
+            grads.adapter.iter().chain(&grads.weights).flatten().map(values).collect::<Vec<_>>()
+        });
+        assert_eq!(kept, again);
+        let [kept, again] = [Recompute::Norms, Recompute::Blocks].map(|recompute| {
+            let mut acts = Activations::new(recompute);
+            forward(be, policy, &batch, true, &mut acts).unwrap();
+            acts.bytes()
+        });
+        assert!(again < kept, "{again} bytes where {kept} are kept");
+    }
+}
+
 /// Everything a training step computes: hidden states, then all gradients.
 fn step(be: &dyn Backend, config: &ModelConfig) -> Vec<Vec<f64>> {
     let (model, adapter) = (model(be, config.clone()), adapter(be, config, &Module::ALL));
@@ -252,7 +284,7 @@ fn one_and_two_threads_give_the_same_bits() {
 
 fn hidden(be: &dyn Backend, policy: Policy, segments: &[Segment], keep: bool) -> Vec<Vec<f64>> {
     let batch = Batch::new(be, &policy.model.config, segments).unwrap();
-    let mut acts = Activations::new();
+    let mut acts = Activations::default();
     forward(be, policy, &batch, keep, &mut acts).unwrap();
     rows(&acts)
 }
@@ -292,7 +324,7 @@ fn decoding_over_a_paged_cache_with_forks_equals_plain_forwards_bit_for_bit() {
         let be = &*be;
         let (model, adapter) = (model(be, config.clone()), adapter(be, &config, &Module::ALL));
         let policy = Policy { model: &model, adapter: Some(&adapter) };
-        let mut acts = Activations::new();
+        let mut acts = Activations::default();
         let mut cache = KvCache::new(be, &config, 12, 4).unwrap();
         let mut manager = BlockManager::new(12, 4);
         let ids = |values: &[i32]| index_tensor(be, &[values.len()], values).unwrap();
@@ -344,7 +376,7 @@ fn buffers_serve_batches_of_other_sizes_and_other_adapters() {
     let be = &Oracle::f64();
     let config = config();
     let (model, adapter) = (model(be, config.clone()), adapter(be, &config, &[Module::Q]));
-    let mut acts = Activations::new();
+    let mut acts = Activations::default();
     for count in [4, 1, 3] {
         for adapter in [Some(&adapter), None] {
             let policy = Policy { model: &model, adapter };
@@ -361,7 +393,7 @@ fn backward_needs_a_kept_forward() {
     let model = model(be, config());
     let policy = Policy { model: &model, adapter: None };
     let batch = Batch::new(be, &model.config, &segments()).unwrap();
-    let (mut acts, mut grads) = (Activations::new(), Gradients::new(be, policy, true).unwrap());
+    let (mut acts, mut grads) = (Activations::default(), Gradients::new(be, policy, true).unwrap());
     forward(be, policy, &batch, true, &mut acts).unwrap();
     forward(be, policy, &batch, false, &mut acts).unwrap();
     let dhidden = be.alloc(acts.hidden().shape(), DType::F64).unwrap();

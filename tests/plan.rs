@@ -12,7 +12,7 @@ use onestep::model::config::{ModelConfig, RopeConfig, RopeScaling};
 use onestep::model::kv_cache::KvCache;
 use onestep::model::lora::{Adapter, LoraConfig, Module};
 use onestep::model::{
-    Activations, Batch, Gradients, Model, Policy, Segment, backward, forward, parameter_shapes, shapes,
+    Activations, Batch, Gradients, Model, Policy, Recompute, Segment, backward, forward, parameter_shapes, shapes,
 };
 use onestep::optimizer::{AdamWConfig, Optimizer};
 use onestep::plan::{Kind, Plan, Target, Work, plan};
@@ -76,9 +76,9 @@ fn batch(be: &dyn Backend, model: &ModelConfig, tokens: usize) -> Batch {
 }
 
 /// Buffers after a kept forward and its backward.
-fn trained(be: &dyn Backend, policy: Policy, grads: &mut Gradients) -> usize {
+fn trained(be: &dyn Backend, policy: Policy, grads: &mut Gradients, recompute: Recompute) -> usize {
     let batch = batch(be, &policy.model.config, TOKENS);
-    let mut acts = Activations::default();
+    let mut acts = Activations::new(recompute);
     assert_eq!(acts.bytes(), 0);
     forward(be, policy, &batch, true, &mut acts).unwrap();
     let dhidden = be.alloc(&[TOKENS, policy.model.config.hidden], be.activation()).unwrap();
@@ -93,7 +93,11 @@ fn activations(plan: &Plan) -> usize {
 #[test]
 fn sft_of_an_adapter_allocates_what_is_planned() {
     for shape in models() {
-        for more in [&["lora.rank=3"][..], &["lora.rank=2", "lora.modules=q,v,down_proj,q"], &["lora.modules=o"]] {
+        for more in [
+            &["lora.rank=3"][..],
+            &["lora.rank=2", "lora.modules=q,v,down_proj,q"],
+            &["lora.modules=o", "recompute=blocks"],
+        ] {
             let config = settings(more);
             let planned = plan(&shape, &config, Target::new(Work::Sft, CPU));
             let model = Model::random(&Cpu, shape.clone(), 1, DType::F32).unwrap();
@@ -106,7 +110,11 @@ fn sft_of_an_adapter_allocates_what_is_planned() {
             assert_eq!(planned.bytes("adapters"), bytes(&adapter.tensors), "{more:?}");
             assert_eq!(planned.bytes("gradients"), bytes(grads.adapter.as_deref().unwrap()));
             assert_eq!(planned.bytes("optimizer moments"), bytes(&optimizer.m) + bytes(&optimizer.v));
-            assert_eq!(activations(&planned), trained(&Cpu, policy, &mut grads), "{shape:?} {more:?}");
+            assert_eq!(
+                activations(&planned),
+                trained(&Cpu, policy, &mut grads, config.sft.recompute),
+                "{shape:?} {more:?}"
+            );
             assert_eq!(planned.bytes("KV cache") + planned.bytes("trained weights"), 0);
             assert_eq!(planned.total, planned.parts.iter().map(|part| part.bytes).sum::<usize>());
         }
@@ -116,7 +124,8 @@ fn sft_of_an_adapter_allocates_what_is_planned() {
 #[test]
 fn sft_of_all_weights_allocates_what_is_planned() {
     for shape in models() {
-        let planned = plan(&shape, &settings(&["sft.full=true"]), Target::new(Work::Sft, CPU));
+        let config = settings(&["sft.full=true"]);
+        let planned = plan(&shape, &config, Target::new(Work::Sft, CPU));
         let model = Model::random(&Cpu, shape.clone(), 1, DType::BF16).unwrap().widen(&Cpu).unwrap();
         let policy = Policy { model: &model, adapter: None };
         let mut grads = Gradients::new(&Cpu, policy, true).unwrap();
@@ -124,7 +133,7 @@ fn sft_of_all_weights_allocates_what_is_planned() {
         assert_eq!(planned.bytes("trained weights"), bytes(&model.weights));
         assert_eq!(planned.bytes("gradients"), bytes(grads.weights.as_deref().unwrap()));
         assert_eq!(planned.bytes("optimizer moments"), bytes(&optimizer.m) + bytes(&optimizer.v));
-        assert_eq!(activations(&planned), trained(&Cpu, policy, &mut grads));
+        assert_eq!(activations(&planned), trained(&Cpu, policy, &mut grads, config.sft.recompute));
         assert_eq!(planned.bytes("adapters"), 0);
     }
 }
@@ -132,14 +141,15 @@ fn sft_of_all_weights_allocates_what_is_planned() {
 /// Actor, reference, critic and optimizers; the cache; the engine's buffers of a pass that keeps nothing.
 #[test]
 fn rl_allocates_what_is_planned() {
-    for (shape, algorithm) in models().into_iter().flat_map(|m| [(m.clone(), "ppo"), (m, "grpo")]) {
-        let config =
-            settings(&["rl.samples=2", "lora.rank=3", "rl.micro_tokens=7", &format!("rl.algorithm={algorithm}")]);
+    let kinds = [["rl.algorithm=ppo", "rl.recompute=norms"], ["rl.algorithm=grpo", "rl.recompute=blocks"]];
+    for (shape, [algorithm, recompute]) in models().into_iter().flat_map(|m| kinds.map(|kind| (m.clone(), kind))) {
+        let config = settings(&["rl.samples=2", "lora.rank=3", "rl.micro_tokens=7", algorithm, recompute]);
         // A prompt of 9 tokens is longer than engine.prefill_tokens and gets a pass of its own.
         let target = Target { prompt: Some(9), reply: Some(4), ..Target::new(Work::Rl, CPU) };
         let planned = plan(&shape, &config, target);
         let model = Model::random(&Cpu, shape.clone(), 1, DType::F32).unwrap();
-        let critic = (algorithm == "ppo").then(|| Critic::new(&Cpu, &model, adapter(&Cpu, &shape, &config)).unwrap());
+        let critic =
+            algorithm.ends_with("ppo").then(|| Critic::new(&Cpu, &model, adapter(&Cpu, &shape, &config)).unwrap());
         let learner = Learner::new(&Cpu, &model, &config.rl, adapter(&Cpu, &shape, &config), critic).unwrap();
         let (mut adapters, mut trained_bytes) = (bytes(&learner.reference.tensors), bytes(&learner.actor.tensors));
         let mut moments = bytes(&learner.actor_optimizer.m) + bytes(&learner.actor_optimizer.v);
@@ -153,7 +163,7 @@ fn rl_allocates_what_is_planned() {
         assert_eq!(planned.bytes("optimizer moments"), moments);
         let policy = Policy { model: &model, adapter: Some(&learner.actor) };
         let mut grads = Gradients::new(&Cpu, policy, false).unwrap();
-        assert_eq!(activations(&planned), trained(&Cpu, policy, &mut grads));
+        assert_eq!(activations(&planned), trained(&Cpu, policy, &mut grads, config.rl.recompute));
 
         let cache = KvCache::new(&Cpu, &shape, 8, 4).unwrap(); // 30 tokens in blocks of 4
         assert_eq!(planned.bytes("KV cache"), bytes(&cache.k) + bytes(&cache.v));
@@ -305,6 +315,13 @@ fn figures_of_qwen_7b_are_those_worked_out_by_hand() {
     // 28 layers of keys and values of 4 heads of 128 in bf16
     assert_eq!(eval.bytes("KV cache"), 65_536 * 28 * 2 * 4 * 128 * 2);
 
+    // Whole blocks again: 2 of the 4 once more for all but the head, 3.5 becomes 4.5 for attention; 29 norms, a layer and what is passing
+    // are kept.
+    let again = seven(Work::Sft, &["recompute=blocks"]);
+    assert!(again.floors[0].from.starts_with("45.35 GFLOP a token (linear 41.33, attention at 4096 3.70, LoRA 0.32)"));
+    let layer = 2 * (4608 + 3584 + 2 * 18944 + 7 * 16) + 4 * 28 + 2 * 3584 + 4;
+    assert_eq!(again.kept_per_token, layer + 29 * (2 * 3584 + 4) + 2 * (3 * 3584 + 18944));
+
     // In full: 6 P, and 4 + 4 + 8 bytes a parameter beside the frozen ones.
     let full = seven(Work::Sft, &["full=true"]);
     assert!(full.floors[0].from.contains("linear 42.42"), "{}", full.floors[0].from);
@@ -379,6 +396,7 @@ fn a_refusal_says_what_is_asked_what_is_there_and_what_would_fit() {
     let way = format!("sft.micro_tokens={most} (now 16384)");
     let parts = ["7.62B", "asks 69.", "activations kept 50.10 GB", "there are 60.00 GB", &way, "qwen2.5-3b"];
     refused(Work::Sft, &["micro_tokens=16384"], 60_000_000_000, &parts);
+    refused(Work::Sft, &["micro_tokens=16384"], 60_000_000_000, &["sft.recompute=blocks, slower by a forward"]);
     refused(
         Work::Rl,
         &["engine.cache_tokens=1000000"],

@@ -79,7 +79,7 @@ fn recorded_log_probabilities_are_the_trainers_to_the_bit() {
     let trained = |batch: &LossBatch| {
         let policy = Policy { model: &model, adapter: None };
         let scores =
-            batch::forward(&backend, policy, batch, SAMPLING.temperature, false, &mut Activations::new()).unwrap();
+            batch::forward(&backend, policy, batch, SAMPLING.temperature, false, &mut Activations::default()).unwrap();
         backend.read(&scores.logp).unwrap()
     };
     assert_eq!(trained(&LossBatch::from_groups(&backend, &model.config, &groups, false).unwrap()), recorded);

@@ -113,7 +113,7 @@ impl<'a> EndToEnd<'a> {
         let mut grads = Gradients::new(be, Policy { model: &self.model, adapter: Some(&adapter) }, false)?;
         let constants = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 };
         let mut optimizer = Optimizer::new(be, &adapter.tensors, constants)?;
-        let mut acts = Activations::new();
+        let mut acts = Activations::default();
         // Of an untied head over normalised random states: log V + half the logits' variance.
         let config = &self.model.config;
         let expected = (config.vocab as f64).ln() + 0.5 * 0.02f64.powi(2) * config.hidden as f64;
@@ -181,7 +181,7 @@ impl<'a> EndToEnd<'a> {
             top_k: index_tensor(be, &[b], &vec![0; b])?,
             seed: index_tensor(be, &[b, 2], &(0..2 * b as i32).collect::<Vec<_>>())?,
             logits: be.alloc(&[b, config.vocab], be.accumulator())?,
-            acts: Activations::new(),
+            acts: Activations::default(),
             ids,
             logp,
             cache,

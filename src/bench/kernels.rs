@@ -56,61 +56,34 @@ fn tensors(target: Target, shapes: &[[usize; 2]], deviation: f32) -> Result<Vec<
     shapes.iter().enumerate().map(one).collect()
 }
 
-/// One of the layers side by side.
-struct Part {
-    column: usize,
-    w: Tensor,
-    a: Tensor,
-    b: Tensor,
-    s: Tensor,
-    da: Tensor,
-    db: Tensor,
-}
-
-impl Part {
-    fn linear(&self) -> Linear<'_> {
-        Linear { w: &self.w, bias: None, lora: Some(Lora { a: &self.a, b: &self.b, scale: 2.0 }) }
-    }
-}
-
+/// Layers that share their input, of these widths, as a block has them.
 fn linear<'a>(target: Target<'a>, t: usize, k: usize, widths: &[usize], r: usize, backward: bool) -> Result<Step<'a>> {
-    let (be, mut parts, mut column) = (target.backend, vec![], 0);
+    let (be, n) = (target.backend, widths.iter().sum());
     let (wide, narrow) = (be.accumulator(), be.activation());
-    for (i, &n) in widths.iter().enumerate() {
-        let seed = 10 * i as u64;
-        parts.push(Part {
-            column,
-            w: target.normal(&[n, k], 0.02, seed)?,
-            a: target.random(&[r, k], wide, 0.02, seed + 1)?,
-            b: target.random(&[n, r], wide, 0.02, seed + 2)?,
-            s: target.random(&[t, r], narrow, 1.0, seed + 3)?,
-            da: be.alloc(&[r, k], wide)?,
-            db: be.alloc(&[n, r], wide)?,
-        });
-        column += n;
-    }
-    let (x, mut y) = (target.normal(&[t, k], 1.0, 100)?, target.normal(&[t, column], 1.0, 101)?);
+    let each = |one: &dyn Fn(usize, u64) -> Result<Tensor>| {
+        widths.iter().enumerate().map(|(i, &n)| one(n, 10 * i as u64)).collect::<Result<Vec<_>>>()
+    };
+    let w = each(&|n, seed| target.normal(&[n, k], 0.02, seed))?; // one behind the other, as a model's
+    let a = each(&|_, seed| target.random(&[r, k], wide, 0.02, seed + 1))?;
+    let b = each(&|n, seed| target.random(&[n, r], wide, 0.02, seed + 2))?;
+    let s = each(&|_, seed| target.random(&[t, r], narrow, 1.0, seed + 3))?;
+    let mut s: Vec<_> = s.into_iter().map(Some).collect();
+    let (x, mut y) = (target.normal(&[t, k], 1.0, 100)?, target.normal(&[t, n], 1.0, 101)?);
     if !backward {
-        return Ok(Box::new(move || {
-            parts.iter_mut().try_for_each(|part| {
-                let Part { column, w, a, b, s, .. } = part;
-                let p = Linear { w, bias: None, lora: Some(Lora { a, b, scale: 2.0 }) };
-                be.linear(&x, &p, &mut y, *column, Some(s))
-            })
-        }));
+        return Ok(Box::new(move || be.linears(&x, &adapted(&w, &a, &b), &mut y, &mut s)));
     }
     let mut dx = be.alloc(&[t, k], narrow)?;
-    let mut grads: Vec<(Tensor, Tensor)> = vec![];
-    for part in &mut parts {
-        let empty = || be.alloc(&[0], wide);
-        grads.push((std::mem::replace(&mut part.da, empty()?), std::mem::replace(&mut part.db, empty()?)));
-    }
+    let (mut da, mut db) = (each(&|_, _| be.alloc(&[r, k], wide))?, each(&|n, _| be.alloc(&[n, r], wide))?);
     Ok(Box::new(move || {
-        parts.iter().zip(&mut grads).try_for_each(|(part, (da, db))| {
-            let grads = LinearGrads { lora: Some((da, db)), w: None, bias: None };
-            be.linear_backward(&x, &part.linear(), &y, part.column, Some(&part.s), Some(&mut dx), grads)
-        })
+        let pairs = da.iter_mut().zip(&mut db);
+        let grads = pairs.map(|pair| LinearGrads { lora: Some(pair), w: None, bias: None }).collect();
+        be.linears_backward(&x, &adapted(&w, &a, &b), &y, &s, Some(&mut dx), grads)
     }))
+}
+
+fn adapted<'a>(w: &'a [Tensor], a: &'a [Tensor], b: &'a [Tensor]) -> Vec<Linear<'a>> {
+    let pairs = a.iter().zip(b);
+    w.iter().zip(pairs).map(|(w, (a, b))| Linear { w, bias: None, lora: Some(Lora { a, b, scale: 2.0 }) }).collect()
 }
 
 fn attention<'a>(target: Target<'a>, t: usize, heads: Heads, backward: bool) -> Result<Step<'a>> {

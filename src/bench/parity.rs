@@ -92,7 +92,7 @@ pub fn answer(be: &dyn Backend, config: &ModelConfig, tokens: usize) -> Result<A
     ];
     let batch = LossBatch::from_groups(be, config, &groups, true)?;
     let policy = Policy { model: &model, adapter: Some(&adapter) };
-    let mut acts = Activations::new();
+    let mut acts = Activations::default();
     let scores = batch::forward(be, policy, &batch, 1.0, true, &mut acts)?;
     let mut grads = Gradients::new(be, policy, false)?;
     let mut dlogp = be.alloc(&[batch.loss_rows()], be.accumulator())?;

@@ -16,12 +16,14 @@ const GATE_UP: &[Module] = &[Module::Gate, Module::Up];
 const DOWN: &[Module] = &[Module::Down];
 
 /// A residual stream and what its RMSNorm divides by. The norm itself is computed again where it is needed.
+#[derive(Default)]
 pub(super) struct Normed {
     pub sum: Tensor,  // (T, C)
     pub rstd: Tensor, // (T)
 }
 
 /// What no layer keeps: cheap to compute again from what it keeps, and as large.
+#[derive(Default)]
 pub(super) struct Passing {
     pub y: Tensor,     // (T, C), the norm that the next layer reads, or the final one
     pub mid_y: Tensor, // (T, C), the norm after attention
@@ -30,6 +32,7 @@ pub(super) struct Passing {
 }
 
 /// What the forward of one block leaves for its backward.
+#[derive(Default)]
 pub(super) struct BlockBuffers {
     pub qkv: Tensor,            // (T, D), normalised and rotated
     pub raw: Option<Tensor>,    // (T, (NH + NKV) HS), q and k before their norm
@@ -41,6 +44,7 @@ pub(super) struct BlockBuffers {
 }
 
 /// What the backward of any block works in.
+#[derive(Default)]
 pub(super) struct Scratch {
     pub dsum: Tensor,     // (T, C), carried from block to block
     pub dnorm: Tensor,    // (T, C)
@@ -123,7 +127,13 @@ impl<'a> Block<'a> {
         modules.iter().map(|&module| of(module)).collect()
     }
 
-    /// From `input`, whose norm is `p.y`, to `next`, the stream after this block, its norm under `next_w` in `p.y`.
+    /// The norm of `input` that this block reads, in `p.y`.
+    pub fn normalise(&self, be: &dyn Backend, input: &Normed, p: &mut Passing, rstd: &mut Tensor) -> Result<()> {
+        let w = self.weight(self.places().input_norm);
+        be.add_rmsnorm(&input.sum, None, w, self.eps(), None, &mut p.y, rstd)
+    }
+
+    /// From `input`, whose norm is `p.y`, to `next`, the stream after this block, with the norm that follows it in `p.y`.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -133,7 +143,6 @@ impl<'a> Block<'a> {
         input: &Normed,
         b: &mut BlockBuffers,
         p: &mut Passing,
-        next_w: &Tensor,
         next: &mut Normed,
     ) -> Result<()> {
         let (heads, table) = (self.heads(), &self.policy.model.rope_table);
@@ -158,6 +167,8 @@ impl<'a> Block<'a> {
         be.linears(mid_y, &self.linears(GATE_UP), &mut b.gate_up, &mut b.s[range(GATE_UP)])?;
         be.swiglu(&b.gate_up, act)?;
         be.linears(act, &self.linears(DOWN), out, &mut b.s[range(DOWN)])?;
+        let places = &self.policy.model.places;
+        let next_w = self.weight(places.layers.get(self.layer + 1).map_or(places.norm, |next| next.input_norm));
         be.add_rmsnorm(&mid.sum, Some(out), next_w, self.eps(), Some(&mut next.sum), y, &mut next.rstd)
     }
 
@@ -178,18 +189,17 @@ impl<'a> Block<'a> {
     ) -> Result<()> {
         let (heads, table) = (self.heads(), &self.policy.model.rope_table);
         let s = |modules: &[Module]| &b.s[range(modules)];
-        let Passing { y, mid_y, act, .. } = p;
 
         be.fill(&mut d.dact, 0.0)?;
-        be.swiglu(&b.gate_up, act)?;
+        be.swiglu(&b.gate_up, &mut p.act)?;
         let dgrads = self.linear_grads(grads, DOWN);
-        be.linears_backward(act, &self.linears(DOWN), &d.dsum, s(DOWN), Some(&mut d.dact), dgrads)?;
+        be.linears_backward(&p.act, &self.linears(DOWN), &d.dsum, s(DOWN), Some(&mut d.dact), dgrads)?;
         be.swiglu_backward(&b.gate_up, &d.dact, &mut d.dgate_up)?;
         be.fill(&mut d.dnorm, 0.0)?;
         let post = self.places().post_norm;
-        be.add_rmsnorm(&b.mid.sum, None, self.weight(post), self.eps(), None, mid_y, &mut d.rstd)?;
+        be.add_rmsnorm(&b.mid.sum, None, self.weight(post), self.eps(), None, &mut p.mid_y, &mut d.rstd)?;
         let dgrads = self.linear_grads(grads, GATE_UP);
-        be.linears_backward(mid_y, &self.linears(GATE_UP), &d.dgate_up, s(GATE_UP), Some(&mut d.dnorm), dgrads)?;
+        be.linears_backward(&p.mid_y, &self.linears(GATE_UP), &d.dgate_up, s(GATE_UP), Some(&mut d.dnorm), dgrads)?;
         let dw = grads.weights.as_mut().map(|list| &mut list[post]);
         be.add_rmsnorm_backward(&b.mid.sum, self.weight(post), &b.mid.rstd, &d.dnorm, &mut d.dsum, dw)?;
 
@@ -203,13 +213,13 @@ impl<'a> Block<'a> {
         };
         be.qk_norm_rope_backward(&mut d.dqkv, heads, self.qk_norm(), positions, table, b.raw.as_ref(), dnorms)?;
         be.fill(&mut d.dnorm, 0.0)?;
-        let norm = self.places().input_norm;
-        be.add_rmsnorm(&input.sum, None, self.weight(norm), self.eps(), None, y, &mut d.rstd)?;
+        self.normalise(be, input, p, &mut d.rstd)?;
         let (dx, dgrads) = (wants_input.then_some(&mut d.dnorm), self.linear_grads(grads, QKV));
-        be.linears_backward(y, &self.linears(QKV), &d.dqkv, s(QKV), dx, dgrads)?;
+        be.linears_backward(&p.y, &self.linears(QKV), &d.dqkv, s(QKV), dx, dgrads)?;
         if !wants_input {
             return Ok(());
         }
+        let norm = self.places().input_norm;
         let dw = grads.weights.as_mut().map(|list| &mut list[norm]);
         be.add_rmsnorm_backward(&input.sum, self.weight(norm), &input.rstd, &d.dnorm, &mut d.dsum, dw)
     }
@@ -226,10 +236,6 @@ fn take<'g>(list: &mut [Option<&'g mut Tensor>], place: usize) -> Option<&'g mut
 }
 
 impl Normed {
-    pub fn empty() -> Self {
-        Self { sum: empty(), rstd: empty() }
-    }
-
     pub fn fit(&mut self, be: &dyn Backend, policy: Policy, rows: usize) -> Result<()> {
         let hidden = policy.model.config.hidden;
         fit(be, &mut self.sum, &[rows, hidden])?;
@@ -242,10 +248,6 @@ impl Normed {
 }
 
 impl Passing {
-    pub fn empty() -> Self {
-        Self { y: empty(), mid_y: empty(), act: empty(), out: empty() }
-    }
-
     pub fn fit(&mut self, be: &dyn Backend, policy: Policy, rows: usize) -> Result<()> {
         let config = &policy.model.config;
         fit(be, &mut self.y, &[rows, config.hidden])?;
@@ -260,18 +262,6 @@ impl Passing {
 }
 
 impl BlockBuffers {
-    pub fn empty() -> Self {
-        Self {
-            qkv: empty(),
-            raw: None,
-            o: empty(),
-            lse: empty(),
-            mid: Normed::empty(),
-            gate_up: empty(),
-            s: Default::default(),
-        }
-    }
-
     pub fn fit(&mut self, be: &dyn Backend, policy: Policy, rows: usize) -> Result<()> {
         let config = &policy.model.config;
         let Heads { nh, nkv, hs } = config.heads;
@@ -295,18 +285,6 @@ impl BlockBuffers {
 }
 
 impl Scratch {
-    pub fn empty() -> Self {
-        Self {
-            dsum: empty(),
-            dnorm: empty(),
-            dgate_up: empty(),
-            dact: empty(),
-            dout: empty(),
-            dqkv: empty(),
-            rstd: empty(),
-        }
-    }
-
     pub fn fit(&mut self, be: &dyn Backend, policy: Policy, rows: usize) -> Result<()> {
         let config = &policy.model.config;
         fit(be, &mut self.dsum, &[rows, config.hidden])?;
@@ -329,11 +307,6 @@ pub(super) fn bytes(tensor: &Tensor) -> usize {
     tensor.len() * tensor.dtype().size()
 }
 
-/// A buffer not yet fitted.
-pub(super) fn empty() -> Tensor {
-    Tensor::zeros(&[0], DType::F32)
-}
-
 /// Gives `tensor` this shape in the activation type, keeping what it has when that fits.
 pub(super) fn fit(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize]) -> Result<()> {
     fit_as(be, tensor, shape, be.activation())
@@ -342,7 +315,7 @@ pub(super) fn fit(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize]) -> Res
 /// The same in `dtype`.
 fn fit_as(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize], dtype: DType) -> Result<()> {
     if tensor.shape() != shape || tensor.dtype() != dtype {
-        *tensor = empty(); // freed first, so that two never live together
+        *tensor = Tensor::default(); // freed first, so that two never live together
         *tensor = be.alloc(shape, dtype)?;
     }
     Ok(())
@@ -350,7 +323,7 @@ fn fit_as(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize], dtype: DType) 
 
 fn fit_option(be: &dyn Backend, slot: &mut Option<Tensor>, shape: Option<[usize; 2]>) -> Result<()> {
     match shape {
-        Some(shape) => fit(be, slot.get_or_insert_with(empty), &shape),
+        Some(shape) => fit(be, slot.get_or_insert_default(), &shape),
         None => {
             *slot = None;
             Ok(())

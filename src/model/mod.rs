@@ -13,12 +13,13 @@ use crate::backend::{Backend, Segments};
 use crate::error::{Error, Result};
 use crate::rng::Philox;
 use crate::tensor::{DType, Tensor};
-use block::{Attention, Block, BlockBuffers, Normed, Passing, Scratch, bytes, empty, fit};
+use block::{Attention, Block, BlockBuffers, Normed, Passing, Scratch, bytes, fit};
 use config::ModelConfig;
 use kv_cache::{KvCache, PagedPlan};
 use lora::Adapter;
 use parameters::{Places, parameters};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -44,7 +45,7 @@ impl Model {
     ) -> Result<Self> {
         config.validate()?;
         let (list, places) = parameters(&config);
-        let mut weights: Vec<_> = list.iter().map(|_| empty()).collect();
+        let mut weights: Vec<_> = list.iter().map(|_| Tensor::default()).collect();
         let mut order: Vec<usize> = (0..list.len()).collect();
         order.sort_by_key(|&place| list[place].1.len());
         for place in order {
@@ -243,8 +244,21 @@ impl Gradients {
     }
 }
 
+/// What the backward computes again in place of keeping it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Norms and SwiGLU: cheap, and as large as their inputs.
+    #[default]
+    Norms,
+    /// Whole blocks, from their input: the least memory, for one more forward.
+    Blocks,
+}
+
 /// Buffers of the forward and backward passes, reused between calls of one size. What a kept pass left serves one backward.
+#[derive(Default)]
 pub struct Activations {
+    recompute: Recompute,
     norms: Vec<Normed>,
     blocks: Vec<BlockBuffers>,
     passing: Passing,
@@ -254,23 +268,10 @@ pub struct Activations {
     kept: Option<usize>,
 }
 
-impl Default for Activations {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Activations {
     /// No buffers yet.
-    pub fn new() -> Self {
-        Self {
-            norms: Vec::new(),
-            blocks: Vec::new(),
-            passing: Passing::empty(),
-            copied: empty(),
-            scratch: Scratch::empty(),
-            kept: None,
-        }
+    pub fn new(recompute: Recompute) -> Self {
+        Self { recompute, ..Self::default() }
     }
 
     /// (T, C) after the final norm, of the last pass, until its backward.
@@ -288,18 +289,19 @@ impl Activations {
     /// Fits the buffers of all layers, or of one that all layers share.
     fn prepare(&mut self, be: &dyn Backend, policy: Policy, rows: usize, keep: bool) -> Result<()> {
         let layers = policy.model.config.layers;
-        let (norms, blocks) = if keep { (layers + 1, layers) } else { (2, 1) };
+        let norms = if keep { layers + 1 } else { 2 };
+        let blocks = if keep && self.recompute == Recompute::Norms { layers } else { 1 };
         self.kept = None;
-        self.norms.resize_with(self.norms.len().max(norms), Normed::empty);
-        self.blocks.resize_with(self.blocks.len().max(blocks), BlockBuffers::empty);
+        self.norms.resize_with(self.norms.len().max(norms), Normed::default);
+        self.blocks.resize_with(self.blocks.len().max(blocks), BlockBuffers::default);
         self.norms[..norms].iter_mut().try_for_each(|normed| normed.fit(be, policy, rows))?;
         self.blocks[..blocks].iter_mut().try_for_each(|block| block.fit(be, policy, rows))?;
         self.passing.fit(be, policy, rows)
     }
 }
 
-/// The hidden states of a packed batch, in `acts.hidden()`. With `keep` every layer's buffers stay for `backward`; without, one
-/// layer's buffers serve all.
+/// The hidden states of a packed batch, in `acts.hidden()`. With `keep` what every layer's backward needs stays (see `Recompute`);
+/// without, one layer's buffers serve all.
 pub fn forward(be: &dyn Backend, policy: Policy, batch: &Batch, keep: bool, acts: &mut Activations) -> Result<()> {
     acts.prepare(be, policy, batch.tokens(), keep)?;
     run(be, policy, &batch.ids, &batch.positions, Source::Packed(batch), keep, acts)?;
@@ -340,13 +342,14 @@ fn run(
     acts: &mut Activations,
 ) -> Result<()> {
     let (weights, places, eps) = (&policy.model.weights, &policy.model.places, policy.model.config.rms_eps);
-    let Activations { norms, blocks, passing, copied, .. } = acts;
+    let Activations { recompute, norms, blocks, passing, copied, .. } = acts;
     let stream = &mut norms[0];
     be.embed(ids, &weights[places.embed], &mut stream.sum)?;
     let first = &weights[places.layers[0].input_norm];
     be.add_rmsnorm(&stream.sum, None, first, eps, None, &mut passing.y, &mut stream.rstd)?;
     for layer in 0..places.layers.len() {
-        let (from, to, buffers) = if keep { (layer, layer + 1, layer) } else { (layer % 2, (layer + 1) % 2, 0) };
+        let (from, to) = if keep { (layer, layer + 1) } else { (layer % 2, (layer + 1) % 2) };
+        let buffers = if keep && *recompute == Recompute::Norms { layer } else { 0 };
         let (input, next) = two(norms, from, to);
         let attention = match &mut source {
             Source::Packed(batch) => Attention::Packed(batch.segments()),
@@ -358,9 +361,7 @@ fn run(
                 copied: &mut *copied,
             },
         };
-        let next_w = &weights[places.layers.get(layer + 1).map_or(places.norm, |next| next.input_norm)];
-        let block = Block { policy, layer };
-        block.forward(be, positions, attention, input, &mut blocks[buffers], passing, next_w, next)?;
+        Block { policy, layer }.forward(be, positions, attention, input, &mut blocks[buffers], passing, next)?;
     }
     Ok(())
 }
@@ -382,7 +383,7 @@ pub fn backward(
             acts.kept
         )));
     }
-    let (places, Activations { norms, blocks, passing, scratch, .. }) = (&model.places, acts);
+    let (places, Activations { recompute, norms, blocks, passing, scratch, .. }) = (&model.places, acts);
     scratch.fit(be, policy, rows)?;
     be.fill(&mut scratch.dsum, 0.0)?;
     let dw = grads.weights.as_mut().map(|list| &mut list[places.norm]);
@@ -391,8 +392,17 @@ pub fn backward(
     for layer in (0..places.layers.len()).rev() {
         let wants_input = layer > 0 || grads.weights.is_some();
         let (block, segments) = (Block { policy, layer }, batch.segments());
-        let (input, kept) = (&norms[layer], &blocks[layer]);
-        block.backward(be, &batch.positions, &segments, input, kept, passing, scratch, grads, wants_input)?;
+        let kept = match recompute {
+            Recompute::Norms => &blocks[layer],
+            Recompute::Blocks => {
+                let (input, next) = two(norms, layer, layer + 1); // `next` becomes what it is
+                block.normalise(be, input, passing, &mut scratch.rstd)?;
+                let attention = Attention::Packed(batch.segments());
+                block.forward(be, &batch.positions, attention, input, &mut blocks[0], passing, next)?;
+                &blocks[0]
+            }
+        };
+        block.backward(be, &batch.positions, &segments, &norms[layer], kept, passing, scratch, grads, wants_input)?;
     }
     match &mut grads.weights {
         Some(list) => be.embed_backward(&batch.ids, &scratch.dsum, &mut list[places.embed]),

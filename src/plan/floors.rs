@@ -115,13 +115,17 @@ impl Asked {
 
     /// Training, a token of sequences of `context` tokens. P are the GEMM parameters, body and head. With an adapter 4 P (forward 2,
     /// gradient of the input 2; the weights are frozen) and 6 times the adapter's elements; in full 6 P. Attention: 3.5 times its
-    /// forward. Every row has a loss.
+    /// forward. Every row has a loss. Where whole blocks are recomputed, their forward counts twice.
     fn training(&self, context: usize) -> Flops {
-        let p = (self.body() + self.head()) as f64;
-        let attention = (1.0 + ATTENTION_BACKWARD) * self.attention(0, context) / context as f64;
+        let (body, head, adapter) = (self.body() as f64, self.head() as f64, self.adapter() as f64);
+        let forwards = if self.recomputes_blocks() { 2.0 } else { 1.0 };
+        let attention = (forwards + ATTENTION_BACKWARD) * self.attention(0, context) / context as f64;
         match self.full() {
-            true => Flops { linear: 6.0 * p, attention, adapter: 0.0 },
-            false => Flops { linear: 4.0 * p, attention, adapter: 6.0 * self.adapter() as f64 },
+            true => Flops { linear: (2.0 * forwards + 4.0) * body + 6.0 * head, attention, adapter: 0.0 },
+            false => {
+                let linear = (2.0 * forwards + 2.0) * body + 4.0 * head;
+                Flops { linear, attention, adapter: (2.0 * forwards + 4.0) * adapter }
+            }
         }
     }
 
@@ -149,9 +153,13 @@ impl Asked {
         let tokens = self.group() as f64;
         let rows = if has_head { (samples * reply) as f64 } else { 0.0 };
         let attention = self.attention(0, prompt) + samples as f64 * self.attention(prompt, prompt + reply - 1);
-        let (linear, adapter, both) = if backward { (4.0, 6.0, 1.0 + ATTENTION_BACKWARD) } else { (2.0, 2.0, 1.0) };
+        let forwards = if backward && self.recomputes_blocks() { 2.0 } else { 1.0 };
+        let (head, linear, adapter, both) = match backward {
+            true => (4.0, 2.0 * forwards + 2.0, 2.0 * forwards + 4.0, forwards + ATTENTION_BACKWARD),
+            false => (2.0, 2.0, 2.0, 1.0),
+        };
         tokens * (linear * self.body() as f64 + adapter * self.adapter() as f64)
-            + rows * linear * self.head() as f64
+            + rows * head * self.head() as f64
             + both * attention
     }
 }

@@ -6,7 +6,7 @@ use crate::backend::Heads;
 use crate::config::Algorithm;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;
-use crate::model::parameter_shapes;
+use crate::model::{Recompute, parameter_shapes};
 
 /// Rows of the passes that buffers are fitted to.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +40,14 @@ impl Asked {
 
     pub(super) fn full(&self) -> bool {
         self.target.work == Work::Sft && self.config.sft.full
+    }
+
+    pub(super) fn recomputes_blocks(&self) -> bool {
+        let recompute = match self.target.work {
+            Work::Rl => self.config.rl.recompute,
+            Work::Sft | Work::Eval => self.config.sft.recompute,
+        };
+        recompute == Recompute::Blocks
     }
 
     pub(super) fn has_critic(&self) -> bool {
@@ -129,7 +137,7 @@ impl Asked {
     /// - a norm (sum, rstd): C e + a
     /// - a block: (D + NH HS + 2 F + R for each adapted layer) e + NH a (lse) + a norm; with q and k norms (NH + NKV) HS e more
     /// - passing, once: norm outputs, SwiGLU's and one more, (3 C + F) e; the backward computes them again
-    /// - kept for the backward: L blocks, L + 1 norms, and what is passing
+    /// - kept for the backward: L blocks (one when whole blocks are recomputed), L + 1 norms, and what is passing
     /// - the backward's own: (2 C + 3 F + NH HS + D) e + a, once
     /// - shared by all layers when nothing is kept: one block, two norms, and what is passing
     ///
@@ -146,7 +154,7 @@ impl Asked {
         let block = (d + raw + nh * hs + 2 * f + low_rank) * e + nh * a + norm;
         let passing = (3 * c + f) * e;
         Buffers {
-            kept: rows * (layers * block + (layers + 1) * norm + passing),
+            kept: rows * (if self.recomputes_blocks() { 1 } else { layers } * block + (layers + 1) * norm + passing),
             backward: rows * ((2 * c + 3 * f + nh * hs + d) * e + a),
             shared: rows * (block + 2 * norm + passing),
         }
@@ -214,7 +222,11 @@ impl Asked {
             one(
                 "activations kept",
                 when(trains, train.kept),
-                format!("{t} tokens of {}, norms and SwiGLU recomputed", size(train.kept / t.max(1))),
+                format!(
+                    "{t} tokens of {}, {} recomputed",
+                    size(train.kept / t.max(1)),
+                    if self.recomputes_blocks() { "whole blocks" } else { "norms and SwiGLU" }
+                ),
             ),
             one(
                 "backward buffers",

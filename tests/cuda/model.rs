@@ -76,7 +76,7 @@ fn pass(be: &dyn Backend, text: &str, full: bool) -> Vec<Vec<f64>> {
         None => Policy { model: &base, adapter: Some(&adapter) },
     };
     let batch = LossBatch::from_groups(be, &base.config, &groups, true).unwrap();
-    let mut acts = Activations::new();
+    let mut acts = Activations::default();
     let scores = batch::forward(be, policy, &batch, 0.7, false, &mut acts).unwrap();
     let mut grads = Gradients::new(be, policy, full).unwrap();
     let loss = cross_entropy(be, policy, &batch, 1.0 / 30.0, &mut acts, Some(&mut grads)).unwrap();
@@ -163,7 +163,7 @@ fn scored(be: &dyn Backend, groups: &[Group]) -> Vec<f64> {
     let adapter = adapter(be, &base.config);
     let batch = LossBatch::from_groups(be, &base.config, groups, false).unwrap();
     let policy = Policy { model: &base, adapter: Some(&adapter) };
-    wide(be, &batch::forward(be, policy, &batch, 0.7, false, &mut Activations::new()).unwrap().logp)
+    wide(be, &batch::forward(be, policy, &batch, 0.7, false, &mut Activations::default()).unwrap().logp)
 }
 
 fn mean_difference(a: &[f64], b: &[f64]) -> f64 {
