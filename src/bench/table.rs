@@ -51,12 +51,12 @@ pub fn markdown(rows: &[Row], device: Option<&str>) -> Result<String> {
         text += &format!("| ceiling: {kernel} | {found} |\n");
     }
     text += "\n| work | figure | of its floor | floor | bar | best peer |\n|---|---|---|---|---|---|\n";
-    // The rest is in the rows.
+    // What has a bar; the rest is in the rows.
     let is_short = |work: &&Work| match work.task {
         Task::Paged { context, .. } => context == sizes.contexts[1],
         Task::Sample { filtered, .. } => !filtered,
         Task::SquaredNorm { .. } | Task::Logits { .. } => false,
-        _ => true,
+        _ => work.cost.bar.is_some(),
     };
     for work in work::models(&sizes).iter().chain(&work::kernels(&sizes)).filter(is_short) {
         text += &line(rows, work);
