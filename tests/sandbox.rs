@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use onestep::sandbox::worker::HELPER_ARGUMENT;
-use onestep::sandbox::{Job, Limits, Outcome, Pool, Python, Verdict};
+use onestep::sandbox::{Job, Limits, Outcome, Pool, Python, Verdict, Wanted};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
@@ -13,8 +13,17 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Limits that no well-behaved test script comes near.
-const LIMITS: Limits =
-    Limits { cpu_seconds: 30.0, wall_seconds: 60.0, memory_bytes: 1 << 28, output_bytes: 1 << 20, file_bytes: 1 << 20 };
+const LIMITS: Limits = Limits {
+    cpu_seconds: 30.0,
+    wall_seconds: 60.0,
+    memory_bytes: 1 << 28,
+    output_bytes: 1 << 20,
+    file_bytes: 1 << 20,
+    disk_bytes: 1 << 24,
+    processes: 32,
+};
+
+const BEST: Wanted = Wanted { best: 3, unsafe_without: false };
 
 fn python() -> &'static Python {
     static PYTHON: OnceLock<Python> = OnceLock::new();
@@ -23,7 +32,7 @@ fn python() -> &'static Python {
 }
 
 fn start(workers: usize) -> Pool {
-    Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python()).unwrap()
+    Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python(), BEST).unwrap()
 }
 
 /// Shared by the tests that do not harm it.
@@ -259,6 +268,7 @@ fn what_protection_promises_holds() {
              def tried(f):\n  try: f(); return 'done'\n  except OSError: return 'refused'\n\
              print('network', tried(lambda: socket.create_connection(('127.0.0.1', {port}), 5)))\n\
              print('write', tried(lambda: open({victim:?}, 'w')))\n\
+             print('read', tried(lambda: open({victim:?}).read()))\n\
              print('remove', tried(lambda: os.unlink({victim:?})))\n\
              libc = ctypes.CDLL(None)\n\
              print('remount', libc.mount(None, b'/', None, 4096 | 32, None))\n\
@@ -270,6 +280,7 @@ fn what_protection_promises_holds() {
     let said = |line: &str| verdict.stdout.lines().any(|l| l == line);
     assert_eq!(said("network refused"), protection.network_closed, "{verdict:?}");
     assert_eq!(said("write refused") && said("remove refused"), protection.files_closed, "{verdict:?}");
+    assert_eq!(said("read refused"), protection.files_hidden, "{verdict:?}");
     assert_eq!(said("pid 2"), protection.pid_namespace, "{verdict:?}");
     assert!(said("remount -1") && said("unmount -1"), "{verdict:?}");
     assert_eq!(std::fs::read_to_string(&victim).is_ok_and(|text| text == "whole"), protection.files_closed);
@@ -313,23 +324,27 @@ fn a_daemon_that_holds_stdout_blocks_nothing_and_is_gone() {
     assert_eq!(below(pool.helper_pid()), before);
 }
 
-/// Prints nothing until it is run a second time in the same folder.
-const WAITS_THE_FIRST_TIME: &str =
-    "import os, time\nif os.path.exists('begun'): print('second'); exit()\nopen('begun', 'w')\ntime.sleep(1000)";
+/// A script's first line: its process is seen by this name.
+const BEGUN: &str = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'begun', 0, 0, 0)\n";
+
+fn has_begun(pool: &Pool) -> bool {
+    let name = |pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    below(pool.helper_pid()).iter().any(|process| name(process.pid) == "begun\n")
+}
 
 #[test]
 fn a_job_whose_worker_or_fork_server_dies_is_done_by_another() {
     let pool = start(1);
     for depth in ["worker", "fork-server"] {
-        let (folder, job) = job(WAITS_THE_FIRST_TIME, LIMITS);
+        let (_folder, job) = job(&format!("{BEGUN}time.sleep(3); print('done')"), LIMITS);
         std::thread::scope(|scope| {
             let running = scope.spawn(|| pool.run(job));
-            wait_until("the script begins", || folder.path().join("begun").exists());
+            wait_until("the script begins", || has_begun(&pool));
             let worker = worker_of(&pool);
             let victim = if depth == "worker" { worker } else { below(worker)[0].pid };
             signal(victim, "KILL");
             let verdict = running.join().unwrap().unwrap();
-            assert_eq!((verdict.outcome, verdict.stdout.as_str()), (Outcome::Exited(0), "second\n"), "{depth}");
+            assert_eq!((verdict.outcome, verdict.stdout.as_str()), (Outcome::Exited(0), "done\n"), "{depth}");
         });
         assert_eq!(below(pool.helper_pid()).len(), 2, "{depth}");
     }
@@ -338,12 +353,13 @@ fn a_job_whose_worker_or_fork_server_dies_is_done_by_another() {
 #[test]
 fn a_job_that_takes_two_workers_with_it_is_an_error_and_the_pool_lives_on() {
     let pool = start(1);
-    let (folder, deadly) = job("import os, time\nopen(f'begun{len(os.listdir())}', 'w')\ntime.sleep(1000)", LIMITS);
+    let (_folder, deadly) = job(&format!("{BEGUN}time.sleep(1000)"), LIMITS);
     std::thread::scope(|scope| {
         let running = scope.spawn(|| pool.run(deadly));
-        for attempt in ["begun1", "begun2"] {
-            wait_until("the script begins", || folder.path().join(attempt).exists());
+        for _attempt in 0..2 {
+            wait_until("the script begins", || has_begun(&pool));
             signal(worker_of(&pool), "KILL");
+            wait_until("it is gone", || !has_begun(&pool));
         }
         let error = running.join().unwrap().unwrap_err();
         assert!(error.exit_code() == 1 && error.to_string().contains("train.py"), "{error}");

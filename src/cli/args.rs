@@ -37,6 +37,9 @@ pub enum Command {
     /// List, show, run or validate tasks
     #[command(subcommand)]
     Task(TaskCommand),
+    /// Run a script in a sandbox, or say which protection this machine has
+    #[command(subcommand)]
+    Sandbox(SandboxCommand),
     /// Look at training data
     #[command(subcommand)]
     Data(DataCommand),
@@ -262,6 +265,61 @@ pub enum TaskCommand {
         #[command(flatten)]
         args: TaskArgs,
     },
+}
+
+/// `sandbox ...`
+#[derive(Debug, Subcommand)]
+pub enum SandboxCommand {
+    /// Run one Python script in a sandbox and print its verdict
+    Run(SandboxRunArgs),
+    /// Say which protection is in force here, and what would raise it
+    Probe(SandboxArgs),
+}
+
+/// How scripts are shut in.
+#[derive(Debug, Clone, Args)]
+pub struct SandboxArgs {
+    /// The best protection that is tried: 3 namespaces and cgroups, 2 namespaces, 1 Landlock and seccomp
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=3))]
+    pub tier: u8,
+    /// Run scripts without protection where none is possible
+    #[arg(long)]
+    pub unsafe_no_sandbox: bool,
+    /// Python interpreter with numpy and scikit-learn, instead of the private environment
+    #[arg(long, value_name = "PATH")]
+    pub python: Option<PathBuf>,
+}
+
+/// `sandbox run`
+#[derive(Debug, Clone, Args)]
+pub struct SandboxRunArgs {
+    /// The script
+    #[arg(value_name = "SCRIPT")]
+    pub script: PathBuf,
+    /// Folder whose files the script sees beside it; regular files that it makes or changes are written back there
+    #[arg(long, value_name = "DIR")]
+    pub workspace: Option<PathBuf>,
+    /// Seconds of wall and of CPU time
+    #[arg(long, value_name = "S", default_value_t = 60.0)]
+    pub time: f64,
+    /// Memory of all its processes
+    #[arg(long, value_name = "BYTES", default_value = "1GiB")]
+    pub memory: String,
+    /// Bytes of stdout and stderr together
+    #[arg(long, value_name = "BYTES", default_value = "1MiB")]
+    pub output: String,
+    /// Bytes of all files it writes
+    #[arg(long, value_name = "BYTES", default_value = "256MiB")]
+    pub disk: String,
+    /// Processes and threads at one time
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub processes: u64,
+    /// Print one line of JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How it is shut in.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// `data ...`

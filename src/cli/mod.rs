@@ -6,6 +6,7 @@ mod inspect;
 mod machine;
 mod plan;
 mod quickstart;
+mod sandbox;
 mod session;
 mod train;
 
@@ -44,5 +45,6 @@ fn run(command: Command) -> Result<()> {
         Command::Doctor => machine::doctor(),
         Command::Kernels(command) => machine::kernels(&command),
         Command::Bench(args) => bench::run(&args),
+        Command::Sandbox(command) => sandbox::sandbox(&command),
     }
 }

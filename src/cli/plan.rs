@@ -25,7 +25,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     session::lora(&config)?;
     let (name, model, stored) = shape(args)?;
     let kind = kind(args, &config);
-    let asked = args.memory.as_deref().map(bytes).transpose()?;
+    let asked = args.memory.as_deref().map(|text| bytes("--memory", text)).transpose()?;
     let own =
         if args.device_kind.is_none() { session::present_gpu(&config).map(|gpu| gpu.memory as usize) } else { None };
     let available = asked.or(own).or(Peaks::of(kind).memory);
@@ -78,7 +78,7 @@ fn kind(args: &PlanArgs, config: &Config) -> Kind {
 }
 
 /// Bytes as they are typed: a number and a unit, decimal (GB) or binary (GiB).
-fn bytes(text: &str) -> Result<usize> {
+pub(super) fn bytes(option: &str, text: &str) -> Result<usize> {
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = (text[..split].trim(), text[split..].to_ascii_lowercase());
     let units = [
@@ -96,6 +96,6 @@ fn bytes(text: &str) -> Result<usize> {
     let factor = units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
     match (number.parse::<f64>(), factor) {
         (Ok(n), Some(factor)) if n > 0.0 && n.is_finite() => Ok((n * factor) as usize),
-        _ => Err(Error::usage(format!("--memory {text}: expected a number with a unit, for example 141GB or 80GiB"))),
+        _ => Err(Error::usage(format!("{option} {text}: expected a number with a unit, for example 141GB or 80GiB"))),
     }
 }

@@ -17,7 +17,7 @@ use crate::model::lora::{Adapter, LoraConfig, Module};
 use crate::plan::{Kind, Target, Work, plan};
 use crate::rng::Philox;
 use crate::rollout::Engine;
-use crate::sandbox::{Pool, Python};
+use crate::sandbox::{Pool, Python, Wanted};
 use crate::task::{PreparedTask, Task};
 use crate::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
@@ -149,7 +149,8 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
     let prepare = |task: &Task| PreparedTask::prepare(task, &python.interpreter, &cache.join("tasks"));
     let prepared = tasks.iter().map(prepare).collect::<Result<Vec<_>>>()?;
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
-    let pool = Pool::start(&program, count(config.run.workers), &python)?;
+    let wanted = Wanted { best: config.run.sandbox_tier, unsafe_without: config.run.unsafe_no_sandbox };
+    let pool = Pool::start(&program, count(config.run.workers), &python, wanted)?;
     let protection = pool.protection().notes.clone();
     let scratch = tempfile::Builder::new().prefix("onestep-").tempdir();
     let scratch = scratch.map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;

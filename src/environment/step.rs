@@ -247,6 +247,7 @@ impl Environment {
         let place = folder.display().to_string();
         let clean = |text: &str| {
             let text = text.replace(&format!("{place}/"), "").replace(&place, ".");
+            let text = text.replace("/work/", "").replace("/work", ".");
             self.cut(&LIBRARY_FOLDER.replace_all(&text, "\""))
         };
         let grade = || match workspace::left_behind(folder, &task.submission) {
@@ -383,6 +384,7 @@ fn run_told(run: &RunResult, is_edit: bool) -> Told {
         Outcome::MemoryLimit => limit("memory limit"),
         Outcome::OutputLimit => limit("output limit"),
         Outcome::FileLimit => limit("file size limit"),
+        Outcome::ProcessLimit => limit("process limit"),
     }
 }
 

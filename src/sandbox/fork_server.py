@@ -1,25 +1,20 @@
 """Loads the numerical libraries once, then forks a sealed child for each job.
 
-Started by worker.rs as `python -s -c <this text>` with a cleared environment; stdin is a SOCK_SEQPACKET socket.
+Started by worker.rs as `python -s -c <seal.py and this text> <settings>` with a cleared environment; stdin is a SOCK_SEQPACKET socket.
 A request is one JSON message with two descriptors (stdout, stderr); the answers are {"pid"} and then {"ended"}.
 It enforces nothing that needs a clock: the worker outside watches wall time, CPU time and output.
 
-A job is two processes: the first one holds the namespaces (it is pid 1 of them, so everything dies with it) and waits;
-the second one is the script.
+A job is two processes: the first one holds the namespaces (it is pid 1 of them, so everything dies with it), waits, and carries out what
+the script left behind; the second one is the script.
 """
 
 import atexit
 import builtins
-import ctypes
 import gc
 import importlib
 import json
-import math
 import mmap
-import os
 import random
-import resource
-import shutil
 import signal
 import socket
 import struct
@@ -36,116 +31,25 @@ sklearn.metrics sklearn.model_selection sklearn.naive_bayes sklearn.neighbors sk
 sklearn.preprocessing sklearn.svm sklearn.tree
 """.split()
 
-NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
-# What is tried, best first; the first that works is used.
-ISOLATIONS = [
-    ("user, mount, pid, net, ipc and uts namespaces", NEWUSER | NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS),
-    ("mount, pid, net, ipc and uts namespaces", NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS),
-    ("user, pid, net, ipc and uts namespaces", NEWUSER | NEWPID | NEWNET | NEWIPC | NEWUTS),
-    ("user and net namespaces", NEWUSER | NEWNET),
-    ("no namespaces", 0),
-]
-
-# PyDLL keeps the interpreter's lock over the call, which a clone needs.
-LIBC = ctypes.PyDLL(None, use_errno=True)
-SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(os.uname().machine)
-SYS_MOUNT_SETATTR = 442
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
-ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 1, 2, 4
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-
-UID, GID = os.getuid(), os.getgid()
-# Written by a job's processes, read here when they are dead: uncaught MemoryError, (known, wait status), why sealing failed.
+SETTINGS = json.loads(sys.argv[1])
+FOLDERS = SETTINGS["folders"]
+FILTERS = {name: [bytes.fromhex(code) for code in codes] for name, codes in SETTINGS["filters"].items()}
+# Written by a job's own processes, read here when they are dead: (known, wait status), why it failed. The script has no part of it.
 SHARED = mmap.mmap(-1, 4096)
-MEMORY_ERROR, STATUS, FAILURE = 0, 8, 64
+STATUS, FAILURE = 0, 64
+# Set by a script whose uncaught exception is a MemoryError.
+MEMORY_ERROR = mmap.mmap(-1, 4096)
+CAP_DAC_READ_SEARCH, CAP_KILL = 2, 5
 
 
-def check(result, doing):
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{doing}: {os.strerror(number)}")
-    return result
-
-
-def syscall(number, *arguments):
-    return LIBC.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in (number, *arguments)))
-
-
-def clone(flags):
-    """fork() into new namespaces."""
-    if not flags:
-        return os.fork()
-    if SYS_CLONE is None:
-        raise OSError(f"namespaces are not known for {os.uname().machine}")
-    return check(syscall(SYS_CLONE, flags | signal.SIGCHLD, 0, 0, 0, 0), "clone")
-
-
-def mount(source, target, kind, flags, options=None):
-    encode = lambda text: None if text is None else os.fsencode(text)
-    check(LIBC.mount(encode(source), encode(target), encode(kind), ctypes.c_ulong(flags), encode(options)), f"mount {target}")
-
-
-def set_mount_attributes(target, recursive, add, clear):
-    attributes = (ctypes.c_uint64 * 4)(add, clear, 0, 0)
-    result = syscall(
-        SYS_MOUNT_SETATTR, AT_FDCWD, os.fsencode(target), AT_RECURSIVE if recursive else 0,
-        ctypes.byref(attributes), ctypes.sizeof(attributes),
-    )
-    check(result, f"mount_setattr {target}")
-
-
-def prctl(option, value, *rest):
-    return LIBC.prctl(option, *(ctypes.c_ulong(v) for v in (value, *rest, *[0] * (3 - len(rest)))))
-
-
-def write(path, text):
-    with open(path, "w") as file:
-        file.write(text)
-
-
-def seal(folder, limits, flags, data_bytes):
-    """THE SEAM. Binds the calling process and all it will ever start: called in the first process of each job, inside
-    its new namespaces, before the script's process is forked. Raises when anything cannot be had: then the job fails,
-    it never runs with less. Harder isolation (a fresh root, Landlock, seccomp, a uid per slot, cgroups) belongs here;
-    callers do not change.
-    """
-    if flags & NEWUSER:
-        write("/proc/self/setgroups", "deny")
-        write("/proc/self/uid_map", f"{UID} {UID} 1")
-        write("/proc/self/gid_map", f"{GID} {GID} 1")
-    if flags & NEWNS:
-        mount(None, "/", None, MS_REC | MS_PRIVATE)
-        mount(folder, folder, None, MS_BIND | MS_REC)
-        if flags & NEWPID:
-            mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-        set_mount_attributes("/", True, ATTR_RDONLY, 0)
-        set_mount_attributes(folder, False, ATTR_NOSUID | ATTR_NODEV, ATTR_RDONLY)
-        if os.path.isdir("/dev/shm") and not folder.startswith("/dev/shm/"):
-            mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "size=16m,nr_inodes=1024")
-    os.chdir(folder)
-
-    def limit(which, soft, hard=None):
-        resource.setrlimit(which, (soft, soft if hard is None else hard))
-
-    # The worker counts CPU time of the group finely; the kernel's whole seconds a process are the backstop.
-    cpu = math.ceil(limits["cpu_seconds"])
-    limit(resource.RLIMIT_CPU, cpu + 1, cpu + 2)
-    limit(resource.RLIMIT_DATA, data_bytes + limits["memory_bytes"])
-    limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
-    limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_NOFILE, 256)
-
-    for capability in range(64):
-        prctl(PR_CAPBSET_DROP, capability)
-    prctl(PR_CAP_AMBIENT, 4)
-    check(LIBC.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()), "capset")
-    check(prctl(PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
+def failed(error):
+    text = f"{error}".encode(errors="replace")[:1024]
+    SHARED[FAILURE : FAILURE + len(text)] = text
 
 
 def run_script(folder, script):
     """What `python script` does, up to its exit."""
-    os.environ.update(HOME=folder, TMPDIR=folder)
+    os.environ.update(HOME=folder, TMPDIR="/tmp" if folder == WORK else folder)
     sys.argv = [script]
     sys.path.insert(0, folder)
     main = types.ModuleType("__main__")
@@ -174,17 +78,53 @@ def run_script(folder, script):
         return 1
     except BaseException as error:
         if isinstance(error, MemoryError):
-            SHARED[MEMORY_ERROR] = 1
+            MEMORY_ERROR[0] = 1
         # The first frame is ours.
         error.__traceback__ = error.__traceback__.tb_next
         sys.excepthook(type(error), error, error.__traceback__)
         return 1
 
 
-def script_process(folder, script):
+class Isolation:
+    """What is in force: the tier, the user of this slot's scripts, bytes of data that the loaded libraries hold."""
+
+    def __init__(self, tier, data_bytes, own_user):
+        self.tier, self.data_bytes = tier, data_bytes
+        self.uid = SETTINGS["uid"] if own_user else UID
+        self.namespaces = JOB_NAMESPACES if tier >= 2 else 0
+        if tier >= 2 and new_root(FOLDERS) and own_user:
+            raise OSError("only a user namespace is possible, in which there is one user")
+
+    def shut_in(self, folder, limits):
+        """In the script's own process, last before the script."""
+        # In a user namespace of our own the fork-server and the job's first process count too. On the host's tree, as an ordinary user,
+        # all that user's processes would: there the worker counts.
+        others = 0 if self.uid != UID else 2
+        can_count = self.uid != UID or (self.tier >= 2 and UID != 0)
+        set_limits(limits, self.data_bytes, limits["processes"] + others if can_count else None)
+        drop_capabilities(uid=self.uid)
+        prctl(PR_SET_DUMPABLE, 1)  # a change of user takes it away
+        devices = [f"/dev/{device}" for device in DEVICES]
+        filters = FILTERS["all"]
+        if self.tier >= 2:
+            landlock(["/"], [WORK, "/tmp", "/dev/shm", *devices])
+        elif self.tier == 1:
+            filters = FILTERS["host"] + ([] if landlock_version() >= 6 else FILTERS["signals"]) + filters
+            landlock(FOLDERS + ["/etc/ld.so.cache", "/dev/urandom"], [folder, "/dev/null"])
+        if self.tier >= 1:
+            seccomp(filters)
+
+
+def script_process(isolation, folder, job):
+    try:
+        isolation.shut_in(folder, job["limits"])
+    except BaseException as error:
+        failed(error)
+        os._exit(1)
+    SHARED.close()
     code = 1
     try:
-        code = run_script(folder, script)
+        code = run_script(folder, job["script"]) if job.get("script") else 0
         threading._shutdown()
         atexit._run_exitfuncs()
     finally:
@@ -196,40 +136,62 @@ def script_process(folder, script):
         os._exit(code)
 
 
-def first_process(job, fds, flags, data_bytes):
-    """Seals itself, starts the script, waits for it; its own end takes everything of the job with it."""
+def first_process(isolation, job, fds):
+    """Lays out the job's folder, starts the script, waits for it and carries out its files; its own end takes everything with it."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
     if fds:
         os.dup2(fds[0], 1)
         os.dup2(fds[1], 2)
     os.closerange(3, 4096)
-    try:
-        seal(job["folder"], job["limits"], flags, data_bytes)
-    except BaseException as error:
-        text = f"{error}".encode(errors="replace")[:1024]
-        SHARED[FAILURE : FAILURE + len(text)] = text
-        os._exit(1)
-    if not job.get("script"):
-        os._exit(0)
+    folder, limits, inside = job["folder"], job["limits"], isolation.tier >= 2
+    for group in SETTINGS["cgroups"] if isolation.tier >= 3 else []:
+        write(OLD + group, "0")
+    if inside:
+        host, laid = enter(folder, limits, isolation.uid)
+        folder = WORK
+    else:
+        os.chdir(folder)
+        if isolation.uid != UID:
+            give(folder, isolation.uid)
+    prctl(PR_SET_DUMPABLE, 0)
     script = os.fork()
     if script == 0:
-        script_process(job["folder"], job["script"])
-    prctl(PR_SET_DUMPABLE, 0)
+        if inside:
+            os.close(host)
+        script_process(isolation, folder, job)
+    drop_capabilities((CAP_DAC_READ_SEARCH, CAP_KILL) if isolation.uid != UID else ())
     while True:
         pid, status = os.wait()
         if pid == script:
-            struct.pack_into("<ii", SHARED, STATUS, 1, status)
-            os._exit(0)
+            break
+    if inside:
+        try:
+            os.kill(-1, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        carry_out(host, laid, limits)
+    struct.pack_into("<ii", SHARED, STATUS, 1, status)
 
 
-def run_job(job, fds, flags, data_bytes, started=lambda pid: None):
+def give(folder, uid):
+    """The folder and what is in it to the slot's user."""
+    for inside, folders, files in os.walk(folder):
+        os.chown(inside, uid, -1)
+        for name in files:
+            os.chown(os.path.join(inside, name), uid, -1, follow_symlinks=False)
+
+
+def run_job(isolation, job, fds, started=lambda pid: None):
     """Runs one job to its end: how it ended, as the worker reads it."""
     SHARED[:] = bytes(len(SHARED))
-    pid = clone(flags)
+    MEMORY_ERROR[0] = 0
+    pid = clone(isolation.namespaces)
     if pid == 0:
         try:
-            first_process(job, fds, flags, data_bytes)
+            first_process(isolation, job, fds)
+        except BaseException as error:
+            failed(error)
         finally:
             os._exit(1)
     for fd in fds:
@@ -243,30 +205,58 @@ def run_job(job, fds, flags, data_bytes, started=lambda pid: None):
     return {
         "exit": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
-        "memory_error": SHARED[MEMORY_ERROR] == 1,
+        "memory_error": MEMORY_ERROR[0] == 1,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * 1024,
         "failure": failure or None,
     }
 
 
-def choose_isolation(data_bytes):
-    """The best isolation that works here, and a line for each that does not."""
-    limits = {"cpu_seconds": 1, "memory_bytes": 1 << 30, "file_bytes": 1 << 20}
+def works(*isolation):
+    """None, or why this tier is not possible here: tried out whole, in a process of its own."""
+    limits = {"cpu_seconds": 1, "memory_bytes": 1 << 30, "file_bytes": 1 << 20, "disk_bytes": 1 << 20, "processes": 8}
     folder = os.path.realpath(tempfile.mkdtemp())
-    notes = []
+    said, told = os.pipe()
     try:
-        for name, flags in ISOLATIONS:
+        pid = os.fork()
+        if pid == 0:
             try:
-                ended = run_job({"folder": folder, "limits": limits}, [], flags, data_bytes)
-                why = ended["failure"] or (None if ended["exit"] == 0 else f"ended with {ended}")
-            except OSError as error:
-                why = str(error)
-            if why is None:
-                return flags, notes + [f"in force: {name}"]
-            notes.append(f"not possible here: {name} ({why})")
-        raise OSError("; ".join(notes))
+                ended = run_job(Isolation(*isolation), {"folder": folder, "limits": limits}, [])
+                if ended["failure"] or ended["exit"] != 0:
+                    os.write(told, (ended["failure"] or f"a trial ended with {ended}").encode())
+            except BaseException as error:
+                os.write(told, f"{error}".encode())
+            finally:
+                os._exit(0)
+        os.close(told)
+        os.waitpid(pid, 0)
+        return os.read(said, 4096).decode(errors="replace") or None
     finally:
+        os.close(said)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+NAMES = {
+    3: "tier 3: namespaces, Landlock, seccomp, memory and pids cgroups",
+    2: "tier 2: namespaces, Landlock, seccomp",
+    1: "tier 1: Landlock and seccomp on the host's own tree",
+    0: "tier 0: nothing, as asked for",
+}
+
+
+def choose_isolation(data_bytes):
+    """The best tier that works here and is wanted, and a line for each that does not work."""
+    notes = []
+    for tier in (3, 2, 1, 0):
+        if tier > SETTINGS["best"] or (tier == 0 and not SETTINGS["unsafe"]):
+            continue
+        for own_user in (True, False) if UID == 0 and tier > 0 else (False,):
+            why = SETTINGS["no_cgroups"] if tier == 3 and not SETTINGS["cgroups"] else works(tier, data_bytes, own_user)
+            user = ", a user of its own for each worker" if own_user else ""
+            if why is None:
+                return Isolation(tier, data_bytes, own_user), notes + [f"in force: {NAMES[tier]}{user}"]
+            notes.append(f"not possible here: {NAMES[tier]}{user} ({why})")
+    raise OSError("; ".join(notes + ["scripts are not run without protection; run.unsafe_no_sandbox=true runs them all the same"]))
 
 
 def warm_up():
@@ -296,19 +286,19 @@ def main():
         gc.freeze()
         with open("/proc/self/statm") as file:
             data_bytes = int(file.read().split()[5]) * resource.getpagesize()
-        flags, notes = choose_isolation(data_bytes)
+        isolation, notes = choose_isolation(data_bytes)
     except BaseException as error:
         answer({"error": f"{type(error).__name__}: {error}"})
         return
-    answer({"ready": {"pid_namespace": bool(flags & NEWPID), "notes": notes}})
+    answer({"ready": {"tier": isolation.tier, "notes": notes}})
     while True:
         message, fds, _, _ = socket.recv_fds(control, 1 << 16, 2)
         if not message:
             return
         try:
-            ended = run_job(json.loads(message), fds, flags, data_bytes, lambda pid: answer({"pid": pid}))
+            ended = run_job(isolation, json.loads(message), fds, lambda pid: answer({"pid": pid}))
         except OSError as error:
-            ended = {"failure": str(error), "exit": None, "signal": None, "memory_error": False, "cpu_seconds": 0.0}
+            ended = {"failure": str(error), "exit": None, "signal": None, "memory_error": False, "cpu_seconds": 0.0, "peak_bytes": 0}
         answer({"ended": ended})
 
 

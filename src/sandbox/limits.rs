@@ -17,4 +17,8 @@ pub struct Limits {
     pub output_bytes: u64,
     /// Bytes of any one file written.
     pub file_bytes: u64,
+    /// Bytes of all files in the script's folder, and of those in its /tmp.
+    pub disk_bytes: u64,
+    /// Processes and threads at one time.
+    pub processes: u64,
 }

@@ -1,7 +1,8 @@
 //! Many workers executing jobs in parallel, forked from one small helper process. Owns their lives; runs no script itself.
 
-use super::protocol::{Job, Outcome, Protection, Reply, Verdict};
-use super::{Limits, Python, system, worker};
+use super::protocol::{Isolation, Job, Outcome, Protection, Reply, Verdict, Wanted};
+use super::worker::{self, Start};
+use super::{Limits, Python, seccomp, system};
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use std::io::{self, BufRead, BufReader, Write};
@@ -39,22 +40,37 @@ impl Pool {
     /// until their libraries are loaded, and tries out the protection.
     ///
     /// Call it early, before threads, weights and devices: the helper is made by fork and exec of this process.
-    pub fn start(helper: &Path, workers: usize, python: &Python) -> Result<Self> {
+    pub fn start(helper: &Path, workers: usize, python: &Python, wanted: Wanted) -> Result<Self> {
         let workers = workers.max(1);
+        let start = Start {
+            interpreter: python.interpreter.clone(),
+            folders: python.folders()?,
+            filters: seccomp::filters()?,
+            best: wanted.best,
+            unsafe_without: wanted.unsafe_without,
+        };
+        let start =
+            serde_json::to_string(&start).map_err(|error| Error::system(format!("sandbox settings: {error}")))?;
         let doing =
             |error: io::Error| Error::system(format!("starting the sandbox helper {}: {error}", helper.display()));
         let (control, theirs) = system::socket_pair().map_err(doing)?;
         let child = Command::new(helper)
             .arg(worker::HELPER_ARGUMENT)
-            .arg(&python.interpreter)
+            .arg(start)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .spawn()
             .map_err(doing)?;
-        let protection =
-            Protection { network_closed: false, pid_namespace: false, files_closed: false, notes: Vec::new() };
+        let protection = Protection {
+            tier: 0,
+            network_closed: false,
+            pid_namespace: false,
+            files_closed: false,
+            files_hidden: false,
+            notes: Vec::new(),
+        };
         let mut pool = Self {
             control: Some(Mutex::new(control)),
             helper: child,
@@ -65,12 +81,12 @@ impl Pool {
         };
         // All are forked first, so that they load their libraries side by side.
         let links = (0..workers).map(|_| pool.fork_worker()).collect::<Result<Vec<_>>>()?;
+        let mut isolation = Isolation::default();
         for mut link in links {
-            pool.protection.notes = await_ready(&mut link).map_err(start_error)?;
+            isolation = await_ready(&mut link).map_err(start_error)?;
             lock(&pool.idle).push(Slot(Some(link)));
         }
-        let notes = std::mem::take(&mut pool.protection.notes);
-        pool.protection = pool.probe(notes)?;
+        pool.protection = pool.probe(isolation)?;
         Ok(pool)
     }
 
@@ -169,7 +185,7 @@ impl Pool {
     }
 
     /// Runs probe.py and checks from this side what it says.
-    fn probe(&self, mut notes: Vec<String>) -> Result<Protection> {
+    fn probe(&self, isolation: Isolation) -> Result<Protection> {
         let doing = |error: io::Error| Error::system(format!("trying out the sandbox: {error}"));
         let folder = tempfile::tempdir().map_err(doing)?;
         let inside = folder.path().join("job");
@@ -188,6 +204,8 @@ impl Pool {
             memory_bytes: 1 << 28,
             output_bytes: 1 << 16,
             file_bytes: 1 << 20,
+            disk_bytes: 1 << 20,
+            processes: 16,
         };
         let verdict = self.run(Job { folder: inside, script: "probe.py".to_string(), limits })?;
         #[derive(Deserialize)]
@@ -202,15 +220,14 @@ impl Pool {
             Outcome::Exited(0) => serde_json::from_str(&verdict.stdout).map_err(|_| failed())?,
             _ => return Err(failed()),
         };
-        if answer.read {
-            notes.push("files outside a script's folder can be read where the user may".to_string());
-        }
         Ok(Protection {
+            tier: isolation.tier,
+            files_hidden: !answer.read,
             network_closed: !answer.connected,
             // The first two processes of a namespace; outside of one these numbers belong to the system.
             pid_namespace: answer.pid <= 2,
             files_closed: !answer.wrote && !outside.exists(),
-            notes,
+            notes: isolation.notes,
         })
     }
 }
@@ -246,9 +263,9 @@ fn read_reply(link: &mut BufReader<UnixStream>) -> io::Result<Reply> {
     Ok(serde_json::from_str(&line)?)
 }
 
-fn await_ready(link: &mut BufReader<UnixStream>) -> io::Result<Vec<String>> {
+fn await_ready(link: &mut BufReader<UnixStream>) -> io::Result<Isolation> {
     match read_reply(link)? {
-        Reply::Ready(notes) => Ok(notes),
+        Reply::Ready(isolation) => Ok(isolation),
         Reply::Failed(why) => Err(io::Error::other(why)),
         Reply::Done(_) => Err(io::Error::other("a worker answered out of turn")),
     }

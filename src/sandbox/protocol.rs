@@ -33,6 +33,8 @@ pub enum Outcome {
     OutputLimit,
     /// Wrote a larger file than allowed.
     FileLimit,
+    /// Had more processes than allowed.
+    ProcessLimit,
 }
 
 /// What came of a job.
@@ -48,28 +50,54 @@ pub struct Verdict {
     pub cpu_seconds: f64,
     /// Wall seconds.
     pub wall_seconds: f64,
+    /// The most bytes of memory: of the group where a memory cgroup counts it, else of its largest process.
+    pub peak_bytes: u64,
+    /// True when output beyond the limit was left out.
+    pub is_truncated: bool,
 }
 
 /// A worker's answers to the trainer: one `Ready` or `Failed` when it has started, then one of the others for each job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reply {
-    /// It can take jobs; a line for each isolation that is not possible here, and one for that in force.
-    Ready(Vec<String>),
+    /// It can take jobs.
+    Ready(Isolation),
     /// The job ended.
     Done(Verdict),
     /// The job (or the start) was not possible, and why: the script has not run.
     Failed(String),
 }
 
+/// What a worker found possible.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Isolation {
+    /// 3: namespaces and cgroups; 2: namespaces; 1: Landlock and seccomp alone; 0: nothing.
+    pub tier: u8,
+    /// A line for each tier that is not possible here, and why, and one for that in force.
+    pub notes: Vec<String>,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The best tier that is tried.
+    pub best: u8,
+    /// Scripts run without protection where none is possible; otherwise starting is refused there.
+    pub unsafe_without: bool,
+}
+
 /// The protection in force, found by trying it, not the one asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Protection {
+    /// See [`Isolation`].
+    pub tier: u8,
+    /// True when scripts cannot read files outside their folder that the user can.
+    pub files_hidden: bool,
     /// True when scripts have no network.
     pub network_closed: bool,
     /// True when a script's processes live in a pid namespace and die with it.
     pub pid_namespace: bool,
-    /// True when the rest of the file system is read-only or hidden for the script.
+    /// True when scripts cannot change files outside their folder.
     pub files_closed: bool,
     /// One line a fact, for the user.
     pub notes: Vec<String>,

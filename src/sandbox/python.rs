@@ -31,6 +31,19 @@ for name in sys.argv[1:]:
 print(json.dumps({'executable': sys.executable, 'version': list(sys.version_info[:3]), 'packages': versions}))
 ";
 
+/// Prints, parents first, the folders of the system's libraries and of the interpreter; its prefix where it has one of its own.
+const FOLDERS: &str = "
+import json, os, sys
+system = ['/lib', '/lib32', '/lib64', '/libx32', '/bin', '/usr/lib', '/usr/lib32', '/usr/lib64', '/usr/libx32', '/usr/bin',
+          '/usr/local/lib', '/usr/local/bin', '/usr/share/zoneinfo']
+own = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
+own = [p for p in own if p not in ('/usr', '/usr/local')]
+own += [p for p in sys.path if os.path.isdir(p)] + [os.path.dirname(sys.executable)]
+own += [os.path.realpath(p) for p in own] + [os.path.dirname(os.path.realpath(sys.executable))]
+found = sorted({os.path.abspath(p) for p in system + own if os.path.isdir(p)} - {'/', '/usr', '/tmp'}, key=len)
+print(json.dumps(found))
+";
+
 /// An interpreter that can import what the tasks need.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Python {
@@ -63,6 +76,18 @@ impl Python {
             Some(interpreter) => given(interpreter, progress),
             None => private(cache, progress),
         }
+    }
+
+    /// The folders that the interpreter and its libraries are read from.
+    ///
+    /// # Errors
+    /// System: it cannot be executed.
+    pub fn folders(&self) -> Result<Vec<PathBuf>> {
+        let mut command = Command::new(&self.interpreter);
+        command.args(["-s", "-c", FOLDERS]).stdin(Stdio::null()).env_remove("PYTHONPATH").env_remove("PYTHONHOME");
+        let failed = |error: io::Error| Error::io("executing", &self.interpreter, &error);
+        let output = command.current_dir("/").output().map_err(failed)?;
+        serde_json::from_slice(&output.stdout).map_err(|_| failed(io::Error::other(last_lines(&output.stderr))))
     }
 
     /// What the private environment is made with: path and version. Makes nothing.

@@ -1,22 +1,28 @@
 //! The hidden helper process and the workers it forks: a worker owns one Python fork-server, runs one job at a time, and
 //! enforces from outside what the kernel does not: wall clock, output, CPU time and memory of the whole group.
 
+use super::cgroup::Cgroup;
 use super::limits::Limits;
-use super::protocol::{Job, Outcome, Reply, Verdict};
+use super::protocol::{Isolation, Job, Outcome, Reply, Verdict};
+use super::seccomp::Filters;
 use super::system;
-use serde::Deserialize;
-use std::ffi::OsStr;
+use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The first argument that turns our binary into the helper.
 pub const HELPER_ARGUMENT: &str = "__sandbox-helper";
 
-const FORK_SERVER: &str = include_str!("fork_server.py");
+const FORK_SERVER: &str = concat!(include_str!("seal.py"), "\n\n", include_str!("fork_server.py"));
+/// The users of slots, when we are root: this and the worker's process id. No system gives these numbers away.
+const FIRST_UID: u32 = 2_000_000_000;
+/// Of a job's processes: the one that holds its namespaces.
+const OWN_PROCESSES: u64 = 1;
 /// How often a running group's CPU time and memory are added up.
 const SCAN: Duration = Duration::from_millis(100);
 /// How long a killed group may take to be gone before its worker is given up.
@@ -37,11 +43,24 @@ const ENVIRONMENT: [(&str, &str); 10] = [
     ("JOBLIB_MULTIPROCESSING", "0"),
 ];
 
+/// What the helper is started with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Start {
+    /// The Python interpreter.
+    pub interpreter: PathBuf,
+    /// What its scripts may read.
+    pub folders: Vec<PathBuf>,
+    pub filters: Filters,
+    /// As in `Wanted`.
+    pub best: u8,
+    pub unsafe_without: bool,
+}
+
 /// The helper's whole life; returns its exit code. Called by main when the first argument is [`HELPER_ARGUMENT`], before
-/// anything else: it forks, so it must have one thread. The second argument is the Python interpreter; stdin is the
+/// anything else: it forks, so it must have one thread. The second argument is a `Start` as JSON; stdin is the
 /// trainer's control socket, which carries one message for each worker to fork: its end of the worker's socket.
 pub fn helper_main() -> i32 {
-    let Some(interpreter) = std::env::args_os().nth(2) else {
+    let Some(start) = std::env::args().nth(2).and_then(|text| serde_json::from_str::<Start>(&text).ok()) else {
         eprintln!("{HELPER_ARGUMENT} is started by onestep itself");
         return 2;
     };
@@ -63,7 +82,7 @@ pub fn helper_main() -> i32 {
                         if system::null_stdin().is_err() {
                             return 1;
                         }
-                        return worker_main(UnixStream::from(link), &interpreter);
+                        return worker_main(UnixStream::from(link), &start);
                     }
                     Ok(Some(pid)) => workers.push(pid),
                     // The trainer sees the link close and says what it could not do.
@@ -113,10 +132,10 @@ fn clear_strays(keep: &[i32]) -> io::Result<()> {
 }
 
 /// A worker's whole life: starts its fork-server, then answers jobs until the trainer closes the link.
-fn worker_main(mut link: UnixStream, interpreter: &OsStr) -> i32 {
+fn worker_main(mut link: UnixStream, start: &Start) -> i32 {
     system::die_with_parent();
     system::adopt_orphans();
-    let ended = Worker::start(interpreter).and_then(|(mut worker, ready)| {
+    let ended = Worker::start(start).and_then(|(mut worker, ready)| {
         send_reply(&mut link, &ready)?;
         worker.serve(&mut link)
     });
@@ -138,7 +157,7 @@ fn send_reply(link: &mut UnixStream, reply: &Reply) -> io::Result<()> {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
-    Ready { pid_namespace: bool, notes: Vec<String> },
+    Ready(Isolation),
     Error(String),
     Pid(i32),
     Ended(Ended),
@@ -151,6 +170,8 @@ struct Ended {
     signal: Option<i32>,
     memory_error: bool,
     cpu_seconds: f64,
+    /// Of its largest process.
+    peak_bytes: u64,
     /// Why it could not be sealed: then no script has run.
     failure: Option<String>,
 }
@@ -168,18 +189,35 @@ fn receive_answer(server: &OwnedFd) -> io::Result<Answer> {
 struct Worker {
     server: OwnedFd,
     process: Child,
-    /// Everything of a job dies with its first process; without it, what is left over must be looked for.
-    pid_namespace: bool,
+    /// From 2 on everything of a job dies with its first process; below, what is left over must be looked for.
+    tier: u8,
+    /// Limits of memory and processes, in tier 3.
+    cgroup: Option<Cgroup>,
     /// Memory of the idle fork-server, which a job shares and is not charged for.
     idle_bytes: u64,
 }
 
 impl Worker {
     /// Starts the fork-server and waits until its libraries are loaded.
-    fn start(interpreter: &OsStr) -> io::Result<(Self, Reply)> {
+    fn start(start: &Start) -> io::Result<(Self, Reply)> {
         let (server, theirs) = system::socket_pair()?;
-        let mut command = Command::new(interpreter);
-        command.args(["-s", "-c", FORK_SERVER]).env_clear().envs(ENVIRONMENT).current_dir("/");
+        let own = std::process::id();
+        let cgroup = match start.best {
+            3.. => Cgroup::create(&format!("onestep-{own}")),
+            _ => Err("not asked for".to_string()),
+        };
+        let settings = serde_json::json!({
+            "folders": start.folders,
+            "filters": start.filters,
+            "best": start.best,
+            "unsafe": start.unsafe_without,
+            "uid": FIRST_UID + own,
+            "cgroups": cgroup.as_ref().map_or(vec![], Cgroup::joins),
+            "no_cgroups": cgroup.as_ref().err(),
+        });
+        let mut command = Command::new(&start.interpreter);
+        command.args(["-s", "-c", FORK_SERVER]).arg(settings.to_string());
+        command.env_clear().envs(ENVIRONMENT).current_dir("/");
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
         // SAFETY: the closure only makes system calls.
         unsafe {
@@ -193,9 +231,11 @@ impl Worker {
         // The command keeps our copy of the fork-server's end; it must go, or its death is never seen.
         drop(command);
         match receive_answer(&server)? {
-            Answer::Ready { pid_namespace, notes } => {
+            Answer::Ready(isolation) => {
                 let idle_bytes = system::proportional_bytes(process.id() as i32).unwrap_or(0);
-                Ok((Self { server, process, pid_namespace, idle_bytes }, Reply::Ready(notes)))
+                let tier = isolation.tier;
+                let cgroup = cgroup.ok().filter(|_| tier >= 3);
+                Ok((Self { server, process, tier, cgroup, idle_bytes }, Reply::Ready(isolation)))
             }
             Answer::Error(text) => Err(io::Error::other(text)),
             answer => Err(io::Error::other(format!("the fork-server began with {answer:?}"))),
@@ -212,7 +252,7 @@ impl Worker {
                 return Ok(());
             }
             let reply = self.run(&serde_json::from_str(&line)?, link.as_fd())?;
-            if !self.pid_namespace {
+            if self.tier < 2 {
                 clear_strays(&[self.process.id() as i32])?;
             }
             send_reply(link, &reply)?;
@@ -228,6 +268,13 @@ impl Worker {
         let (stderr, stderr_writer) = io::pipe()?;
         let mut output = Output::new(stdout, stderr, limits.output_bytes)?;
         let writers = [stdout_writer.as_fd(), stderr_writer.as_fd()];
+        let kills_before = match &self.cgroup {
+            Some(cgroup) => {
+                cgroup.limit(limits)?;
+                cgroup.out_of_memory_kills()
+            }
+            None => 0,
+        };
         system::send(self.server.as_fd(), &serde_json::to_vec(job)?, &writers)?;
         drop((stdout_writer, stderr_writer));
 
@@ -283,8 +330,13 @@ impl Worker {
         if let (Some(failure), None) = (ended.failure.clone(), &stopped) {
             return Ok(Reply::Failed(failure));
         }
-        let outcome = outcome(&ended, stopped.map(|(reason, _)| reason), output.is_over(), limits);
+        let kills = self.cgroup.as_ref().map_or(0, Cgroup::out_of_memory_kills);
+        let stopped = if kills > kills_before { Some(Outcome::MemoryLimit) } else { stopped.map(|(reason, _)| reason) };
+        let outcome = outcome(&ended, stopped, output.is_over(), limits);
+        let peak_bytes = self.cgroup.as_ref().and_then(Cgroup::peak_bytes).unwrap_or(ended.peak_bytes);
         Ok(Reply::Done(Verdict {
+            peak_bytes,
+            is_truncated: output.is_over(),
             outcome,
             stdout: output.stdout.text(),
             stderr: output.stderr.text(),
@@ -298,6 +350,9 @@ impl Worker {
         let server = self.process.id() as i32;
         let all = system::descendants(std::process::id() as i32);
         let group = || all.iter().filter(|process| process.pid != server);
+        if group().count() as u64 > limits.processes + OWN_PROCESSES {
+            return Some(Outcome::ProcessLimit);
+        }
         if group().map(|process| process.cpu_seconds).sum::<f64>() > limits.cpu_seconds {
             return Some(Outcome::CpuLimit);
         }
@@ -414,9 +469,19 @@ mod tests {
 
     #[test]
     fn amounts_decide_before_the_way_it_ended() {
-        let limits = Limits { cpu_seconds: 1.0, wall_seconds: 9.0, memory_bytes: 1, output_bytes: 1, file_bytes: 1 };
-        let ended =
-            |cpu_seconds, memory_error, exit, signal| Ended { exit, signal, memory_error, cpu_seconds, failure: None };
+        let bytes = 1;
+        let (cpu_seconds, wall_seconds, processes) = (1.0, 9.0, 1);
+        let (memory_bytes, output_bytes, file_bytes, disk_bytes) = (bytes, bytes, bytes, bytes);
+        let limits =
+            Limits { cpu_seconds, wall_seconds, memory_bytes, output_bytes, file_bytes, disk_bytes, processes };
+        let ended = |cpu_seconds, memory_error, exit, signal| Ended {
+            exit,
+            signal,
+            memory_error,
+            cpu_seconds,
+            peak_bytes: 0,
+            failure: None,
+        };
         let wall = || Some(Outcome::WallLimit);
         let killed = ended(0.5, false, None, Some(9));
         let cases = [

@@ -31,6 +31,8 @@ impl Fake {
             stderr: String::new(),
             cpu_seconds: 0.5,
             wall_seconds: 1.0,
+            peak_bytes: 0,
+            is_truncated: false,
         };
         for line in fs::read_to_string(file(&job.script)).unwrap().lines() {
             let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -122,6 +124,8 @@ pub fn prepared(folder: &Path, script: &str) -> PreparedTask {
             memory_bytes: 1 << 30,
             output_bytes: 1 << 16,
             file_bytes: 1 << 16,
+            disk_bytes: 1 << 20,
+            processes: 8,
         },
         starter: BTreeMap::from([("train.py".to_string(), script.to_string())]),
         folder: folder.to_path_buf(),

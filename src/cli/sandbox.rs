@@ -1,0 +1,155 @@
+//! The verbs about sandboxes: run one script in one, say which protection this machine has.
+
+use super::args::{SandboxArgs, SandboxCommand, SandboxRunArgs};
+use super::plan::bytes;
+use super::session;
+use crate::error::{Error, Result};
+use crate::sandbox::{Job, Limits, Outcome, Pool, Protection, Python, Verdict, Wanted};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+/// `onestep sandbox ...`
+pub fn sandbox(command: &SandboxCommand) -> Result<()> {
+    match command {
+        SandboxCommand::Run(args) => run(args),
+        SandboxCommand::Probe(args) => probe(args),
+    }
+}
+
+fn start(args: &SandboxArgs) -> Result<Pool> {
+    let python = Python::ensure(args.python.as_deref(), &session::cache()?, &mut |line| eprintln!("{line}"))?;
+    let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
+    Pool::start(&program, 1, &python, Wanted { best: args.tier, unsafe_without: args.unsafe_no_sandbox })
+}
+
+fn run(args: &SandboxRunArgs) -> Result<()> {
+    let limit = |option: &str, text: &str| bytes(option, text).map(|bytes| bytes as u64);
+    let limits = Limits {
+        cpu_seconds: args.time,
+        wall_seconds: args.time,
+        memory_bytes: limit("--memory", &args.memory)?,
+        output_bytes: limit("--output", &args.output)?,
+        file_bytes: limit("--disk", &args.disk)?,
+        disk_bytes: limit("--disk", &args.disk)?,
+        processes: args.processes,
+    };
+    let name = args.script.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+        Error::usage(format!("{}: expected the path of a Python script, like train.py", args.script.display()))
+    })?;
+    let text = fs::read(&args.script).map_err(|e| Error::io("reading", &args.script, &e))?;
+    let scratch = tempfile::Builder::new().prefix("onestep-").tempdir();
+    let scratch = scratch.map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
+    if let Some(workspace) = &args.workspace {
+        copy(workspace, scratch.path())?;
+    }
+    let script = scratch.path().join(name);
+    fs::write(&script, text).map_err(|e| Error::io("writing", &script, &e))?;
+    let job = Job { folder: scratch.path().to_path_buf(), script: name.to_string(), limits };
+    let answer = match start(&args.sandbox) {
+        Ok(pool) => {
+            let verdict = pool.run(job)?;
+            describe(&verdict, pool.protection().tier)
+        }
+        Err(why) => {
+            json!({"verdict": "refused", "exit_code": null, "signal": null, "stdout": "", "stderr": why.to_string(),
+            "truncated": false, "seconds": 0.0, "cpu_seconds": 0.0, "peak_memory": 0, "tier": 0})
+        }
+    };
+    let is_refused = answer["verdict"] == "refused";
+    if let Some(workspace) = args.workspace.as_ref().filter(|_| !is_refused) {
+        fs::remove_file(&script).map_err(|e| Error::io("removing", &script, &e))?;
+        copy(scratch.path(), workspace)?;
+    }
+    if args.json {
+        println!("{answer}");
+    } else {
+        let text = |key: &str| answer[key].as_str().unwrap_or_default().to_string();
+        print!("{}", text("stdout"));
+        eprint!("{}", text("stderr"));
+        eprintln!(
+            "{}: {:.3} s, {:.3} s of CPU, {:.1} MB, tier {}",
+            text("verdict"),
+            answer["seconds"].as_f64().unwrap_or(0.0),
+            answer["cpu_seconds"].as_f64().unwrap_or(0.0),
+            answer["peak_memory"].as_f64().unwrap_or(0.0) / 1e6,
+            answer["tier"]
+        );
+    }
+    match is_refused {
+        true => Err(Error::system(
+            "no protection is possible here, so the script was not run; `onestep sandbox probe` says why",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// The line of `--json`.
+fn describe(verdict: &Verdict, tier: u8) -> Value {
+    let (word, exit_code, signal) = match verdict.outcome {
+        Outcome::Exited(0) => ("ok", Some(0), None),
+        Outcome::Exited(code) => ("error", Some(code), None),
+        Outcome::Signaled(signal) => ("error", None, Some(signal)),
+        Outcome::CpuLimit | Outcome::WallLimit => ("timeout", None, None),
+        Outcome::MemoryLimit => ("oom", None, None),
+        Outcome::OutputLimit | Outcome::FileLimit | Outcome::ProcessLimit => ("limit", None, None),
+    };
+    json!({
+        "verdict": word,
+        "exit_code": exit_code,
+        "signal": signal,
+        "stdout": verdict.stdout,
+        "stderr": verdict.stderr,
+        "truncated": verdict.is_truncated,
+        "seconds": verdict.wall_seconds,
+        "cpu_seconds": verdict.cpu_seconds,
+        "peak_memory": verdict.peak_bytes,
+        "tier": tier,
+    })
+}
+
+/// The regular files of one folder into another; links are left out.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from).map_err(|e| Error::io("reading the folder", from, &e))? {
+        let entry = entry.map_err(|e| Error::io("reading the folder", from, &e))?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().map_err(|e| Error::io("looking at", &source, &e))?;
+        if kind.is_dir() {
+            fs::create_dir_all(&target).map_err(|e| Error::io("creating", &target, &e))?;
+            copy(&source, &target)?;
+        } else if kind.is_file() {
+            fs::copy(&source, &target).map_err(|e| Error::io("copying to", &target, &e))?;
+        }
+    }
+    Ok(())
+}
+
+fn probe(args: &SandboxArgs) -> Result<()> {
+    let pool = start(args)?;
+    let Protection { tier, network_closed, pid_namespace, files_closed, files_hidden, notes } = pool.protection();
+    println!("tier {tier}");
+    for note in notes {
+        println!("  {note}");
+    }
+    let facts = [
+        ("no network", network_closed),
+        ("processes die with the script's namespace", pid_namespace),
+        ("files outside cannot be changed", files_closed),
+        ("files outside cannot be read", files_hidden),
+    ];
+    for (fact, holds) in facts {
+        println!("  {fact}: {}", if *holds { "yes" } else { "NO" });
+    }
+    let raise = match tier {
+        3 => "nothing: this is the highest tier",
+        2 => {
+            "memory and pids cgroups that this user may make: run as root, or `systemd-run --user --scope -p Delegate=yes onestep ...`"
+        }
+        _ => {
+            "user namespaces: `sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000`; in a container, run it with \
+              CAP_SYS_ADMIN or with user namespaces allowed"
+        }
+    };
+    println!("  what would raise it: {raise}");
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! Memory and pids limits of one slot by control groups, of version 2 or 1, where this process may make them.
+
+use super::Limits;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The groups of one slot: one folder in version 2, one a controller in version 1. Removed when dropped.
+#[derive(Debug)]
+pub(super) struct Cgroup {
+    memory: PathBuf,
+    pids: PathBuf,
+    is_v2: bool,
+}
+
+/// Processes of a job that are ours: its first one.
+const OWN: u64 = 1;
+
+impl Cgroup {
+    /// Groups called `name` below this process's own. Error: why that is not possible here.
+    pub fn create(name: &str) -> Result<Self, String> {
+        let v2 = Self::create_v2(name);
+        match v2 {
+            Ok(group) => Ok(group),
+            Err(why_not_2) => Self::create_v1(name).map_err(|why_not_1| format!("{why_not_2}; {why_not_1}")),
+        }
+    }
+
+    fn create_v2(name: &str) -> Result<Self, String> {
+        let parent = place(None).ok_or("no cgroup v2 is mounted")?;
+        let folder = parent.join(name);
+        let text = fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default();
+        if !["memory", "pids"].iter().all(|c| text.split_ascii_whitespace().any(|found| found == *c)) {
+            return Err(format!("{}: the controllers memory and pids are not delegated", parent.display()));
+        }
+        // Possible where no process lives in the parent itself; where it is done already, nothing changes.
+        let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory +pids");
+        let group = Self { memory: folder.clone(), pids: folder.clone(), is_v2: true };
+        fs::create_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        match folder.join("memory.max").exists() && folder.join("pids.max").exists() {
+            true => Ok(group),
+            false => Err(format!("{}: memory and pids cannot be switched on for children", parent.display())),
+        }
+    }
+
+    fn create_v1(name: &str) -> Result<Self, String> {
+        let make = |controller: &str| {
+            let folder = place(Some(controller)).ok_or(format!("no cgroup v1 of {controller} is mounted"))?.join(name);
+            fs::create_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+            Ok::<_, String>(folder)
+        };
+        let memory = make("memory")?;
+        let pids = make("pids").inspect_err(|_| drop(fs::remove_dir(&memory)))?;
+        Ok(Self { memory, pids, is_v2: false })
+    }
+
+    /// Files to which a process writes 0 to join.
+    pub fn joins(&self) -> Vec<PathBuf> {
+        let mut all = vec![self.memory.join("cgroup.procs")];
+        if !self.is_v2 {
+            all.push(self.pids.join("cgroup.procs"));
+        }
+        all
+    }
+
+    /// The limits of the next job.
+    pub fn limit(&self, limits: &Limits) -> std::io::Result<()> {
+        let memory = limits.memory_bytes.to_string();
+        fs::write(self.pids.join("pids.max"), (limits.processes + OWN).to_string())?;
+        if self.is_v2 {
+            let _ = fs::write(self.memory.join("memory.swap.max"), "0"); // absent without swap
+            return fs::write(self.memory.join("memory.max"), memory);
+        }
+        let _ = fs::write(self.memory.join("memory.max_usage_in_bytes"), "0"); // the peak begins anew
+        fs::write(self.memory.join("memory.limit_in_bytes"), memory)
+    }
+
+    /// Processes that the kernel has killed for memory so far.
+    pub fn out_of_memory_kills(&self) -> u64 {
+        let name = if self.is_v2 { "memory.events" } else { "memory.oom_control" };
+        let text = fs::read_to_string(self.memory.join(name)).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// The most bytes of the last job; `None` where the kernel does not say.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        // In version 2 the peak cannot be set back, and is that of all jobs.
+        let text = (!self.is_v2).then(|| fs::read_to_string(self.memory.join("memory.max_usage_in_bytes")));
+        text?.ok()?.trim().parse().ok()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Empty by now; a dying process may hold it for a moment.
+        for folder in [&self.memory, &self.pids] {
+            for _ in 0..100 {
+                match fs::remove_dir(folder) {
+                    Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {
+                        std::thread::sleep(std::time::Duration::from_millis(10));
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
+/// The folder of this process's own group: of a version 1 controller, or of version 2.
+fn place(controller: Option<&str>) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let (root, mounted) = mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let (fields, kind): (Vec<&str>, Vec<&str>) = (before.split(' ').collect(), after.split(' ').collect());
+        let fits = match controller {
+            None => *kind.first()? == "cgroup2",
+            Some(name) => *kind.first()? == "cgroup" && kind.get(2)?.split(',').any(|option| option == name),
+        };
+        fits.then(|| (fields.get(3).copied(), fields.get(4).copied()))
+    })?;
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (_, names, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let fits = controller.map_or(names.is_empty(), |name| names.split(',').any(|found| found == name));
+        fits.then_some(path)
+    })?;
+    // A container may see only a part of the tree.
+    let inside = path.strip_prefix(root?).unwrap_or(path);
+    Some(Path::new(mounted?).join(inside.trim_start_matches('/')))
+}

@@ -1,0 +1,176 @@
+//! The system calls that a script has no use for, as filters that seal.py installs. Deny lists: Python and its libraries call much, and
+//! namespaces, Landlock and lost capabilities stand behind. Unknown and 32-bit-pointer calls do not exist.
+
+use crate::error::{Error, Result};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    sock_filter,
+};
+use std::collections::BTreeMap;
+
+/// Mounting, namespaces, other processes, the kernel, its keys and its clocks.
+const REFUSED: &[i64] = &[
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_kcmp,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_adjtimex,
+    libc::SYS_clock_adjtime,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_syslog,
+    libc::SYS_personality,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_fanotify_init,
+    libc::SYS_mknodat,
+    libc::SYS_socket,
+    libc::SYS_mbind,
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
+    libc::SYS_vhangup,
+    libc::SYS_shmget,
+    libc::SYS_semget,
+    libc::SYS_msgget,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mknod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt,
+];
+
+/// What Landlock leaves open on the host's own tree: changing modes, owners and times of files.
+const REFUSED_ON_THE_HOST: &[i64] = &[
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    libc::SYS_utimensat,
+];
+
+/// Signals to others, which Landlock confines from its version 6 on.
+const SIGNALS: &[i64] = &[libc::SYS_kill, libc::SYS_tkill, libc::SYS_tgkill, libc::SYS_pidfd_send_signal];
+
+/// The newest call that is known here (mseal); what comes later does not exist for a script.
+const LAST_CALL: u32 = 462;
+/// Flags of clone that make a namespace: time, mount, cgroup, uts, ipc, user, pid, net.
+const NAMESPACES: [u64; 8] =
+    [0x80, 0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
+
+/// Filters as bytes, in the order they are installed.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub(super) struct Filters {
+    /// For every script.
+    pub all: Vec<String>,
+    /// Also where a script lives on the host's own tree (tier 1).
+    pub host: Vec<String>,
+    /// Also there, where Landlock does not confine signals.
+    pub signals: Vec<String>,
+}
+
+/// The filters for this processor. Error: it is none that they are known for.
+pub(super) fn filters() -> Result<Filters> {
+    let eperm = SeccompAction::Errno(libc::EPERM as u32);
+    let mut refused = list(REFUSED);
+    let namespaces = NAMESPACES.iter().map(|&flag| rule(0, SeccompCmpOp::MaskedEq(flag), flag));
+    refused.insert(libc::SYS_clone, namespaces.collect::<Result<Vec<_>>>()?);
+    refused.insert(libc::SYS_prlimit64, vec![rule(0, SeccompCmpOp::Ne, 0)?]); // another process
+    refused.insert(libc::SYS_ioctl, vec![rule(1, SeccompCmpOp::Eq, libc::TIOCSTI)?]); // types into a terminal
+    let missing = list(&[libc::SYS_clone3]); // glibc then takes clone, whose flags can be seen
+    Ok(Filters {
+        all: vec![
+            hex(&known_calls()),
+            hex(&compile(missing, SeccompAction::Errno(libc::ENOSYS as u32))?),
+            hex(&compile(refused, eperm.clone())?),
+        ],
+        host: vec![hex(&compile(list(REFUSED_ON_THE_HOST), eperm.clone())?)],
+        signals: vec![hex(&compile(list(SIGNALS), eperm)?)],
+    })
+}
+
+fn list(calls: &[i64]) -> BTreeMap<i64, Vec<SeccompRule>> {
+    calls.iter().map(|&call| (call, vec![])).collect()
+}
+
+fn rule(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule> {
+    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value);
+    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(failed)
+}
+
+fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>, action: SeccompAction) -> Result<BpfProgram> {
+    let arch = std::env::consts::ARCH.try_into().map_err(failed)?;
+    SeccompFilter::new(rules, SeccompAction::Allow, action, arch).and_then(BpfProgram::try_from).map_err(failed)
+}
+
+/// Calls beyond the newest known one, x86's 32-bit-pointer ones among them, fail as if the kernel had none.
+fn known_calls() -> BpfProgram {
+    let statement = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
+    vec![
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0), // the call's number
+        statement(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, 1, LAST_CALL),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+fn hex(program: &BpfProgram) -> String {
+    let bytes = program.iter().flat_map(|s| {
+        let [c0, c1] = s.code.to_ne_bytes();
+        let [k0, k1, k2, k3] = s.k.to_ne_bytes();
+        [c0, c1, s.jt, s.jf, k0, k1, k2, k3]
+    });
+    bytes.map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::system(format!("making the sandbox's system call filter: {error}"))
+}
