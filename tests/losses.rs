@@ -6,11 +6,17 @@
 use onestep::backend::cpu::Cpu;
 use onestep::backend::oracle::Oracle;
 use onestep::backend::{Backend, KlEstimator, PpoInputs, PpoParams, ValueInputs};
-use onestep::config::LossAverage;
+use onestep::batch::{self, Group, LossBatch};
+use onestep::config::{Config, LossAverage};
+use onestep::model::config::ModelConfig;
+use onestep::model::lora::{Adapter, LoraConfig, Module};
+use onestep::model::{Activations, Model, Policy};
 use onestep::optimizer::{AdamWConfig, Optimizer, Schedule};
-use onestep::ppo::{gae, group_advantages, kl, loss_weights, whiten};
+use onestep::ppo::{Learner, Round, gae, group_advantages, kl, loss_weights, whiten};
+use onestep::rng::Philox;
 use onestep::tensor::{DType, Tensor};
 use serde_json::Value;
+use std::path::Path;
 
 /// f64 sums of at most a few hundred terms, some of which cancel.
 const F64: f64 = 1e-12;
@@ -248,5 +254,65 @@ fn adamw_with_clipping() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_minibatch_has_one_loss_in_one_pass_or_in_many() {
+    let text = r#"{"model_type": "qwen2", "vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "intermediate_size": 24, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "max_position_embeddings": 64, "tie_word_embeddings": true}"#;
+    let config = ModelConfig::from_json(text, Path::new("test")).unwrap();
+    let model = Model::random(&Cpu, config, 5, DType::F32).unwrap();
+    let ids = |n: u32, by: u32| (0..n).map(|i| (i * by + n) % 31).collect::<Vec<u32>>();
+    let groups: Vec<Group> = [(4, [1, 9]), (6, [12, 3]), (2, [5, 2])]
+        .map(|(n, lengths): (u32, [u32; 2])| Group { prompt: ids(n, 7), replies: lengths.map(|l| ids(l, 5)).to_vec() })
+        .to_vec();
+    let policy = Policy { model: &model, adapter: None };
+    let batch = LossBatch::from_groups(&Cpu, &model.config, &groups, false).unwrap();
+    let scores = batch::forward(&Cpu, policy, &batch, 1.0, false, &mut Activations::new()).unwrap();
+    let logp = Cpu.read(&scores.logp).unwrap();
+    // Behaviour a little off, so that ratios are not 1.
+    let behaviour: Vec<f32> = logp.iter().enumerate().map(|(i, l)| l + ((i % 7) as f32 - 3.0) * 0.1).collect();
+    let logprobs: Vec<Vec<f32>> = batch.samples.iter().map(|s| behaviour[s.clone()].to_vec()).collect();
+    let rewards = [1.0, -0.5, 0.25, 0.5, 0.0, 1.0];
+    for average in ["token", "sample", "reply"] {
+        let update = |micro_tokens: usize| {
+            let overrides = [
+                "samples=2".to_string(),
+                "algorithm=grpo".to_string(),
+                "learning_rate=0.0".to_string(),
+                "kl_coefficient=0.0".to_string(),
+                format!("loss_average={average}"),
+                format!("micro_tokens={micro_tokens}"),
+            ];
+            let settings = Config::load(&[], &overrides, "rl").unwrap().rl;
+            let lora = LoraConfig { rank: 2, alpha: 4.0, rslora: false, modules: Module::ALL.to_vec() };
+            let reference = Adapter::new(&Cpu, &model.config, lora, &mut Philox::new(1, 0)).unwrap();
+            let mut learner = Learner::new(&Cpu, &model, &settings, reference, None).unwrap();
+            let round = Round { groups: &groups, logprobs: &logprobs, rewards: &rewards, temperature: 1.0 };
+            (learner.update(&round).unwrap(), settings)
+        };
+        let ((whole, settings), (parts, _)) = (update(10_000), update(1));
+        // The same by hand.
+        let scored: Vec<f64> = rewards
+            .chunks(2)
+            .flat_map(|r| group_advantages(r, 2, settings.group_deviation, f64::from(settings.group_epsilon)))
+            .map(f64::from)
+            .collect();
+        let lengths: Vec<usize> = batch.samples.iter().map(|s| s.len()).collect();
+        let weights = loss_weights(settings.loss_average, &lengths, settings.reply_scale);
+        let token = |(reply, i): (usize, usize)| {
+            let (ratio, a) = (f64::from(logp[i] - behaviour[i]).exp(), scored[reply]);
+            -f64::from(weights[i]) * (ratio * a).min(ratio.clamp(1.0 - 0.2, 1.0 + 0.2) * a)
+        };
+        let expected: f64 =
+            batch.samples.iter().enumerate().flat_map(|(r, s)| s.clone().map(move |i| (r, i))).map(token).sum();
+        for found in [whole.policy.policy_loss, parts.policy.policy_loss] {
+            // Sums of 32 f32 numbers below 1.
+            assert!((found - expected).abs() < 32.0 * f64::from(f32::EPSILON), "{average}: {found} against {expected}");
+        }
+        assert!((whole.grad_norm - parts.grad_norm).abs() <= 1e-5 * whole.grad_norm, "{average}: {whole:?} {parts:?}");
+        assert!((whole.policy.entropy - parts.policy.entropy).abs() < 1e-5, "{average}");
     }
 }
