@@ -3,7 +3,12 @@
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 use crate::trajectory::Message;
+use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, ErrorKind, context};
+use regex::{Captures, Regex};
+use serde::Serialize;
+use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter, Serializer};
+use std::io::{self, Write};
 
 /// What a folder without a template of its own gets: ChatML.
 pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\
@@ -40,8 +45,9 @@ impl ChatTemplate {
             },
         );
         environment.add_function("strftime_now", strftime);
+        environment.add_filter("tojson", tojson);
         environment
-            .add_template_owned("chat", source.to_string())
+            .add_template_owned("chat", without_generation_tags(source))
             .map_err(|e| Error::content(format!("chat template: {}", chain(&e))))?;
         Ok(Self { environment, bos: bos.to_string(), eos: eos.to_string() })
     }
@@ -87,30 +93,40 @@ impl ChatTemplate {
         Ok(ids)
     }
 
-    /// The tokens of a conversation and where the agent produced them. Messages after the last reply are left out.
+    /// The tokens of a conversation and where the agent produced them: one sequence, or more where the template rewrites earlier messages
+    /// once others follow (reasoning models drop the thoughts of earlier replies). Then each reply is learnt behind the prompt that it
+    /// would be sampled from: a new sequence begins at every reply whose prompt does not continue the sequence before. Messages after the last
+    /// reply are left out.
     ///
     /// A reply is what `messages[..=i]` adds to `messages[..i]` with generation prompt, cut behind its last token of `stop_ids`
     /// (templates write a line break there that nobody samples). The boundary is one of tokens too, as it is when sampling: no
-    /// token spans it. A template whose rendering of a prefix is no prefix of the whole is an error that names the message.
-    pub fn render_with_mask(&self, messages: &[Message], tokenizer: &Tokenizer, stop_ids: &[u32]) -> Result<Masked> {
-        let mut masked = Masked { ids: Vec::new(), is_sampled: Vec::new() };
+    /// token spans it. A reply that is not rendered behind its prompt is an error that names the message.
+    pub fn render_with_mask(
+        &self,
+        messages: &[Message],
+        tokenizer: &Tokenizer,
+        stop_ids: &[u32],
+    ) -> Result<Vec<Masked>> {
+        let mut sequences: Vec<Masked> = Vec::new();
         let mut text = String::new();
-        for (i, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
-            let broken = |what: &str| {
-                Error::content(format!(
-                    "chat template, message {i} ({}): {what}; a loss mask needs a template that only ever appends",
-                    message.role
-                ))
-            };
+        for (i, _) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
             let at = |e: Error| e.context(format!("message {i}"));
             let prompt = self.render(&messages[..i], true).map_err(at)?;
             let whole = self.render(&messages[..=i], false).map_err(at)?;
-            if !prompt.starts_with(&text) {
-                return Err(broken("the messages before it are rendered differently once it is asked for"));
-            }
             if !whole.starts_with(&prompt) {
-                return Err(broken("the reply is not rendered behind the generation prompt"));
+                return Err(Error::content(format!(
+                    "chat template, message {i} (assistant): the reply is not rendered behind the generation prompt; a loss mask needs \
+                     a template whose `add_generation_prompt` writes what a reply begins with"
+                )));
             }
+            let mut masked = match sequences.pop() {
+                Some(masked) if prompt.starts_with(&text) => masked,
+                before => {
+                    sequences.extend(before);
+                    text.clear();
+                    Masked { ids: Vec::new(), is_sampled: Vec::new() }
+                }
+            };
             masked.extend(&text, &prompt, tokenizer)?;
             masked.is_sampled.resize(masked.ids.len(), false);
             masked.extend(&prompt, &whole, tokenizer)?;
@@ -118,13 +134,11 @@ impl ChatTemplate {
             let sampled = reply.iter().rposition(|id| stop_ids.contains(id)).map_or(reply.len(), |end| end + 1);
             masked.is_sampled.resize(masked.is_sampled.len() + sampled, true);
             masked.is_sampled.resize(masked.ids.len(), false);
+            sequences.push(masked);
             text = whole;
         }
-        if let Some(end) = masked.is_sampled.iter().rposition(|&s| s) {
-            masked.ids.truncate(end + 1);
-            masked.is_sampled.truncate(end + 1);
-        }
-        Ok(masked)
+        sequences.iter_mut().for_each(Masked::trim);
+        Ok(sequences)
     }
 }
 
@@ -139,6 +153,60 @@ impl Masked {
             self.ids.extend(tokenizer.encode(&whole[done.len()..])?);
         }
         Ok(())
+    }
+
+    /// Leaves out what stands behind the last sampled token.
+    fn trim(&mut self) {
+        let end = self.is_sampled.iter().rposition(|&s| s).map_or(0, |last| last + 1);
+        self.ids.truncate(end);
+        self.is_sampled.truncate(end);
+    }
+}
+
+/// `{% generation %}` and `{% endgeneration %}`, with which templates mark replies for transformers, as a block that is always there; where
+/// they strip white space, it does.
+fn without_generation_tags(source: &str) -> String {
+    let Ok(tags) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else { return source.to_string() };
+    let block =
+        |c: &Captures| format!("{{%{} {} {}%}}", &c[1], if c.get(2).is_some() { "endif" } else { "if true" }, &c[3]);
+    tags.replace_all(source, block).into_owned()
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, which is what transformers gives templates under this name.
+fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
+    let indent = indent.map_or_else(|| options.get::<Option<Value>>("indent"), |indent| Ok(Some(indent)))?;
+    let indent = indent.filter(|i| !i.is_none()).map(usize::try_from).transpose()?;
+    options.assert_all_used()?;
+    let mut text = Vec::new();
+    let written = match indent.map(|n| " ".repeat(n)) {
+        Some(indent) => {
+            let lines = PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut Serializer::with_formatter(&mut text, lines))
+        }
+        None => value.serialize(&mut Serializer::with_formatter(&mut text, Spaced(CompactFormatter))),
+    };
+    let wrong = |e: &dyn std::fmt::Display| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"));
+    written.map_err(|e| wrong(&e))?;
+    Ok(Value::from(String::from_utf8(text).map_err(|e| wrong(&e))?))
+}
+
+/// JSON in one line as Python writes it: a space behind `,` and `:`.
+struct Spaced(CompactFormatter);
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_array_value(writer, first)?;
+        if first { Ok(()) } else { writer.write_all(b" ") }
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(writer, first)?;
+        if first { Ok(()) } else { writer.write_all(b" ") }
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(writer)?;
+        writer.write_all(b" ")
     }
 }
 
@@ -230,7 +298,7 @@ mod tests {
         let check = |source: &str, expected: &[&str]| {
             let template = ChatTemplate::new(source, "<s>", "<|im_end|>").unwrap();
             let stop = template.stop_ids(&tokenizer).unwrap();
-            let masked = template.render_with_mask(&talk(), &tokenizer, &stop).unwrap();
+            let masked = template.render_with_mask(&talk(), &tokenizer, &stop).unwrap().remove(0);
             assert_eq!(sampled(&masked, &tokenizer), expected);
             let prompt = template.prompt_ids(&talk()[..2], &tokenizer).unwrap();
             assert_eq!(masked.ids[..prompt.len()], prompt, "trained on what is sampled from");
@@ -259,22 +327,31 @@ mod tests {
         longer.push(Message::new("user", "three?"));
         let mask = |messages: &[Message]| template.render_with_mask(messages, &tokenizer, &[257]).unwrap();
         assert_eq!(mask(&longer), mask(&talk()));
-        assert!(mask(&longer[..2]).ids.is_empty(), "no reply, no tokens");
+        assert!(mask(&longer[..2]).is_empty(), "no reply, no tokens");
     }
 
     #[test]
-    fn a_template_that_rewrites_earlier_messages_is_refused_with_the_message() {
+    fn where_a_template_rewrites_earlier_messages_each_reply_has_its_own_prompt() {
         // As reasoning models do: thoughts stay in the last reply only.
         let forgetful = "{% for m in messages %}{{ m.role }}:{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}\
                          {% if add_generation_prompt %}assistant:{% endif %}";
         let tokenizer = byte_tokenizer(&[]);
         let template = ChatTemplate::new(forgetful, "", "").unwrap();
-        let error = template.render_with_mask(&talk()[1..], &tokenizer, &[257]).unwrap_err();
-        assert!(error.to_string().contains("message 3") && error.to_string().contains("append"), "{error}");
+        let sequences = template.render_with_mask(&talk()[1..], &tokenizer, &[257]).unwrap();
+        let texts: Vec<String> = sequences.iter().map(|m| tokenizer.decode(&m.ids)).collect();
+        let first = "user:one?<|im_end|>assistant:1<|im_end|>";
+        assert_eq!(texts, [first, "user:one?<|im_end|>assistant:<|im_end|>user:two?<|im_end|>assistant:2\n<|im_end|>"]);
+        assert_eq!(sampled(&sequences[0], &tokenizer), ["1<|im_end|>"]);
+        assert_eq!(sampled(&sequences[1], &tokenizer), ["2\n<|im_end|>"]);
+    }
+
+    #[test]
+    fn a_template_that_does_not_begin_replies_with_its_prompt_is_refused_with_the_message() {
+        let tokenizer = byte_tokenizer(&[]);
         let no_prompt = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}GO{% endif %}";
         let template = ChatTemplate::new(no_prompt, "", "").unwrap();
         let error = template.render_with_mask(&talk(), &tokenizer, &[257]).unwrap_err();
-        assert!(error.to_string().contains("message 2"), "{error}");
+        assert!(error.to_string().contains("message 2") && error.to_string().contains("generation prompt"), "{error}");
     }
 
     #[test]

@@ -161,7 +161,7 @@ choice! {
 }
 choice! {
     /// How the loss of tokens is averaged.
-    LossAverage { Token, Sample }
+    LossAverage { Token, Sample, Reply }
 }
 
 impl Reward {

@@ -22,10 +22,12 @@ pub struct Example {
 }
 
 const SHAREGPT: &str = r#"{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}"#;
+const NO_REPLY: &str = "no reply of the agent, so nothing to learn from; expected at least one assistant message";
 const MESSAGES: &str = r#"{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}"#;
 
 /// Reads supervised data. The format shows in the content, item by item: ShareGPT (`conversations`), OpenAI (`messages`) or
 /// trajectories (`steps`, each step an example, from its own ids where it has some); one JSON object a line, or one JSON array.
+/// A conversation is one example, or several where the template rewrites earlier messages (see `ChatTemplate::render_with_mask`).
 ///
 /// Refused, with file and line (or item): anything malformed, an empty file, an example without a reply of the agent, and one
 /// longer than `max_tokens`: cutting it would teach replies to prompts that were never seen whole.
@@ -84,11 +86,17 @@ impl Reader<'_> {
             return Ok(());
         }
         let messages = conversation(object, place)?;
-        examples.push(self.example(self.conversation(&messages), place, place)?);
+        let sequences = self.conversation(&messages).map_err(|e| e.context(place))?;
+        if sequences.is_empty() {
+            return Err(Error::content(format!("{place}: {NO_REPLY}")));
+        }
+        for masked in sequences {
+            examples.push(self.example(Ok(masked), place, place)?);
+        }
         Ok(())
     }
 
-    fn conversation(&self, messages: &[Message]) -> Result<Masked> {
+    fn conversation(&self, messages: &[Message]) -> Result<Vec<Masked>> {
         self.template.render_with_mask(messages, self.tokenizer, &self.stop_ids)
     }
 
@@ -98,7 +106,7 @@ impl Reader<'_> {
             let mut messages = step.prompt.clone();
             messages.push(Message::new("assistant", step.reply.as_str()));
             // Earlier replies are part of what the agent saw, not of this step.
-            let mut masked = self.conversation(&messages)?;
+            let Some(mut masked) = self.conversation(&messages)?.pop() else { return Err(Error::content(NO_REPLY)) };
             let reply = masked.is_sampled.iter().rposition(|&s| !s).map_or(0, |end| end + 1);
             masked.is_sampled[..reply].fill(false);
             return Ok(masked);
@@ -117,9 +125,7 @@ impl Reader<'_> {
         let Masked { ids, is_sampled } = masked.map_err(|e| e.context(place))?;
         let wrong = |what: String| Err(Error::content(format!("{place}: {what}")));
         if !is_sampled.contains(&true) {
-            return wrong(
-                "no reply of the agent, so nothing to learn from; expected at least one assistant message".into(),
-            );
+            return wrong(NO_REPLY.into());
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.tokenizer.vocab_size()) {
             return wrong(format!("token id {id}; this tokenizer's ids end at {}", self.tokenizer.vocab_size() - 1));

@@ -49,6 +49,19 @@ pub fn whiten(values: &mut [f32]) {
     values.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) * scale) as f32);
 }
 
+/// The share of each token in the loss of a minibatch with replies of `lengths` tokens, one after the other. `Token`: 1 / tokens
+/// (DAPO, arXiv 2503.14476 eq. 8); `Sample`: 1 / (replies * reply_scale) (Dr. GRPO, arXiv 2503.20783); `Reply`: 1 / (replies * tokens of
+/// its reply) (GRPO, arXiv 2402.03300 eq. 3).
+pub fn loss_weights(average: LossAverage, lengths: &[usize], reply_scale: f32) -> Vec<f32> {
+    let (tokens, replies) = (lengths.iter().sum::<usize>() as f32, lengths.len() as f32);
+    let share = |length: usize| match average {
+        LossAverage::Token => 1.0 / tokens,
+        LossAverage::Sample => 1.0 / (replies * reply_scale),
+        LossAverage::Reply => 1.0 / (replies * length as f32),
+    };
+    lengths.iter().flat_map(|&n| std::iter::repeat_n(share(n), n)).collect()
+}
+
 /// 1 - Var(target - value) / Var(target); `None` when the targets do not vary.
 pub fn explained_variance(values: &[f32], targets: &[f32]) -> Option<f64> {
     let variance = |x: &[f64]| {
@@ -249,16 +262,15 @@ impl<'a> Learner<'a> {
         for epoch in 0..settings.epochs {
             for (index, minibatch) in minibatches.iter().enumerate() {
                 let span = minibatch[0].tokens.start..minibatch[minibatch.len() - 1].tokens.end;
-                let replies: usize = minibatch.iter().map(|m| m.batch.samples.len()).sum();
-                let weight = match settings.loss_average {
-                    LossAverage::Token => 1.0 / span.len() as f32,
-                    LossAverage::Sample => 1.0 / (replies as f32 * settings.reply_scale),
-                };
+                let replies: Vec<usize> =
+                    minibatch.iter().flat_map(|m| m.batch.samples.iter().map(Range::len)).collect();
+                let weight = loss_weights(settings.loss_average, &replies, settings.reply_scale);
                 actor_grads.zero(backend)?;
                 let mut sums = Sums::default();
                 for micro in minibatch {
                     let part = |all: &[f32]| self.vector(&all[micro.tokens.clone()]);
-                    let weights = self.vector(&vec![weight; micro.tokens.len()])?;
+                    let here = micro.tokens.start - span.start..micro.tokens.end - span.start;
+                    let weights = self.vector(&weight[here])?;
                     let inputs = [part(&behaviour)?, part(&reference)?, part(&advantages)?];
                     let scores =
                         self.actor_pass(micro, round.temperature, &inputs, &weights, &mut actor_grads, &mut sums)?;
@@ -292,7 +304,7 @@ impl<'a> Learner<'a> {
                     grads.zero(backend)?;
                     dhead.iter_mut().try_for_each(|t| backend.fill(t, 0.0))?;
                 }
-                sums.finish(&mut stats, f64::from(weight) * span.len() as f64, critic_grads.is_some());
+                sums.finish(&mut stats, weight.iter().map(|&w| f64::from(w)).sum(), critic_grads.is_some());
             }
         }
         self.updates += 1;

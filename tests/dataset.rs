@@ -88,6 +88,20 @@ fn openai_messages_and_sharegpt_are_read_in_lines_and_in_arrays() {
 }
 
 #[test]
+fn a_conversation_is_an_example_a_reply_where_the_template_rewrites_earlier_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.jsonl");
+    let talk = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}"#;
+    std::fs::write(&path, talk).unwrap();
+    let forgetful = "{% for m in messages %}{{ m.role }}:{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}\
+                     {% if add_generation_prompt %}assistant:{% endif %}";
+    let tokenizer = tokenizer();
+    let examples = load(&path, &tokenizer, &ChatTemplate::new(forgetful, "", "").unwrap(), 1000).unwrap();
+    let expected = [("b<|im_end|>".to_string(), "data.jsonl:1"), ("d<|im_end|>".to_string(), "data.jsonl:1")];
+    assert_eq!(learned(&examples), expected);
+}
+
+#[test]
 fn each_step_of_a_trajectory_is_an_example_with_a_loss_on_its_own_reply() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t.jsonl");
