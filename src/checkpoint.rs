@@ -32,17 +32,20 @@ pub fn read_config(dir: &Path) -> Result<ModelConfig> {
 
 /// Writes config.json and model.safetensors to the folder `dir` (made when missing), the weights in `dtype`: f32, f16 or bf16.
 pub fn save_model(dir: &Path, model: &Model, dtype: DType) -> Result<()> {
-    let torch_dtype = match dtype {
-        DType::F32 => "float32",
-        DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
-        DType::F64 | DType::I32 => {
-            return Err(Error::usage(format!("a model is stored in f32, f16 or bf16, not {dtype:?}")));
-        }
-    };
+    let torch_dtype = torch_dtype(dtype)?;
     make_folder(dir)?;
     weights::save(&dir.join("model.safetensors"), &named(&model.names, &model.weights), Some(dtype))?;
     write_whole(&dir.join("config.json"), model.config.to_json(torch_dtype).as_bytes())
+}
+
+/// The name in config.json of the type that weights are stored in. Error: none of f32, f16 and bf16.
+pub fn torch_dtype(dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F32 => Ok("float32"),
+        DType::F16 => Ok("float16"),
+        DType::BF16 => Ok("bfloat16"),
+        DType::F64 | DType::I32 => Err(Error::usage(format!("a model is stored in f32, f16 or bf16, not {dtype:?}"))),
+    }
 }
 
 const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -276,6 +279,7 @@ pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
         "added_tokens.json",
         "vocab.json",
         "merges.txt",
+        "tokenizer.model",
     ] {
         let path = from.join(name);
         if path.exists() {
