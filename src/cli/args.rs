@@ -65,7 +65,7 @@ pub struct RunArgs {
     /// Adapter folder in PEFT layout
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Data: conversations or trajectories (JSON, JSONL)
+    /// Data: conversations or trajectories (JSON, JSONL, parquet)
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Folder the run writes to
@@ -326,12 +326,24 @@ pub enum DataCommand {
         /// Model folder (its tokenizer and chat template)
         #[arg(long, value_name = "DIR")]
         model: PathBuf,
-        /// Conversations or trajectories (JSON, JSONL)
+        /// Conversations or trajectories (JSON, JSONL, parquet)
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
         /// Number of examples
         #[arg(long, short = 'n', value_name = "N", default_value_t = 3)]
         examples: usize,
+        /// Settings, section.key=value (bare keys: [sft])
+        #[arg(value_name = "KEY=VALUE")]
+        overrides: Vec<String>,
+    },
+    /// Check a data file: formats, lengths, masks, and every problem with its place; exit code 2 when sft would refuse it
+    Validate {
+        /// Model folder (its tokenizer and chat template)
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// Conversations or trajectories (JSON, JSONL, parquet)
+        #[arg(long, value_name = "FILE")]
+        data: PathBuf,
         /// Settings, section.key=value (bare keys: [sft])
         #[arg(value_name = "KEY=VALUE")]
         overrides: Vec<String>,
