@@ -17,6 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// More dimensions than any weight has.
 const MAX_RANK: usize = 8;
 
+/// Bytes of a file's name, as Linux takes them.
+const MAX_NAME: usize = 255;
+
 /// A read-only map of a whole file.
 struct FileMap(memmap2::Mmap);
 
@@ -81,11 +84,17 @@ impl WeightMap {
                 index.display()
             ))
         })?;
+        if parsed.weight_map.is_empty() {
+            return Err(Error::content(format!(
+                "{}: weight_map is empty; expected the model's tensors",
+                index.display()
+            )));
+        }
         let mut shards: Vec<Shard> = Vec::new();
         let mut by_file = HashMap::new();
         let mut places = BTreeMap::new();
         for (name, file) in parsed.weight_map {
-            if Path::new(&file).file_name() != Some(file.as_ref()) {
+            if Path::new(&file).file_name() != Some(file.as_ref()) || file.contains('\0') || file.len() > MAX_NAME {
                 return Err(Error::content(format!(
                     "{}: {name}: the shard {file:?} must be a file name in the same folder",
                     index.display()

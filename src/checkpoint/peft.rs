@@ -66,36 +66,37 @@ pub fn load_adapter(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result
             return Err(Error::content(format!("{}: tensors {other} and {name} are one", path.display())));
         }
     }
+    // Every tensor is looked at before memory is taken for its rank.
+    let mut found = Vec::new();
+    for (&(layer, module), pair) in &pairs {
+        let (n, k) = module.shape(model);
+        let mut get = |part: &str, shape: [usize; 2]| {
+            let name = format!("{}.{part}.weight", module.path(layer));
+            let stored = stored.remove(&name);
+            let tensor = map.get(stored.unwrap_or(&format!("{PREFIX}{name}")), &shape)?;
+            match tensor.dtype() {
+                DType::I32 => Err(Error::content(format!("{}: tensor {name} holds integers", path.display()))),
+                _ => Ok(tensor),
+            }
+        };
+        found.push((layer, module, pair, get("lora_A", [pair.rank, k])?, get("lora_B", [n, pair.rank])?));
+    }
+    if let Some(other) = stored.into_values().next() {
+        return Err(Error::content(format!(
+            "{}: tensor {other} belongs to no adapted layer of the model",
+            path.display()
+        )));
+    }
     let shared = settings.shared(&pairs);
-    let scale = shared.scale();
+    let (scale, rank) = (shared.scale(), shared.rank);
     let mut adapter = Adapter::zeros(be, model, shared)?;
-    for layer in 0..model.layers {
-        for module in adapter.config.modules.clone() {
-            let Some(pair) = pairs.get(&(layer, module)) else { continue };
-            let (n, k) = module.shape(model);
-            let mut get = |part: &str, shape: [usize; 2]| {
-                let name = format!("{}.{part}.weight", module.path(layer));
-                let stored = stored.remove(&name);
-                let tensor = map.get(stored.unwrap_or(&format!("{PREFIX}{name}")), &shape)?;
-                match tensor.dtype() {
-                    DType::I32 => Err(Error::content(format!("{}: tensor {name} holds integers", path.display()))),
-                    _ => Ok(weights::converted(&tensor, DType::F64)),
-                }
-            };
-            let (a, b) = (get("lora_A", [pair.rank, k])?, get("lora_B", [n, pair.rank])?);
-            let rank = adapter.config.rank;
-            let factor = f64::from(pair.scale(settings.rslora)) / f64::from(scale);
-            let place = adapter.place(layer, module).unwrap_or_default();
-            be.write(&mut adapter.tensors[place], &resized(&a, [rank, k], 1.0))?;
-            be.write(&mut adapter.tensors[place + 1], &resized(&b, [n, rank], factor))?;
-        }
+    for (layer, module, pair, a, b) in found {
+        let factor = f64::from(pair.scale(settings.rslora)) / f64::from(scale);
+        let (place, shape) = (adapter.place(layer, module).unwrap_or_default(), module.shape(model));
+        be.write(&mut adapter.tensors[place], &resized(&a, [rank, shape.1], 1.0))?;
+        be.write(&mut adapter.tensors[place + 1], &resized(&b, [shape.0, rank], factor))?;
     }
-    match stored.into_values().next() {
-        None => Ok(adapter),
-        Some(other) => {
-            Err(Error::content(format!("{}: tensor {other} belongs to no adapted layer of the model", path.display())))
-        }
-    }
+    Ok(adapter)
 }
 
 /// A tensor's name in the base model: without PEFT's prefix, which a few programs leave out, and without the adapter's name, which early
@@ -108,6 +109,10 @@ fn canonical(name: &str) -> String {
 
 /// `matrix` times `factor` in the upper left corner of zeros.
 fn resized(matrix: &Tensor, shape: [usize; 2], factor: f64) -> Tensor {
+    if factor == 1.0 && matrix.shape() == shape {
+        return weights::converted(matrix, DType::F32);
+    }
+    let matrix = weights::converted(matrix, DType::F64);
     let mut out = Tensor::zeros(&shape, DType::F64);
     let rows = out.slice_mut::<f64>().chunks_exact_mut(shape[1]);
     for (to, from) in rows.zip(matrix.slice::<f64>().chunks_exact(matrix.columns())) {
@@ -166,6 +171,11 @@ fn is_named(path: &str, name: &str) -> bool {
 /// A key of rank_pattern or alpha_pattern: a path, the end of one, or a regular expression for it.
 struct Pattern(Regex);
 
+/// The expression for a whole path. Its automaton is kept small: a line of text must not ask for megabytes.
+fn whole(text: &str) -> std::result::Result<Regex, regex::Error> {
+    regex::RegexBuilder::new(&format!("^(?:{text})$")).size_limit(1 << 18).build()
+}
+
 /// Options that change what an adapter does and that are not ours.
 const UNSUPPORTED: [&str; 16] = [
     "corda_config",
@@ -222,7 +232,7 @@ impl<'a> Settings<'a> {
         let pattern = |key: &str| -> Result<Vec<(Pattern, &Value)>> {
             let Some(value) = get(key) else { return Ok(vec![]) };
             let object = value.as_object().ok_or_else(|| fail(key, format!("found {value}, expected an object")))?;
-            let compiled = |(text, value)| match Regex::new(&format!(r"^(?:.*\.)?(?:{text})$")) {
+            let compiled = |(text, value)| match whole(&format!(r"(?:.*\.)?(?:{text})")) {
                 Ok(regex) => Ok((Pattern(regex), value)),
                 Err(error) => Err(fail(key, format!("{text:?} is no pattern that can be matched: {error}"))),
             };
@@ -241,7 +251,7 @@ impl<'a> Settings<'a> {
         let targets = match get(key) {
             None => Targets::Names(vec!["q_proj".into(), "v_proj".into()]),
             Some(Value::String(all)) if all.eq_ignore_ascii_case("all-linear") => Targets::AllLinear,
-            Some(Value::String(text)) => match Regex::new(&format!("^(?:{text})$")) {
+            Some(Value::String(text)) => match whole(text) {
                 Ok(regex) => Targets::Regex(regex),
                 Err(error) => {
                     return Err(fail(key, format!("{text:?} is no regular expression that can be matched: {error}")));
