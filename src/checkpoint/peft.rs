@@ -93,6 +93,11 @@ pub fn load_adapter(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result
     for (layer, module, pair, a, b) in found {
         let factor = f64::from(pair.scale(settings.rslora)) / f64::from(scale);
         let (place, shape) = (adapter.place(layer, module).unwrap_or_default(), module.shape(model));
+        if pair.rank == rank && factor == 1.0 {
+            be.write(&mut adapter.tensors[place], &a)?;
+            be.write(&mut adapter.tensors[place + 1], &b)?;
+            continue;
+        }
         be.write(&mut adapter.tensors[place], &resized(&a, [rank, shape.1], 1.0))?;
         be.write(&mut adapter.tensors[place + 1], &resized(&b, [shape.0, rank], factor))?;
     }
@@ -109,9 +114,6 @@ fn canonical(name: &str) -> String {
 
 /// `matrix` times `factor` in the upper left corner of zeros.
 fn resized(matrix: &Tensor, shape: [usize; 2], factor: f64) -> Tensor {
-    if factor == 1.0 && matrix.shape() == shape {
-        return weights::converted(matrix, DType::F32);
-    }
     let matrix = weights::converted(matrix, DType::F64);
     let mut out = Tensor::zeros(&shape, DType::F64);
     let rows = out.slice_mut::<f64>().chunks_exact_mut(shape[1]);

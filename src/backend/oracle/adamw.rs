@@ -33,7 +33,7 @@ pub fn merge_lora<R: Real>(w: &mut Tensor, lora: &Lora) {
     for (n, row) in merged.chunks_exact_mut(k).enumerate() {
         change.fill(R::zero());
         for j in 0..r {
-            change.iter_mut().zip(&a[j * k..]).for_each(|(sum, &a)| *sum = *sum + b[n * r + j] * a);
+            change.iter_mut().zip(&a[j * k..]).for_each(|(sum, &a)| *sum += b[n * r + j] * a);
         }
         row.iter_mut().zip(&change).for_each(|(w, &change)| *w += scale * change);
     }
