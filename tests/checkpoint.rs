@@ -261,7 +261,7 @@ fn ranks_and_alphas_by_pattern_make_one_adapter_that_does_the_same() {
         for (layer, module, rank, alpha) in pairs {
             let (n, k) = module.shape(&model);
             let (a, b) = (random(&[rank, k], DType::BF16), random(&[n, rank], DType::F16));
-            let scale = f64::from(alpha) / if rslora { (rank as f64).sqrt() } else { rank as f64 };
+            let scale = alpha / if rslora { (rank as f64).sqrt() } else { rank as f64 };
             let (wide_a, wide_b) = [&a, &b].map(|t| onestep::weights::converted(t, DType::F64)).into();
             let (wide_a, wide_b) = (wide_a.slice::<f64>(), wide_b.slice::<f64>());
             let cell = |i: usize| (0..rank).map(|j| wide_b[i / k * rank + j] * wide_a[j * k + i % k]).sum::<f64>();
