@@ -1,17 +1,19 @@
 //! Models, adapters and optimizers in folders, and checkpoints that appear whole: Hugging Face and PEFT layouts.
 
+mod peft;
+
+pub use peft::{load_adapter, save_adapter};
+
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::files::{self, write_whole};
 use crate::model::Model;
 use crate::model::config::ModelConfig;
-use crate::model::lora::{Adapter, LoraConfig, Module};
 use crate::optimizer::Optimizer;
 use crate::tensor::{DType, Tensor};
 use crate::weights::{self, WeightMap};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// Loads the Hugging Face folder `dir`: config.json and safetensors. Weights stay in the map, in the type they are stored in.
@@ -32,135 +34,20 @@ pub fn read_config(dir: &Path) -> Result<ModelConfig> {
 
 /// Writes config.json and model.safetensors to the folder `dir` (made when missing), the weights in `dtype`: f32, f16 or bf16.
 pub fn save_model(dir: &Path, model: &Model, dtype: DType) -> Result<()> {
-    let torch_dtype = match dtype {
-        DType::F32 => "float32",
-        DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
-        DType::F64 | DType::I32 => {
-            return Err(Error::usage(format!("a model is stored in f32, f16 or bf16, not {dtype:?}")));
-        }
-    };
+    let torch_dtype = torch_dtype(dtype)?;
     make_folder(dir)?;
     weights::save(&dir.join("model.safetensors"), &named(&model.names, &model.weights), Some(dtype))?;
     write_whole(&dir.join("config.json"), model.config.to_json(torch_dtype).as_bytes())
 }
 
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-/// What PEFT puts before the names of the base model.
-const PEFT_PREFIX: &str = "base_model.model.";
-
-/// Writes `adapter` in PEFT layout to the folder `dir` (made when missing); `base` is what the base model is called or where it lies.
-pub fn save_adapter(dir: &Path, adapter: &Adapter, base: &str) -> Result<()> {
-    make_folder(dir)?;
-    let names: Vec<String> = adapter.names.iter().map(|name| format!("{PEFT_PREFIX}{name}")).collect();
-    weights::save(&dir.join(ADAPTER_WEIGHTS), &named(&names, &adapter.tensors), None)?;
-    let LoraConfig { rank, alpha, rslora, modules } = &adapter.config;
-    let config = json!({
-        "base_model_name_or_path": base,
-        "bias": "none",
-        "inference_mode": true,
-        "init_lora_weights": true,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "peft_type": "LORA",
-        "r": rank,
-        "target_modules": modules.iter().map(|module| module.name()).collect::<Vec<_>>(),
-        "task_type": "CAUSAL_LM",
-        "use_rslora": rslora,
-    });
-    write_json(&dir.join(ADAPTER_CONFIG), &config)
-}
-
-/// Loads a PEFT folder as an adapter of `model`. Errors name file and key: options that change what an adapter does and that
-/// this program does not have (patterns, modules to save, biases, DoRA), other modules, tensors missing, left over or of another shape.
-pub fn load_adapter(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result<Adapter> {
-    let mut adapter = Adapter::zeros(be, model, read_adapter_config(&dir.join(ADAPTER_CONFIG))?)?;
-    let map = WeightMap::open_file(&dir.join(ADAPTER_WEIGHTS))?;
-    for (name, tensor) in adapter.names.iter().zip(&mut adapter.tensors) {
-        be.write(tensor, &map.get(&format!("{PEFT_PREFIX}{name}"), tensor.shape())?)?;
+/// The name in config.json of the type that weights are stored in. Error: none of f32, f16 and bf16.
+pub fn torch_dtype(dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F32 => Ok("float32"),
+        DType::F16 => Ok("float16"),
+        DType::BF16 => Ok("bfloat16"),
+        DType::F64 | DType::I32 => Err(Error::usage(format!("a model is stored in f32, f16 or bf16, not {dtype:?}"))),
     }
-    if let Some(other) =
-        map.names().find(|n| !n.strip_prefix(PEFT_PREFIX).is_some_and(|n| adapter.names.iter().any(|a| a == n)))
-    {
-        return Err(Error::content(format!(
-            "{}: tensor {other} belongs to no adapted layer of the model",
-            dir.join(ADAPTER_WEIGHTS).display()
-        )));
-    }
-    Ok(adapter)
-}
-
-fn read_adapter_config(path: &Path) -> Result<LoraConfig> {
-    let fail = |key: &str, what: String| Error::content(format!("{}: {key}: {what}", path.display()));
-    let map: Map<String, Value> = read_json(path)?;
-    let get = |key: &str| map.get(key).filter(|value| !value.is_null());
-    if get("peft_type").is_some_and(|v| v != "LORA") {
-        return Err(fail("peft_type", format!("found {}, expected \"LORA\"", map["peft_type"])));
-    }
-    if get("bias").is_some_and(|v| v != "none") {
-        return Err(fail("bias", format!("found {}, expected \"none\"", map["bias"])));
-    }
-    for key in [
-        "alpha_pattern",
-        "corda_config",
-        "eva_config",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "layer_replication",
-        "layers_pattern",
-        "layers_to_transform",
-        "lora_bias",
-        "megatron_config",
-        "modules_to_save",
-        "rank_pattern",
-        "target_parameters",
-        "trainable_token_indices",
-        "use_dora",
-        "use_qalora",
-        "alora_invocation_tokens",
-        "arrow_config",
-    ] {
-        let unused = |v: &Value| match v {
-            Value::Bool(on) => !on,
-            Value::Array(list) => list.is_empty(),
-            Value::Object(map) => map.is_empty(),
-            _ => false,
-        };
-        if let Some(value) = get(key).filter(|value| !unused(value)) {
-            return Err(fail(
-                key,
-                format!("found {value}; this option is not supported, expected null, false or empty"),
-            ));
-        }
-    }
-    let rank = get("r").and_then(Value::as_u64).filter(|&r| (1..=65_536).contains(&r));
-    let alpha = get("lora_alpha").and_then(Value::as_f64).filter(|a| *a > 0.0);
-    let rslora = match get("use_rslora") {
-        None => false,
-        Some(Value::Bool(on)) => *on,
-        Some(value) => return Err(fail("use_rslora", format!("found {value}, expected true or false"))),
-    };
-    let valid = Module::ALL.map(Module::name).join(", ");
-    let modules = match get("target_modules") {
-        Some(Value::String(all)) if all == "all-linear" => Module::ALL.to_vec(),
-        Some(Value::Array(list)) => list
-            .iter()
-            .map(|value| {
-                Module::ALL
-                    .into_iter()
-                    .find(|module| value == module.name())
-                    .ok_or_else(|| fail("target_modules", format!("found {value}; valid are {valid}")))
-            })
-            .collect::<Result<_>>()?,
-        _ => return Err(fail("target_modules", format!("expected a list of some of {valid}, or \"all-linear\""))),
-    };
-    Ok(LoraConfig {
-        rank: rank.ok_or_else(|| fail("r", "expected a whole number from 1 to 65536".into()))? as usize,
-        alpha: alpha.ok_or_else(|| fail("lora_alpha", "expected a positive number".into()))? as f32,
-        rslora,
-        modules,
-    })
 }
 
 /// Writes an optimizer's state so that `load_optimizer` continues bit for bit.
@@ -276,6 +163,7 @@ pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
         "added_tokens.json",
         "vocab.json",
         "merges.txt",
+        "tokenizer.model",
     ] {
         let path = from.join(name);
         if path.exists() {

@@ -1,12 +1,19 @@
-//! Supervised data: ShareGPT, OpenAI `messages` or trajectories in; token ids with their loss mask, splits and packs out.
+//! Supervised data: ShareGPT, OpenAI `messages`, Alpaca or trajectories in; token ids with their loss mask, splits and packs out.
 //! Reads whole files into memory; runs no model.
+
+mod file;
+mod format;
+mod validate;
+
+pub use validate::{Report, Severity, validate};
 
 use crate::chat::{ChatTemplate, Masked};
 use crate::error::{Error, Result};
 use crate::rng::Philox;
 use crate::tokenizer::Tokenizer;
 use crate::trajectory::{self, Message, Step};
-use serde_json::{Map, Value};
+use format::{EXPECTED, Format, brief};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -17,48 +24,28 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// (T): true where the agent produced the token, which is where there is a loss. At least one is true.
     pub is_sampled: Vec<bool>,
-    /// Where it came from: `file:line`, or `file: item N` inside a JSON array. Steps of one trajectory share it.
+    /// Where it came from: `file:line`, `file: item N` inside a JSON array, `file: row N` of parquet. Steps of one trajectory share it.
     pub source: String,
 }
 
-const SHAREGPT: &str = r#"{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}"#;
 const NO_REPLY: &str = "no reply of the agent, so nothing to learn from; expected at least one assistant message";
-const MESSAGES: &str = r#"{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}"#;
 
-/// Reads supervised data. The format shows in the content, item by item: ShareGPT (`conversations`), OpenAI (`messages`) or
-/// trajectories (`steps`, each step an example, from its own ids where it has some); one JSON object a line, or one JSON array.
-/// A conversation is one example, or several where the template rewrites earlier messages (see `ChatTemplate::render_with_mask`).
+/// Reads supervised data. The format shows in the content, item by item: ShareGPT (`conversations`), OpenAI (`messages`), Alpaca
+/// (`instruction`) or trajectories (`steps`, each step an example, from its own ids where it has some); one JSON object a line, one JSON
+/// array, or the rows of a parquet file. A conversation is one example, or several where the template rewrites earlier messages (see
+/// `ChatTemplate::render_with_mask`).
 ///
-/// Refused, with file and line (or item): anything malformed, an empty file, an example without a reply of the agent, and one
+/// Refused, with file and line (or item, or row): anything malformed, an empty file, an example without a reply of the agent, and one
 /// longer than `max_tokens`: cutting it would teach replies to prompts that were never seen whole.
 pub fn load(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, max_tokens: usize) -> Result<Vec<Example>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
-    let text = std::str::from_utf8(&bytes).map_err(|e| {
-        let line = bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
-        Error::content(format!("{}:{line}: not UTF-8 text; expected JSON such as {MESSAGES}", path.display()))
-    })?;
-    let text = text.trim_start_matches('\u{feff}');
-    let reader = Reader { tokenizer, template, stop_ids: template.stop_ids(tokenizer)?, max_tokens };
+    let reader = Reader::new(tokenizer, template, max_tokens)?;
     let mut examples = Vec::new();
-    if text.trim_start().starts_with('[') {
-        let items: Vec<Value> = serde_json::from_str(text).map_err(|e| {
-            Error::content(format!("{}:{}: {e}; expected a JSON array of {SHAREGPT}", path.display(), e.line()))
-        })?;
-        for (i, item) in items.into_iter().enumerate() {
-            reader.read(item, &format!("{}: item {}", path.display(), i + 1), &mut examples)?;
-        }
-    } else {
-        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let place = format!("{}:{}", path.display(), i + 1);
-            let item = serde_json::from_str(line).map_err(|e| {
-                Error::content(format!("{place}: {e}; expected one JSON object a line, such as {MESSAGES}"))
-            })?;
-            reader.read(item, &place, &mut examples)?;
-        }
+    for (place, item) in file::items(path)? {
+        examples.extend(reader.read(&item?, &place)?.examples);
     }
     if examples.is_empty() {
         return Err(Error::content(format!(
-            "{}: no examples in it; expected at least one line such as {MESSAGES}",
+            "{}: no examples in it; expected at least one line such as {EXPECTED}",
             path.display()
         )));
     }
@@ -72,28 +59,38 @@ struct Reader<'a> {
     max_tokens: usize,
 }
 
-impl Reader<'_> {
-    /// Appends the examples of one item: one of a conversation, one a step of a trajectory.
-    fn read(&self, item: Value, place: &str, examples: &mut Vec<Example>) -> Result<()> {
-        let Value::Object(object) = &item else {
-            return Err(Error::content(format!("{place}: {} is no object; expected {MESSAGES}", brief(&item))));
+/// One item of a file, understood.
+struct Item {
+    format: Format,
+    /// One of a conversation, one a step of a trajectory.
+    examples: Vec<Example>,
+    /// Of a conversation; none of a trajectory.
+    messages: Vec<Message>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(tokenizer: &'a Tokenizer, template: &'a ChatTemplate, max_tokens: usize) -> Result<Self> {
+        Ok(Self { tokenizer, template, stop_ids: template.stop_ids(tokenizer)?, max_tokens })
+    }
+
+    fn read(&self, item: &Value, place: &str) -> Result<Item> {
+        let Value::Object(object) = item else {
+            return Err(Error::content(format!("{place}: {} is no object; expected {EXPECTED}", brief(item))));
         };
-        if object.contains_key("steps") {
+        let format = Format::of(object).map_err(|e| e.context(place))?;
+        if format == Format::Trajectory {
             let trajectory = trajectory::from_line(&item.to_string(), place)?;
-            for (i, step) in trajectory.steps.iter().enumerate() {
-                examples.push(self.example(self.step(step), place, &format!("{place}, step {i}"))?);
-            }
-            return Ok(());
+            let steps = trajectory.steps.iter().enumerate();
+            let examples = steps.map(|(i, step)| self.example(self.step(step), place, &format!("{place}, step {i}")));
+            return Ok(Item { format, examples: examples.collect::<Result<_>>()?, messages: vec![] });
         }
-        let messages = conversation(object, place)?;
+        let messages = format.messages(object).map_err(|e| e.context(place))?;
         let sequences = self.conversation(&messages).map_err(|e| e.context(place))?;
         if sequences.is_empty() {
             return Err(Error::content(format!("{place}: {NO_REPLY}")));
         }
-        for masked in sequences {
-            examples.push(self.example(Ok(masked), place, place)?);
-        }
-        Ok(())
+        let examples = sequences.into_iter().map(|masked| self.example(Ok(masked), place, place));
+        Ok(Item { format, examples: examples.collect::<Result<_>>()?, messages })
     }
 
     fn conversation(&self, messages: &[Message]) -> Result<Vec<Masked>> {
@@ -140,69 +137,6 @@ impl Reader<'_> {
         }
         Ok(Example { ids, is_sampled, source: source.to_string() })
     }
-}
-
-/// The messages of a ShareGPT or OpenAI item.
-fn conversation(object: &Map<String, Value>, place: &str) -> Result<Vec<Message>> {
-    let (list, role_key, text_key, valid) = match (object.get("conversations"), object.get("messages")) {
-        (Some(list), None) => (list, "from", "value", SHAREGPT),
-        (None, Some(list)) => (list, "role", "content", MESSAGES),
-        _ => {
-            let keys: Vec<&String> = object.keys().collect();
-            return Err(Error::content(format!(
-                "{place}: its keys are {keys:?}; expected one of \"conversations\", \"messages\" and \"steps\", such as {MESSAGES}"
-            )));
-        }
-    };
-    let wrong = |what: String| Error::content(format!("{place}: {what}; expected {valid}"));
-    let list = list.as_array().ok_or_else(|| wrong(format!("{} is no list of messages", brief(list))))?;
-    let mut messages = Vec::with_capacity(list.len() + 1);
-    if let Some(system) = object.get("system").and_then(Value::as_str).filter(|text| !text.is_empty()) {
-        messages.push(Message::new("system", system));
-    }
-    for (i, item) in list.iter().enumerate() {
-        for key in ["tool_calls", "function_call", "weight"] {
-            if item.get(key).is_some_and(|v| !v.is_null()) {
-                return Err(wrong(format!("message {i} has {key:?}, which is not supported")));
-            }
-        }
-        let role = match item.get(role_key).and_then(Value::as_str) {
-            Some("human" | "user") => "user",
-            Some("gpt" | "assistant") => "assistant",
-            Some("system") => "system",
-            Some("tool" | "observation") => "tool",
-            Some(other) => {
-                return Err(wrong(format!(
-                    "message {i}: {role_key} is {other:?}, not one of human, user, gpt, assistant, system, tool"
-                )));
-            }
-            None => return Err(wrong(format!("message {i}: no text under {role_key:?}"))),
-        };
-        let text = text_of(&item[text_key]).ok_or_else(|| wrong(format!("message {i}: no text under {text_key:?}")))?;
-        if role == "assistant" && text.trim().is_empty() {
-            return Err(wrong(format!("message {i}: the agent's reply is empty")));
-        }
-        messages.push(Message::new(role, text));
-    }
-    Ok(messages)
-}
-
-/// Text, or OpenAI's list of text parts.
-fn text_of(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(parts) => parts
-            .iter()
-            .map(|part| part["text"].as_str().filter(|_| part["type"] == "text"))
-            .collect::<Option<String>>(),
-        _ => None,
-    }
-}
-
-/// A value short enough for a message.
-fn brief(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() > 40 { text.chars().take(40).chain("...".chars()).collect() } else { text }
 }
 
 /// Sets a share of the sources aside for validation: (training, validation), each in the order of `examples`. Examples of one

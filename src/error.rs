@@ -42,12 +42,14 @@ impl Error {
         Self { kind: Kind::System, message: message.into() }
     }
 
-    /// An input or output error while `doing` something to `path`. A path given by the user that does not exist is content.
+    /// An input or output error while `doing` something to `path`. A path given by the user that does not exist is
+    /// content, and so is a file of text that is no UTF-8.
     pub fn io(doing: &str, path: &Path, source: &std::io::Error) -> Self {
         let kind = match source.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::IsADirectory | std::io::ErrorKind::NotADirectory => {
-                Kind::Content
-            }
+            std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::IsADirectory
+            | std::io::ErrorKind::NotADirectory
+            | std::io::ErrorKind::InvalidData => Kind::Content,
             _ => Kind::System,
         };
         Self { kind, message: format!("{doing} {}: {source}", path.display()) }

@@ -38,6 +38,32 @@ pub fn publish(path: &Path, write: impl FnOnce(&Path) -> Result<u64>) -> Result<
     sync_folder(folder)
 }
 
+/// Lets `write` fill a temporary sibling of the folder `path` (folders on the way are made), then syncs and renames it. Errors: something
+/// is there already (an empty folder may be); those of `write`. They leave nothing behind.
+pub fn publish_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let is_empty = || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    if path.exists() && !is_empty() {
+        return Err(Error::usage(format!(
+            "{} is there already; name a new folder, or remove it first",
+            path.display()
+        )));
+    }
+    let folder = parent(path);
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
+    let mut prefix = path.file_name().unwrap_or_default().to_os_string();
+    prefix.push(".tmp-");
+    let temporary = tempfile::Builder::new()
+        .prefix(&prefix)
+        .permissions(Permissions::from_mode(0o777)) // less the umask, as for any folder
+        .tempdir_in(folder)
+        .map_err(|e| Error::io("creating a folder in", folder, &e))?;
+    write(temporary.path())?;
+    sync_folder(temporary.path())?;
+    std::fs::rename(temporary.path(), path).map_err(|e| Error::io("renaming to", path, &e))?;
+    let _ = temporary.keep(); // renamed: nothing is left to remove
+    sync_folder(folder)
+}
+
 /// Makes renames inside `folder` survive a power cut.
 pub fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io("syncing", folder, &e))

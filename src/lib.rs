@@ -42,6 +42,7 @@ pub mod state_pool;
 pub mod expert;
 pub mod ideas;
 
+pub mod export;
 pub mod plan;
 pub mod run;
 

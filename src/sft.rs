@@ -6,22 +6,28 @@ use crate::checkpoint;
 use crate::config::{Schedule as ScheduleKind, Sft};
 use crate::dataset::{self, Example};
 use crate::error::{Error, Result};
+use crate::export;
 use crate::model::lora::Adapter;
 use crate::model::{Activations, Gradients, Model, Policy};
 use crate::optimizer::{AdamWConfig, Optimizer, Schedule};
 use crate::rng::Philox;
 use crate::run::Run;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is trained.
 pub enum Trained {
     /// A low-rank change of a frozen base.
     Adapter(Adapter),
     /// All weights, in the accumulator type.
-    Weights(Model),
+    Weights {
+        /// The trained weights.
+        model: Model,
+        /// The model folder that training began from: its checkpoints are whole folders with that tokenizer and configuration.
+        folder: PathBuf,
+    },
 }
 
 impl Trained {
@@ -29,7 +35,7 @@ impl Trained {
     pub fn policy<'b>(&'b self, base: &'b Model) -> Policy<'b> {
         match self {
             Trained::Adapter(adapter) => Policy { model: base, adapter: Some(adapter) },
-            Trained::Weights(model) => Policy { model, adapter: None },
+            Trained::Weights { model, .. } => Policy { model, adapter: None },
         }
     }
 
@@ -37,7 +43,7 @@ impl Trained {
     pub fn params(&mut self) -> &mut [Tensor] {
         match self {
             Trained::Adapter(adapter) => &mut adapter.tensors,
-            Trained::Weights(model) => &mut model.weights,
+            Trained::Weights { model, .. } => &mut model.weights,
         }
     }
 
@@ -48,7 +54,7 @@ impl Trained {
 
     /// Zero gradients of what is trained.
     pub fn gradients(&self, backend: &dyn Backend, base: &Model) -> Result<Gradients> {
-        Gradients::new(backend, self.policy(base), matches!(self, Trained::Weights(_)))
+        Gradients::new(backend, self.policy(base), matches!(self, Trained::Weights { .. }))
     }
 
     /// One optimizer step; returns the gradient's norm before clipping.
@@ -68,7 +74,7 @@ impl Trained {
     fn save(&self, dir: &Path) -> Result<()> {
         match self {
             Trained::Adapter(adapter) => checkpoint::save_adapter(&dir.join("adapter"), adapter, ""),
-            Trained::Weights(model) => checkpoint::save_model(&dir.join("model"), model, crate::tensor::DType::F32),
+            Trained::Weights { model, folder } => export::trained(&dir.join("model"), model, DType::F32, folder),
         }
     }
 
@@ -77,7 +83,7 @@ impl Trained {
             Trained::Adapter(adapter) => {
                 *adapter = checkpoint::load_adapter(backend, &base.config, &dir.join("adapter"))?;
             }
-            Trained::Weights(model) => {
+            Trained::Weights { model, .. } => {
                 *model = checkpoint::load_model(backend, &dir.join("model"))?.0.widen(backend)?
             }
         }

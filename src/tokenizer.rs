@@ -24,7 +24,7 @@ impl Tokenizer {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| {
+        let mut inner = parsed(&bytes).map_err(|e| {
             Error::content(format!("{}: {e}; expected a tokenizer.json of the `tokenizers` library", path.display()))
         })?;
         inner.with_padding(None);
@@ -135,6 +135,13 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+/// The library panics where the JSON of a decoder or normalizer breaks off: JSON is looked at first, and what is left becomes an error.
+fn parsed(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
+    serde_json::from_slice::<Value>(bytes).map_err(|e| e.to_string())?;
+    let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string()));
+    parsed.unwrap_or_else(|_| Err("a part of it has fields that the library does not take".to_string()))
 }
 
 /// A JSON object from a file that may be absent (then empty).

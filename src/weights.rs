@@ -17,6 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// More dimensions than any weight has.
 const MAX_RANK: usize = 8;
 
+/// Bytes of a file's name, as Linux takes them.
+const MAX_NAME: usize = 255;
+
 /// A read-only map of a whole file.
 struct FileMap(memmap2::Mmap);
 
@@ -81,11 +84,17 @@ impl WeightMap {
                 index.display()
             ))
         })?;
+        if parsed.weight_map.is_empty() {
+            return Err(Error::content(format!(
+                "{}: weight_map is empty; expected the model's tensors",
+                index.display()
+            )));
+        }
         let mut shards: Vec<Shard> = Vec::new();
         let mut by_file = HashMap::new();
         let mut places = BTreeMap::new();
         for (name, file) in parsed.weight_map {
-            if Path::new(&file).file_name() != Some(file.as_ref()) {
+            if Path::new(&file).file_name() != Some(file.as_ref()) || file.contains('\0') || file.len() > MAX_NAME {
                 return Err(Error::content(format!(
                     "{}: {name}: the shard {file:?} must be a file name in the same folder",
                     index.display()
@@ -223,11 +232,52 @@ fn culprit(bytes: &[u8]) -> Option<String> {
 /// Writes `tensors`, whose names differ, to `path` as safetensors, whole or not at all, each in `dtype` (`None`: as it is). The metadata is
 /// {"format": "pt"}, which transformers asks for. Equal tensors give equal bytes.
 pub fn save(path: &Path, tensors: &[(String, &Tensor)], dtype: Option<DType>) -> Result<()> {
-    let unread = RefCell::new(None);
-    let stored = |tensor| Stored { tensor, dtype: dtype.unwrap_or(tensor.dtype()), unread: &unread };
-    let views = || tensors.iter().map(|(name, tensor)| (name, stored(*tensor)));
-    let names: BTreeSet<&String> = tensors.iter().map(|(name, _)| name).collect();
-    if names.len() != tensors.len() {
+    let entry = |(name, tensor): &(String, &Tensor)| Entry {
+        name: name.clone(),
+        shape: tensor.shape().to_vec(),
+        dtype: dtype.unwrap_or(tensor.dtype()),
+    };
+    save_made(path, &tensors.iter().map(entry).collect::<Vec<_>>(), &|index| Ok(Given::Held(tensors[index].1)))
+}
+
+/// A tensor of a file to be written.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Differs from the others of its file.
+    pub name: String,
+    /// As it will be read back.
+    pub shape: Vec<usize>,
+    /// The type it will be stored in.
+    pub dtype: DType,
+}
+
+/// The elements of an entry, in any float type.
+pub enum Given<'a> {
+    /// They lie somewhere.
+    Held(&'a Tensor),
+    /// They were made for this, and go when they are written.
+    Made(Tensor),
+}
+
+impl Given<'_> {
+    /// The elements.
+    pub fn tensor(&self) -> &Tensor {
+        match self {
+            Given::Held(tensor) => tensor,
+            Given::Made(tensor) => tensor,
+        }
+    }
+}
+
+/// As `save`, the tensor of entry `index` from `make(index)` when its turn comes: one is in memory at a time.
+pub fn save_made<'a>(path: &Path, entries: &[Entry], make: &dyn Fn(usize) -> Result<Given<'a>>) -> Result<()> {
+    let failed = RefCell::new(None);
+    let views = || {
+        let stored = |(index, entry)| Stored { entry, index, make, failed: &failed };
+        entries.iter().enumerate().map(move |pair| (&pair.1.name, stored(pair)))
+    };
+    let names: BTreeSet<&String> = entries.iter().map(|entry| &entry.name).collect();
+    if names.len() != entries.len() {
         return Err(Error::system(format!("writing {}: two tensors have one name", path.display())));
     }
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
@@ -236,7 +286,7 @@ pub fn save(path: &Path, tensors: &[(String, &Tensor)], dtype: Option<DType>) ->
             safetensors::SafeTensorError::IoError(e) => Error::io("writing", path, &e),
             other => Error::system(format!("writing {}: {other}", path.display())),
         })?;
-        if let Some(error) = unread.take() {
+        if let Some(error) = failed.take() {
             return Err(Error::context(error, format!("writing {}", path.display())));
         }
         let mut header = [0; 8];
@@ -246,17 +296,37 @@ pub fn save(path: &Path, tensors: &[(String, &Tensor)], dtype: Option<DType>) ->
     })
 }
 
-/// A tensor as it will lie in the file; conversion happens while writing, one tensor at a time.
-struct Stored<'a> {
-    tensor: &'a Tensor,
-    dtype: DType,
-    /// Why a tensor could not be copied from its device: the format's writer takes no errors while it writes.
-    unread: &'a RefCell<Option<Error>>,
+/// A tensor as it will lie in the file; made and converted while writing, one tensor at a time.
+struct Stored<'w, 'a> {
+    entry: &'w Entry,
+    index: usize,
+    make: &'w dyn Fn(usize) -> Result<Given<'a>>,
+    /// Why a tensor could not be made: the format's writer takes no errors while it writes.
+    failed: &'w RefCell<Option<Error>>,
 }
 
-impl View for Stored<'_> {
+impl Stored<'_, '_> {
+    fn bytes(&self) -> Result<Cow<'_, [u8]>> {
+        let Entry { name, shape, dtype } = self.entry;
+        let given = (self.make)(self.index)?;
+        let tensor = given.tensor();
+        if tensor.shape() != shape {
+            return Err(Error::system(format!("tensor {name} has shape {:?}, expected {shape:?}", tensor.shape())));
+        }
+        let copy = tensor.host_copy()?;
+        match (given, copy) {
+            (Given::Held(tensor), None) if tensor.dtype() == *dtype => Ok(Cow::Borrowed(tensor.as_bytes())),
+            (Given::Held(tensor), None) => Ok(Cow::Owned(converted(tensor, *dtype).as_bytes().to_vec())),
+            (Given::Made(tensor), None) | (_, Some(tensor)) => {
+                Ok(Cow::Owned(converted(&tensor, *dtype).as_bytes().to_vec()))
+            }
+        }
+    }
+}
+
+impl View for Stored<'_, '_> {
     fn dtype(&self) -> Dtype {
-        match self.dtype {
+        match self.entry.dtype {
             DType::F32 => Dtype::F32,
             DType::F64 => Dtype::F64,
             DType::F16 => Dtype::F16,
@@ -266,46 +336,48 @@ impl View for Stored<'_> {
     }
 
     fn shape(&self) -> &[usize] {
-        self.tensor.shape()
+        &self.entry.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let host = match self.tensor.host_copy() {
-            Ok(None) if self.tensor.dtype() == self.dtype => return Cow::Borrowed(self.tensor.as_bytes()),
-            Ok(None) => converted(self.tensor, self.dtype),
-            Ok(Some(copy)) if copy.dtype() == self.dtype => copy,
-            Ok(Some(copy)) => converted(&copy, self.dtype),
-            Err(error) => {
-                *self.unread.borrow_mut() = Some(error);
-                Tensor::zeros(self.tensor.shape(), self.dtype)
-            }
-        };
-        Cow::Owned(host.as_bytes().to_vec())
+        // Once a tensor failed the file is lost: the rest is not computed.
+        let bytes = if self.failed.borrow().is_some() { Ok(Cow::default()) } else { self.bytes() };
+        bytes.unwrap_or_else(|error| {
+            *self.failed.borrow_mut() = Some(error);
+            Cow::default()
+        })
     }
 
     fn data_len(&self) -> usize {
-        self.tensor.len() * self.dtype.size()
+        self.entry.shape.iter().product::<usize>() * self.entry.dtype.size()
     }
 }
 
-/// A host copy in another float type, rounded to nearest.
-fn converted(tensor: &Tensor, dtype: DType) -> Tensor {
-    fn each(tensor: &Tensor, mut put: impl FnMut(usize, f64)) {
+/// A host copy in another float type, rounded once to nearest, ties to even. The tensor lies on the host.
+pub fn converted(tensor: &Tensor, dtype: DType) -> Tensor {
+    /// f64 only when `tensor` is: an f64 conversion of `half` looks at 20 bits of mantissa and so misses ties of an f32.
+    fn each(tensor: &Tensor, mut narrow: impl FnMut(usize, f32), mut wide: impl FnMut(usize, f64)) {
         match tensor.dtype() {
-            DType::F32 => tensor.slice::<f32>().iter().enumerate().for_each(|(i, &x)| put(i, x.into())),
-            DType::F64 => tensor.slice::<f64>().iter().enumerate().for_each(|(i, &x)| put(i, x)),
-            DType::F16 => tensor.slice::<f16>().iter().enumerate().for_each(|(i, &x)| put(i, x.into())),
-            DType::BF16 => tensor.slice::<bf16>().iter().enumerate().for_each(|(i, &x)| put(i, x.into())),
-            DType::I32 => tensor.slice::<i32>().iter().enumerate().for_each(|(i, &x)| put(i, x.into())),
+            DType::F32 => tensor.slice::<f32>().iter().enumerate().for_each(|(i, &x)| narrow(i, x)),
+            DType::F64 => tensor.slice::<f64>().iter().enumerate().for_each(|(i, &x)| wide(i, x)),
+            DType::F16 => tensor.slice::<f16>().iter().enumerate().for_each(|(i, &x)| narrow(i, x.into())),
+            DType::BF16 => tensor.slice::<bf16>().iter().enumerate().for_each(|(i, &x)| narrow(i, x.into())),
+            DType::I32 => tensor.slice::<i32>().iter().enumerate().for_each(|(i, &x)| wide(i, x.into())),
         }
     }
     let mut out = Tensor::zeros(tensor.shape(), dtype);
+    macro_rules! fill {
+        ($element:ty, $narrow:expr, $wide:expr) => {{
+            let out = std::cell::Cell::from_mut(out.slice_mut::<$element>()).as_slice_of_cells();
+            each(tensor, |i, x: f32| out[i].set($narrow(x)), |i, x: f64| out[i].set($wide(x)))
+        }};
+    }
     match dtype {
-        DType::F32 => each(tensor, |i, x| out.slice_mut::<f32>()[i] = x as f32),
-        DType::F64 => each(tensor, |i, x| out.slice_mut::<f64>()[i] = x),
-        DType::F16 => each(tensor, |i, x| out.slice_mut::<f16>()[i] = f16::from_f64(x)),
-        DType::BF16 => each(tensor, |i, x| out.slice_mut::<bf16>()[i] = bf16::from_f64(x)),
-        DType::I32 => each(tensor, |i, x| out.slice_mut::<i32>()[i] = x as i32),
+        DType::F32 => fill!(f32, |x| x, |x| x as f32),
+        DType::F64 => fill!(f64, f64::from, |x| x),
+        DType::F16 => fill!(f16, f16::from_f32, f16::from_f64),
+        DType::BF16 => fill!(bf16, bf16::from_f32, bf16::from_f64),
+        DType::I32 => fill!(i32, |x| x as i32, |x| x as i32),
     }
     out
 }

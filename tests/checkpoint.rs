@@ -196,8 +196,10 @@ fn options_of_an_adapter_that_are_not_ours_are_refused_by_name() {
         load_adapter(be, &config(), dir.path()).map(|_| ())
     };
     for (key, value) in [
-        ("rank_pattern", json!({"q_proj": 4})),
-        ("alpha_pattern", json!({"q_proj": 4})),
+        ("rank_pattern", json!({"q_proj": 0})),
+        ("rank_pattern", json!(4)),
+        ("rank_pattern", json!({"q_(proj": 4})),
+        ("alpha_pattern", json!({"q_proj": -4})),
         ("modules_to_save", json!(["lm_head"])),
         ("bias", json!("all")),
         ("use_dora", json!(true)),
@@ -208,7 +210,11 @@ fn options_of_an_adapter_that_are_not_ours_are_refused_by_name() {
         ("lora_alpha", json!("six")),
         ("use_rslora", json!("yes")),
         ("target_modules", json!(["c_attn"])),
-        ("target_modules", json!(".*proj")),
+        ("target_modules", json!(["q_proj", "lm_head"])),
+        ("target_modules", json!([])),
+        ("target_modules", json!(3)),
+        ("target_modules", json!("no_such_.*")),
+        ("target_modules", json!(".*(proj")),
     ] {
         let error = with(key, value).unwrap_err();
         assert_eq!(error.kind(), Kind::Content);
@@ -224,6 +230,99 @@ fn options_of_an_adapter_that_are_not_ours_are_refused_by_name() {
     save_adapter(dir.path(), &adapter(be, lora(&[Module::Q, Module::K])), "base").unwrap();
     let error = with("target_modules", json!(["q_proj"])).unwrap_err();
     assert!(error.to_string().contains("k_proj.lora_A.weight belongs to no adapted layer"), "{error}");
+}
+
+/// What an adapter adds to the weight of `module` in `layer`: scale B A.
+fn change(adapter: &Adapter, layer: usize, module: Module) -> Vec<f64> {
+    let Some(lora) = adapter.lora(layer, module) else { return vec![] };
+    let (a, b, r, k) = (lora.a.slice::<f32>(), lora.b.slice::<f32>(), lora.a.rows(), lora.a.columns());
+    let cell = |n: usize, k_: usize| (0..r).map(|j| f64::from(b[n * r + j]) * f64::from(a[j * k + k_])).sum::<f64>();
+    (0..lora.b.rows() * k).map(|i| f64::from(lora.scale) * cell(i / k, i % k)).collect()
+}
+
+#[test]
+fn ranks_and_alphas_by_pattern_make_one_adapter_that_does_the_same() {
+    let (be, dir) = (&Cpu, tempfile::tempdir().unwrap());
+    let model = config();
+    for rslora in [false, true] {
+        // Pairs of their own rank and alpha, written as PEFT does; what PEFT's rules say of them is spelled out here.
+        let pairs = [
+            (0, Module::Q, 5, 8.0), // "layers.0.self_attn.q_proj": 5, and alpha by "q_proj"
+            (1, Module::Q, 2, 8.0), // rank by ".*1.*q_proj"
+            (0, Module::Down, 4, 6.0),
+        ];
+        let mut rng = Philox::new(7, 0);
+        let mut random = |shape: &[usize], dtype: DType| {
+            let mut tensor = Tensor::zeros(shape, DType::F32);
+            tensor.slice_mut::<f32>().fill_with(|| rng.normal() as f32);
+            onestep::weights::converted(&tensor, dtype)
+        };
+        let (mut tensors, mut expected) = (vec![], vec![]);
+        for (layer, module, rank, alpha) in pairs {
+            let (n, k) = module.shape(&model);
+            let (a, b) = (random(&[rank, k], DType::BF16), random(&[n, rank], DType::F16));
+            let scale = alpha / if rslora { (rank as f64).sqrt() } else { rank as f64 };
+            let (wide_a, wide_b) = [&a, &b].map(|t| onestep::weights::converted(t, DType::F64)).into();
+            let (wide_a, wide_b) = (wide_a.slice::<f64>(), wide_b.slice::<f64>());
+            let cell = |i: usize| (0..rank).map(|j| wide_b[i / k * rank + j] * wide_a[j * k + i % k]).sum::<f64>();
+            expected.push((0..n * k).map(|i| scale * cell(i)).collect::<Vec<_>>());
+            // Three ways to write names.
+            let path = module.path(layer);
+            let (front, name) = match (layer, module) {
+                (0, Module::Q) => ("base_model.model.", ""),
+                (1, _) => ("", ".default"),
+                _ => ("base_model.model.", ".default"),
+            };
+            tensors.push((format!("{front}{path}.lora_A{name}.weight"), a));
+            tensors.push((format!("{front}{path}.lora_B{name}.weight"), b));
+        }
+        let list: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+        save(&dir.path().join("adapter_model.safetensors"), &list, None).unwrap();
+        let settings = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 6, "use_rslora": rslora,
+            "target_modules": r"model\.layers\.(\d\.self_attn\.q_proj|0\.mlp\.down_proj)",
+            "rank_pattern": {"layers.0.self_attn.q_proj": 5, ".*1.*q_proj": 2, "q_proj": 7},
+            "alpha_pattern": {"q_proj": 8}});
+        std::fs::write(dir.path().join("adapter_config.json"), settings.to_string()).unwrap();
+        let loaded = load_adapter(be, &model, dir.path()).unwrap();
+        assert_eq!((loaded.config.rank, &loaded.config.modules[..]), (5, &[Module::Q, Module::Down][..]));
+        for ((layer, module, rank, _), expected) in pairs.into_iter().zip(&expected) {
+            let found = change(&loaded, layer, module);
+            // B is rounded once more and the shared scale twice: three roundings of every one of `rank` products.
+            let largest = expected.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+            let bound = 3.0 * rank as f64 * f64::from(f32::EPSILON) * largest;
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= bound), "{module:?} of {layer}, {rslora}");
+        }
+        assert!(change(&loaded, 1, Module::Down).iter().all(|&x| x == 0.0), "a layer that is not adapted");
+        let again = tempfile::tempdir().unwrap();
+        save_adapter(again.path(), &loaded, "base").unwrap();
+        let back = load_adapter(be, &model, again.path()).unwrap();
+        assert_eq!((back.config, bytes(&back.tensors)), (loaded.config.clone(), bytes(&loaded.tensors)));
+    }
+}
+
+#[test]
+fn targets_are_read_as_peft_reads_them() {
+    let (be, dir) = (&Cpu, tempfile::tempdir().unwrap());
+    let path = dir.path().join("adapter_config.json");
+    let with = |modules: &[Module], settings: Value| {
+        save_adapter(dir.path(), &adapter(be, lora(modules)), "base").unwrap();
+        std::fs::write(&path, settings.to_string()).unwrap();
+        load_adapter(be, &config(), dir.path()).unwrap().config
+    };
+    let (r, alpha) = (3, 6.0);
+    let suffixes = json!(["self_attn.q_proj", "model.layers.0.mlp.up_proj", "layers.1.mlp.up_proj"]);
+    let found = with(&[Module::Q, Module::Up], json!({"r": r, "lora_alpha": alpha, "target_modules": suffixes}));
+    assert_eq!(found, lora(&[Module::Q, Module::Up]));
+    let found = with(&Module::ALL, json!({"r": r, "lora_alpha": alpha, "target_modules": "all-linear"}));
+    assert_eq!(found, lora(&Module::ALL));
+    let found = with(&[Module::K, Module::V], json!({"r": r, "lora_alpha": alpha, "target_modules": ".*\\.[kv]_proj"}));
+    assert_eq!(found, lora(&[Module::K, Module::V]));
+    // As an early version wrote it: q_proj and v_proj are PEFT's defaults for these models.
+    let found = with(&[Module::Q, Module::V], json!({"r": r, "lora_alpha": alpha, "target_modules": null}));
+    assert_eq!(found, lora(&[Module::Q, Module::V]));
+    std::fs::rename(dir.path().join("adapter_model.safetensors"), dir.path().join("adapter_model.bin")).unwrap();
+    let error = load_adapter(be, &config(), dir.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("adapter_model.bin is a pickle") && error.contains("safe_serialization"), "{error}");
 }
 
 #[test]

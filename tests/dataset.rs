@@ -6,7 +6,7 @@
 mod fixture;
 
 use onestep::chat::ChatTemplate;
-use onestep::dataset::{Example, load, pack, preview, split_validation};
+use onestep::dataset::{Example, Severity, load, pack, preview, split_validation, validate};
 use onestep::tokenizer::Tokenizer;
 use onestep::trajectory::{Message, Step, Trajectory, write_jsonl};
 use onestep::{error::Error, reward::Case};
@@ -126,7 +126,10 @@ fn what_is_malformed_is_refused_with_its_place_and_a_valid_value() {
     };
     check(r#"{"messages": [{"role": "user""#, "EOF");
     check("3", "3 is no object");
-    check(r#"{"text": "x"}"#, r#"its keys are ["text"]; expected one of "conversations", "messages" and "steps""#);
+    check(
+        r#"{"text": "x"}"#,
+        r#"its keys are ["text"]; expected one of "conversations", "messages", "instruction", "steps""#,
+    );
     check(r#"{"messages": "hi"}"#, "is no list");
     check(r#"{"messages": []}"#, "no reply of the agent");
     check(r#"{"messages": [{"role": "user", "content": "x"}]}"#, "no reply of the agent");
@@ -139,10 +142,7 @@ fn what_is_malformed_is_refused_with_its_place_and_a_valid_value() {
         "reply is empty",
     );
     check(r#"{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}"#, "not supported");
-    check(
-        r#"{"conversations": [{"role": "user", "content": "x"}]}"#,
-        r#"expected {"conversations": [{"from": "human""#,
-    );
+    check(r#"{"conversations": [{"value": "x"}]}"#, r#"expected {"conversations": [{"from": "human""#);
     check(r#"{"steps": 3}"#, "expected one trajectory a line");
     let whole = |bytes: &[u8], part: &str| {
         let error = load_bytes(bytes, 1000).unwrap_err();
@@ -171,6 +171,104 @@ fn examples_beyond_the_limit_or_of_another_tokenizer_are_refused() {
     check(step("b", vec![97, 99], vec![false, true]), "do not spell its reply");
     check(step("", vec![97, 999], vec![false, true]), "token id 999; this tokenizer's ids end at 258");
     check(step("", vec![97, 98], vec![false, false]), "no reply of the agent");
+}
+
+#[test]
+fn alpaca_becomes_turns() {
+    let line = json!({"instruction": "Add.", "input": "2 3", "output": "5", "system": "s", "history": [["a", "b"]]});
+    let examples = load_bytes(line.to_string().as_bytes(), 1000).unwrap();
+    assert_eq!(learned(&examples), [("b<|im_end|>5<|im_end|>".to_string(), "data.jsonl:1")]);
+    let (start, end) = ("<|im_start|>", "<|im_end|>");
+    let turn = |role: &str, text: &str| format!("{start}{role}\n{text}{end}\n");
+    let expected = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "Add.\n2 3")].map(|(r, t)| turn(r, t));
+    let whole = format!("{}{start}assistant\n5{end}", expected.concat());
+    assert_eq!(tokenizer().decode(&examples[0].ids), whole);
+    let plain = load_bytes(br#"{"instruction": "x", "output": "y"}"#, 1000).unwrap();
+    assert_eq!(tokenizer().decode(&plain[0].ids), format!("{}{start}assistant\ny{end}", turn("user", "x")));
+    for (line, part) in [
+        (r#"{"instruction": "x", "output": " "}"#, "the agent's reply is empty"),
+        (r#"{"instruction": "x"}"#, "the agent's reply is empty"),
+        (r#"{"instruction": 3, "output": "y"}"#, "instruction: 3 is no text"),
+        (r#"{"instruction": "x", "output": "y", "history": [["a"]]}"#, "history: [\"a\"] is no pair"),
+        (r#"{"instruction": "x", "output": "y", "messages": []}"#, "expected one of"),
+    ] {
+        let error = load_bytes(line.as_bytes(), 1000).unwrap_err().to_string();
+        assert!(error.contains("data.jsonl:1: ") && error.contains(part), "{line}: {error}");
+    }
+}
+
+#[test]
+fn roles_have_synonyms_and_dialects_mix() {
+    let line = json!({"conversations": [{"role": "system", "content": "s"}, {"from": "user", "value": "a"}, {"from": "model", "value": "b"},
+        {"from": "observation", "value": "t"}, {"role": "chatgpt", "value": "c"}]});
+    let examples = load_bytes(line.to_string().as_bytes(), 1000).unwrap();
+    assert_eq!(learned(&examples), [("b<|im_end|>c<|im_end|>".to_string(), "data.jsonl:1")]);
+    assert!(tokenizer().decode(&examples[0].ids).contains("<|im_start|>tool\nt<|im_end|>"));
+}
+
+/// The files were written by tests/reference/parquet.py.
+#[test]
+fn parquet_rows_are_items() {
+    let tokenizer = tokenizer();
+    let template = ChatTemplate::of(&tokenizer).unwrap();
+    let reference = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
+    let lines = format!("{LINE}\n{}", LINE.replace("2+2?", "ä日本🙂?").replace('4', "ja"));
+    let expected = load_bytes(lines.as_bytes(), 1000).unwrap();
+    for name in ["messages.parquet", "sharegpt.parquet", "alpaca.parquet"] {
+        let found = load(&reference.join(name), &tokenizer, &template, 1000).unwrap();
+        assert_eq!(
+            found.iter().map(|e| &e.ids).collect::<Vec<_>>(),
+            expected.iter().map(|e| &e.ids).collect::<Vec<_>>()
+        );
+        assert!(found[1].source.ends_with(&format!("{name}: row 2")), "{}", found[1].source);
+        let whole = std::fs::read(reference.join(name)).unwrap();
+        let error = load_bytes(&whole[..whole.len() - 9], 1000).unwrap_err().to_string();
+        assert!(error.contains("data.jsonl: ") && error.contains("expected a whole parquet file"), "{error}");
+    }
+}
+
+#[test]
+fn a_whole_file_is_validated_with_every_problem_in_its_place() {
+    let long = LINE.replace("2+2?", &"x".repeat(60));
+    let empty = LINE.replace('4', " ");
+    let twice = r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}]}"#;
+    let text = [LINE, "", "{", &long, &empty, twice, LINE, r#"{"instruction": "i", "output": "o"}"#].join("\n");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.jsonl");
+    std::fs::write(&path, text).unwrap();
+    let tokenizer = tokenizer();
+    let template = ChatTemplate::of(&tokenizer).unwrap();
+    let report = validate(&path, &tokenizer, &template, 64).unwrap();
+    assert_eq!(report.formats, [("ShareGPT", 1), ("messages", 2), ("Alpaca", 1)]);
+    // Bytes and specials: start, "user\n", text, end, "\n", start, "assistant\n", text, end.
+    let length = |texts: usize| 1 + 5 + texts + 2 + 1 + 10 + 1;
+    assert_eq!(report.lengths, [length(2), length(5), length(5), length(3) + 8]);
+    assert_eq!(report.learned, 4 * 2, "a byte and the end, four times");
+    let expected = [
+        (Severity::Error, ":3", "EOF"),
+        (Severity::Error, ":4", "more than max_tokens = 64"),
+        (Severity::Error, ":5", "reply is empty"),
+        (Severity::Warning, ":6", "roles out of order: message 1 (user) follows user"),
+        (Severity::Warning, ":7", "the same tokens as"),
+    ];
+    assert_eq!(report.problems.len(), expected.len(), "{report}");
+    for ((found, text), (severity, line, part)) in report.problems.iter().zip(expected) {
+        assert_eq!(*found, severity);
+        assert!(text.starts_with(&format!("{}{line}: ", path.display())) && text.contains(part), "{text}");
+    }
+    let shown = report.to_string();
+    let total: usize = report.lengths.iter().sum();
+    let masked = 100.0 * (total - 8) as f64 / total as f64;
+    for part in [
+        format!("examples: 4, {total} tokens, {masked:.1} % of them masked"),
+        "items: ShareGPT 1, messages 2, Alpaca 1".into(),
+        format!("{} least, {} median", length(2), length(5)),
+        "3 errors, 2 warnings".into(),
+    ] {
+        assert!(shown.contains(&part), "{shown} lacks {part}");
+    }
+    std::fs::write(&path, "").unwrap();
+    assert_eq!(validate(&path, &tokenizer, &template, 64).unwrap().count(Severity::Error), 1);
 }
 
 #[test]

@@ -21,7 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["batch", "rollout"],
     &["agent", "dataset", "state_pool"],
-    &["plan", "run"],
+    &["export", "plan", "run"],
     &["expert", "exercises", "ideas"],
     &["evaluate", "ppo", "pretrain", "rl", "sft"],
     &["bench", "report"],

@@ -270,7 +270,7 @@ fn a_minibatch_has_one_loss_in_one_pass_or_in_many() {
         .to_vec();
     let policy = Policy { model: &model, adapter: None };
     let batch = LossBatch::from_groups(&Cpu, &model.config, &groups, false).unwrap();
-    let scores = batch::forward(&Cpu, policy, &batch, 1.0, false, &mut Activations::new()).unwrap();
+    let scores = batch::forward(&Cpu, policy, &batch, 1.0, false, &mut Activations::default()).unwrap();
     let logp = Cpu.read(&scores.logp).unwrap();
     // Behaviour a little off, so that ratios are not 1.
     let behaviour: Vec<f32> = logp.iter().enumerate().map(|(i, l)| l + ((i % 7) as f32 - 3.0) * 0.1).collect();

@@ -38,7 +38,7 @@ fn scores(backend: &dyn Backend, model: &Model, prompt: &[u32], temperature: f32
     let group = Group { prompt: prompt.to_vec(), replies };
     let batch = LossBatch::from_groups(backend, &model.config, &[group], false).unwrap();
     let policy = Policy { model, adapter: None };
-    let scores = batch::forward(backend, policy, &batch, temperature, false, &mut Activations::new()).unwrap();
+    let scores = batch::forward(backend, policy, &batch, temperature, false, &mut Activations::default()).unwrap();
     backend.read(&scores.logp).unwrap()
 }
 

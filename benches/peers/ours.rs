@@ -12,6 +12,7 @@ use onestep::rollout::{Engine, Request, Sample};
 use onestep::sft::{Trained, cross_entropy};
 use onestep::tensor::Tensor;
 use serde::Deserialize;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// One training step of either side.
@@ -48,7 +49,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self> {
         let mut trained = match adapter {
             Some(adapter) => Trained::Adapter(adapter),
-            None => Trained::Weights(base.widen(backend)?),
+            None => Trained::Weights { model: base.widen(backend)?, folder: PathBuf::new() },
         };
         let constants = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 };
         let optimizer = Optimizer::new(backend, trained.params(), constants)?;

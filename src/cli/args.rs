@@ -30,6 +30,8 @@ pub enum Command {
     Pretrain(RunArgs),
     /// Memory by part and the times no run beats, before anything is loaded; refuses what cannot fit
     Plan(PlanArgs),
+    /// Write a model for other programs (transformers, vLLM, llama.cpp), an adapter folded in with --merge
+    Export(ExportArgs),
     /// Answer one prompt
     Generate(GenerateArgs),
     /// Log-probabilities and entropies of given token ids, JSONL to JSONL
@@ -66,7 +68,7 @@ pub struct RunArgs {
     /// Adapter folder in PEFT layout
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Data: conversations or trajectories (JSON, JSONL)
+    /// Data: conversations or trajectories (JSON, JSONL, parquet)
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Folder the run writes to
@@ -200,6 +202,58 @@ pub struct GenerateArgs {
     pub overrides: Vec<String>,
 }
 
+/// `export`
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// Model folder in Hugging Face layout; that of a full fine-tuning and its checkpoints too
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Adapter folder in PEFT layout, with --merge
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Fold the adapter into the weights: W + scale B A in f32, rounded once
+    #[arg(long)]
+    pub merge: bool,
+    /// The folder (hf) or file (gguf) to write
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// What is written
+    #[arg(long, value_name = "FORMAT", default_value = "hf")]
+    pub format: Format,
+    /// The type of the weights
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    pub dtype: WeightType,
+    /// The most bytes of a weight file, for example 2GB (hf) [default: 5GB]
+    #[arg(long, value_name = "BYTES")]
+    pub shard_size: Option<String>,
+    /// Read the folder back and compare it with base and adapter (hf)
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// Formats of `export`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Format {
+    /// A Hugging Face folder
+    Hf,
+    /// One file for llama.cpp
+    Gguf,
+}
+
+/// Types of exported weights.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum WeightType {
+    /// Brain float
+    Bf16,
+    /// IEEE half
+    F16,
+    /// 32-bit float
+    F32,
+    /// Blocks of 8-bit integers (gguf)
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
 /// `score`
 #[derive(Debug, Clone, Args)]
 pub struct ScoreArgs {
@@ -330,12 +384,24 @@ pub enum DataCommand {
         /// Model folder (its tokenizer and chat template)
         #[arg(long, value_name = "DIR")]
         model: PathBuf,
-        /// Conversations or trajectories (JSON, JSONL)
+        /// Conversations or trajectories (JSON, JSONL, parquet)
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
         /// Number of examples
         #[arg(long, short = 'n', value_name = "N", default_value_t = 3)]
         examples: usize,
+        /// Settings, section.key=value (bare keys: [sft])
+        #[arg(value_name = "KEY=VALUE")]
+        overrides: Vec<String>,
+    },
+    /// Check a data file: formats, lengths, masks, and every problem with its place; exit code 2 when sft would refuse it
+    Validate {
+        /// Model folder (its tokenizer and chat template)
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// Conversations or trajectories (JSON, JSONL, parquet)
+        #[arg(long, value_name = "FILE")]
+        data: PathBuf,
         /// Settings, section.key=value (bare keys: [sft])
         #[arg(value_name = "KEY=VALUE")]
         overrides: Vec<String>,

@@ -2,11 +2,13 @@
 
 use super::args::{DataCommand, GenerateArgs, ReportArgs, ScoreArgs, TaskArgs, TaskCommand};
 use super::session;
+use crate::agent::Dialog;
 use crate::backend::Backend;
 use crate::backend::oracle::Oracle;
 use crate::batch::{self, LossBatch};
+use crate::checkpoint;
 use crate::config::{Config, Device};
-use crate::dataset;
+use crate::dataset::{self, Severity};
 use crate::environment::{Environment, Files};
 use crate::error::{Error, Result};
 use crate::files::publish;
@@ -14,6 +16,7 @@ use crate::model::{Activations, Policy};
 use crate::report;
 use crate::rollout::{Engine, Request};
 use crate::task::Task;
+use crate::tokenizer::Tokenizer;
 use crate::trajectory::Message;
 use serde::Deserialize;
 use serde_json::json;
@@ -283,14 +286,30 @@ fn validate(config: &Config, args: &TaskArgs) -> Result<()> {
 
 /// `onestep data ...`
 pub fn data(command: &DataCommand) -> Result<()> {
-    let DataCommand::Preview { model, data, examples, overrides } = command;
-    let config = session::settings(&[], overrides, "sft")?;
-    let dialog = crate::agent::Dialog::new(crate::tokenizer::Tokenizer::open(model)?)?;
-    let list = dataset::load(data, &dialog.tokenizer, &dialog.template, config.sft.max_tokens)?;
-    let coloured = std::io::stdout().is_terminal();
-    print!("{}", dataset::preview(&list, &dialog.tokenizer, *examples, coloured));
-    println!("{} examples", list.len());
-    Ok(())
+    let open = |model: &Path, overrides: &[String]| {
+        let config = session::settings(&[], overrides, "sft")?;
+        Ok::<_, Error>((config, Dialog::new(Tokenizer::open(model)?)?))
+    };
+    match command {
+        DataCommand::Preview { model, data, examples, overrides } => {
+            let (config, dialog) = open(model, overrides)?;
+            let list = dataset::load(data, &dialog.tokenizer, &dialog.template, config.sft.max_tokens)?;
+            let coloured = std::io::stdout().is_terminal();
+            print!("{}", dataset::preview(&list, &dialog.tokenizer, *examples, coloured));
+            println!("{} examples", list.len());
+            Ok(())
+        }
+        DataCommand::Validate { model, data, overrides } => {
+            let (config, dialog) = open(model, overrides)?;
+            let limit = config.sft.max_tokens.min(checkpoint::read_config(model)?.max_positions);
+            let report = dataset::validate(data, &dialog.tokenizer, &dialog.template, limit)?;
+            print!("{report}");
+            match report.count(Severity::Error) {
+                0 => Ok(()),
+                count => Err(Error::content(format!("{}: {count} errors; sft refuses this file", data.display()))),
+            }
+        }
+    }
 }
 
 /// `onestep report`

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod export;
 mod inspect;
 mod machine;
 mod plan;
@@ -37,6 +38,7 @@ fn run(command: Command) -> Result<()> {
         Command::Collect(args) => train::collect(&args),
         Command::Pretrain(args) => train::pretrain(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Generate(args) => inspect::generate(&args),
         Command::Score(args) => inspect::score(&args),
         Command::Task(command) => inspect::task(&command),

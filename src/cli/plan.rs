@@ -25,7 +25,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     session::lora(&config)?;
     let (name, model, stored) = shape(args)?;
     let kind = kind(args, &config);
-    let asked = args.memory.as_deref().map(|text| bytes("--memory", text)).transpose()?;
+    let asked = args.memory.as_deref().map(|text| session::bytes("--memory", text)).transpose()?;
     let own =
         if args.device_kind.is_none() { session::present_gpu(&config).map(|gpu| gpu.memory as usize) } else { None };
     let available = asked.or(own).or(Peaks::of(kind).memory);
@@ -74,28 +74,5 @@ fn kind(args: &PlanArgs, config: &Config) -> Kind {
             Device::Cuda(_) => session::present_gpu(config).map_or(Kind::Gpu, |gpu| Kind::of_gpu(&gpu.name)),
             Device::Auto => session::present_gpu(config).map_or(cpu, |gpu| Kind::of_gpu(&gpu.name)),
         },
-    }
-}
-
-/// Bytes as they are typed: a number and a unit, decimal (GB) or binary (GiB).
-pub(super) fn bytes(option: &str, text: &str) -> Result<usize> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = (text[..split].trim(), text[split..].to_ascii_lowercase());
-    let units = [
-        ("", 1.0),
-        ("b", 1.0),
-        ("kb", 1e3),
-        ("mb", 1e6),
-        ("gb", 1e9),
-        ("tb", 1e12),
-        ("kib", 1024.0),
-        ("mib", 1048576.0),
-        ("gib", 1073741824.0),
-        ("tib", 1099511627776.0),
-    ];
-    let factor = units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
-    match (number.parse::<f64>(), factor) {
-        (Ok(n), Some(factor)) if n > 0.0 && n.is_finite() => Ok((n * factor) as usize),
-        _ => Err(Error::usage(format!("{option} {text}: expected a number with a unit, for example 141GB or 80GiB"))),
     }
 }

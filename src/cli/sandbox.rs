@@ -1,8 +1,7 @@
 //! The verbs about sandboxes: run one script in one, say which protection this machine has.
 
 use super::args::{SandboxArgs, SandboxCommand, SandboxRunArgs};
-use super::plan::bytes;
-use super::session;
+use super::session::{self, bytes};
 use crate::error::{Error, Result};
 use crate::sandbox::{Job, Limits, Outcome, Pool, Protection, Python, Verdict, Wanted};
 use serde_json::{Value, json};

@@ -181,6 +181,8 @@ pub struct Speaker {
     pub model: Model,
     /// Its tokenizer and chat template.
     pub dialog: Dialog,
+    /// Where it lies.
+    pub folder: PathBuf,
 }
 
 /// Opens a model folder with its tokenizer; notes about copied tensors go to stderr.
@@ -188,7 +190,7 @@ pub fn speaker(backend: &dyn Backend, dir: &Path) -> Result<Speaker> {
     let model = model(backend, dir)?;
     let tokenizer = Tokenizer::open(dir)?;
     tokenizer.check(model.config.vocab)?;
-    Ok(Speaker { model, dialog: Dialog::new(tokenizer)? })
+    Ok(Speaker { model, dialog: Dialog::new(tokenizer)?, folder: dir.to_path_buf() })
 }
 
 /// Opens a model folder without its tokenizer.
@@ -242,4 +244,27 @@ pub fn check_out(out: &Path) -> Result<()> {
 /// Makes the run's folder and writes the resolved configuration into it.
 pub fn write_config(out: &Path, config: &Config) -> Result<()> {
     write_whole(&out.join("config.toml"), config.to_toml()?.as_bytes())
+}
+
+/// Bytes as they are typed: a number and a unit, decimal (GB) or binary (GiB).
+pub fn bytes(option: &str, text: &str) -> Result<usize> {
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = (text[..split].trim(), text[split..].to_ascii_lowercase());
+    let units = [
+        ("", 1.0),
+        ("b", 1.0),
+        ("kb", 1e3),
+        ("mb", 1e6),
+        ("gb", 1e9),
+        ("tb", 1e12),
+        ("kib", 1024.0),
+        ("mib", 1048576.0),
+        ("gib", 1073741824.0),
+        ("tib", 1099511627776.0),
+    ];
+    let factor = units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
+    match (number.parse::<f64>(), factor) {
+        (Ok(n), Some(factor)) if n > 0.0 && n.is_finite() => Ok((n * factor) as usize),
+        _ => Err(Error::usage(format!("{option} {text}: expected a number with a unit, for example 141GB or 80GiB"))),
+    }
 }

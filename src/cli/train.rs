@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluations};
 use crate::exercises;
 use crate::expert::{self, Expert};
+use crate::export;
 use crate::files::write_whole;
 use crate::ideas::{Library, Selection};
 use crate::model::lora::Adapter;
@@ -145,10 +146,9 @@ pub fn sft(args: &RunArgs) -> Result<()> {
     let mut run = Run::open(&*backend, &config, &args.out, "sft", args.resume, &interrupted)?;
     match tuned(&mut run, &speaker, start, examples)? {
         Trained::Adapter(adapter) => save_adapter(&args.out, &adapter, model),
-        Trained::Weights(trained) => {
+        Trained::Weights { model, folder } => {
             let target = args.out.join("model");
-            checkpoint::save_model(&target, &trained, DType::BF16)?;
-            checkpoint::copy_text_files(model, &target)?;
+            export::trained(&target, &model, DType::BF16, &folder)?;
             println!("model written to {}", target.display());
             Ok(())
         }
@@ -174,9 +174,10 @@ pub fn prepared(
     let (dialog, model) = (&speaker.dialog, &speaker.model);
     let limit = config.sft.max_tokens.min(model.config.max_positions);
     let examples = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
+    let weights = |model| Trained::Weights { model, folder: speaker.folder.clone() };
     let trained = match (config.sft.full, start) {
-        (true, Some(adapter)) => Trained::Weights(model.merged(backend, &adapter)?.widen(backend)?),
-        (true, None) => Trained::Weights(model.widen(backend)?),
+        (true, Some(adapter)) => weights(model.merged(backend, &adapter)?.widen(backend)?),
+        (true, None) => weights(model.widen(backend)?),
         (false, Some(adapter)) => Trained::Adapter(adapter),
         (false, None) => Trained::Adapter(session::new_adapter(backend, model, config, "sft adapter")?),
     };

@@ -221,13 +221,18 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// The text of a config.json that `from_json` and transformers read back as this model; `torch_dtype` is the weights' type.
-    pub fn to_json(&self, torch_dtype: &str) -> String {
-        let family = match (self.qk_norm, self.qkv_bias, self.o_bias) {
+    /// The `model_type` of this shape: qwen2, qwen3 or llama.
+    pub fn family(&self) -> &'static str {
+        match (self.qk_norm, self.qkv_bias, self.o_bias) {
             (true, ..) => "qwen3",
             (false, true, false) => "qwen2",
             _ => "llama",
-        };
+        }
+    }
+
+    /// The text of a config.json that `from_json` and transformers read back as this model; `torch_dtype` is the weights' type.
+    pub fn to_json(&self, torch_dtype: &str) -> String {
+        let family = self.family();
         let architecture = match family {
             "qwen3" => "Qwen3ForCausalLM",
             "qwen2" => "Qwen2ForCausalLM",

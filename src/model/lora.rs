@@ -94,7 +94,7 @@ impl Adapter {
     }
 
     /// Where A of `module` in `layer` lies in the flat list; B follows.
-    pub(super) fn place(&self, layer: usize, module: Module) -> Option<usize> {
+    pub fn place(&self, layer: usize, module: Module) -> Option<usize> {
         let slot = self.config.modules.iter().position(|&m| m == module)?;
         Some(2 * (layer * self.config.modules.len() + slot))
     }

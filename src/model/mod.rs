@@ -9,14 +9,14 @@ pub mod shapes;
 mod block;
 mod parameters;
 
-use crate::backend::{Backend, Segments};
+use crate::backend::{Backend, Lora, Segments};
 use crate::error::{Error, Result};
 use crate::rng::Philox;
 use crate::tensor::{DType, Tensor};
 use block::{Attention, Block, BlockBuffers, Normed, Passing, Scratch, bytes, fit};
 use config::ModelConfig;
 use kv_cache::{KvCache, PagedPlan};
-use lora::Adapter;
+use lora::{Adapter, Module};
 use parameters::{Places, parameters};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -95,15 +95,30 @@ impl Model {
     /// A copy, in the same types, with `adapter` folded into its weights.
     pub fn merged(&self, be: &dyn Backend, adapter: &Adapter) -> Result<Self> {
         let mut model = self.copied(be, Tensor::dtype)?;
-        for layer in 0..self.config.layers {
-            for &module in &adapter.config.modules {
-                if let Some(lora) = adapter.lora(layer, module) {
-                    let (place, _) = self.places.layers[layer].linears[module as usize];
-                    be.merge_lora(&mut model.weights[place], &lora)?;
-                }
+        for (index, weight) in model.weights.iter_mut().enumerate() {
+            if let Some(lora) = self.lora_on(adapter, index) {
+                be.merge_lora(weight, &lora)?;
             }
         }
         Ok(model)
+    }
+
+    /// The weight at `index` of the flat list with `adapter` folded in, in the accumulator type: not rounded to the type of the
+    /// base. `None` where the adapter changes nothing.
+    pub fn merged_weight(&self, be: &dyn Backend, adapter: &Adapter, index: usize) -> Result<Option<Tensor>> {
+        let Some(lora) = self.lora_on(adapter, index) else { return Ok(None) };
+        let mut weight = be.alloc(self.weights[index].shape(), be.accumulator())?;
+        be.write(&mut weight, &self.weights[index])?;
+        be.merge_lora(&mut weight, &lora)?;
+        Ok(Some(weight))
+    }
+
+    /// The pair of `adapter` beside the weight at `index` of the flat list.
+    fn lora_on<'a>(&self, adapter: &'a Adapter, index: usize) -> Option<Lora<'a>> {
+        let layer = self.places.layers.iter().rposition(|layer| layer.input_norm < index)?;
+        let linears = &self.places.layers[layer].linears;
+        let module = Module::ALL.into_iter().find(|&module| linears[module as usize].0 == index)?;
+        adapter.lora(layer, module)
     }
 
     fn copied(&self, be: &dyn Backend, dtype: impl Fn(&Tensor) -> DType) -> Result<Self> {

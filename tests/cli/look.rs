@@ -36,6 +36,22 @@ fn preview_marks_what_has_a_loss() {
 }
 
 #[test]
+fn validate_says_what_a_file_holds_and_refuses_what_sft_would() {
+    let folder = tempdir().unwrap();
+    let (model, data) = (model(folder.path()), messages(folder.path()));
+    let arguments = ["data", "validate", "--model", text(&model), "--data", text(&data)];
+    let shown = done(&arguments);
+    for part in ["items: messages 8\n", "examples: 8, ", "0 errors, 0 warnings"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let short = onestep(&[&arguments[..], &["max_tokens=5"]].concat());
+    assert_eq!(short.code, Some(2));
+    assert_eq!(short.stdout.matches("error: ").count(), 8, "{short:?}");
+    assert!(short.stdout.contains(&format!("error: {}:3: ", data.display())), "{short:?}");
+    assert!(short.stderr.contains("8 errors; sft refuses this file"), "{short:?}");
+}
+
+#[test]
 fn tasks_are_listed_and_shown() {
     let listed = done(&["task", "list"]);
     let held = |split: &str| listed.lines().filter(|line| line.contains(split)).count();

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod disk_full;
+mod export;
 mod look;
 mod machine;
 mod plan;

@@ -29,10 +29,13 @@ pub fn merge_lora<R: Real>(w: &mut Tensor, lora: &Lora) {
     let (k, r, scale) = (w.columns(), lora.a.rows(), R::of(lora.scale.into()));
     let (a, b) = (widen::<R>(lora.a), widen::<R>(lora.b));
     let mut merged = widen::<R>(w).into_owned();
+    let mut change = vec![R::zero(); k]; // a row of B A
     for (n, row) in merged.chunks_exact_mut(k).enumerate() {
-        for (i, w) in row.iter_mut().enumerate() {
-            *w += scale * (0..r).fold(R::zero(), |sum, j| sum + b[n * r + j] * a[j * k + i]);
+        change.fill(R::zero());
+        for j in 0..r {
+            change.iter_mut().zip(&a[j * k..]).for_each(|(sum, &a)| *sum += b[n * r + j] * a);
         }
+        row.iter_mut().zip(&change).for_each(|(w, &change)| *w += scale * change);
     }
     store(&merged, w);
 }

@@ -77,13 +77,16 @@ pub fn widen_range<R: Real>(tensor: &Tensor, range: Range<usize>) -> Cow<'_, [R]
 }
 
 /// Writes values of as many elements into a float tensor, rounded to its type.
+// `half` rounds an f64 by its upper 20 bits of mantissa, which misses ties of an f32: half types are rounded from f32.
 pub fn store<R: Real>(values: &[R], tensor: &mut Tensor) {
     match tensor.dtype() {
         DType::F32 => tensor.slice_mut::<f32>().iter_mut().zip(values).for_each(|(t, v)| *t = v.f64() as f32),
         DType::F64 => tensor.slice_mut::<f64>().iter_mut().zip(values).for_each(|(t, v)| *t = v.f64()),
-        DType::F16 => tensor.slice_mut::<f16>().iter_mut().zip(values).for_each(|(t, v)| *t = f16::from_f64(v.f64())),
+        DType::F16 => {
+            tensor.slice_mut::<f16>().iter_mut().zip(values).for_each(|(t, v)| *t = f16::from_f32(v.f64() as f32))
+        }
         DType::BF16 => {
-            tensor.slice_mut::<bf16>().iter_mut().zip(values).for_each(|(t, v)| *t = bf16::from_f64(v.f64()));
+            tensor.slice_mut::<bf16>().iter_mut().zip(values).for_each(|(t, v)| *t = bf16::from_f32(v.f64() as f32));
         }
         DType::I32 => tensor.slice_mut::<i32>().iter_mut().zip(values).for_each(|(t, v)| *t = v.f64() as i32),
     }

@@ -1,0 +1,322 @@
+//! Adapters in PEFT layout: adapter_config.json and adapter_model.safetensors. What the configuration can say and this program cannot do is
+//! refused by key.
+
+use super::{make_folder, named, read_json, write_json};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::lora::{Adapter, LoraConfig, Module};
+use crate::tensor::{DType, Tensor};
+use crate::weights::{self, WeightMap};
+use regex::Regex;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT puts before the names of the base model.
+const PREFIX: &str = "base_model.model.";
+/// The most that a rank may be.
+const MAX_RANK: u64 = 65_536;
+
+/// Writes `adapter` in PEFT layout to the folder `dir` (made when missing); `base` is what the base model is called or where it lies.
+pub fn save_adapter(dir: &Path, adapter: &Adapter, base: &str) -> Result<()> {
+    make_folder(dir)?;
+    let names: Vec<String> = adapter.names.iter().map(|name| format!("{PREFIX}{name}")).collect();
+    weights::save(&dir.join(WEIGHTS), &named(&names, &adapter.tensors), None)?;
+    let LoraConfig { rank, alpha, rslora, modules } = &adapter.config;
+    let config = json!({
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": modules.iter().map(|module| module.name()).collect::<Vec<_>>(),
+        "task_type": "CAUSAL_LM",
+        "use_rslora": rslora,
+    });
+    write_json(&dir.join(CONFIG), &config)
+}
+
+/// Loads a PEFT folder as an adapter of `model`, its tensors widened to the accumulator type. Targets, ranks and alphas by layer or
+/// module (`target_modules`, `rank_pattern`, `alpha_pattern`) become one adapter of the greatest rank and one scale: smaller pairs
+/// are filled with zeros, and what their own scale differs by goes into B. That is the same function, trained or not (a zero row of A
+/// and its zero column of B have zero gradients), and it is saved so.
+///
+/// Errors name file and key: options that change what an adapter does and that this program does not have (modules to save, biases,
+/// DoRA), other modules, tensors missing, left over or of another shape.
+pub fn load_adapter(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result<Adapter> {
+    let (path, config) = (dir.join(WEIGHTS), dir.join(CONFIG));
+    let settings = Settings::read(&config)?;
+    let pairs = settings.pairs(model)?;
+    if !path.exists() && dir.join("adapter_model.bin").exists() {
+        return Err(Error::content(format!(
+            "{}: adapter_model.bin is a pickle, which is not read; load it in PEFT and save it with safe_serialization=True",
+            dir.display()
+        )));
+    }
+    let map = WeightMap::open_file(&path)?;
+    let mut stored = BTreeMap::new();
+    for name in map.names() {
+        if let Some(other) = stored.insert(canonical(name), name) {
+            return Err(Error::content(format!("{}: tensors {other} and {name} are one", path.display())));
+        }
+    }
+    // Every tensor is looked at before memory is taken for its rank.
+    let mut found = Vec::new();
+    for (&(layer, module), pair) in &pairs {
+        let (n, k) = module.shape(model);
+        let mut get = |part: &str, shape: [usize; 2]| {
+            let name = format!("{}.{part}.weight", module.path(layer));
+            let stored = stored.remove(&name);
+            let tensor = map.get(stored.unwrap_or(&format!("{PREFIX}{name}")), &shape)?;
+            match tensor.dtype() {
+                DType::I32 => Err(Error::content(format!("{}: tensor {name} holds integers", path.display()))),
+                _ => Ok(tensor),
+            }
+        };
+        found.push((layer, module, pair, get("lora_A", [pair.rank, k])?, get("lora_B", [n, pair.rank])?));
+    }
+    if let Some(other) = stored.into_values().next() {
+        return Err(Error::content(format!(
+            "{}: tensor {other} belongs to no adapted layer of the model",
+            path.display()
+        )));
+    }
+    let shared = settings.shared(&pairs);
+    let (scale, rank) = (shared.scale(), shared.rank);
+    let mut adapter = Adapter::zeros(be, model, shared)?;
+    for (layer, module, pair, a, b) in found {
+        let factor = f64::from(pair.scale(settings.rslora)) / f64::from(scale);
+        let (place, shape) = (adapter.place(layer, module).unwrap_or_default(), module.shape(model));
+        if pair.rank == rank && factor == 1.0 {
+            be.write(&mut adapter.tensors[place], &a)?;
+            be.write(&mut adapter.tensors[place + 1], &b)?;
+            continue;
+        }
+        be.write(&mut adapter.tensors[place], &resized(&a, [rank, shape.1], 1.0))?;
+        be.write(&mut adapter.tensors[place + 1], &resized(&b, [shape.0, rank], factor))?;
+    }
+    Ok(adapter)
+}
+
+/// A tensor's name in the base model: without PEFT's prefix, which a few programs leave out, and without the adapter's name, which early
+/// versions kept; `model.` is put before the names of a base that was loaded without its head.
+fn canonical(name: &str) -> String {
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    let name = name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.");
+    if name.starts_with("layers.") { format!("model.{name}") } else { name }
+}
+
+/// `matrix` times `factor` in the upper left corner of zeros.
+fn resized(matrix: &Tensor, shape: [usize; 2], factor: f64) -> Tensor {
+    let matrix = weights::converted(matrix, DType::F64);
+    let mut out = Tensor::zeros(&shape, DType::F64);
+    let rows = out.slice_mut::<f64>().chunks_exact_mut(shape[1]);
+    for (to, from) in rows.zip(matrix.slice::<f64>().chunks_exact(matrix.columns())) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = factor * from);
+    }
+    out
+}
+
+/// One adapted layer.
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    rank: usize,
+    alpha: f32,
+}
+
+impl Pair {
+    fn scale(self, rslora: bool) -> f32 {
+        LoraConfig { rank: self.rank, alpha: self.alpha, rslora, modules: vec![] }.scale()
+    }
+}
+
+/// What adapter_config.json says.
+struct Settings<'a> {
+    path: &'a Path,
+    targets: Targets,
+    rank: usize,
+    alpha: f32,
+    rslora: bool,
+    ranks: Vec<(Pattern, usize)>,
+    alphas: Vec<(Pattern, f32)>,
+}
+
+/// Which layers `target_modules` means, by PEFT's rules.
+enum Targets {
+    AllLinear,
+    /// A layer's path, or what it ends with behind a dot.
+    Names(Vec<String>),
+    /// Of a whole path.
+    Regex(Regex),
+}
+
+impl Targets {
+    fn contain(&self, path: &str) -> bool {
+        match self {
+            Targets::AllLinear => true,
+            Targets::Names(names) => names.iter().any(|name| is_named(path, name)),
+            Targets::Regex(regex) => regex.is_match(path),
+        }
+    }
+}
+
+fn is_named(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// A key of rank_pattern or alpha_pattern: a path, the end of one, or a regular expression for it.
+struct Pattern(Regex);
+
+/// The expression for a whole path. Its automaton is kept small: a line of text must not ask for megabytes.
+fn whole(text: &str) -> std::result::Result<Regex, regex::Error> {
+    regex::RegexBuilder::new(&format!("^(?:{text})$")).size_limit(1 << 18).build()
+}
+
+/// Options that change what an adapter does and that are not ours.
+const UNSUPPORTED: [&str; 16] = [
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "layer_replication",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_bias",
+    "megatron_config",
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_dora",
+    "use_qalora",
+    "alora_invocation_tokens",
+    "arrow_config",
+];
+
+impl<'a> Settings<'a> {
+    /// Keys that are missing have PEFT's defaults (rank and alpha 8, q_proj and v_proj): earlier versions wrote fewer of them.
+    fn read(path: &'a Path) -> Result<Self> {
+        let fail = |key: &str, what: String| Error::content(format!("{}: {key}: {what}", path.display()));
+        let map: Map<String, Value> = read_json(path)?;
+        let get = |key: &str| map.get(key).filter(|value| !value.is_null());
+        for (key, only) in [("peft_type", "LORA"), ("bias", "none")] {
+            if let Some(value) = get(key).filter(|&value| value != only) {
+                return Err(fail(key, format!("found {value}, expected {only:?}")));
+            }
+        }
+        let unused = |v: &Value| match v {
+            Value::Bool(on) => !on,
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+            _ => false,
+        };
+        for key in UNSUPPORTED {
+            if let Some(value) = get(key).filter(|value| !unused(value)) {
+                return Err(fail(
+                    key,
+                    format!("found {value}; this option is not supported, expected null, false or empty"),
+                ));
+            }
+        }
+        let rank = |key: &str, value: &Value| match value.as_u64() {
+            Some(rank) if (1..=MAX_RANK).contains(&rank) => Ok(rank as usize),
+            _ => Err(fail(key, format!("found {value}, expected a whole number from 1 to {MAX_RANK}"))),
+        };
+        let alpha = |key: &str, value: &Value| match value.as_f64() {
+            Some(alpha) if alpha as f32 > 0.0 && (alpha as f32).is_finite() => Ok(alpha as f32),
+            _ => Err(fail(key, format!("found {value}, expected a positive number"))),
+        };
+        let pattern = |key: &str| -> Result<Vec<(Pattern, &Value)>> {
+            let Some(value) = get(key) else { return Ok(vec![]) };
+            let object = value.as_object().ok_or_else(|| fail(key, format!("found {value}, expected an object")))?;
+            let compiled = |(text, value)| match whole(&format!(r"(?:.*\.)?(?:{text})")) {
+                Ok(regex) => Ok((Pattern(regex), value)),
+                Err(error) => Err(fail(key, format!("{text:?} is no pattern that can be matched: {error}"))),
+            };
+            object.iter().map(compiled).collect()
+        };
+        let rslora = match get("use_rslora") {
+            None => false,
+            Some(Value::Bool(on)) => *on,
+            Some(value) => return Err(fail("use_rslora", format!("found {value}, expected true or false"))),
+        };
+        let valid = || {
+            let names = Module::ALL.map(Module::name).join(", ");
+            format!("expected \"all-linear\", a regular expression, or a list of some of {names} or paths that end so")
+        };
+        let key = "target_modules";
+        let targets = match get(key) {
+            None => Targets::Names(vec!["q_proj".into(), "v_proj".into()]),
+            Some(Value::String(all)) if all.eq_ignore_ascii_case("all-linear") => Targets::AllLinear,
+            Some(Value::String(text)) => match whole(text) {
+                Ok(regex) => Targets::Regex(regex),
+                Err(error) => {
+                    return Err(fail(key, format!("{text:?} is no regular expression that can be matched: {error}")));
+                }
+            },
+            Some(Value::Array(list)) if !list.is_empty() => {
+                let name = |value: &Value| value.as_str().map(str::to_string);
+                Targets::Names(list.iter().map(name).collect::<Option<_>>().ok_or_else(|| fail(key, valid()))?)
+            }
+            Some(value) => return Err(fail(key, format!("found {value}, {}", valid()))),
+        };
+        Ok(Self {
+            path,
+            targets,
+            rank: get("r").map_or(Ok(8), |value| rank("r", value))?,
+            alpha: get("lora_alpha").map_or(Ok(8.0), |value| alpha("lora_alpha", value))?,
+            rslora,
+            ranks: pattern("rank_pattern")?
+                .into_iter()
+                .map(|(pattern, value)| Ok((pattern, rank("rank_pattern", value)?)))
+                .collect::<Result<_>>()?,
+            alphas: pattern("alpha_pattern")?
+                .into_iter()
+                .map(|(pattern, value)| Ok((pattern, alpha("alpha_pattern", value)?)))
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// The adapted layers of `model`. Errors: a target that is none of its linear layers, or no target at all.
+    fn pairs(&self, model: &ModelConfig) -> Result<BTreeMap<(usize, Module), Pair>> {
+        let fail = |what: String| {
+            let valid = Module::ALL.map(Module::name).join(", ");
+            Err(Error::content(format!("{}: target_modules: {what}; valid are {valid}", self.path.display())))
+        };
+        let mut pairs = BTreeMap::new();
+        for layer in 0..model.layers {
+            for module in Module::ALL {
+                let path = module.path(layer);
+                if self.targets.contain(&path) {
+                    let first = |list: &[(Pattern, usize)]| list.iter().find(|(p, _)| p.0.is_match(&path)).map(|p| p.1);
+                    let alpha = self.alphas.iter().find(|(p, _)| p.0.is_match(&path)).map(|p| p.1);
+                    let rank = first(&self.ranks).unwrap_or(self.rank);
+                    pairs.insert((layer, module), Pair { rank, alpha: alpha.unwrap_or(self.alpha) });
+                }
+            }
+        }
+        if let Targets::Names(names) = &self.targets {
+            let paths: Vec<String> = pairs.keys().map(|&(layer, module)| module.path(layer)).collect();
+            if let Some(other) = names.iter().find(|name| !paths.iter().any(|path| is_named(path, name))) {
+                return fail(format!("found {other:?}"));
+            }
+        }
+        if pairs.is_empty() {
+            return fail("it matches no linear layer of the model".into());
+        }
+        Ok(pairs)
+    }
+
+    /// One configuration for all pairs: the greatest rank, and the scale of a pair without patterns.
+    fn shared(&self, pairs: &BTreeMap<(usize, Module), Pair>) -> LoraConfig {
+        let rank = pairs.values().map(|pair| pair.rank).max().unwrap_or(self.rank);
+        let ratio = rank as f32 / self.rank as f32;
+        let alpha = self.alpha * if self.rslora { ratio.sqrt() } else { ratio };
+        LoraConfig { rank, alpha, rslora: self.rslora, modules: pairs.keys().map(|&(_, module)| module).collect() }
+    }
+}

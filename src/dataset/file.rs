@@ -1,0 +1,100 @@
+//! Files of items: JSON lines, a JSON array, parquet. What an item means is for format.rs to say.
+
+use super::format::{EXPECTED, brief};
+use crate::error::{Error, Result};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use serde_json::{Map, Value};
+use std::fs::File;
+use std::path::Path;
+
+/// An item with its place (`file:line`, `file: item N`, `file: row N`), or why it cannot be read.
+pub type Placed = (String, Result<Value>);
+
+/// The items of a file in order. Errors: it cannot be read at all. A line that is no JSON is an error of its own.
+pub fn items(path: &Path) -> Result<Vec<Placed>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
+    if bytes.starts_with(b"PAR1") {
+        return rows(path);
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|e| {
+        let line = bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
+        Error::content(format!(
+            "{}:{line}: not UTF-8 text; expected JSON such as {EXPECTED}, or parquet",
+            path.display()
+        ))
+    })?;
+    let text = text.trim_start_matches('\u{feff}');
+    if text.trim_start().starts_with('[') {
+        let items: Vec<Value> = serde_json::from_str(text).map_err(|e| {
+            Error::content(format!("{}:{}: {e}; expected a JSON array of {EXPECTED}", path.display(), e.line()))
+        })?;
+        let placed = |(i, item)| (format!("{}: item {}", path.display(), i + 1), Ok(item));
+        return Ok(items.into_iter().enumerate().map(placed).collect());
+    }
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let placed = |(i, line): (usize, &str)| {
+        let place = format!("{}:{}", path.display(), i + 1);
+        let item = serde_json::from_str(line)
+            .map_err(|e| Error::content(format!("{place}: {e}; expected one JSON object a line, such as {EXPECTED}")));
+        (place, item)
+    };
+    Ok(lines.map(placed).collect())
+}
+
+/// The rows of a parquet file, columns as keys. Compression: none, snappy or zstd.
+fn rows(path: &Path) -> Result<Vec<Placed>> {
+    let failed = |e: parquet::errors::ParquetError| {
+        Error::content(format!(
+            "{}: {e}; expected a whole parquet file, uncompressed or with snappy or zstd",
+            path.display()
+        ))
+    };
+    let file = File::open(path).map_err(|e| Error::io("opening", path, &e))?;
+    let reader = SerializedFileReader::new(file).map_err(failed)?;
+    let mut items = vec![];
+    for (i, row) in reader.get_row_iter(None).map_err(failed)?.enumerate() {
+        let place = format!("{}: row {}", path.display(), i + 1);
+        let row = row.map_err(|e| failed(e).context(format!("row {}", i + 1)))?;
+        items.push((place.clone(), object(&row).map_err(|e| e.context(place))));
+    }
+    Ok(items)
+}
+
+fn object(row: &Row) -> Result<Value> {
+    let pairs = row.get_column_iter().map(|(name, field)| Ok((name.clone(), value(field)?)));
+    Ok(Value::Object(pairs.collect::<Result<Map<_, _>>>()?))
+}
+
+fn value(field: &Field) -> Result<Value> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(x) => (*x).into(),
+        Field::Byte(x) => (*x).into(),
+        Field::Short(x) => (*x).into(),
+        Field::Int(x) => (*x).into(),
+        Field::Long(x) => (*x).into(),
+        Field::UByte(x) => (*x).into(),
+        Field::UShort(x) => (*x).into(),
+        Field::UInt(x) => (*x).into(),
+        Field::ULong(x) => (*x).into(),
+        Field::Float(x) => (*x).into(),
+        Field::Double(x) => (*x).into(),
+        Field::Str(text) => text.clone().into(),
+        Field::Bytes(bytes) => {
+            let text = std::str::from_utf8(bytes.data());
+            text.map_err(|e| Error::content(format!("a column of bytes that are no text: {e}")))?.into()
+        }
+        Field::Group(row) => object(row)?,
+        Field::ListInternal(list) => Value::Array(list.elements().iter().map(value).collect::<Result<_>>()?),
+        Field::MapInternal(map) => {
+            let pair = |(key, item): &(Field, Field)| {
+                let key = value(key)?;
+                Ok((key.as_str().map_or_else(|| brief(&key), str::to_string), value(item)?))
+            };
+            Value::Object(map.entries().iter().map(pair).collect::<Result<Map<_, _>>>()?)
+        }
+        // Dates, times and decimals mean nothing in a conversation.
+        other => other.to_string().into(),
+    })
+}

@@ -1,0 +1,219 @@
+//! Models for other programs: a whole Hugging Face folder, and the check that it says what was exported (GGUF: gguf.rs). One tensor is
+//! in memory at a time, beside the maps. Trains nothing.
+
+pub mod gguf;
+
+mod vocabulary;
+
+use crate::backend::Backend;
+use crate::chat::CHATML;
+use crate::checkpoint::{self, read_json, write_json};
+use crate::error::{Error, Result};
+use crate::files::{self, write_whole};
+use crate::model::{self, Activations, Batch, Model, Policy, Segment};
+use crate::rng::Philox;
+use crate::tensor::DType;
+use crate::tokenizer::Tokenizer;
+use crate::weights::{self, Entry, Given, WeightMap};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What is exported.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// The weights, and the adapter to fold into them.
+    pub policy: Policy<'a>,
+    /// The folder the base came from: its configuration, tokenizer and chat template go along.
+    pub folder: &'a Path,
+}
+
+impl<'a> Source<'a> {
+    /// The parameter at `index` of the flat list: as it lies in the base, or W + scale B A in the accumulator type, not yet rounded.
+    fn parameter(&self, backend: &dyn Backend, index: usize) -> Result<Given<'a>> {
+        let Policy { model, adapter } = self.policy;
+        let merged = match adapter {
+            Some(adapter) => model.merged_weight(backend, adapter, index)?,
+            None => None,
+        };
+        Ok(merged.map_or(Given::Held(&model.weights[index]), Given::Made))
+    }
+}
+
+/// Writes the whole folder `out`: shards of at most `shard_bytes` (a larger tensor has one to itself) in `dtype` (f32, f16, bf16), the
+/// configuration with that type and all other keys as they were, generation settings, tokenizer and chat template. Returns the
+/// number of shards. Errors: `out` is not empty; nothing is left of it then.
+pub fn hugging_face(
+    backend: &dyn Backend,
+    source: Source,
+    out: &Path,
+    dtype: DType,
+    shard_bytes: usize,
+) -> Result<usize> {
+    let model = source.policy.model;
+    let shards = split(model, dtype, shard_bytes);
+    files::publish_folder(out, |folder| {
+        let mut weight_map = BTreeMap::new();
+        for (number, shard) in shards.iter().enumerate() {
+            let name = match shards.len() {
+                1 => "model.safetensors".to_string(),
+                count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+            };
+            let entries: Vec<Entry> = shard.iter().map(|&index| entry(model, index, dtype)).collect();
+            weights::save_made(&folder.join(&name), &entries, &|place| source.parameter(backend, shard[place]))?;
+            weight_map.extend(entries.into_iter().map(|entry| (entry.name, name.clone())));
+        }
+        if shards.len() > 1 {
+            let total: usize = model.weights.iter().map(|w| w.len() * dtype.size()).sum();
+            let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+            write_json(&folder.join("model.safetensors.index.json"), &index)?;
+        }
+        describe(folder, source.folder, model, dtype)
+    })?;
+    Ok(shards.len())
+}
+
+/// Writes a model whose weights were trained to the folder `dir` (made when missing), complete as by `hugging_face`: what stands beside the
+/// weights comes from `folder`, where training began.
+pub fn trained(dir: &Path, model: &Model, dtype: DType, folder: &Path) -> Result<()> {
+    checkpoint::save_model(dir, model, dtype)?;
+    describe(dir, folder, model, dtype)
+}
+
+fn entry(model: &Model, index: usize, dtype: DType) -> Entry {
+    Entry { name: model.names[index].clone(), shape: model.weights[index].shape().to_vec(), dtype }
+}
+
+/// The parameters of each shard, in order.
+fn split(model: &Model, dtype: DType, shard_bytes: usize) -> Vec<Vec<usize>> {
+    let (mut shards, mut room) = (vec![], 0);
+    for (index, weight) in model.weights.iter().enumerate() {
+        let bytes = weight.len() * dtype.size();
+        if shards.is_empty() || bytes > room {
+            shards.push(vec![]);
+            room = shard_bytes;
+        }
+        room = room.saturating_sub(bytes);
+        shards.last_mut().into_iter().for_each(|shard: &mut Vec<usize>| shard.push(index));
+    }
+    shards
+}
+
+/// Everything that stands beside the weights.
+fn describe(to: &Path, from: &Path, model: &Model, dtype: DType) -> Result<()> {
+    checkpoint::copy_text_files(from, to)?;
+    write_whole(&to.join("config.json"), configuration(from, model, dtype)?.as_bytes())?;
+    if !from.join("tokenizer.json").exists() {
+        return Ok(()); // a model of ids alone
+    }
+    let tokenizer = Tokenizer::open(from)?;
+    if tokenizer.chat_template().is_none() {
+        // What this program renders with when a folder has none; another program would refuse to chat.
+        write_whole(&to.join("chat_template.jinja"), CHATML.as_bytes())?;
+    }
+    let generation = to.join("generation_config.json");
+    if !generation.exists() {
+        let mut settings = Map::new();
+        if !tokenizer.eos_ids().is_empty() {
+            settings.insert("eos_token_id".into(), tokenizer.eos_ids().into());
+        }
+        for (key, id) in
+            [("bos_token_id", tokenizer.bos().and_then(|t| tokenizer.id(t))), ("pad_token_id", tokenizer.pad_id())]
+        {
+            id.into_iter().for_each(|id| drop(settings.insert(key.into(), id.into())));
+        }
+        write_json(&generation, &settings)?;
+    }
+    Ok(())
+}
+
+/// The source's config.json with the type of the weights that were written; of a folder without one, made from the model.
+fn configuration(from: &Path, model: &Model, dtype: DType) -> Result<String> {
+    let torch_dtype = checkpoint::torch_dtype(dtype)?;
+    let path = from.join("config.json");
+    if !path.exists() {
+        return Ok(model.config.to_json(torch_dtype));
+    }
+    let mut map: Map<String, Value> = read_json(&path)?;
+    // transformers 5 writes `dtype`, earlier ones `torch_dtype`; all read the latter.
+    let key = if map.contains_key("dtype") && !map.contains_key("torch_dtype") { "dtype" } else { "torch_dtype" };
+    map.shift_remove(if key == "dtype" { "torch_dtype" } else { "dtype" });
+    map.insert(key.into(), torch_dtype.into());
+    Ok(format!("{:#}\n", Value::Object(map)))
+}
+
+/// What `verify` found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Verified {
+    /// Tokens of the comparison.
+    pub tokens: usize,
+    /// The greatest logit of base and adapter.
+    pub greatest: f64,
+    /// The greatest difference between their logits and those of the folder.
+    pub difference: f64,
+    /// The greatest difference that rounding the merged weights alone makes, computed without the folder.
+    pub rounding: f64,
+}
+
+/// Tokens of each of the two texts that `verify` compares.
+const VERIFIED_TOKENS: usize = 16;
+
+/// Reads the exported folder back and compares it with its source. Every tensor must be what merging and rounding give, to the bit; the
+/// logits of random tokens must differ from those of base and adapter by at most twice what rounding the weights explains (the
+/// rule for any result in fewer bits: at most twice the error of the plain computation). Errors name the tensor, or both figures.
+pub fn verify(backend: &dyn Backend, source: Source, out: &Path, dtype: DType) -> Result<Verified> {
+    let (found, _) = checkpoint::load_model(backend, out)?;
+    let map = WeightMap::open(out)?;
+    let mut index = 0;
+    // Rounded weights that are bit for bit those of the folder share its memory.
+    let rounded = Model::new(backend, source.policy.model.config.clone(), &mut |name, shape| {
+        let made = weights::converted(source.parameter(backend, index)?.tensor(), dtype);
+        index += 1;
+        let read = map.get(name, shape)?;
+        if read.dtype() != dtype || read.as_bytes() != made.as_bytes() {
+            return Err(Error::system(format!(
+                "{}: tensor {name} is not the merged weight rounded to {dtype:?}; export it again",
+                out.display()
+            )));
+        }
+        backend.place(read)
+    })?;
+    let expected = logits(backend, source.policy)?;
+    let plain = |model| Policy { model, adapter: None };
+    let difference = |policy| -> Result<f64> {
+        let found = logits(backend, policy)?;
+        // NaN counts as the worst.
+        let apart = |(a, b): (&f32, &f32)| f64::from(a - b).abs();
+        Ok(found.iter().zip(&expected).map(apart).fold(0.0, |worst, x| if x <= worst { worst } else { x }))
+    };
+    let verified = Verified {
+        tokens: 2 * VERIFIED_TOKENS,
+        greatest: expected.iter().fold(0.0, |worst, x| f64::max(worst, x.abs().into())),
+        difference: difference(plain(&found))?,
+        rounding: difference(plain(&rounded))?,
+    };
+    if verified.difference <= 2.0 * verified.rounding {
+        return Ok(verified);
+    }
+    Err(Error::system(format!(
+        "{}: its logits differ from those of base and adapter by {:e}, where rounding to {dtype:?} explains {:e}",
+        out.display(),
+        verified.difference,
+        verified.rounding
+    )))
+}
+
+/// The logits of two random texts, the same for every model of one vocabulary.
+fn logits(backend: &dyn Backend, policy: Policy) -> Result<Vec<f32>> {
+    let config = &policy.model.config;
+    let mut rng = Philox::named(0, "verify");
+    let length = VERIFIED_TOKENS.min(config.max_positions);
+    let ids: Vec<u32> = (0..2 * length).map(|_| rng.below(config.vocab) as u32).collect();
+    let segments = [&ids[..length], &ids[length..]].map(|ids| Segment { ids, start_position: 0, parent: None });
+    let batch = Batch::new(backend, config, &segments)?;
+    let mut acts = Activations::default();
+    model::forward(backend, policy, &batch, false, &mut acts)?;
+    let mut out = backend.alloc(&[ids.len(), config.vocab], backend.accumulator())?;
+    backend.logits(acts.hidden(), policy.model.lm_head(), &mut out)?;
+    backend.read(&out)
+}
