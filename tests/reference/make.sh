@@ -15,8 +15,8 @@ trap 'rm -r "$new"' EXIT
 python "$here/metrics.py" > "$new/metrics.json"
 python "$here/models.py" "$new/models"
 if [ "${2-}" = --compare ]; then
-    cmp "$new/metrics.json" "$here/metrics.json"
-    exec python "$here/models.py" "$new/models" --compare
+    python "$here/compare.py" "$new" "$here"
+    exit
 fi
 cp "$new/metrics.json" "$here/metrics.json"
 rm -rf "$here/models"

@@ -1,7 +1,6 @@
 """Makes models/: small random models of every family and feature, and what transformers and PEFT compute from them.
 
-    python models.py FOLDER [CASE ...]    make the cases in FOLDER
-    python models.py FOLDER --compare     say whether FOLDER holds what models/ holds
+    python models.py FOLDER [CASE ...]    makes the cases in FOLDER
 
 A case is a Hugging Face folder with adapter/ (PEFT), data.jsonl (sequences with a mask), reference.safetensors (every quantity in
 f64) and reference.json (the settings of the training steps; transformers' own error of every quantity in f32).
@@ -18,7 +17,6 @@ import transformers
 import folders
 import peer
 
-HERE = Path(__file__).parent
 LENGTHS = [3, 9, 21, 48]
 SAMPLED = 32  # a power of two, as the epsilons and scales below: the same number in f32 and f64
 SFT = {"steps": 10, "warmup": 2, "learning_rate": 0.001953125, "weight_decay": 0.0625, "max_norm": 0.5}
@@ -76,38 +74,9 @@ def make(out, name, seed):
     (folder / "reference.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def compare(folder, committed):
-    """What differs. Files must be equal, but for sums: f64 to 1e-12, own errors, which depend on the processor, to a factor of 4."""
-    names = lambda root: {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
-    for name in sorted(names(folder) ^ names(committed)):
-        yield f"{name} is in only one of them"
-    for name in sorted(names(folder) & names(committed)):
-        new, old = folder / name, committed / name
-        if name.name == "reference.safetensors":
-            new, old = safetensors.torch.load_file(new), safetensors.torch.load_file(old)
-            if new.keys() != old.keys():
-                yield f"{name}: other tensors"
-            for key in new.keys() & old.keys():
-                if (error := peer.error(old[key], new[key])) > 1e-12:
-                    yield f"{name}: {key} differs by {error:.1e}"
-        elif name.name == "reference.json":
-            new, old = (json.loads(path.read_text()) for path in (new, old))
-            if new["sft"] != old["sft"]:
-                yield f"{name}: other settings"
-            for key, error in new["own_f32_error"].items():
-                if not error / 4 <= old["own_f32_error"][key] <= error * 4 + 1e-7:
-                    yield f"{name}: own error of {key} was {old['own_f32_error'][key]:.1e} and is {error:.1e}"
-        elif new.read_bytes() != old.read_bytes():
-            yield f"{name} differs"
-
-
 def main():
     torch.set_num_threads(1)
     out, names = Path(sys.argv[1]), sys.argv[2:]
-    if names == ["--compare"]:
-        differences = list(compare(out, HERE / "models"))
-        print("\n".join(differences) or f"{out} holds what {HERE / 'models'} holds")
-        sys.exit(bool(differences))
     for seed, name in enumerate(CASES):
         if not names or name in names:
             make(out, name, seed)

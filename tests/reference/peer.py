@@ -1,7 +1,7 @@
 """What transformers and PEFT say of a model folder: in f32 as they are, and in f64 with their own code read as if it said float64.
 
-A quantity is a tensor by name: logits, logp, entropy, loss, grad.NAME; the same behind `adapter.`, with the folder's adapter; and
-sft.loss, sft.NAME after some AdamW steps on that adapter.
+A quantity is a tensor by name: logits, logp, entropy, loss, grad.NAME; the same behind `adapter.`, with the folder's adapter; sft.loss,
+sft.grad_norm, sft.NAME of some AdamW steps on that adapter, and full.NAME of such steps on all weights, where they are asked for.
 """
 import contextlib
 import json
@@ -83,10 +83,13 @@ def once(model, batch):
     return found | {f"grad.{name}": p.grad for name, p in trained(model).items()}
 
 
-def cosine(step, warmup, total):
-    """OneStep's schedule: the warm-up begins above 0, as step + 1 of warmup + 1."""
+def factor(step, settings):
+    """OneStep's schedules: the warm-up begins above 0, as step + 1 of warmup + 1."""
+    warmup, total = settings["warmup"], settings["steps"]
     if step < warmup:
         return (step + 1) / (warmup + 1)
+    if settings.get("schedule") == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
@@ -97,8 +100,7 @@ def tune(model, batch, settings):
     others = [p for p in parameters.values() if p.dim() < 2]
     groups = [{"params": decays, "weight_decay": settings["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=(0.9, 0.95), eps=1e-8)
-    schedule = lambda step: cosine(step, settings["warmup"], settings["steps"])
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, settings))
     losses, norms = [], []
     for _ in range(settings["steps"]):
         optimizer.zero_grad()
@@ -108,8 +110,8 @@ def tune(model, batch, settings):
         optimizer.step()
         scheduler.step()
         losses.append(loss.detach())
-    found = {"sft.loss": torch.stack(losses), "sft.grad_norm": torch.stack(norms)}
-    return found | {f"sft.{name}": p.detach().clone() for name, p in parameters.items()}
+    found = {"loss": torch.stack(losses), "grad_norm": torch.stack(norms)}
+    return found | {name: p.detach().clone() for name, p in parameters.items()}
 
 
 # The axes of every weight, and of its adapter's A and B: C hidden, F MLP, V vocabulary, R rank, H a head's own.
@@ -160,8 +162,9 @@ def quantities(folder, adapter, batch, settings, dtype, attention="sdpa", order=
         renamed = [(back[ids].tolist(), mask) for ids, mask in batch]
         with Exact() if dtype is torch.float64 else contextlib.nullcontext():
             part = {prefix + name: tensor for name, tensor in once(model, renamed).items()}
-            if prefix:
-                part |= tune(model, renamed, settings)
+            if prefix or settings.get("full"):
+                tuned = "sft." if prefix else "full."
+                part |= {tuned + name: tensor for name, tensor in tune(model, renamed, settings).items()}
         for name, tensor in part.items():
             if name.endswith("logits"):
                 tensor = reordered(tensor, "TV", backs)
@@ -174,15 +177,15 @@ def quantities(folder, adapter, batch, settings, dtype, attention="sdpa", order=
 
 def error(exact, found):
     """The largest difference, as a share of the largest magnitude."""
-    largest = exact.abs().max().item()
+    largest = exact.abs().max().item() or 1.0
     return (exact - found.double()).abs().max().item() / largest
 
 
-def own_errors(exact, *arguments):
-    """transformers' own errors in f32. One run's error is luck, since sums in another order round otherwise: the largest of sixteen
-    runs that mean the same, of its two attentions in eight orders of the channels each. No less than 2^-24: so far off is the f32
+def own_errors(exact, *arguments, orders=8):
+    """transformers' own errors in f32. One run's error is luck, since sums in another order round otherwise: the largest of runs
+    that mean the same, of its two attentions in some `orders` of the channels each. No less than 2^-24: so far off is the f32
     nearest to the exact value, and a run may hit that by luck."""
-    runs = [(attention, order) for attention in ("sdpa", "eager") for order in (None, *range(1, 8))]
+    runs = [(attention, order) for attention in ("sdpa", "eager") for order in (None, *range(1, orders))]
     errors = dict.fromkeys(exact, 2.0**-24)
     for attention, order in runs:
         found = quantities(*arguments, torch.float32, attention, order)
