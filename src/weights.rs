@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::tensor::{Bytes, DType, Tensor};
+use crate::tensor::{Bytes, DType, Tensor, to_bf16, to_f16};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
@@ -303,8 +303,8 @@ fn converted(tensor: &Tensor, dtype: DType) -> Tensor {
     match dtype {
         DType::F32 => each(tensor, |i, x| out.slice_mut::<f32>()[i] = x as f32),
         DType::F64 => each(tensor, |i, x| out.slice_mut::<f64>()[i] = x),
-        DType::F16 => each(tensor, |i, x| out.slice_mut::<f16>()[i] = f16::from_f64(x)),
-        DType::BF16 => each(tensor, |i, x| out.slice_mut::<bf16>()[i] = bf16::from_f64(x)),
+        DType::F16 => each(tensor, |i, x| out.slice_mut::<f16>()[i] = to_f16(x)),
+        DType::BF16 => each(tensor, |i, x| out.slice_mut::<bf16>()[i] = to_bf16(x)),
         DType::I32 => each(tensor, |i, x| out.slice_mut::<i32>()[i] = x as i32),
     }
     out
