@@ -24,7 +24,7 @@ import folders
 import peer
 
 BAR = 2.0
-ORDERS = 4
+ORDERS = 6
 FAMILIES = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config, "llama": transformers.LlamaConfig}
 
 
@@ -70,14 +70,12 @@ def draw_config(draw):
 
 
 def draw_training(draw):
-    """AdamW moves an element by about the learning rate however small its gradient: where that is all but zero, rounding decides, from
-    the second step on, and the errors of two programs compare by luck. So there is one step of that kind, or several in which gradients
-    are clipped so far that AdamW's epsilon rules, and steps are as smooth as those of plain descent."""
-    smooth = draw.random() < 0.5
+    """AdamW moves an element by about the learning rate however small its gradient: where that is all but zero, rounding decides, and the
+    errors of two programs compare by luck. Here gradients are clipped so far that AdamW's epsilon rules, and steps are as smooth as those
+    of plain descent. (The ten steps of tests/reference.rs are of the usual kind.)"""
     return {
-        "steps": draw.randint(2, 6) if smooth else 1, "warmup": draw.randint(0, 2),
-        "learning_rate": 10 ** (draw.uniform(-2, -0.5) if smooth else draw.uniform(-4, -2)),
-        "weight_decay": draw.choice([0.0, 0.1]), "max_norm": 1e-9 if smooth else draw.choice([0.1, 1.0, 100.0]),
+        "steps": draw.randint(1, 6), "warmup": draw.randint(0, 2), "learning_rate": 10 ** draw.uniform(-2, -0.5),
+        "weight_decay": draw.choice([0.0, 0.1]), "max_norm": 10 ** draw.uniform(-10, -9),
         "schedule": draw.choice(["cosine", "constant"]), "full": True,
     }
 
