@@ -52,6 +52,28 @@ impl Element for i32 {
     const DTYPE: DType = DType::I32;
 }
 
+/// `x` rounded once to the nearest f16, ties to even. (`f16::from_f64` drops the low half of `x` before it rounds: what lies just above
+/// a tie goes down.)
+pub fn to_f16(x: f64) -> f16 {
+    f16::from_f32(to_odd(x))
+}
+
+/// `x` rounded once to the nearest bf16, ties to even. (`bf16::from_f64` errs as `f16::from_f64` does.)
+pub fn to_bf16(x: f64) -> bf16 {
+    bf16::from_f32(to_odd(x))
+}
+
+/// `x` as an f32 from which rounding to fewer bits gives what rounding `x` itself gives: where inexact, the neighbour whose last bit is
+/// set, which is never a tie (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd").
+fn to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    let wide = f64::from(near);
+    if wide == x || near.is_nan() || near.to_bits() & 1 == 1 {
+        return near;
+    }
+    f32::from_bits(if x.abs() > wide.abs() { near.to_bits() + 1 } else { near.to_bits() - 1 })
+}
+
 /// Bytes that outlive every tensor that looks at them (a memory-mapped file).
 pub trait Bytes: Send + Sync {
     /// All the bytes.
@@ -238,5 +260,41 @@ impl Tensor {
         assert_eq!(self.len(), shape.iter().product::<usize>(), "reshape {:?} to {shape:?}", self.shape);
         self.shape = shape.to_vec();
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Philox;
+
+    /// Every f16 (and bf16) but NaNs, by size, as f64: what lies between two neighbours goes to the nearer, a tie to the even one.
+    fn check(all: &[(f64, u16)], round: impl Fn(f64) -> u16) {
+        let mut rng = Philox::new(1, 0);
+        for pair in all.windows(2) {
+            let ((low, below), (high, above)) = (pair[0], pair[1]);
+            let middle = 0.5 * (low + high);
+            let even = if below & 1 == 0 { below } else { above };
+            // Above and below the tie by the last bit of an f64 and of an f32, and by some share of the way.
+            let (bit, wide) = (middle * f64::EPSILON, middle * f64::from(f32::EPSILON));
+            let share = rng.uniform() * (high - middle);
+            for off in [bit, wide, share].into_iter().filter(|off| middle + off < high && middle + off > middle) {
+                assert_eq!(round(middle + off), above, "{middle:e} + {off:e}");
+                assert_eq!(round(-middle - off), above | 0x8000, "-{middle:e} - {off:e}");
+                assert_eq!(round(middle - off), below, "{middle:e} - {off:e}");
+            }
+            assert_eq!((round(low), round(middle), round(high)), (below, even, above), "{low:e} to {high:e}");
+        }
+    }
+
+    #[test]
+    fn narrow_floats_are_rounded_once_to_nearest_even() {
+        let f16s: Vec<(f64, u16)> = (0..0x7c00).map(|bits| (f16::from_bits(bits).to_f64(), bits)).collect();
+        let bf16s: Vec<(f64, u16)> = (0..0x7f80).map(|bits| (bf16::from_bits(bits).to_f64(), bits)).collect();
+        check(&f16s, |x| to_f16(x).to_bits());
+        check(&bf16s, |x| to_bf16(x).to_bits());
+        assert_eq!((to_f16(65_520.0), to_f16(65_519.9)), (f16::INFINITY, f16::MAX));
+        assert_eq!((to_bf16(f64::MAX), to_bf16(f64::NEG_INFINITY)), (bf16::INFINITY, bf16::NEG_INFINITY));
+        assert!(to_f16(f64::NAN).is_nan() && to_bf16(f64::NAN).is_nan());
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::tensor::{Bytes, DType, Tensor};
+use crate::tensor::{Bytes, DType, Tensor, to_bf16, to_f16};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
@@ -375,8 +375,8 @@ pub fn converted(tensor: &Tensor, dtype: DType) -> Tensor {
     match dtype {
         DType::F32 => fill!(f32, |x| x, |x| x as f32),
         DType::F64 => fill!(f64, f64::from, |x| x),
-        DType::F16 => fill!(f16, f16::from_f32, f16::from_f64),
-        DType::BF16 => fill!(bf16, bf16::from_f32, bf16::from_f64),
+        DType::F16 => fill!(f16, f16::from_f32, to_f16),
+        DType::BF16 => fill!(bf16, bf16::from_f32, to_bf16),
         DType::I32 => fill!(i32, |x| x as i32, |x| x as i32),
     }
     out

@@ -225,7 +225,8 @@ fn recorded_and_trained(backend: &dyn Backend, case: &Case) -> (Vec<f32>, Vec<f3
             LossBatch::from_sequences(backend, &model.config, &views).unwrap()
         };
         let scores =
-            batch::forward(backend, policy, &batch, case.sampling.temperature, false, &mut Activations::default()).unwrap();
+            batch::forward(backend, policy, &batch, case.sampling.temperature, false, &mut Activations::default())
+                .unwrap();
         trained.extend(backend.read(&scores.logp).unwrap());
     }
     (recorded, trained)

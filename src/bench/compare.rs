@@ -6,7 +6,7 @@ use crate::backend::cuda::device::Device;
 use crate::backend::oracle::Oracle;
 use crate::error::{Error, Result};
 use crate::rng::Philox;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Tensor, to_bf16};
 use half::bf16;
 
 /// Largest difference; infinite when one value is not a number or the lengths differ.
@@ -179,7 +179,7 @@ fn check_seed(
         if values != &again[i].0 {
             return fail(format!("differs between two runs, by up to {:e}", error(values, &again[i].0)));
         }
-        let round = |x: &f64| if *narrow { bf16::from_f64(*x).to_f64() } else { *x };
+        let round = |x: &f64| if *narrow { to_bf16(*x).to_f64() } else { *x };
         let plain: Vec<f64> = plain[i].0.iter().map(round).collect();
         let (off, allowed) = (error(values, exact), allowance(error(&plain, exact), rounded, largest));
         if worst.allowance == 0.0 || off * worst.allowance > worst.error * allowed {

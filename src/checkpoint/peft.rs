@@ -179,19 +179,22 @@ fn whole(text: &str) -> std::result::Result<Regex, regex::Error> {
 }
 
 /// Options that change what an adapter does and that are not ours.
-const UNSUPPORTED: [&str; 16] = [
+const UNSUPPORTED: [&str; 19] = [
     "corda_config",
     "eva_config",
     "exclude_modules",
     "fan_in_fan_out",
+    "kasa_config",
     "layer_replication",
     "layers_pattern",
     "layers_to_transform",
     "lora_bias",
     "megatron_config",
     "modules_to_save",
+    "monteclora_config",
     "target_parameters",
     "trainable_token_indices",
+    "use_bdlora",
     "use_dora",
     "use_qalora",
     "alora_invocation_tokens",

@@ -8,7 +8,7 @@ use super::{
     ValueInputs, check,
 };
 use crate::error::Result;
-use crate::tensor::{DType, Element, Tensor};
+use crate::tensor::{DType, Element, Tensor, to_bf16, to_f16};
 use half::{bf16, f16};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -82,11 +82,9 @@ pub fn store<R: Real>(values: &[R], tensor: &mut Tensor) {
     match tensor.dtype() {
         DType::F32 => tensor.slice_mut::<f32>().iter_mut().zip(values).for_each(|(t, v)| *t = v.f64() as f32),
         DType::F64 => tensor.slice_mut::<f64>().iter_mut().zip(values).for_each(|(t, v)| *t = v.f64()),
-        DType::F16 => {
-            tensor.slice_mut::<f16>().iter_mut().zip(values).for_each(|(t, v)| *t = f16::from_f32(v.f64() as f32))
-        }
+        DType::F16 => tensor.slice_mut::<f16>().iter_mut().zip(values).for_each(|(t, v)| *t = to_f16(v.f64())),
         DType::BF16 => {
-            tensor.slice_mut::<bf16>().iter_mut().zip(values).for_each(|(t, v)| *t = bf16::from_f32(v.f64() as f32));
+            tensor.slice_mut::<bf16>().iter_mut().zip(values).for_each(|(t, v)| *t = to_bf16(v.f64()));
         }
         DType::I32 => tensor.slice_mut::<i32>().iter_mut().zip(values).for_each(|(t, v)| *t = v.f64() as i32),
     }

@@ -1,0 +1,53 @@
+"""Says whether the reference files made in a folder are those that are committed.
+
+    python compare.py NEW COMMITTED
+
+Files must be equal, but for sums, which another processor may round otherwise: values in f64 to 1e-12, transformers' own errors in
+f32 to a factor of 4.
+"""
+import json
+import math
+import sys
+from pathlib import Path
+
+import safetensors.torch
+
+import peer
+
+
+def differences(new, old, name):
+    if name.name == "reference.safetensors":
+        new, old = safetensors.torch.load_file(new), safetensors.torch.load_file(old)
+        if new.keys() != old.keys():
+            yield "other tensors"
+        for key in new.keys() & old.keys():
+            if (error := peer.error(old[key], new[key])) > 1e-12:
+                yield f"{key} differs by {error:.1e}"
+    elif name.name == "reference.json":
+        new, old = (json.loads(path.read_text()) for path in (new, old))
+        if new["sft"] != old["sft"]:
+            yield "other settings"
+        for key, error in new["own_f32_error"].items():
+            if not error / 4 <= old["own_f32_error"].get(key, 0.0) <= error * 4:
+                yield f"own error of {key} is {error:.1e}"
+    elif name.name == "metrics.json":
+        new, old = (json.loads(path.read_text()) for path in (new, old))
+        values = [[case.pop("value") for case in cases] for cases in (new, old)]
+        if new != old or not all(math.isclose(a, b, rel_tol=1e-12) for a, b in zip(*values)):
+            yield "other cases"
+    elif new.read_bytes() != old.read_bytes():
+        yield "differs"
+
+
+def main():
+    new, old = map(Path, sys.argv[1:3])
+    made = {path.relative_to(new) for path in new.rglob("*") if path.is_file()}
+    committed = {path.relative_to(old) for path in [old / "metrics.json", *(old / "models").rglob("*")] if path.is_file()}
+    found = [f"{name}: in only one of them" for name in sorted(made ^ committed)]
+    for name in sorted(made & committed):
+        found += [f"{name}: {difference}" for difference in differences(new / name, old / name, name)]
+    print("\n".join(found) or f"{len(made)} files are as committed")
+    sys.exit(bool(found))
+
+
+main()
