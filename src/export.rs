@@ -16,7 +16,7 @@ use crate::tensor::DType;
 use crate::tokenizer::Tokenizer;
 use crate::weights::{self, Entry, Given, WeightMap};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// What is exported.
@@ -164,11 +164,11 @@ const VERIFIED_TOKENS: usize = 16;
 pub fn verify(backend: &dyn Backend, source: Source, out: &Path, dtype: DType) -> Result<Verified> {
     let (found, _) = checkpoint::load_model(backend, out)?;
     let map = WeightMap::open(out)?;
-    let mut index = 0;
+    let names = &source.policy.model.names;
+    let places: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
     // Rounded weights that are bit for bit those of the folder share its memory.
     let rounded = Model::new(backend, source.policy.model.config.clone(), &mut |name, shape| {
-        let made = weights::converted(source.parameter(backend, index)?.tensor(), dtype);
-        index += 1;
+        let made = weights::converted(source.parameter(backend, places[name])?.tensor(), dtype);
         let read = map.get(name, shape)?;
         if read.dtype() != dtype || read.as_bytes() != made.as_bytes() {
             return Err(Error::system(format!(
