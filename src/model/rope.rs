@@ -4,7 +4,7 @@
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::model::config::{RopeConfig, RopeScaling};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Element, Tensor};
 use rayon::prelude::*;
 use std::f64::consts::TAU;
 
@@ -52,18 +52,26 @@ pub fn frequencies(rope: &RopeConfig, hs: usize) -> (Vec<f64>, f64) {
 
 /// The table (P, HS) in the accumulator type: a row holds HS/2 cosines, then HS/2 sines, times the attention factor.
 pub fn table(be: &dyn Backend, rope: &RopeConfig, positions: usize, hs: usize) -> Result<Tensor> {
-    let (speeds, factor) = frequencies(rope, hs);
-    let mut host = Tensor::zeros(&[positions, hs], crate::tensor::DType::F64);
-    host.slice_mut::<f64>().par_chunks_mut(hs).enumerate().for_each(|(position, row)| {
-        let (cosines, sines) = row.split_at_mut(hs / 2);
-        for ((cosine, sine), speed) in cosines.iter_mut().zip(sines).zip(&speeds) {
-            let (s, c) = (position as f64 * speed).sin_cos();
-            (*cosine, *sine) = (c * factor, s * factor);
-        }
-    });
+    let mut host = Tensor::zeros(&[positions, hs], be.accumulator());
+    match host.dtype() {
+        DType::F64 => fill(host.slice_mut::<f64>(), rope, hs, |x| x),
+        _ => fill(host.slice_mut::<f32>(), rope, hs, |x| x as f32),
+    }
     let mut table = be.alloc(&[positions, hs], be.accumulator())?;
     be.write(&mut table, &host)?;
     Ok(table)
+}
+
+/// Every row in f64, each number rounded once by `narrow`: the table is long, so no second one in f64 is held.
+fn fill<T: Element>(rows: &mut [T], rope: &RopeConfig, hs: usize, narrow: impl Fn(f64) -> T + Sync) {
+    let (speeds, factor) = frequencies(rope, hs);
+    rows.par_chunks_mut(hs).enumerate().for_each(|(position, row)| {
+        let (cosines, sines) = row.split_at_mut(hs / 2);
+        for ((cosine, sine), speed) in cosines.iter_mut().zip(sines).zip(&speeds) {
+            let (s, c) = (position as f64 * speed).sin_cos();
+            (*cosine, *sine) = (narrow(c * factor), narrow(s * factor));
+        }
+    });
 }
 
 #[cfg(test)]
