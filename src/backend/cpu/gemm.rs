@@ -1,8 +1,9 @@
 //! Matrix products in f32: C += alpha A B, with the right operand packed (and widened) panel by panel.
 //!
-//! Every element of C is one chain of multiply-adds over the contraction in ascending order, starting from what C holds.
-//! Blocking, threads and the number of rows only decide when a link of the chain is computed, never the order, so a row
-//! has the same bits alone, in any batch and on any number of threads.
+//! Every element of C is a sum of chains of `DEPTH` multiply-adds over the contraction in ascending order, each from zero, added one
+//! after the other to what C holds: one chain over all of a long contraction rounds several times worse. Blocking, threads and the number
+//! of rows only decide when a link is computed, never the order, so a row has the same bits alone, in any batch and on any number
+//! of threads.
 
 use super::simd::{Floats, Level, level};
 use rayon::prelude::*;
@@ -10,7 +11,7 @@ use std::cell::RefCell;
 
 /// Columns of a packed panel.
 const PANEL: usize = 64;
-/// Contraction steps of a packed panel: 64 KiB, for the second-level cache.
+/// Contraction steps of a packed panel and of a chain: 64 KiB, for the second-level cache.
 const DEPTH: usize = 256;
 /// Rows and columns of C that one task owns.
 const TASK_ROWS: usize = 384;
@@ -76,7 +77,7 @@ pub(super) struct Term<'a> {
     pub b: Right<'a>,
 }
 
-/// What a chain begins with.
+/// What the chains are added to.
 #[derive(Clone, Copy)]
 pub(super) enum Start<'a> {
     /// What C holds.
@@ -250,18 +251,24 @@ unsafe fn slim((i, m): (usize, usize), (j, n): (usize, usize), term: &Term, c: *
         return 0;
     }
     let first = j * b.width;
-    let (steps, kernel, weights) = match b.data.from(first) {
-        Floats::F32(w) => (term.k / 8 * 8, &x86::SLIM_F32, w.as_ptr().cast::<u8>()),
-        Floats::BF16(w) => (term.k / 16 * 16, &x86::SLIM_BF16, w.as_ptr().cast::<u8>()),
+    let (word, kernel, weights, size) = match b.data.from(first) {
+        Floats::F32(w) => (8, &x86::SLIM_F32, w.as_ptr().cast::<u8>(), 4),
+        Floats::BF16(w) => (16, &x86::SLIM_BF16, w.as_ptr().cast::<u8>(), 2),
         _ => return 0,
     };
+    // Whole chains only, since a panel would compute the rest of one as a chain of its own.
+    let steps = if term.k.is_multiple_of(word) { term.k } else { term.k / DEPTH * DEPTH };
     if steps == 0 {
         return 0;
     }
     assert!((i + m - 1) * a.row + (steps - 1) * a.step < a.data.len(), "A is too short");
     assert!((n - 1) * b.width + steps <= b.data.from(first).len(), "B is too short");
-    // SAFETY: A and B hold what the kernel reads, C is the caller's, and the processor has AVX2 and FMA.
-    unsafe { kernel[m - 1](n, steps, a.data[i * a.row..].as_ptr(), a.row, a.step, weights, b.width, c, width) };
+    for p in (0..steps).step_by(DEPTH) {
+        let a_from = a.data[i * a.row + p * a.step..].as_ptr();
+        let depth = DEPTH.min(steps - p);
+        // SAFETY: A and B hold what the kernel reads, C is the caller's, and the processor has AVX2 and FMA.
+        unsafe { kernel[m - 1](n, depth, a_from, a.row, a.step, weights.add(p * size), b.width, c, width) };
+    }
     steps
 }
 
@@ -397,9 +404,6 @@ unsafe fn portable<const M: usize>(
     let mut sums = [[0.0f32; LANES]; M];
     // SAFETY: the caller's.
     unsafe {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            std::ptr::copy_nonoverlapping(c.add(i * c_width), sum.as_mut_ptr(), LANES);
-        }
         for p in 0..k {
             let line = &*b.add(p * b_width).cast::<[f32; LANES]>();
             for (i, sum) in sums.iter_mut().enumerate() {
@@ -408,7 +412,8 @@ unsafe fn portable<const M: usize>(
             }
         }
         for (i, sum) in sums.iter().enumerate() {
-            std::ptr::copy_nonoverlapping(sum.as_ptr(), c.add(i * c_width), LANES);
+            let line = &mut *c.add(i * c_width).cast::<[f32; LANES]>();
+            line.iter_mut().zip(sum).for_each(|(c, s)| *c += s);
         }
     }
 }
@@ -425,7 +430,7 @@ mod tests {
 
     /// Every kernel of every instruction set this processor has computes the chain it promises, for both orders of A.
     #[test]
-    fn kernels_compute_one_chain_per_element() {
+    fn kernels_add_one_chain_to_each_element() {
         let mut levels = vec![Level::Portable];
         #[cfg(target_arch = "x86_64")]
         {
@@ -449,11 +454,15 @@ mod tests {
                         // SAFETY: the sizes are those of the three matrices, and the processor has the level.
                         unsafe { kernel(k, a.as_ptr(), row, step, b.as_ptr(), columns, c.as_mut_ptr(), columns) };
                         for i in 0..m * columns {
-                            let chain = (0..k).fold(start[i], |sum, p| {
+                            let chain = (0..k).fold(0.0f32, |sum, p| {
                                 let (x, y) = (a[i / columns * row + p * step], b[p * columns + i % columns]);
                                 if at == Level::Portable { sum + x * y } else { x.mul_add(y, sum) }
                             });
-                            assert_eq!(c[i].to_bits(), chain.to_bits(), "{m} rows of {columns} columns, element {i}");
+                            assert_eq!(
+                                c[i].to_bits(),
+                                (start[i] + chain).to_bits(),
+                                "{m} rows of {columns} columns, element {i}"
+                            );
                         }
                     }
                 }

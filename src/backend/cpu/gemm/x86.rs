@@ -32,11 +32,6 @@ unsafe fn wide<const M: usize, const V: usize>(
     let mut sums = [[_mm512_setzero_ps(); V]; M];
     // SAFETY: the caller's.
     unsafe {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            for (v, s) in sum.iter_mut().enumerate() {
-                *s = _mm512_loadu_ps(c.add(i * c_width + 16 * v));
-            }
-        }
         for p in 0..k {
             let mut y = [_mm512_setzero_ps(); V];
             for (v, y) in y.iter_mut().enumerate() {
@@ -52,7 +47,8 @@ unsafe fn wide<const M: usize, const V: usize>(
         }
         for (i, sum) in sums.iter().enumerate() {
             for (v, s) in sum.iter().enumerate() {
-                _mm512_storeu_ps(c.add(i * c_width + 16 * v), *s);
+                let c = c.add(i * c_width + 16 * v);
+                _mm512_storeu_ps(c, _mm512_add_ps(_mm512_loadu_ps(c), *s));
             }
         }
     }
@@ -100,11 +96,6 @@ unsafe fn slim<const M: usize, const G: usize, const BF16: bool>(
         // SAFETY: the caller's.
         unsafe {
             let mut sums = [[_mm256_setzero_ps(); G]; M];
-            for (i, sum) in sums.iter_mut().enumerate() {
-                for (g, s) in sum.iter_mut().enumerate() {
-                    *s = _mm256_loadu_ps(c.add(i * c_width + j + 8 * g));
-                }
-            }
             for p in (0..steps).step_by(32 / size) {
                 for g in 0..G {
                     let from = b.add(((j + 8 * g) * b_width + p) * size);
@@ -128,7 +119,8 @@ unsafe fn slim<const M: usize, const G: usize, const BF16: bool>(
             }
             for (i, sum) in sums.iter().enumerate() {
                 for (g, s) in sum.iter().enumerate() {
-                    _mm256_storeu_ps(c.add(i * c_width + j + 8 * g), *s);
+                    let c = c.add(i * c_width + j + 8 * g);
+                    _mm256_storeu_ps(c, _mm256_add_ps(_mm256_loadu_ps(c), *s));
                 }
             }
         }
@@ -186,10 +178,6 @@ unsafe fn narrow<const M: usize>(
     let mut sums = [[_mm256_setzero_ps(); 2]; M];
     // SAFETY: the caller's.
     unsafe {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let c = c.add(i * c_width);
-            *sum = [_mm256_loadu_ps(c), _mm256_loadu_ps(c.add(8))];
-        }
         for p in 0..k {
             let y = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];
             for (i, sum) in sums.iter_mut().enumerate() {
@@ -201,8 +189,8 @@ unsafe fn narrow<const M: usize>(
         }
         for (i, sum) in sums.iter().enumerate() {
             let c = c.add(i * c_width);
-            _mm256_storeu_ps(c, sum[0]);
-            _mm256_storeu_ps(c.add(8), sum[1]);
+            _mm256_storeu_ps(c, _mm256_add_ps(_mm256_loadu_ps(c), sum[0]));
+            _mm256_storeu_ps(c.add(8), _mm256_add_ps(_mm256_loadu_ps(c.add(8)), sum[1]));
         }
     }
 }
