@@ -42,7 +42,7 @@ def differences(new, old, name):
 def main():
     new, old = map(Path, sys.argv[1:3])
     made = {path.relative_to(new) for path in new.rglob("*") if path.is_file()}
-    committed = {path.relative_to(old) for path in [old / "metrics.json", *(old / "models").rglob("*")] if path.is_file()}
+    committed = {path.relative_to(old) for path in [*old.glob("*.json"), *(old / "models").rglob("*")] if path.is_file()}
     found = [f"{name}: in only one of them" for name in sorted(made ^ committed)]
     for name in sorted(made & committed):
         found += [f"{name}: {difference}" for difference in differences(new / name, old / name, name)]

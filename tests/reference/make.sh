@@ -13,12 +13,14 @@ python() { LD_LIBRARY_PATH="$folder/cudastubs" OMP_NUM_THREADS=1 "$folder/bin/py
 new=$(mktemp -d)
 trap 'rm -r "$new"' EXIT
 python "$here/metrics.py" > "$new/metrics.json"
+python "$here/losses.py" "$new/losses.json"
+python "$here/chat.py" "$new/chat.json"
 python "$here/models.py" "$new/models"
 if [ "${2-}" = --compare ]; then
     python "$here/compare.py" "$new" "$here"
     exit
 fi
-cp "$new/metrics.json" "$here/metrics.json"
+cp "$new"/*.json "$here"
 rm -rf "$here/models"
 cp -r "$new/models" "$here/models"
 (cd "$root" && cargo test --test reference errors)
