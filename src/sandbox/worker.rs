@@ -29,7 +29,7 @@ const OWN_PROCESSES: u64 = 1;
 /// How often a running group's CPU time and memory are added up.
 const SCAN: Duration = Duration::from_millis(100);
 /// How long a killed group may take to be gone before its worker is given up.
-const KILL_GRACE: Duration = Duration::from_secs(10);
+const KILL_GRACE: Duration = Duration::from_secs(60);
 /// How long workers may take to clean up after the trainer has gone before they are killed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 /// What the fork-server's environment is cleared to. One thread a script, and nothing that differs between two runs.
