@@ -247,7 +247,7 @@ impl Environment {
         let place = folder.display().to_string();
         let clean = |text: &str| {
             let text = text.replace(&format!("{place}/"), "").replace(&place, ".");
-            let text = text.replace("/work/", "").replace("/work", ".");
+            let text = text.replace("/onestep/", "").replace("/onestep", ".");
             self.cut(&LIBRARY_FOLDER.replace_all(&text, "\""))
         };
         let grade = || match workspace::left_behind(folder, &task.submission) {

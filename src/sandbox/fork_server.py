@@ -32,7 +32,7 @@ sklearn.preprocessing sklearn.svm sklearn.tree
 """.split()
 
 SETTINGS = json.loads(sys.argv[1])
-FOLDERS = SETTINGS["folders"]
+FOLDERS, HIDDEN = SETTINGS["folders"], SETTINGS["hidden"]
 FILTERS = {name: [bytes.fromhex(code) for code in codes] for name, codes in SETTINGS["filters"].items()}
 # Written by a job's own processes, read here when they are dead: (known, wait status), why it failed. The script has no part of it.
 SHARED = mmap.mmap(-1, 4096)
@@ -40,6 +40,8 @@ STATUS, FAILURE = 0, 64
 # Set by a script whose uncaught exception is a MemoryError.
 MEMORY_ERROR = mmap.mmap(-1, 4096)
 CAP_DAC_READ_SEARCH, CAP_KILL = 2, 5
+# Of the user's own new processes while a script runs, where they count with the script's.
+SPARE_TASKS = 256
 
 
 def failed(error):
@@ -56,6 +58,7 @@ def run_script(folder, script):
     main.__file__ = os.path.join(folder, script)
     main.__builtins__ = builtins
     sys.modules["__main__"] = main
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Python ignores it; the default lets the kernel say who wrote too large a file.
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     random.seed(0)
@@ -92,16 +95,18 @@ class Isolation:
         self.tier, self.data_bytes = tier, data_bytes
         self.uid = SETTINGS["uid"] if own_user else UID
         self.namespaces = JOB_NAMESPACES if tier >= 2 else 0
-        if tier >= 2 and new_root(FOLDERS) and own_user:
+        if tier == 1:
+            self.listable, self.readable = around(FOLDERS, HIDDEN)
+            self.readable += ["/etc/ld.so.cache", "/dev/urandom"]
+        if tier >= 2 and new_root(FOLDERS, HIDDEN) and own_user:
             raise OSError("only a user namespace is possible, in which there is one user")
 
     def shut_in(self, folder, limits):
         """In the script's own process, last before the script."""
         # In a user namespace of our own the fork-server and the job's first process count too. On the host's tree, as an ordinary user,
-        # all that user's processes would: there the worker counts.
-        others = 0 if self.uid != UID else 2
-        can_count = self.uid != UID or (self.tier >= 2 and UID != 0)
-        set_limits(limits, self.data_bytes, limits["processes"] + others if can_count else None)
+        # all that user's processes do: there the worker counts, and this only keeps a bomb small enough to be stopped.
+        others = 0 if self.uid != UID else 2 if self.tier >= 2 else SPARE_TASKS + (tasks_of_user() if UID else 0)
+        set_limits(limits, self.data_bytes, limits["processes"] + others)
         drop_capabilities(uid=self.uid)
         prctl(PR_SET_DUMPABLE, 1)  # a change of user takes it away
         devices = [f"/dev/{device}" for device in DEVICES]
@@ -110,7 +115,7 @@ class Isolation:
             landlock(["/"], [WORK, "/tmp", "/dev/shm", *devices])
         elif self.tier == 1:
             filters = FILTERS["host"] + ([] if landlock_version() >= 6 else FILTERS["signals"]) + filters
-            landlock(FOLDERS + ["/etc/ld.so.cache", "/dev/urandom"], [folder, "/dev/null"])
+            landlock(self.readable, [folder, "/dev/null"], self.listable)
         if self.tier >= 1:
             seccomp(filters)
 
@@ -155,6 +160,8 @@ def first_process(isolation, job, fds):
         if isolation.uid != UID:
             give(folder, isolation.uid)
     prctl(PR_SET_DUMPABLE, 0)
+    # Python makes it an exception, and the script may send it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     script = os.fork()
     if script == 0:
         if inside:

@@ -5,6 +5,7 @@
 //! seal.py with the filters of `seccomp`; limits on time and output are enforced by the worker, from outside.
 
 mod cgroup;
+mod leftovers;
 pub mod limits;
 pub mod pool;
 pub mod protocol;

@@ -31,7 +31,8 @@ for name in sys.argv[1:]:
 print(json.dumps({'executable': sys.executable, 'version': list(sys.version_info[:3]), 'packages': versions}))
 ";
 
-/// Prints, parents first, the folders of the system's libraries and of the interpreter; its prefix where it has one of its own.
+/// Prints, parents first, the folders of the system's libraries and of the interpreter (its prefix where it has one of its own), and
+/// those inside them that hold data sets: labels of whoever makes a task of one.
 const FOLDERS: &str = "
 import json, os, sys
 system = ['/lib', '/lib32', '/lib64', '/libx32', '/bin', '/usr/lib', '/usr/lib32', '/usr/lib64', '/usr/libx32', '/usr/bin',
@@ -41,7 +42,8 @@ own = [p for p in own if p not in ('/usr', '/usr/local')]
 own += [p for p in sys.path if os.path.isdir(p)] + [os.path.dirname(sys.executable)]
 own += [os.path.realpath(p) for p in own] + [os.path.dirname(os.path.realpath(sys.executable))]
 found = sorted({os.path.abspath(p) for p in system + own if os.path.isdir(p)} - {'/', '/usr', '/tmp'}, key=len)
-print(json.dumps(found))
+data = [os.path.join(os.path.realpath(p), 'sklearn', 'datasets', name) for p in sys.path for name in ('data', 'tests')]
+print(json.dumps({'read': found, 'hidden': sorted({p for p in data if os.path.isdir(p)})}))
 ";
 
 /// An interpreter that can import what the tasks need.
@@ -53,6 +55,15 @@ pub struct Python {
     pub versions: Vec<(String, String)>,
     /// Hash of the versions: part of the cache key of a graded run.
     pub id: String,
+}
+
+/// What scripts may read of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Folders {
+    /// Folders with all that is in them, parents first.
+    pub read: Vec<PathBuf>,
+    /// Folders inside those whose files are not there for a script: data sets that packages ship, with their labels.
+    pub hidden: Vec<PathBuf>,
 }
 
 /// What INSPECT prints.
@@ -78,11 +89,11 @@ impl Python {
         }
     }
 
-    /// The folders that the interpreter and its libraries are read from.
+    /// The folders that the interpreter and its libraries are read from, and what in them scripts must not read.
     ///
     /// # Errors
     /// System: it cannot be executed.
-    pub fn folders(&self) -> Result<Vec<PathBuf>> {
+    pub fn folders(&self) -> Result<Folders> {
         let mut command = Command::new(&self.interpreter);
         command.args(["-s", "-c", FOLDERS]).stdin(Stdio::null()).env_remove("PYTHONPATH").env_remove("PYTHONHOME");
         let failed = |error: io::Error| Error::io("executing", &self.interpreter, &error);

@@ -8,6 +8,7 @@ not possible raises: the job fails, it never runs with less.
 """
 
 import ctypes
+import errno
 import math
 import os
 import resource
@@ -28,17 +29,19 @@ SYS_MOUNT_SETATTR, SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT 
 LIBC = ctypes.PyDLL(None, use_errno=True)
 UID, GID = os.getuid(), os.getgid()
 
-# The script's folder, and the host's root while it is still there.
-WORK, OLD = "/work", "/old"
+# The script's folder, and the host's root while it is still there. No interpreter lies below the first, which would cover it.
+WORK, OLD = "/onestep", "/old"
 DEVICES = ["null", "zero", "full", "random", "urandom"]
 # Bytes from which a read-only file is shown to the script in place of being copied for it.
 LARGE = 1 << 16
 # Of what a script leaves behind: entries, and folders inside each other, that are carried out.
 MOST_ENTRIES, MOST_DEPTH = 2000, 16
+# Errors in carrying out that are the host's; any other is of what the script left, a name too long, a file in a folder's place.
+HOST_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE)
 INODES, SHM = 20000, "size=16m,nr_inodes=1024"
 
 # Landlock's rights: files are read and executed; what changes them; which version knows how many.
-READ, WRITE = 1 << 0 | 1 << 2 | 1 << 3, 0xFFF2
+READ, WRITE, LIST = 1 << 0 | 1 << 2 | 1 << 3, 0xFFF2, 1 << 3
 RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
 
@@ -83,8 +86,9 @@ def write(path, text):
         file.write(text)
 
 
-def new_root(folders):
-    """Moves the calling process, once, into a root of its own: `folders` read-only, a few devices, and the host's root at OLD."""
+def new_root(folders, hidden):
+    """Moves the calling process, once, into a root of its own: `folders` read-only, those of them that are `hidden` empty, a few
+    devices, and the host's root at OLD."""
     errors = []
     for flags in [NEWNS, NEWUSER | NEWNS] if UID == 0 else [NEWUSER | NEWNS]:
         if LIBC.unshare(flags) == 0:
@@ -110,6 +114,8 @@ def new_root(folders):
             os.mkdir(inside)
             mount(folder, inside, None, MS_BIND | MS_REC)
             set_mount_attributes(inside, True, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
+    for folder in hidden:
+        mount("tmpfs", root + folder, "tmpfs", MS_NOSUID | MS_NODEV | MS_RDONLY, "size=4k,nr_inodes=2,mode=555")
     for folder in ("/etc", "/dev", "/dev/shm", "/proc", "/tmp", WORK, OLD):
         os.makedirs(root + folder, exist_ok=True)
     if os.path.exists("/etc/ld.so.cache"):
@@ -165,25 +171,39 @@ def lay_out(source, target, uid, laid):
 
 def carry_out(host, laid, limits):
     """Copies the regular files that the script made or changed into the job's folder `host`. What is none is left behind: links, pipes,
-    devices, what is too large or too deep. A file that is changed meanwhile is the script's own affair."""
-    device = os.lstat(WORK).st_dev
-    left, todo = [MOST_ENTRIES, limits["disk_bytes"]], [(WORK, host, 0)]
-    while todo:
-        inside, outside, depth = todo.pop()
+    devices, what is too large, too deep or shut. A file that is changed meanwhile is the script's own affair."""
+    device, left = os.lstat(WORK).st_dev, [MOST_ENTRIES, limits["disk_bytes"]]
+
+    def carry_entry(path, name, outside, depth):
+        info = os.lstat(path)
+        if stat.S_ISDIR(info.st_mode) and depth < MOST_DEPTH:
+            try:
+                os.mkdir(name, dir_fd=outside)
+            except FileExistsError:
+                pass
+            within = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=outside)
+            try:
+                carry_folder(path, within, depth + 1)
+            finally:
+                os.close(within)
+        elif stat.S_ISREG(info.st_mode) and info.st_dev == device and laid.get(path) != (info.st_size, info.st_mtime_ns):
+            copy_out(path, name, outside, limits["file_bytes"], left)
+
+    def carry_folder(inside, outside, depth):
         for name in sorted(os.listdir(os.fsencode(inside))):
             left[0] -= 1
             if left[0] < 0:
                 return
-            path = os.path.join(inside, os.fsdecode(name))
-            info = os.lstat(path)
-            if stat.S_ISDIR(info.st_mode) and depth < MOST_DEPTH:
-                try:
-                    os.mkdir(name, dir_fd=outside)
-                except FileExistsError:
-                    pass
-                todo.append((path, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=outside), depth + 1))
-            elif stat.S_ISREG(info.st_mode) and info.st_dev == device and laid.get(path) != (info.st_size, info.st_mtime_ns):
-                copy_out(path, name, outside, limits["file_bytes"], left)
+            try:
+                carry_entry(os.path.join(inside, os.fsdecode(name)), name, outside, depth)
+            except OSError as error:
+                if error.errno in HOST_ERRORS:
+                    raise
+
+    try:
+        carry_folder(WORK, host, 0)
+    except PermissionError:
+        pass  # the script has shut its own folder
 
 
 def copy_out(path, name, outside, most, left):
@@ -215,6 +235,18 @@ def limit(which, soft, hard=None):
     resource.setrlimit(which, (soft, soft if hard is None else hard))
 
 
+def tasks_of_user():
+    """Processes and threads of this user on the whole machine, as the kernel counts them for RLIMIT_NPROC."""
+    count = 0
+    for entry in os.scandir("/proc"):
+        try:
+            if entry.name.isdigit() and entry.stat().st_uid == UID:
+                count += len(os.listdir(f"/proc/{entry.name}/task"))
+        except OSError:
+            pass  # it has ended
+    return count
+
+
 def set_limits(limits, data_bytes, processes):
     # The worker counts CPU time of the group finely; the kernel's whole seconds a process are the backstop.
     cpu = math.ceil(limits["cpu_seconds"])
@@ -225,6 +257,7 @@ def set_limits(limits, data_bytes, processes):
     limit(resource.RLIMIT_NOFILE, 256)
     limit(resource.RLIMIT_MSGQUEUE, 0)
     limit(resource.RLIMIT_MEMLOCK, 0)
+    limit(resource.RLIMIT_SIGPENDING, 1024)
     if processes is not None:
         limit(resource.RLIMIT_NPROC, processes)
 
@@ -251,16 +284,31 @@ def landlock_version():
     return max(0, syscall(SYS_LANDLOCK_CREATE, 0, 0, 1))
 
 
-def landlock(readable, writable):
-    """From here on: what lies below `readable` is read and executed, below `writable` changed too; nothing else is reached. No TCP, no
-    abstract sockets and no signals outside, where the kernel knows them."""
+def around(folders, hidden):
+    """`folders` as those to be listed only, since some of `hidden` lies in them, and what else is in them, to be read. What a link
+    there leads to is not in them."""
+    listable, readable, todo = [], [], list(folders)
+    while todo:
+        path = todo.pop()
+        real = os.path.realpath(path)
+        if not any(folder == real or folder.startswith(real + "/") for folder in hidden):
+            readable.append(path)
+        elif real not in hidden:
+            listable.append(path)
+            todo += [entry.path for entry in os.scandir(path) if not entry.is_symlink()]
+    return listable, readable
+
+
+def landlock(readable, writable, listable=()):
+    """From here on: what lies below `readable` is read and executed, below `writable` changed too, below `listable` seen by its name;
+    nothing else is reached. No TCP, no abstract sockets and no signals outside, where the kernel knows them."""
     version = landlock_version()
     if version == 0:
         raise OSError("the kernel has no Landlock")
     rights = (1 << RIGHTS.get(version, 16)) - 1
     rules = (ctypes.c_uint64 * 3)(rights, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
     ruleset = check(syscall(SYS_LANDLOCK_CREATE, ctypes.byref(rules), ctypes.sizeof(rules), 0), "landlock")
-    for paths, allowed in ((readable, READ), (writable, READ | WRITE)):
+    for paths, allowed in ((readable, READ), (writable, READ | WRITE), (listable, LIST)):
         for path in paths:
             try:
                 fd = os.open(path, os.O_PATH)

@@ -69,6 +69,8 @@ const REFUSED: &[i64] = &[
     libc::SYS_shmget,
     libc::SYS_semget,
     libc::SYS_msgget,
+    libc::SYS_memfd_create, // memory that no process seems to hold
+    libc::SYS_memfd_secret,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_mknod,
     #[cfg(target_arch = "x86_64")]
@@ -79,7 +81,7 @@ const REFUSED: &[i64] = &[
     libc::SYS_modify_ldt,
 ];
 
-/// What Landlock leaves open on the host's own tree: changing modes, owners and times of files.
+/// What Landlock leaves open on the host's own tree: modes, owners and times of files, priorities of other processes.
 const REFUSED_ON_THE_HOST: &[i64] = &[
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
@@ -95,10 +97,30 @@ const REFUSED_ON_THE_HOST: &[i64] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_lchown,
     libc::SYS_utimensat,
+    libc::SYS_setpriority,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_ioprio_set,
 ];
 
 /// Signals to others, which Landlock confines from its version 6 on.
-const SIGNALS: &[i64] = &[libc::SYS_kill, libc::SYS_tkill, libc::SYS_tgkill, libc::SYS_pidfd_send_signal];
+const SIGNALS: &[i64] = &[
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_pidfd_send_signal,
+];
+/// The same by a descriptor's owner, which gets a signal when there is something to read: commands of fcntl, and of ioctl.
+const SIGNALS_BY_FCNTL: [u64; 2] = [libc::F_SETOWN as u64, 15]; // F_SETOWN_EX
+const SIGNALS_BY_IOCTL: [u64; 2] = [0x8901, 0x8902]; // FIOSETOWN, SIOCSPGRP
+/// Kinds of a pair of sockets that can send to any address: datagrams, by their name and by that of raw sockets.
+const ADDRESSABLE: [u64; 2] = [libc::SOCK_DGRAM as u64, libc::SOCK_RAW as u64];
+/// What types into a terminal.
+const TYPING: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
 
 /// The newest call that is known here (mseal); what comes later does not exist for a script.
 const LAST_CALL: u32 = 462;
@@ -124,7 +146,15 @@ pub(super) fn filters() -> Result<Filters> {
     let namespaces = NAMESPACES.iter().map(|&flag| rule(0, SeccompCmpOp::MaskedEq(flag), flag));
     refused.insert(libc::SYS_clone, namespaces.collect::<Result<Vec<_>>>()?);
     refused.insert(libc::SYS_prlimit64, vec![rule(0, SeccompCmpOp::Ne, 0)?]); // another process
-    refused.insert(libc::SYS_ioctl, vec![rule(1, SeccompCmpOp::Eq, libc::TIOCSTI)?]); // types into a terminal
+    refused.insert(libc::SYS_ioctl, equal(1, &TYPING)?);
+    let mut pairs = vec![rule(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?];
+    for kind in ADDRESSABLE {
+        pairs.push(rule(1, SeccompCmpOp::MaskedEq(0xF), kind)?);
+    }
+    refused.insert(libc::SYS_socketpair, pairs);
+    let mut signals = list(SIGNALS);
+    signals.insert(libc::SYS_fcntl, equal(1, &SIGNALS_BY_FCNTL)?);
+    signals.insert(libc::SYS_ioctl, equal(1, &SIGNALS_BY_IOCTL)?);
     let missing = list(&[libc::SYS_clone3]); // glibc then takes clone, whose flags can be seen
     Ok(Filters {
         all: vec![
@@ -133,12 +163,17 @@ pub(super) fn filters() -> Result<Filters> {
             hex(&compile(refused, eperm.clone())?),
         ],
         host: vec![hex(&compile(list(REFUSED_ON_THE_HOST), eperm.clone())?)],
-        signals: vec![hex(&compile(list(SIGNALS), eperm)?)],
+        signals: vec![hex(&compile(signals, eperm)?)],
     })
 }
 
 fn list(calls: &[i64]) -> BTreeMap<i64, Vec<SeccompRule>> {
     calls.iter().map(|&call| (call, vec![])).collect()
+}
+
+/// Rules for the calls whose `argument` is one of `values`.
+fn equal(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>> {
+    values.iter().map(|&value| rule(argument, SeccompCmpOp::Eq, value)).collect()
 }
 
 fn rule(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule> {

@@ -123,9 +123,18 @@ pub(super) fn set_nonblocking(fd: BorrowedFd) -> io::Result<()> {
 
 /// Sends SIGKILL to a process, or with a negative number to a process group. One that is gone is no error.
 pub(super) fn kill(pid: i32) {
+    signal(pid, libc::SIGKILL);
+}
+
+/// The same with SIGSTOP.
+pub(super) fn stop(pid: i32) {
+    signal(pid, libc::SIGSTOP);
+}
+
+fn signal(pid: i32, number: i32) {
     if pid != 0 && pid != 1 && pid != -1 {
         // SAFETY: a plain call; 0, 1 and -1, which mean more than one group, are excluded.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
+        unsafe { libc::kill(pid, number) };
     }
 }
 
@@ -202,12 +211,16 @@ pub(super) fn descendants(root: i32) -> Vec<Process> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(|pid: i32| parse_stat(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?))
         .collect();
-    let mut found: Vec<Process> = Vec::new();
-    let mut parents = vec![root];
+    below(&table, &[root]).into_iter().cloned().collect()
+}
+
+/// Those of `table` below any of `roots`, at any depth.
+pub(super) fn below<'a>(table: &'a [Process], roots: &[i32]) -> Vec<&'a Process> {
+    let (mut found, mut parents) = (Vec::new(), roots.to_vec());
     while let Some(parent) = parents.pop() {
         for process in table.iter().filter(|process| process.parent == parent) {
             parents.push(process.pid);
-            found.push(process.clone());
+            found.push(process);
         }
     }
     found

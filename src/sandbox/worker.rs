@@ -2,11 +2,14 @@
 //! enforces from outside what the kernel does not: wall clock, output, CPU time and memory of the whole group.
 
 use super::cgroup::Cgroup;
+use super::leftovers;
 use super::limits::Limits;
 use super::protocol::{Isolation, Job, Outcome, Reply, Verdict};
+use super::python::Folders;
 use super::seccomp::Filters;
 use super::system;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -26,7 +29,7 @@ const OWN_PROCESSES: u64 = 1;
 /// How often a running group's CPU time and memory are added up.
 const SCAN: Duration = Duration::from_millis(100);
 /// How long a killed group may take to be gone before its worker is given up.
-const KILL_GRACE: Duration = Duration::from_secs(10);
+const KILL_GRACE: Duration = Duration::from_secs(60);
 /// How long workers may take to clean up after the trainer has gone before they are killed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 /// What the fork-server's environment is cleared to. One thread a script, and nothing that differs between two runs.
@@ -49,7 +52,7 @@ pub(super) struct Start {
     /// The Python interpreter.
     pub interpreter: PathBuf,
     /// What its scripts may read.
-    pub folders: Vec<PathBuf>,
+    pub folders: Folders,
     pub filters: Filters,
     /// As in `Wanted`.
     pub best: u8,
@@ -107,15 +110,23 @@ pub fn helper_main() -> i32 {
 }
 
 /// Kills every process below this one, at any depth, that is neither kept nor below a kept one. True when there was any.
+/// All are stopped first: while some are killed, others could fork on.
 fn kill_strays(keep: &[i32]) -> bool {
     let own = std::process::id() as i32;
-    let children = system::descendants(own).into_iter().filter(|process| process.parent == own);
-    let strays: Vec<_> = children.filter(|child| !keep.contains(&child.pid)).collect();
-    for stray in &strays {
-        system::descendants(stray.pid).iter().for_each(|process| system::kill(process.pid));
-        system::kill(stray.pid);
+    let mut stopped = BTreeSet::new();
+    loop {
+        let all = system::descendants(own);
+        let kept: BTreeSet<i32> = keep.iter().copied().chain(system::below(&all, keep).iter().map(|p| p.pid)).collect();
+        let known = |pid: &i32| kept.contains(pid) || stopped.contains(pid);
+        let new: Vec<i32> = all.iter().map(|process| process.pid).filter(|pid| !known(pid)).collect();
+        if new.is_empty() {
+            break;
+        }
+        new.iter().for_each(|&pid| system::stop(pid));
+        stopped.extend(new);
     }
-    !strays.is_empty()
+    stopped.iter().for_each(|&pid| system::kill(pid));
+    !stopped.is_empty()
 }
 
 /// Kills strays until there are none. An error when some do not go.
@@ -207,7 +218,8 @@ impl Worker {
             _ => Err("not asked for".to_string()),
         };
         let settings = serde_json::json!({
-            "folders": start.folders,
+            "folders": start.folders.read,
+            "hidden": start.folders.hidden,
             "filters": start.filters,
             "best": start.best,
             "unsafe": start.unsafe_without,
@@ -251,9 +263,11 @@ impl Worker {
             if requests.read_line(&mut line)? == 0 {
                 return Ok(());
             }
-            let reply = self.run(&serde_json::from_str(&line)?, link.as_fd())?;
+            let job: Job = serde_json::from_str(&line)?;
+            let reply = self.run(&job, link.as_fd())?;
             if self.tier < 2 {
                 clear_strays(&[self.process.id() as i32])?;
+                leftovers::tidy(&job.folder);
             }
             send_reply(link, &reply)?;
         }
@@ -313,7 +327,9 @@ impl Worker {
             let mut stop = None;
             if now >= next_scan {
                 next_scan = now + SCAN;
-                stop = self.over_limit(limits);
+                // The kernel has killed one process of the group for memory; the rest might live on, below the limit.
+                let is_out_of_memory = self.cgroup.as_ref().is_some_and(|c| c.out_of_memory_kills() > kills_before);
+                stop = self.over_limit(limits).or(is_out_of_memory.then_some(Outcome::MemoryLimit));
             }
             if output.is_over() {
                 stop = Some(Outcome::OutputLimit);

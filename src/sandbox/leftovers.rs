@@ -1,0 +1,122 @@
+//! What a script leaves in its folder where it wrote on the host's own tree (tier 1): afterwards the folder holds regular files and
+//! folders, not too many and not too deep, that their owner can read. Runs when the script and all it started are dead.
+
+use std::ffi::OsString;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Entries, and folders inside each other, that stay; as in seal.py.
+const MOST_ENTRIES: usize = 2000;
+const MOST_DEPTH: usize = 16;
+/// Bytes of a path below which each entry's own path is short enough for the kernel.
+const LONGEST: usize = 2048;
+
+/// Removes from `folder` what is neither a regular file nor a folder, what is too much and what is too deep. What cannot be
+/// removed stays: whoever reads a file there looks at what it is first.
+pub(super) fn tidy(folder: &Path) {
+    let (mut left, mut todo, mut too_deep) = (MOST_ENTRIES, vec![(folder.to_path_buf(), 0)], Vec::new());
+    while let Some((folder, depth)) = todo.pop() {
+        for path in entries(&folder) {
+            let Ok(info) = fs::symlink_metadata(&path) else { continue };
+            let is_wanted = left > 0 && depth < MOST_DEPTH && path.as_os_str().len() < LONGEST;
+            left = left.saturating_sub(1);
+            if info.is_dir() {
+                match is_wanted {
+                    true => todo.push((path, depth + 1)),
+                    false => too_deep.push(path),
+                }
+            } else if !info.is_file() || !is_wanted {
+                let _ = fs::remove_file(&path);
+            } else if info.permissions().mode() & 0o6400 != 0o400 {
+                let _ = fs::set_permissions(&path, Permissions::from_mode(0o644));
+            }
+        }
+    }
+    remove(folder, too_deep);
+}
+
+/// Removes whole trees, however deep: each folder is moved up to `top` before its own entries are looked at, so that no path gets
+/// long and nothing recurses.
+fn remove(top: &Path, mut trees: Vec<PathBuf>) {
+    let mut moved = 0;
+    while let Some(tree) = trees.pop() {
+        for path in entries(&tree) {
+            if fs::symlink_metadata(&path).is_ok_and(|info| info.is_dir()) {
+                if let Ok(path) = move_up(top, &path, &mut moved) {
+                    trees.push(path);
+                }
+            } else {
+                let _ = fs::remove_file(&path);
+            }
+        }
+        let _ = fs::remove_dir(&tree);
+    }
+}
+
+fn move_up(top: &Path, path: &Path, moved: &mut u64) -> io::Result<PathBuf> {
+    // A folder that is shut cannot be moved to another parent.
+    fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    loop {
+        let target = top.join(format!(".removed-{moved}"));
+        *moved += 1;
+        // Over an empty folder of that name it is moved all the same, over anything else it is not.
+        match fs::rename(path, &target) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory) => {}
+            result => return result.map(|()| target),
+        }
+    }
+}
+
+/// Paths in a folder, which is opened to its owner first.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let _ = fs::set_permissions(folder, Permissions::from_mode(0o700));
+    let names: Vec<OsString> =
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+    names.into_iter().map(|name| folder.join(name)).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_is_strange_too_much_or_too_deep_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        fs::write(place("kept"), "text").unwrap();
+        fs::write(place("shut"), "text").unwrap();
+        fs::set_permissions(place("shut"), Permissions::from_mode(0)).unwrap();
+        symlink("/etc/passwd", place("link")).unwrap();
+        fs::create_dir(place("many")).unwrap();
+        (0..3000).for_each(|i| fs::write(place("many").join(i.to_string()), "").unwrap());
+        // Deeper than a path is long: made from the inside out.
+        let mut inner = place("deep");
+        fs::create_dir(&inner).unwrap();
+        for _ in 0..3000 {
+            let outer = place("outer");
+            fs::create_dir(&outer).unwrap();
+            fs::rename(&inner, outer.join("deep")).unwrap();
+            inner = place("deep");
+            fs::rename(&outer, &inner).unwrap();
+        }
+        tidy(folder.path());
+        let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["deep", "kept", "many", "shut"]);
+        assert_eq!(fs::read_to_string(place("shut")).unwrap(), "text");
+        let (mut count, mut depth, mut todo) = (0, 0, vec![(folder.path().to_path_buf(), 0)]);
+        while let Some((folder, at)) = todo.pop() {
+            depth = depth.max(at);
+            for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+                count += 1;
+                todo.extend(entry.file_type().unwrap().is_dir().then(|| (entry.path(), at + 1)));
+            }
+        }
+        assert!(count <= MOST_ENTRIES && depth <= MOST_DEPTH, "{count} entries, {depth} deep");
+        assert!(fs::symlink_metadata(place("link")).is_err());
+    }
+}

@@ -1,0 +1,3 @@
+# Submits an empty file.
+# gets: error
+open("submission.csv", "w").close()

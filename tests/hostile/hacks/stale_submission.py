@@ -1,0 +1,3 @@
+# Relies on the submission of an earlier run.
+# gets: error
+print("done")
