@@ -89,7 +89,7 @@ mod tests {
         let place = |name: &str| folder.path().join(name);
         fs::write(place("kept"), "text").unwrap();
         fs::write(place("shut"), "text").unwrap();
-        fs::set_permissions(place("shut"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(place("shut"), Permissions::from_mode(0o0)).unwrap();
         symlink("/etc/passwd", place("link")).unwrap();
         fs::create_dir(place("many")).unwrap();
         (0..3000).for_each(|i| fs::write(place("many").join(i.to_string()), "").unwrap());
