@@ -236,7 +236,7 @@ fn the_table_is_made_from_rows_and_says_what_was_not_measured() {
     let sizes = Sizes::of("qwen2.5-7b").unwrap();
     let empty = table::markdown(&[], None).unwrap();
     let lines: Vec<&str> = empty.lines().filter(|l| l.contains("forward") || l.contains("full")).collect();
-    assert!(lines.len() > 15 && lines.iter().all(|l| l.contains("| not measured | - |")), "{empty}");
+    assert!(lines.len() > 10 && lines.iter().all(|l| l.contains("| not measured | - |")), "{empty}");
     assert!(empty.contains("| 25159 tok/s | 17000 tok/s |"), "{empty}");
     let sft = &work::models(&sizes)[0];
     let base = Row {
