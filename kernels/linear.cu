@@ -1,5 +1,6 @@
 // Around the matrix products of linear layers: the thin sides of an adapter (lora_down: T x R out of a long contraction; lora_up: a rank-R
-// product, with the bias, added in one pass over a wide matrix), column sums, and the merge of an adapter into its weight.
+// product, with the bias, added in one pass over a wide matrix), each for up to three layers of one input in a launch; column sums; and the
+// merge of an adapter into its weight.
 // Adapters are f32 in memory and become bf16 in registers. Fragments come straight from global memory: every operand is read once or
 // small, so shared memory would only add barriers. Not here: the product with W, and that of an adapter in the same pass (gemm.cu).
 #include "device.cuh"
@@ -17,20 +18,32 @@ DEVICE uint4 pairs8(const bf16* p, int count, bool aligned) {
 
 constexpr int DOWN_ROWS = 32, DOWN_WARPS = 8;
 
-// s (T, R) = scale * x op(w): x (T, K); w (R, K), or (K, R) when K_ROWS. A block has 32 rows and 8 * NT ranks, and its warps take turns
-// at 32 of k; their sums are added in order. Lane c of four holds x[row][8c .. 8c + 7] of those 32, one 16-byte load, and the same of w:
-// the contraction may run in any order that both fragments share. Grid: rows, ranks, splits of k_split (a function of K alone, so
-// that a row's bits do not depend on the other rows); with more than one split the sums go to partial (splits, T, R).
+// One layer's s (T, R) = scale * x op(w): x (T, K); w (R, K), or (K, R) when K_ROWS. R is 0 where there is no such layer.
+struct Down {
+  const bf16* x;
+  const float* w;
+  int k, r;
+  float scale;
+  bf16* s;
+  float* partial;  // (splits, T, R), or null where K is one split
+};
+// A block has 32 rows and 8 * NT ranks, and its warps take turns at 32 of k; their sums are added in order. Lane c of four holds
+// x[row][8c .. 8c + 7] of those 32, one 16-byte load, and the same of w: the contraction may run in any order that both fragments share.
+// Grid: rows, ranks, layer by layer `splits` splits of k_split (a function of K alone, so that a row's bits do not depend on the other rows).
 template <bool K_ROWS, int NT>
-DEVICE void lora_down(const bf16* x, i64 x_stride, const float* w, int t, int r, int k, int k_split, float scale, bf16* s, float* partial) {
+DEVICE void lora_down(const Down& layer, i64 x_stride, int t, int k_split, int split) {
   SHARED(float, sums, DOWN_WARPS * 16 * NT * 8);
+  const bf16* x = layer.x;
+  const float* w = layer.w;
+  int k = layer.k, r = layer.r;
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
   int row0 = blockIdx.x * DOWN_ROWS, rank0 = blockIdx.y * NT * 8;
-  int end = min(k, (int)(blockIdx.z + 1) * k_split);
+  int end = min(k, (split + 1) * k_split);
+  if (rank0 >= r || (split && split * k_split >= k)) return;
   bool aligned_x = is_aligned(x, x_stride * 2), aligned_w = is_aligned(w, (i64)k * 4);
   float d[2][NT][4] = {};
 #pragma unroll 2
-  for (int k0 = blockIdx.z * k_split + warp * 32; k0 < end; k0 += DOWN_WARPS * 32) {
+  for (int k0 = split * k_split + warp * 32; k0 < end; k0 += DOWN_WARPS * 32) {
     int kk = k0 + c * 8, count = end - kk;
     uint4 v[2][2];
 #pragma unroll
@@ -72,16 +85,20 @@ DEVICE void lora_down(const bf16* x, i64 x_stride, const float* w, int t, int r,
       int row = row0 + i * 16 + at / (NT * 8), rank = rank0 + at % (NT * 8);
       if (row >= t || rank >= r) continue;
       i64 to = (i64)row * r + rank;
-      if (gridDim.z > 1) partial[(i64)blockIdx.z * t * r + to] = sum;
-      else s[to] = to_bf16(scale * sum);
+      if (layer.partial) layer.partial[(i64)split * t * r + to] = sum;
+      else layer.s[to] = to_bf16(layer.scale * sum);
     }
     __syncthreads();
   }
 }
+#define DOWN(i) const bf16 *x##i, const float *w##i, int k##i, int r##i, float scale##i, bf16 *s##i, float *partial##i
 #define LORA_DOWN(name, K_ROWS, NT)                                                                                              \
-  KERNEL(256)                                                                                                                    \
-  name(const bf16* x, i64 x_stride, const float* w, int t, int r, int k, int k_split, float scale, bf16* s, float* partial) {    \
-    lora_down<K_ROWS, NT>(x, x_stride, w, t, r, k, k_split, scale, s, partial);                                                  \
+  KERNEL(256) name(DOWN(0), DOWN(1), DOWN(2), i64 x_stride, int t, int k_split, int splits) {                                    \
+    int i = blockIdx.z / splits;                                                                                                 \
+    Down layer = i == 0   ? Down{x0, w0, k0, r0, scale0, s0, partial0}                                                           \
+                 : i == 1 ? Down{x1, w1, k1, r1, scale1, s1, partial1}                                                           \
+                          : Down{x2, w2, k2, r2, scale2, s2, partial2};                                                          \
+    lora_down<K_ROWS, NT>(layer, x_stride, t, k_split, blockIdx.z % splits);                                                     \
   }
 LORA_DOWN(lora_down_16, false, 2)
 EXPORT(lora_down_16)
@@ -92,15 +109,23 @@ EXPORT(lora_down_rows_16)
 LORA_DOWN(lora_down_rows_64, true, 8)
 EXPORT(lora_down_rows_64)
 
-// y (T, N) += scale * s op(w) + bias: s (T, R); w (N, R), or (R, N) when R_ROWS; bias (N) or null. A warp has 64 rows and 32 columns,
-// a block 256 columns. Column i of fragment j of four stands for column 8 (i / 2) + 2 j + i % 2 of those 32: lane c of four then has
-// columns 8c .. 8c + 7 of a row, one 16-byte access. Grid: columns, rows.
+// One layer's y (T, N) += scale * s op(w) + bias: s (T, R); w (N, R), or (R, N) when R_ROWS; bias (N) or null. R is 0 without an adapter.
+struct Up {
+  const bf16* s;
+  const float* w;
+  int r;
+  float scale;
+  const void* bias;
+  bf16* y;
+  int n;
+};
+DEVICE Up choose(int i, const Up& first, const Up& second, const Up& third) { return i == 0 ? first : i == 1 ? second : third; }
+
+// A warp has 64 rows and 32 columns, a block 256 columns. Column i of fragment j of four stands for column 8 (i / 2) + 2 j + i % 2 of those
+// 32: lane c of four then has columns 8c .. 8c + 7 of a row, one 16-byte access.
 template <bool R_ROWS>
-DEVICE void lora_up(const bf16* s, const float* w, int t, int n, int r, float scale, const void* bias, int bias_is_f32, bf16* y,
-                    i64 y_stride) {
-  int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
-  int row0 = blockIdx.y * 64, column0 = blockIdx.x * 256 + (threadIdx.x >> 5) * 32;
-  float d[4][4][4] = {};
+DEVICE void add_product(float (&d)[4][4][4], const Up& p, int t, int n, int row0, int column0) {
+  int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3, r = p.r;
 #pragma unroll 1
   for (int r0 = 0; r0 < r; r0 += 16) {
     u32 fb[4][2];
@@ -109,7 +134,7 @@ DEVICE void lora_up(const bf16* s, const float* w, int t, int n, int r, float sc
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         int column = column0 + g / 2 * 8 + j * 2 + g % 2, rank = r0 + h * 8 + c * 2;
-        auto at = [&](int rank) { return column < n && rank < r ? w[R_ROWS ? (i64)rank * n + column : (i64)column * r + rank] : 0.f; };
+        auto at = [&](int rank) { return column < n && rank < r ? p.w[R_ROWS ? (i64)rank * n + column : (i64)column * r + rank] : 0.f; };
         fb[j][h] = pack_bf16(at(rank), at(rank + 1));
       }
 #pragma unroll
@@ -118,7 +143,7 @@ DEVICE void lora_up(const bf16* s, const float* w, int t, int n, int r, float sc
 #pragma unroll
       for (int h = 0; h < 4; h++) {
         int row = row0 + i * 16 + h % 2 * 8 + g, rank = r0 + h / 2 * 8 + c * 2;
-        const bf16* from = s + (i64)row * r + rank;
+        const bf16* from = p.s + (i64)row * r + rank;
         if (row >= t || rank >= r) fa[h] = 0;
         else if (r % 2 == 0) fa[h] = *reinterpret_cast<const u32*>(from);
         else fa[h] = from[0].bits | (u32)(rank + 1 < r ? from[1].bits : 0) << 16;
@@ -126,6 +151,26 @@ DEVICE void lora_up(const bf16* s, const float* w, int t, int n, int r, float sc
 #pragma unroll
       for (int j = 0; j < 4; j++) mma_m16n8k16(d[i][j], fa, fb[j][0], fb[j][1]);
     }
+  }
+}
+
+// Grid: columns, rows, layers; when R_ROWS the layers have one y, and a block adds all their products (the scales are 1) before it touches y.
+template <bool R_ROWS>
+DEVICE void lora_up(const Up& first, const Up& second, const Up& third, int t, int bias_is_f32, i64 y_stride) {
+  const Up own = choose(R_ROWS ? 0 : blockIdx.z, first, second, third);
+  const void* bias = own.bias;
+  bf16* y = own.y;
+  int n = own.n;
+  float scale = own.scale;
+  int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
+  int row0 = blockIdx.y * 64, column0 = blockIdx.x * 256 + (threadIdx.x >> 5) * 32;
+  if ((int)blockIdx.x * 256 >= n) return;
+  float d[4][4][4] = {};
+  if constexpr (R_ROWS) {
+#pragma unroll 1
+    for (int i = 0; i < 3; i++) add_product<true>(d, choose(i, first, second, third), t, n, row0, column0);
+  } else {
+    add_product<false>(d, own, t, n, row0, column0);
   }
   int column = column0 + c * 8, count = min(8, n - column);
   float b[8];
@@ -154,15 +199,15 @@ DEVICE void lora_up(const bf16* s, const float* w, int t, int n, int r, float sc
       }
     }
 }
-KERNEL(256)
-lora_up_nt(const bf16* s, const float* w, int t, int n, int r, float scale, const void* bias, int bias_is_f32, bf16* y, i64 y_stride) {
-  lora_up<false>(s, w, t, n, r, scale, bias, bias_is_f32, y, y_stride);
-}
+#define UP(i) const bf16 *s##i, const float *w##i, int r##i, float scale##i, const void *bias##i, bf16 *y##i, int n##i
+#define LORA_UP(name, R_ROWS)                                                                                  \
+  KERNEL(256) name(UP(0), UP(1), UP(2), int t, int bias_is_f32, i64 y_stride) {                                \
+    lora_up<R_ROWS>({s0, w0, r0, scale0, bias0, y0, n0}, {s1, w1, r1, scale1, bias1, y1, n1},                  \
+                    {s2, w2, r2, scale2, bias2, y2, n2}, t, bias_is_f32, y_stride);                            \
+  }
+LORA_UP(lora_up_nt, false)
 EXPORT(lora_up_nt)
-KERNEL(256)
-lora_up_nn(const bf16* s, const float* w, int t, int n, int r, float scale, const void* bias, int bias_is_f32, bf16* y, i64 y_stride) {
-  lora_up<true>(s, w, t, n, r, scale, bias, bias_is_f32, y, y_stride);
-}
+LORA_UP(lora_up_nn, true)
 EXPORT(lora_up_nn)
 
 // partial (splits, N): the sums of the columns of x (T, N) over `rows` rows each. A lane has 8 columns, a warp 256, and the 8 warps take

@@ -320,6 +320,44 @@ pub fn linear_backward(
     Ok(())
 }
 
+/// `linears`: each layer as `linear`, one `s` a layer.
+pub fn linears(types: impl Into<Types>, x: &Tensor, layers: &[Linear], y: &Tensor, s: &[Option<Tensor>]) -> Result<()> {
+    let (types, mut column) = (types.into(), 0);
+    same_number("linears", layers.len(), s.len())?;
+    for (layer, s) in layers.iter().zip(s) {
+        linear(types, x, layer, y, column, s.as_ref())?;
+        column += layer.w.rows();
+    }
+    Ok(())
+}
+
+/// `linears_backward`: each layer as `linear_backward`, one `s` and one set of gradients a layer.
+pub fn linears_backward(
+    types: impl Into<Types>,
+    x: &Tensor,
+    layers: &[Linear],
+    dy: &Tensor,
+    s: &[Option<Tensor>],
+    dx: Option<&Tensor>,
+    grads: &[LinearGrads],
+) -> Result<()> {
+    let (types, mut column) = (types.into(), 0);
+    same_number("linears_backward", layers.len(), s.len())?;
+    same_number("linears_backward", layers.len(), grads.len())?;
+    for ((layer, s), grads) in layers.iter().zip(s).zip(grads) {
+        linear_backward(types, x, layer, dy, column, s.as_ref(), dx, grads)?;
+        column += layer.w.rows();
+    }
+    Ok(())
+}
+
+fn same_number(op: &str, layers: usize, found: usize) -> Result<()> {
+    match layers == found {
+        true => Ok(()),
+        false => Err(Error::system(format!("{op}: {found} tensors or gradients for {layers} layers"))),
+    }
+}
+
 /// `qk_norm_rope`: with a norm, `raw` is required.
 pub fn qk_norm_rope(
     types: impl Into<Types>,

@@ -37,7 +37,7 @@ pub struct Model {
 
 impl Model {
     /// A model whose parameters `get` finds by name and shape: vectors first, so that the matrices of layers that share their input lie
-    /// side by side in device memory. Errors: those of `get`, an invalid configuration, integers.
+    /// side by side in device memory (see `Backend::linears`). Errors: those of `get`, an invalid configuration, integers.
     pub fn new(
         be: &dyn Backend,
         config: ModelConfig,

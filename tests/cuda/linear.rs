@@ -1,12 +1,16 @@
-//! Linear layers with adapters: by the library and one pass, by our fused kernels, and on a device without a library.
+//! Linear layers with adapters: by the library and one pass, by our fused kernels, and on a device without a library; layers that
+//! share their input, with their weights in one piece of memory and not.
 
-use crate::simt::Order;
-use crate::support::{Draw, ORDERS, error, gpu};
+use crate::simt::{Order, Simt};
+use crate::support::{Draw, ORDERS, check, error, gpu};
 use half::bf16;
 use onestep::backend::cuda::{Cuda, LinearPath};
 use onestep::backend::oracle::Oracle;
 use onestep::backend::{Backend, Linear, LinearGrads, Lora};
-use onestep::tensor::{DType, Tensor};
+use onestep::error::{Error, Result};
+use onestep::tensor::{DType, DeviceMemory, Tensor};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// One layer. Dtypes are those on the GPU; the oracle takes the same.
 #[derive(Debug, Clone, Copy)]
@@ -320,4 +324,110 @@ fn an_adapter_is_merged_into_its_weight() {
             }
         }
     }
+}
+
+/// Rows of a tensor on the device.
+struct Part {
+    whole: Arc<Tensor>,
+    offset: u64,
+}
+
+impl DeviceMemory for Part {
+    fn address(&self) -> u64 {
+        self.whole.device_address().unwrap() + self.offset
+    }
+
+    fn download(&self, _: &mut [u8]) -> Result<()> {
+        Err(Error::system("a part is not read"))
+    }
+}
+
+/// Layers that share their input: (N, rank or 0, has a bias).
+type Layers = &'static [(usize, usize, bool)];
+
+/// y, every s; dx and the gradients of every layer. On a GPU the weights lie in one piece of memory when `stacked`.
+fn group(draw: &mut Draw, t: usize, k: usize, layers: Layers, stacked: bool) -> [Vec<Tensor>; 2] {
+    let (activation, accumulator) = (draw.backend.activation(), draw.backend.accumulator());
+    let n: usize = layers.iter().map(|&(n, ..)| n).sum();
+    let values = draw.values(n * k, 1.0 / (k as f32).sqrt());
+    let whole = stacked.then(|| Arc::new(draw.put(&[n, k], &values, activation)));
+    let (mut row, mut weights) = (0, vec![]);
+    for &(n, ..) in layers {
+        weights.push(match &whole {
+            Some(whole) if whole.device_address().is_some() => {
+                let part = Part { whole: whole.clone(), offset: (row * k * activation.size()) as u64 };
+                Tensor::on_device(&[n, k], activation, Arc::new(part))
+            }
+            _ => draw.put(&[n, k], &values[row * k..][..n * k], activation),
+        });
+        row += n;
+    }
+    let x = draw.normal(&[t, k]);
+    let biases: Vec<_> = layers.iter().map(|&(n, _, has)| has.then(|| draw.normal(&[n]))).collect();
+    let pair = |&(n, r, _): &(usize, usize, bool)| {
+        let a = draw.values(r * k, 1.0 / (k as f32).sqrt());
+        let b = draw.values(n * r, 1.0);
+        (r > 0).then(|| (draw.put(&[r, k], &a, accumulator), draw.put(&[n, r], &b, accumulator)))
+    };
+    let pairs: Vec<_> = layers.iter().map(pair).collect();
+    let linears: Vec<Linear> = (0..layers.len())
+        .map(|i| {
+            let lora = pairs[i].as_ref().map(|(a, b)| Lora { a, b, scale: SCALE + i as f32 });
+            Linear { w: &weights[i], bias: biases[i].as_ref(), lora }
+        })
+        .collect();
+    let mut y = draw.unwritten(&[t, n]);
+    let mut s: Vec<_> = layers.iter().map(|&(_, r, _)| (r > 0).then(|| draw.unwritten(&[t, r]))).collect();
+    draw.backend.linears(&x, &linears, &mut y, &mut s).unwrap();
+
+    let given: Vec<_> = layers.iter().map(|&(_, r, _)| (r > 0).then(|| draw.normal(&[t, r]))).collect();
+    let (dy, mut dx) = (draw.normal(&[t, n]), draw.normal(&[t, k]));
+    let mut of_weights: Vec<_> = layers.iter().map(|&(n, ..)| draw.accumulated(&[n, k])).collect();
+    let gradients =
+        |&(n, r, _): &(usize, usize, bool)| (r > 0).then(|| (draw.accumulated(&[r, k]), draw.accumulated(&[n, r])));
+    let mut of_adapters: Vec<_> = layers.iter().map(gradients).collect();
+    let grads = of_weights.iter_mut().zip(&mut of_adapters);
+    let grads = grads.map(|(w, pair)| LinearGrads { lora: pair.as_mut().map(|(a, b)| (a, b)), w: Some(w), bias: None });
+    draw.backend.linears_backward(&x, &linears, &dy, &given, Some(&mut dx), grads.collect()).unwrap();
+    let mut forward = vec![y];
+    forward.extend(s.into_iter().flatten());
+    let mut backward = vec![dx];
+    backward.extend(of_weights);
+    backward.extend(of_adapters.into_iter().flatten().flat_map(|(a, b)| [a, b]));
+    [forward, backward]
+}
+
+/// Equal ranks with biases; ranks on both sides of 16, a layer without adapter; contractions of one and of two splits; two layers.
+const GROUPS: [(usize, usize, Layers); 4] = [
+    (67, 40, &[(70, 8, true), (24, 8, true), (24, 8, true)]),
+    (5, 33, &[(300, 4, false), (9, 0, true), (17, 40, false)]),
+    (3, 4200, &[(24, 7, false), (40, 7, false), (8, 3, true)]),
+    (9, 24, &[(4200, 5, false), (30, 5, false)]),
+];
+
+#[test]
+fn layers_that_share_their_input_are_computed_as_one() {
+    for (t, k, layers) in GROUPS {
+        let name = format!("{t} rows, K {k}, {layers:?}");
+        // The product of W and, before it, s are rounded; in the backward dS, and the product before it is added to what is there.
+        check(&name, 2, |draw| group(draw, t, k, layers, true).into_iter().next().unwrap());
+        check(&name, 2 * layers.len(), |draw| group(draw, t, k, layers, true).into_iter().nth(1).unwrap());
+    }
+}
+
+#[test]
+fn one_product_serves_weights_in_one_piece_of_memory() {
+    let (t, k, layers) = GROUPS[0];
+    let mut seen = vec![];
+    for stacked in [true, false] {
+        let device = Simt::new(Order::Forward, 0, true);
+        let (gemms, be) = (device.gemms.clone(), Cuda::new(Arc::new(device)));
+        let [forward, _] = group(&mut Draw::new(&be, 3), t, k, layers, stacked);
+        let values: Vec<_> = forward.iter().map(|t| be.read(t).unwrap()).collect();
+        seen.push((gemms.load(Ordering::Relaxed), values));
+    }
+    let [(together, one), (apart, other)] = &seen[..] else { panic!("two runs") };
+    // Forward, dx, and one dw a layer; the forward's bits are the same.
+    assert_eq!((*together, *apart), (1 + 1 + 3, 3 + 3 + 3));
+    assert_eq!(one, other);
 }

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Instant;
 
@@ -32,6 +33,8 @@ type Entry =
 /// The device of one test.
 pub struct Simt {
     shared: Arc<Shared>,
+    /// Matrix products done by the library.
+    pub gemms: Arc<AtomicUsize>,
 }
 
 struct Shared {
@@ -108,7 +111,7 @@ impl Simt {
     /// A device that runs threads in `order`; `seed` is that of a random one. Without `has_gemm` there is no vendor's library.
     pub fn new(order: Order, seed: u64, has_gemm: bool) -> Self {
         let (blocks, recording) = (Mutex::default(), Mutex::default());
-        Self { shared: Arc::new(Shared { order, seed, has_gemm, blocks, recording }) }
+        Self { shared: Arc::new(Shared { order, seed, has_gemm, blocks, recording }), gemms: Arc::default() }
     }
 }
 
@@ -200,6 +203,7 @@ impl Device for Simt {
         if !self.shared.has_gemm {
             return Ok(false);
         }
+        self.gemms.fetch_add(1, Ordering::Relaxed);
         if !self.shared.records(|| Work::Gemm(*g)) {
             self.shared.gemm(g)?;
         }

@@ -1,9 +1,9 @@
 //! Linear layers with adapters: launches of kernels/linear.cu and kernels/gemm.cu.
 
 use super::device::{Arg, Gemm, Matrix};
-use super::gemm::{self, Second, bias_args, columns, matrix, operand};
+use super::gemm::{self, Operand, Second, columns, matrix, operand};
 use super::kernels::Kernel;
-use super::{Cuda, int, no_kernel, pointer};
+use super::{Cuda, int, no_kernel, optional, pointer};
 use crate::backend::{Linear, LinearGrads, Lora};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -35,6 +35,90 @@ fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: Matrix) -> Gem
     Gemm { m, n, k, a, transpose_a: false, b, transpose_b: false, c, alpha: 1.0, beta: 0.0 }
 }
 
+/// Layers of one input that a launch of lora_down or lora_up serves: q, k and v.
+const LAYERS: usize = 3;
+
+/// Where the outputs of layers side by side begin: their first columns.
+fn first_columns(layers: &[Linear]) -> Vec<usize> {
+    let mut next = 0;
+    let step = |layer: &Linear| {
+        next += layer.w.rows();
+        next - layer.w.rows()
+    };
+    layers.iter().map(step).collect()
+}
+
+/// The one matrix that tensors of equal width are when they lie in memory one behind the other; `None` when they do not.
+fn stacked<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Option<Matrix>> {
+    let mut whole: Option<(Matrix, u64)> = None;
+    for tensor in tensors {
+        let part = matrix(tensor)?;
+        let end = part.address + (tensor.len() * part.dtype.size()) as u64;
+        whole = match whole {
+            None => Some((part, end)),
+            Some((first, at)) if at == part.address && Matrix { address: first.address, ..part } == first => {
+                Some((first, end))
+            }
+            Some(_) => return Ok(None),
+        };
+    }
+    Ok(whole.map(|(first, _)| first))
+}
+
+/// All layers at once where the library has their weights as one matrix, else one by one.
+pub(super) fn linears(
+    be: &Cuda,
+    x: &Tensor,
+    layers: &[Linear],
+    y: &mut Tensor,
+    s: &mut [Option<Tensor>],
+) -> Result<()> {
+    let starts = first_columns(layers);
+    let weights = stacked(layers.iter().map(|layer| layer.w))?.filter(|w| w.dtype == DType::BF16);
+    if let (Some(w), LinearPath::Library, 1..=LAYERS) = (weights, be.linear_path, layers.len()) {
+        let (t, k, n) = (x.rows(), x.columns(), layers.iter().map(|layer| layer.w.rows()).sum());
+        let g = Gemm { transpose_b: true, ..product(t, n, k, matrix(x)?, w, matrix(y)?) };
+        if t > 0 && be.device.gemm(&g)? {
+            return add_adapters(be, x, layers, y, &starts, &mut s.iter_mut().map(Option::as_mut).collect::<Vec<_>>());
+        }
+    }
+    let each = layers.iter().zip(s).zip(starts);
+    each.into_iter().try_for_each(|((layer, s), column)| linear(be, x, layer, y, column, s.as_mut()))
+}
+
+/// y += scale * s B^T + bias, with s = x A^T, of layers whose products with W are in y.
+fn add_adapters(
+    be: &Cuda,
+    x: &Tensor,
+    layers: &[Linear],
+    y: &Tensor,
+    starts: &[usize],
+    s: &mut [Option<&mut Tensor>],
+) -> Result<()> {
+    let mut down = vec![];
+    for (layer, s) in layers.iter().zip(&mut *s) {
+        if let Some(lora) = &layer.lora {
+            down.push(Down { x: matrix(x)?, w: lora.a, scale: 1.0, s: given(s.as_deref_mut())? });
+        }
+    }
+    lora_down(be, x.rows(), false, &mut down)?;
+    let mut up = vec![];
+    for ((layer, &column), s) in layers.iter().zip(starts).zip(&*s) {
+        let lora = match (&layer.lora, s) {
+            (Some(lora), Some(s)) => Some((&**s, lora.b, lora.scale)),
+            _ => None,
+        };
+        if lora.is_some() || layer.bias.is_some() {
+            up.push(Up { lora, bias: layer.bias, n: layer.w.rows(), y: columns(y, column)? });
+        }
+    }
+    lora_up(be, x.rows(), false, &up)
+}
+
+fn given<T>(s: Option<T>) -> Result<T> {
+    s.ok_or_else(|| Error::system("linear: an adapter without a tensor for s"))
+}
+
 pub(super) fn linear(
     be: &Cuda,
     x: &Tensor,
@@ -48,24 +132,12 @@ pub(super) fn linear(
         return Ok(());
     }
     let w = operand(be, p.w)?;
-    let out = columns(y, column)?;
-    let g = Gemm { transpose_b: true, ..product(t, n, k, matrix(x)?, matrix(w.tensor())?, out) };
-    let adapter = match (&p.lora, s) {
-        (Some(lora), Some(s)) => Some((lora, s)),
-        (Some(_), None) => return Err(Error::system("linear: an adapter without a tensor for s")),
-        (None, _) => None,
-    };
+    let g = Gemm { transpose_b: true, ..product(t, n, k, matrix(x)?, matrix(w.tensor())?, columns(y, column)?) };
     if be.linear_path == LinearPath::Library && be.device.gemm(&g)? {
-        return match adapter {
-            Some((lora, s)) => {
-                lora_down(be, matrix(x)?, t, lora.a, false, 1.0, s)?;
-                lora_up(be, Some((s, lora.b)), false, lora.scale, p.bias, t, n, out)
-            }
-            None if p.bias.is_some() => lora_up(be, None, false, 0.0, p.bias, t, n, out),
-            None => Ok(()),
-        };
+        return add_adapters(be, x, std::slice::from_ref(p), y, &[column], &mut [s]);
     }
-    let Some((lora, s)) = adapter else { return gemm::product(be, &g, p.bias, None) };
+    let Some(lora) = &p.lora else { return gemm::product(be, &g, p.bias, None) };
+    let s = given(s)?;
     let (a, r) = (operand(be, lora.a)?, lora.a.rows());
     if r <= gemm::FUSED_RANK {
         let b = gemm::adapter(be, lora.b)?;
@@ -76,6 +148,57 @@ pub(super) fn linear(
     let b = operand(be, lora.b)?;
     let up = Second { a: matrix(s)?, b: matrix(b.tensor())?, k: r, scale: lora.scale };
     gemm::product(be, &g, p.bias, Some(&up))
+}
+
+/// All layers at once where the library has their weights as one matrix, else one by one.
+pub(super) fn linears_backward(
+    be: &Cuda,
+    x: &Tensor,
+    layers: &[Linear],
+    dy: &Tensor,
+    s: &[Option<Tensor>],
+    mut dx: Option<&mut Tensor>,
+    grads: Vec<LinearGrads>,
+) -> Result<()> {
+    let starts = first_columns(layers);
+    let weights = stacked(layers.iter().map(|layer| layer.w))?.filter(|w| w.dtype == DType::BF16);
+    let each = layers.iter().zip(&starts).zip(s).zip(grads);
+    if let (Some(w), Some(dx), LinearPath::Library, 1..=LAYERS) = (weights, &mut dx, be.linear_path, layers.len()) {
+        let (t, k, n) = (x.rows(), x.columns(), layers.iter().map(|layer| layer.w.rows()).sum());
+        let g = Gemm { beta: 1.0, ..product(t, k, n, matrix(dy)?, w, matrix(dx)?) };
+        if t > 0 && be.device.gemm(&g)? {
+            let ds = through_b(be, layers, dy, &starts)?;
+            let mut up = vec![];
+            for (layer, ds) in layers.iter().zip(&ds) {
+                if let (Some(lora), Some(ds)) = (&layer.lora, ds) {
+                    up.push(Up { lora: Some((ds, lora.a, 1.0)), bias: None, n: k, y: g.c });
+                }
+            }
+            lora_up(be, t, true, &up)?;
+            return each.zip(&ds).try_for_each(|((((layer, &column), s), grads), ds)| {
+                parameter_gradients(be, x, layer, columns(dy, column)?, s.as_ref(), ds.as_ref(), grads)
+            });
+        }
+    }
+    each.into_iter().try_for_each(|(((layer, &column), s), grads)| {
+        linear_backward(be, x, layer, dy, column, s.as_ref(), dx.as_deref_mut(), grads)
+    })
+}
+
+/// ds (T, R) = scale * dy B of every layer with an adapter.
+fn through_b(be: &Cuda, layers: &[Linear], dy: &Tensor, starts: &[usize]) -> Result<Vec<Option<Tensor>>> {
+    let space = |layer: &Linear| {
+        layer.lora.as_ref().map(|lora| be.workspace(&[dy.rows(), lora.a.rows()], DType::BF16)).transpose()
+    };
+    let mut all = layers.iter().map(space).collect::<Result<Vec<_>>>()?;
+    let mut down = vec![];
+    for ((layer, &column), ds) in layers.iter().zip(starts).zip(&mut all) {
+        if let (Some(lora), Some(ds)) = (&layer.lora, ds) {
+            down.push(Down { x: columns(dy, column)?, w: lora.b, scale: lora.scale, s: ds });
+        }
+    }
+    lora_down(be, dy.rows(), true, &mut down)?;
+    Ok(all)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -93,23 +216,18 @@ pub(super) fn linear_backward(
     if t == 0 || n == 0 {
         return Ok(());
     }
-    let (x, dy) = (matrix(x)?, columns(dy, column)?);
-    let ds = match &p.lora {
-        Some(lora) if dx.is_some() || grads.lora.is_some() => {
-            let mut ds = be.workspace(&[t, lora.a.rows()], DType::BF16)?;
-            lora_down(be, dy, t, lora.b, true, lora.scale, &mut ds)?;
-            Some((lora, ds))
-        }
-        _ => None,
-    };
+    let wants_ds = dx.is_some() || grads.lora.is_some();
+    let ds = if wants_ds { through_b(be, std::slice::from_ref(p), dy, &[column])?.pop().flatten() } else { None };
+    let dy = columns(dy, column)?;
     if let Some(dx) = dx {
         let w = operand(be, p.w)?;
         let g = Gemm { beta: 1.0, ..product(t, k, n, dy, matrix(w.tensor())?, matrix(dx)?) };
+        let adapter = p.lora.as_ref().zip(ds.as_ref());
         if be.linear_path == LinearPath::Library && be.device.gemm(&g)? {
-            if let Some((lora, ds)) = &ds {
-                lora_up(be, Some((ds, lora.a)), true, 1.0, None, t, k, g.c)?;
+            if let Some((lora, ds)) = adapter {
+                lora_up(be, t, true, &[Up { lora: Some((ds, lora.a, 1.0)), bias: None, n: k, y: g.c }])?;
             }
-        } else if let Some((lora, ds)) = &ds {
+        } else if let Some((lora, ds)) = adapter {
             let a = operand(be, lora.a)?;
             let second = Second { a: matrix(ds)?, b: matrix(a.tensor())?, k: ds.columns(), scale: 1.0 };
             gemm::product(be, &g, None, Some(&second))?;
@@ -117,10 +235,24 @@ pub(super) fn linear_backward(
             gemm::product(be, &g, None, None)?;
         }
     }
+    parameter_gradients(be, x, p, dy, s, ds.as_ref(), grads)
+}
+
+/// The gradients of a layer's own parameters, from dy (T, N) and ds (T, R) = scale * dy B.
+fn parameter_gradients(
+    be: &Cuda,
+    x: &Tensor,
+    p: &Linear,
+    dy: Matrix,
+    s: Option<&Tensor>,
+    ds: Option<&Tensor>,
+    grads: LinearGrads,
+) -> Result<()> {
+    let (t, n, k, x) = (x.rows(), p.w.rows(), p.w.columns(), matrix(x)?);
     let over_tokens = |m: usize, n: usize, a: Matrix, b: Matrix, c: &Tensor| -> Result<Gemm> {
         Ok(Gemm { transpose_a: true, beta: 1.0, ..product(m, n, t, a, b, matrix(c)?) })
     };
-    if let (Some((lora, ds)), Some((da, db))) = (&ds, grads.lora) {
+    if let (Some(lora), Some(ds), Some((da, db))) = (&p.lora, ds, grads.lora) {
         let s = s.ok_or_else(|| Error::system("linear_backward: the gradient of an adapter without its s"))?;
         let r = ds.columns();
         // Tall and thin: our own kernel, which splits the sum over tokens.
@@ -137,65 +269,82 @@ pub(super) fn linear_backward(
     }
 }
 
-/// s (T, R) = scale * x op(w): x (T, K); w (R, K), or (K, R) when `k_rows`.
-fn lora_down(be: &Cuda, x: Matrix, t: usize, w: &Tensor, k_rows: bool, scale: f32, s: &mut Tensor) -> Result<()> {
-    let (r, k) = if k_rows { (w.columns(), w.rows()) } else { (w.rows(), w.columns()) };
-    let w = gemm::adapter(be, w)?;
-    let (name, ranks) = match (k_rows, r <= 16) {
+/// s (T, R) = scale * x op(w): x (T, K); w (R, K), or (K, R) when the rows are those of K.
+struct Down<'a> {
+    x: Matrix,
+    w: &'a Tensor,
+    scale: f32,
+    s: &'a mut Tensor,
+}
+
+/// Up to `LAYERS` of them, their x of one stride, in one launch.
+fn lora_down(be: &Cuda, t: usize, k_rows: bool, layers: &mut [Down]) -> Result<()> {
+    let Some(first) = layers.first() else { return Ok(()) };
+    let stride = first.x.stride;
+    let ranks = layers.iter().map(|layer| layer.s.columns()).max().unwrap_or(0);
+    let contraction = |w: &Tensor| if k_rows { w.rows() } else { w.columns() };
+    let splits = |w: &Tensor| contraction(w).div_ceil(DOWN_SPLIT).max(1);
+    let (name, block) = match (k_rows, ranks <= 16) {
         (false, true) => ("lora_down_16", 16),
         (false, false) => ("lora_down_64", 64),
         (true, true) => ("lora_down_rows_16", 16),
         (true, false) => ("lora_down_rows_64", 64),
     };
-    let splits = k.div_ceil(DOWN_SPLIT).max(1);
-    let partial = if splits > 1 { Some(be.workspace(&[splits, t, r], DType::F32)?) } else { None };
-    let args = [
-        Arg::Pointer(x.address),
-        Arg::I64(x.stride as i64),
-        pointer(w.tensor())?,
-        int(t)?,
-        int(r)?,
-        int(k)?,
-        int(DOWN_SPLIT)?,
-        Arg::F32(scale),
-        pointer(s)?,
-        super::optional(partial.as_ref())?,
-    ];
-    be.launch(kernel(name), [t.div_ceil(DOWN_ROWS), r.div_ceil(ranks), splits], 256, 0, &args)?;
-    match &partial {
-        Some(partial) => gemm::sum_splits(be, partial, t, r, matrix(s)?, scale, 0.0),
-        None => Ok(()),
+    let operands = layers.iter().map(|layer| gemm::adapter(be, layer.w)).collect::<Result<Vec<Operand>>>()?;
+    let (mut args, mut partials) = (vec![], vec![]);
+    for (layer, w) in layers.iter().zip(&operands) {
+        let (r, k, parts) = (layer.s.columns(), contraction(layer.w), splits(layer.w));
+        let partial = (parts > 1).then(|| be.workspace(&[parts, t, r], DType::F32)).transpose()?;
+        args.extend([Arg::Pointer(layer.x.address), pointer(w.tensor())?, int(k)?, int(r)?, Arg::F32(layer.scale)]);
+        args.extend([pointer(layer.s)?, optional(partial.as_ref())?]);
+        partials.push(partial);
     }
+    for _ in layers.len()..LAYERS {
+        let null = Arg::Pointer(0);
+        args.extend([null, null, Arg::I32(0), Arg::I32(0), Arg::F32(0.0), null, null]);
+    }
+    let most = layers.iter().map(|layer| splits(layer.w)).max().unwrap_or(1);
+    args.extend([Arg::I64(stride as i64), int(t)?, int(DOWN_SPLIT)?, int(most)?]);
+    let grid = [t.div_ceil(DOWN_ROWS), ranks.div_ceil(block), layers.len() * most];
+    be.launch(kernel(name), grid, 256, 0, &args)?;
+    for (layer, partial) in layers.iter().zip(&partials) {
+        if let Some(partial) = partial {
+            gemm::sum_splits(be, partial, t, layer.s.columns(), matrix(layer.s)?, layer.scale, 0.0)?;
+        }
+    }
+    Ok(())
 }
 
-/// y (T, N) += scale * s op(w) + bias: s (T, R); w (N, R), or (R, N) when `r_rows`.
-#[allow(clippy::too_many_arguments)]
-fn lora_up(
-    be: &Cuda,
-    lora: Option<(&Tensor, &Tensor)>,
-    r_rows: bool,
-    scale: f32,
-    bias: Option<&Tensor>,
-    t: usize,
+/// y (T, N) += scale * s op(w) + bias: s (T, R); w (N, R), or (R, N) when the rows are those of R.
+struct Up<'a> {
+    /// s, w and scale.
+    lora: Option<(&'a Tensor, &'a Tensor, f32)>,
+    bias: Option<&'a Tensor>,
     n: usize,
     y: Matrix,
-) -> Result<()> {
-    let w = lora.map(|(_, w)| gemm::adapter(be, w)).transpose()?;
-    let name = if r_rows { "lora_up_nn" } else { "lora_up_nt" };
-    let [bias, bias_is_f32] = bias_args(bias)?;
-    let args = [
-        super::optional(lora.map(|(s, _)| s))?,
-        super::optional(w.as_ref().map(|w| w.tensor()))?,
-        int(t)?,
-        int(n)?,
-        int(lora.map_or(0, |(s, _)| s.columns()))?,
-        Arg::F32(scale),
-        bias,
-        bias_is_f32,
-        Arg::Pointer(y.address),
-        Arg::I64(y.stride as i64),
-    ];
-    be.launch(kernel(name), [n.div_ceil(UP[0]), t.div_ceil(UP[1]), 1], 256, 0, &args)
+}
+
+/// Up to `LAYERS` of them, their y of one stride and their biases of one type, in one launch. When `r_rows` they have one y, the scales
+/// are 1, and the products are added before y is rounded.
+fn lora_up(be: &Cuda, t: usize, r_rows: bool, layers: &[Up]) -> Result<()> {
+    let Some(first) = layers.first() else { return Ok(()) };
+    let (stride, widest) = (first.y.stride, layers.iter().map(|layer| layer.n).max().unwrap_or(0));
+    let weights = layers.iter().map(|layer| layer.lora.map(|(_, w, _)| gemm::adapter(be, w)).transpose());
+    let weights = weights.collect::<Result<Vec<Option<Operand>>>>()?;
+    let mut args = vec![];
+    for (layer, w) in layers.iter().zip(&weights) {
+        let (s, scale) = (layer.lora.map(|(s, ..)| s), layer.lora.map_or(0.0, |(.., scale)| scale));
+        args.extend([optional(s)?, optional(w.as_ref().map(|w| w.tensor()))?, int(s.map_or(0, Tensor::columns))?]);
+        args.extend([Arg::F32(scale), optional(layer.bias)?, Arg::Pointer(layer.y.address), int(layer.n)?]);
+    }
+    for _ in layers.len()..LAYERS {
+        let null = Arg::Pointer(0);
+        args.extend([null, null, Arg::I32(0), Arg::F32(0.0), null, null, Arg::I32(0)]);
+    }
+    let bias_is_f32 = layers.iter().find_map(|layer| layer.bias).is_some_and(|bias| bias.dtype() == DType::F32);
+    args.extend([int(t)?, Arg::I32(bias_is_f32.into()), Arg::I64(stride as i64)]);
+    let (name, depth) = if r_rows { ("lora_up_nn", 1) } else { ("lora_up_nt", layers.len()) };
+    be.launch(kernel(name), [widest.div_ceil(UP[0]), t.div_ceil(UP[1]), depth], 256, 0, &args)
 }
 
 /// dbias (N) += the column sums of dy (T, N).

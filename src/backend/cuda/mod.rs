@@ -242,6 +242,24 @@ impl Backend for Cuda {
         linear::linear_backward(self, x, p, dy, column, s, dx, grads)
     }
 
+    fn linears(&self, x: &Tensor, layers: &[Linear], y: &mut Tensor, s: &mut [Option<Tensor>]) -> Result<()> {
+        check::linears(TYPES, x, layers, y, s)?;
+        linear::linears(self, x, layers, y, s)
+    }
+
+    fn linears_backward(
+        &self,
+        x: &Tensor,
+        layers: &[Linear],
+        dy: &Tensor,
+        s: &[Option<Tensor>],
+        dx: Option<&mut Tensor>,
+        grads: Vec<LinearGrads>,
+    ) -> Result<()> {
+        check::linears_backward(TYPES, x, layers, dy, s, dx.as_deref(), &grads)?;
+        linear::linears_backward(self, x, layers, dy, s, dx, grads)
+    }
+
     fn qk_norm_rope(
         &self,
         qkv: &mut Tensor,
