@@ -96,9 +96,10 @@ fn sampling_trains_and_saves() {
         {"conversations": [{"from": "human", "value": "Say y."}, {"from": "gpt", "value": "y"}]}]"#;
     std::fs::write(&data, turns).unwrap();
     let out = path("run");
-    let sft =
-        ["sft", "--model", MODEL, "--data", &data, "--out", &out, "--device", "cuda", "lora.rank=4", "sft.epochs=2"];
-    let said = succeed(&sft);
+    // Enough that the reply is sure: where two tokens are about as probable, bf16 and f32 may differ.
+    let settings = ["lora.rank=4", "sft.epochs=8", "sft.learning_rate=1e-2", "sft.validation_share=0"];
+    let sft = ["sft", "--model", MODEL, "--data", &data, "--out", &out, "--device", "cuda"];
+    let said = succeed(&[&sft[..], &settings].concat());
     assert!(text(&said.stderr).contains("device: SIMT emulation"), "{}", text(&said.stderr));
     assert!(Path::new(&out).join("gemms.json").exists(), "the chosen GEMM algorithms are kept with the run");
     let adapter = Path::new(&out).join("adapter");
@@ -114,13 +115,12 @@ fn sampling_trains_and_saves() {
             "--prompt",
             "Say x.",
             &device,
-            "max_tokens=2", // what follows is about as probable as something else, and bf16 may differ from f32
+            "max_tokens=6",
             "temperature=0.0",
         ];
         text(&succeed(&args).stdout)
     };
-    assert_eq!(generate("cuda"), generate("cuda"));
-    assert_eq!(generate("cuda"), generate("cpu"), "greedy replies of a trained adapter");
+    assert_eq!((generate("cuda").as_str(), generate("cpu").as_str()), ("x\n", "x\n"), "replies of a trained adapter");
 }
 
 #[test]
