@@ -3,7 +3,7 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer};
-use crate::backend::{Heads, Segments};
+use crate::backend::{Backend, Heads, Segments};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -57,7 +57,7 @@ fn query_tiles(be: &Cuda, segments: &Segments, rows: usize) -> Result<List> {
 
 /// Heavy tiles are split into at most `most_parts` parts altogether.
 fn key_tiles(be: &Cuda, segments: &Segments, rows: usize, most_parts: usize) -> Result<List> {
-    let family = be.workspace(&[segments.parent.len(), 2], DType::I32)?;
+    let family = be.alloc(&[segments.parent.len(), 2], DType::I32)?; // zeros, to which the kernel adds
     let own = [pointer(&family)?, int(most_parts)?];
     list(be, "attention_key_tiles", tiles(segments, rows) + most_parts, segments, rows, &own)
 }
