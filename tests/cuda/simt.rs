@@ -25,7 +25,8 @@ pub enum Order {
 
 /// Bytes before and behind every allocation that no kernel may change. They are NaN, so that a read of them shows.
 const REDZONE: usize = 256;
-const POISON: u8 = 0xFF;
+/// NaN as f32 and as bf16, and a large number as an integer: -1 is one off from what a counter begins with.
+const POISON: u64 = 0x7FC0_7FC0_7FC0_7FC0;
 
 type Entry =
     unsafe extern "C" fn(*const u32, u32, usize, *mut *mut c_void, *const u32, u32, u32, u64, *mut c_char, usize);
@@ -103,7 +104,8 @@ impl Block {
     fn is_intact(&self) -> bool {
         let bytes: &[u8] = bytemuck::cast_slice(&self.storage);
         let start = self.start();
-        bytes[..start].iter().chain(&bytes[start + self.bytes..]).all(|&b| b == POISON)
+        let outside = |&(i, _): &(usize, &u8)| i < start || i >= start + self.bytes;
+        bytes.iter().enumerate().filter(outside).all(|(i, &b)| b == POISON.to_le_bytes()[i % 8])
     }
 }
 
@@ -167,7 +169,7 @@ impl Device for Simt {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn DeviceMemory>> {
-        let block = Block { storage: vec![u64::MAX; (bytes + 2 * REDZONE + 256) / 8 + 1], bytes };
+        let block = Block { storage: vec![POISON; (bytes + 2 * REDZONE + 256) / 8 + 1], bytes };
         let start = block.start();
         let address = block.storage.as_ptr() as u64 + start as u64;
         self.shared.blocks.lock().unwrap().insert(address, block);
