@@ -1,6 +1,7 @@
 //! Files that appear whole: written to a temporary sibling, synced, renamed. No formats here.
 
 use crate::error::{Error, Result};
+use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -18,10 +19,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Lets `write` fill a temporary sibling of `path` (folders on the way are made) and return its length in bytes, then checks that length, syncs and renames.
 /// Errors leave the old file as it was and remove the temporary one.
 pub fn publish(path: &Path, write: impl FnOnce(&Path) -> Result<u64>) -> Result<()> {
-    let folder = parent(path);
-    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
-    let mut prefix = path.file_name().unwrap_or_default().to_os_string();
-    prefix.push(".tmp-");
+    let (folder, prefix) = sibling(path)?;
     let temporary = tempfile::Builder::new()
         .prefix(&prefix)
         .permissions(Permissions::from_mode(0o666)) // less the umask, as for any file
@@ -48,10 +46,7 @@ pub fn publish_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
             path.display()
         )));
     }
-    let folder = parent(path);
-    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
-    let mut prefix = path.file_name().unwrap_or_default().to_os_string();
-    prefix.push(".tmp-");
+    let (folder, prefix) = sibling(path)?;
     let temporary = tempfile::Builder::new()
         .prefix(&prefix)
         .permissions(Permissions::from_mode(0o777)) // less the umask, as for any folder
@@ -62,6 +57,15 @@ pub fn publish_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     std::fs::rename(temporary.path(), path).map_err(|e| Error::io("renaming to", path, &e))?;
     let _ = temporary.keep(); // renamed: nothing is left to remove
     sync_folder(folder)
+}
+
+/// The folder of `path`, made when it is not there, and how the name of a temporary sibling begins.
+fn sibling(path: &Path) -> Result<(&Path, OsString)> {
+    let folder = parent(path);
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
+    let mut prefix = path.file_name().unwrap_or_default().to_os_string();
+    prefix.push(".tmp-");
+    Ok((folder, prefix))
 }
 
 /// Makes renames inside `folder` survive a power cut.
