@@ -8,7 +8,7 @@ use super::workspace::{self, FileError, Workspace};
 use super::{Environment, Loaded, State, StepResult, Turn, cut_middle};
 use crate::error::{Error, Result};
 use crate::reward::Case;
-use crate::sandbox::{Job, Outcome, Verdict};
+use crate::sandbox::{Job, Outcome, Verdict, WORKSPACE};
 use crate::task::grader;
 use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -244,10 +244,11 @@ impl Environment {
     /// or from machine to machine.
     fn read(&self, run: &Pending, verdict: Verdict, folder: &Path) -> RunResult {
         let task = &run.loaded.prepared.task;
-        let place = folder.display().to_string();
         let clean = |text: &str| {
-            let text = text.replace(&format!("{place}/"), "").replace(&place, ".");
-            let text = text.replace("/onestep/", "").replace("/onestep", ".");
+            let places = [&*folder.to_string_lossy(), WORKSPACE].map(str::to_string);
+            let text = places
+                .iter()
+                .fold(text.to_string(), |text, place| text.replace(&format!("{place}/"), "").replace(place, "."));
             self.cut(&LIBRARY_FOLDER.replace_all(&text, "\""))
         };
         let grade = || match workspace::left_behind(folder, &task.submission) {

@@ -16,5 +16,5 @@ pub mod worker;
 
 pub use limits::Limits;
 pub use pool::Pool;
-pub use protocol::{Isolation, Job, Outcome, Protection, Verdict, Wanted};
+pub use protocol::{Isolation, Job, Outcome, Protection, Verdict, WORKSPACE, Wanted};
 pub use python::Python;

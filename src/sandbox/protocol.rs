@@ -4,6 +4,9 @@ use super::limits::Limits;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// What a script sees as its folder, where it has a root of its own (WORK in seal.py).
+pub const WORKSPACE: &str = "/onestep";
+
 /// One script to run in a folder of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {

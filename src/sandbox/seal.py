@@ -17,7 +17,7 @@ import stat
 
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 JOB_NAMESPACES = NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
 MNT_DETACH = 2
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 1, 2, 4
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
@@ -29,7 +29,8 @@ SYS_MOUNT_SETATTR, SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT 
 LIBC = ctypes.PyDLL(None, use_errno=True)
 UID, GID = os.getuid(), os.getgid()
 
-# The script's folder, and the host's root while it is still there. No interpreter lies below the first, which would cover it.
+# The script's folder (WORKSPACE in protocol.rs), and the host's root while it is still there. No interpreter lies below the first, which
+# would cover it.
 WORK, OLD = "/onestep", "/old"
 DEVICES = ["null", "zero", "full", "random", "urandom"]
 # Bytes from which a read-only file is shown to the script in place of being copied for it.
@@ -89,6 +90,8 @@ def write(path, text):
 def new_root(folders, hidden):
     """Moves the calling process, once, into a root of its own: `folders` read-only, those of them that are `hidden` empty, a few
     devices, and the host's root at OLD."""
+    if SYS_CLONE is None:
+        raise OSError(f"namespaces are not known for {os.uname().machine}")
     errors = []
     for flags in [NEWNS, NEWUSER | NEWNS] if UID == 0 else [NEWUSER | NEWNS]:
         if LIBC.unshare(flags) == 0:
@@ -258,8 +261,7 @@ def set_limits(limits, data_bytes, processes):
     limit(resource.RLIMIT_MSGQUEUE, 0)
     limit(resource.RLIMIT_MEMLOCK, 0)
     limit(resource.RLIMIT_SIGPENDING, 1024)
-    if processes is not None:
-        limit(resource.RLIMIT_NPROC, processes)
+    limit(resource.RLIMIT_NPROC, processes)
 
 
 def drop_capabilities(kept=(), uid=None):
