@@ -76,7 +76,8 @@ pub fn hugging_face(
 /// Writes a model whose weights were trained to the folder `dir` (made when missing), complete as by `hugging_face`: what stands beside the
 /// weights comes from `folder`, where training began.
 pub fn trained(dir: &Path, model: &Model, dtype: DType, folder: &Path) -> Result<()> {
-    checkpoint::save_model(dir, model, dtype)?;
+    let tensors: Vec<_> = model.names.iter().cloned().zip(&model.weights).collect();
+    weights::save(&dir.join("model.safetensors"), &tensors, Some(dtype))?;
     describe(dir, folder, model, dtype)
 }
 
