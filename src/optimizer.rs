@@ -31,6 +31,10 @@ pub struct Optimizer {
     pub v: Vec<Tensor>,
 }
 
+/// Added to a norm before it divides, as `torch.nn.utils.clip_grad_norm_` does: without it the steps of runs that clip differ from
+/// PyTorch's by 1e-6 / norm.
+const CLIP_EPS: f64 = 1e-6;
+
 impl Optimizer {
     /// Fresh state for `params`.
     pub fn new(be: &dyn Backend, params: &[Tensor], config: AdamWConfig) -> Result<Self> {
@@ -63,7 +67,7 @@ impl Optimizer {
                 self.steps + 1
             )));
         }
-        let grad_scale = if norm > f64::from(max_norm) { (f64::from(max_norm) / norm) as f32 } else { 1.0 };
+        let grad_scale = (f64::from(max_norm) / (norm + CLIP_EPS)).min(1.0) as f32;
         self.steps += 1;
         for decays in [true, false] {
             let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
@@ -155,11 +159,12 @@ mod tests {
     #[test]
     fn clipping_scales_all_gradients_by_one_factor() {
         let be = &Oracle::f32();
-        let (mut clipped, mut halved) = (tensors([1.0; 2], [1.0; 2]), tensors([1.0; 2], [1.0; 2]));
+        let (mut clipped, mut scaled) = (tensors([1.0; 2], [1.0; 2]), tensors([1.0; 2], [1.0; 2]));
         let mut a = Optimizer::new(be, &clipped, CONFIG).unwrap();
-        let mut b = Optimizer::new(be, &halved, CONFIG).unwrap();
+        let mut b = Optimizer::new(be, &scaled, CONFIG).unwrap();
         assert_eq!(a.step(be, &mut clipped, &tensors([3.0, 0.0], [0.0, 4.0]), 0.1, 2.5).unwrap(), 5.0);
-        assert_eq!(b.step(be, &mut halved, &tensors([1.5, 0.0], [0.0, 2.0]), 0.1, 2.5).unwrap(), 2.5);
+        let factor = (2.5 / 5.000001) as f32;
+        b.step(be, &mut scaled, &tensors([3.0 * factor, 0.0], [0.0, 4.0 * factor]), 0.1, f32::INFINITY).unwrap();
         for (a, b) in a.m.iter().chain(&a.v).zip(b.m.iter().chain(&b.v)) {
             assert_eq!(a.slice::<f32>(), b.slice::<f32>());
         }
