@@ -87,6 +87,14 @@ fn below(root: u32) -> Vec<Process> {
     found
 }
 
+/// Lower process ids first: those that were made earlier, until the numbers start again.
+fn children(parent: u32) -> Vec<u32> {
+    let own = |process: Process| (process.parent == parent).then_some(process.pid);
+    let mut found: Vec<u32> = processes().into_iter().filter_map(own).collect();
+    found.sort_unstable();
+    found
+}
+
 /// The worker of a pool that has one.
 fn worker_of(pool: &Pool) -> u32 {
     let is_ours = |pid: u32| {
@@ -316,7 +324,7 @@ fn the_same_script_prints_the_same_on_every_worker() {
 fn a_daemon_that_holds_stdout_blocks_nothing_and_is_gone() {
     let pool = start(1);
     let before = below(pool.helper_pid());
-    assert_eq!(before.len(), 2, "a worker and its fork-server: {before:?}");
+    assert_eq!(before.len(), 3, "a worker, its fork-server and the loader: {before:?}");
     let script = "import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0: time.sleep(1000)\n  os._exit(0)\nos.wait()\nprint('done')";
     let (_folder, job) = job(script, LIMITS);
     let verdict = pool.run(job).unwrap();
@@ -335,18 +343,23 @@ fn has_begun(pool: &Pool) -> bool {
 #[test]
 fn a_job_whose_worker_or_fork_server_dies_is_done_by_another() {
     let pool = start(1);
-    for depth in ["worker", "fork-server"] {
+    for depth in ["worker", "fork-server", "loader"] {
         let (_folder, job) = job(&format!("{BEGUN}time.sleep(3); print('done')"), LIMITS);
         std::thread::scope(|scope| {
             let running = scope.spawn(|| pool.run(job));
             wait_until("the script begins", || has_begun(&pool));
             let worker = worker_of(&pool);
-            let victim = if depth == "worker" { worker } else { below(worker)[0].pid };
+            let server = children(worker)[0];
+            let victim = match depth {
+                "worker" => worker,
+                "fork-server" => server,
+                _ => children(server)[0], // made before the keeper
+            };
             signal(victim, "KILL");
             let verdict = running.join().unwrap().unwrap();
             assert_eq!((verdict.outcome, verdict.stdout.as_str()), (Outcome::Exited(0), "done\n"), "{depth}");
         });
-        assert_eq!(below(pool.helper_pid()).len(), 2, "{depth}");
+        wait_until("the dead one's processes are gone", || below(pool.helper_pid()).len() == 3);
     }
 }
 
@@ -373,7 +386,7 @@ fn dropping_the_pool_leaves_no_process() {
     let pool = start(2);
     let helper = pool.helper_pid();
     let all = below(helper);
-    assert_eq!(all.len(), 4, "two workers, two fork-servers: {all:?}");
+    assert_eq!(all.len(), 6, "two workers, two fork-servers with their loaders: {all:?}");
     drop(pool);
     wait_until("everything ends", || {
         let left = processes();
@@ -400,8 +413,8 @@ fn a_killed_trainer_leaves_no_process() {
         .unwrap();
     let lines = BufReader::new(trainer.stdout.take().unwrap()).lines().map_while(Result::ok);
     let helper: u32 = lines.filter_map(|line| line.split_once("helper ")?.1.parse().ok()).next().unwrap();
-    // Worker, fork-server, the job's first process and its script.
-    wait_until("the job runs", || below(helper).len() == 4);
+    // Worker, fork-server, loader, the job's keeper and its script.
+    wait_until("the job runs", || below(helper).len() == 5);
     let all = below(helper);
     trainer.kill().unwrap();
     trainer.wait().unwrap();

@@ -12,9 +12,6 @@ pub(super) struct Cgroup {
     is_v2: bool,
 }
 
-/// Processes of a job that are ours: its first one.
-const OWN: u64 = 1;
-
 impl Cgroup {
     /// Groups called `name` below this process's own. Error: why that is not possible here.
     pub fn create(name: &str) -> Result<Self, String> {
@@ -65,7 +62,7 @@ impl Cgroup {
     /// The limits of the next job.
     pub fn limit(&self, limits: &Limits) -> std::io::Result<()> {
         let memory = limits.memory_bytes.to_string();
-        fs::write(self.pids.join("pids.max"), (limits.processes + OWN).to_string())?;
+        fs::write(self.pids.join("pids.max"), limits.processes.to_string())?;
         if self.is_v2 {
             let _ = fs::write(self.memory.join("memory.swap.max"), "0"); // absent without swap
             return fs::write(self.memory.join("memory.max"), memory);

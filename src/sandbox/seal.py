@@ -87,6 +87,16 @@ def write(path, text):
         file.write(text)
 
 
+def join_pid_namespace(keeper):
+    """What this process forks next lives in the keeper's pid namespace."""
+    check(LIBC.setns(keeper, NEWPID), "setns")
+
+
+def enter_namespaces(keeper):
+    """The keeper's other namespaces, its root among them."""
+    check(LIBC.setns(keeper, JOB_NAMESPACES & ~NEWPID), "setns")
+
+
 def new_root(folders, hidden):
     """Moves the calling process, once, into a root of its own: `folders` read-only, those of them that are `hidden` empty, a few
     devices, and the host's root at OLD."""

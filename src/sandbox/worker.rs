@@ -24,7 +24,7 @@ pub const HELPER_ARGUMENT: &str = "__sandbox-helper";
 const FORK_SERVER: &str = concat!(include_str!("seal.py"), "\n\n", include_str!("fork_server.py"));
 /// The users of slots, when we are root: this and the worker's process id. No system gives these numbers away.
 const FIRST_UID: u32 = 2_000_000_000;
-/// Of a job's processes: the one that holds its namespaces.
+/// Of a job's processes: the keeper of its namespaces.
 const OWN_PROCESSES: u64 = 1;
 /// How often a running group's CPU time and memory are added up.
 const SCAN: Duration = Duration::from_millis(100);
@@ -168,7 +168,7 @@ fn send_reply(link: &mut UnixStream, reply: &Reply) -> io::Result<()> {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
-    Ready(Isolation),
+    Ready { tier: u8, loader: i32, notes: Vec<String> },
     Error(String),
     Pid(i32),
     Ended(Ended),
@@ -200,7 +200,9 @@ fn receive_answer(server: &OwnedFd) -> io::Result<Answer> {
 struct Worker {
     server: OwnedFd,
     process: Child,
-    /// From 2 on everything of a job dies with its first process; below, what is left over must be looked for.
+    /// The child of `process` that has the libraries loaded.
+    loader: i32,
+    /// From 2 on everything of a job dies with its keeper; below, what is left over must be looked for.
     tier: u8,
     /// Limits of memory and processes, in tier 3.
     cgroup: Option<Cgroup>,
@@ -243,11 +245,11 @@ impl Worker {
         // The command keeps our copy of the fork-server's end; it must go, or its death is never seen.
         drop(command);
         match receive_answer(&server)? {
-            Answer::Ready(isolation) => {
-                let idle_bytes = system::proportional_bytes(process.id() as i32).unwrap_or(0);
-                let tier = isolation.tier;
+            Answer::Ready { tier, loader, notes } => {
+                let idle = [process.id() as i32, loader].map(|pid| system::proportional_bytes(pid).unwrap_or(0));
                 let cgroup = cgroup.ok().filter(|_| tier >= 3);
-                Ok((Self { server, process, tier, cgroup, idle_bytes }, Reply::Ready(isolation)))
+                let worker = Self { server, process, loader, tier, cgroup, idle_bytes: idle.iter().sum() };
+                Ok((worker, Reply::Ready(Isolation { tier, notes })))
             }
             Answer::Error(text) => Err(io::Error::other(text)),
             answer => Err(io::Error::other(format!("the fork-server began with {answer:?}"))),
@@ -292,7 +294,7 @@ impl Worker {
         system::send(self.server.as_fd(), &serde_json::to_vec(job)?, &writers)?;
         drop((stdout_writer, stderr_writer));
 
-        let mut group = None; // the pid of the job's first process, once known
+        let mut group = None; // the pid of the keeper or, without namespaces, of the script, once known
         let mut stopped: Option<(Outcome, Instant)> = None; // why we killed it, and when it must be gone
         let mut next_scan = started + SCAN;
         let ended = loop {
@@ -365,7 +367,7 @@ impl Worker {
     fn over_limit(&self, limits: &Limits) -> Option<Outcome> {
         let server = self.process.id() as i32;
         let all = system::descendants(std::process::id() as i32);
-        let group = || all.iter().filter(|process| process.pid != server);
+        let group = || all.iter().filter(|process| process.pid != server && process.pid != self.loader);
         if group().count() as u64 > limits.processes + OWN_PROCESSES {
             return Some(Outcome::ProcessLimit);
         }
@@ -381,7 +383,7 @@ impl Worker {
     }
 }
 
-/// Kills a job: its first process, with which a pid namespace dies, and its process group.
+/// Kills a job: the keeper, with which its pid namespace dies, or the script, and its process group.
 fn kill_group(pid: i32) {
     system::kill(-pid);
     system::kill(pid);
