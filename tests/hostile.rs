@@ -34,7 +34,9 @@ const NEIGHBOUR_SAYS: &str = "39634000\n";
 fn corpus(best: u8) {
     let only = std::env::var("HOSTILE_ONLY").ok();
     let world = World::new();
-    let pool = Pool::start(world::helper(), 3, &world::python(), Wanted { best, unsafe_without: false }).unwrap();
+    let pool =
+        Pool::start(world::helper(), 3, &world::python(), &Wanted { best, unsafe_without: false, preload: None })
+            .unwrap();
     let protection = pool.protection();
     let who = if world::is_root() { "root" } else { "an ordinary user" };
     println!("as {who}, tier {best}: {}", protection.notes.join("; "));
@@ -47,7 +49,7 @@ fn corpus(best: u8) {
     assert!(protection.files_closed && protection.files_hidden && protection.network_closed, "{protection:?}");
     assert_eq!(protection.pid_namespace, best >= 2);
     let at_start = processes_below(pool.helper_pid());
-    assert_eq!(at_start.len(), 6, "three workers, three fork-servers: {at_start:?}");
+    assert_eq!(at_start.len(), 9, "three workers, their fork-servers and loaders: {at_start:?}");
 
     let scripts: Vec<Script> =
         Script::all().into_iter().filter(|s| only.as_ref().is_none_or(|o| s.name.contains(o.as_str()))).collect();
@@ -57,8 +59,7 @@ fn corpus(best: u8) {
         while let Some(script) = scripts.get(next.fetch_add(1, Ordering::Relaxed)) {
             for _ in 0..2 {
                 let folder = world.job_folder(&script.text);
-                let job =
-                    Job { folder: folder.path().to_path_buf(), script: "train.py".into(), limits: script.limits() };
+                let job = world.job(&folder, script.limits());
                 let begun = Instant::now();
                 let found = match pool.run(job) {
                     Ok(verdict) => problems(script, best, &world, &verdict, &folder),
@@ -72,7 +73,7 @@ fn corpus(best: u8) {
     let live_on = || {
         while next.load(Ordering::Relaxed) < scripts.len() {
             let folder = world.job_folder(NEIGHBOUR);
-            let job = Job { folder: folder.path().to_path_buf(), script: "train.py".into(), limits: script::LIMITS };
+            let job = world.job(&folder, script::LIMITS);
             let verdict = pool.run(job).unwrap();
             let has_written = fs::read_to_string(folder.path().join("submission.csv")).is_ok_and(|text| text == "1");
             if verdict.stdout != NEIGHBOUR_SAYS || word(&verdict.outcome) != "ok" || !has_written {
@@ -91,7 +92,7 @@ fn corpus(best: u8) {
     assert!(wrong.is_empty(), "as {who}, tier {best}:\n{}", wrong.join("\n"));
     // Workers and fork-servers may have been replaced, but are as many as before, and have nothing below them.
     let left = processes_below(pool.helper_pid());
-    assert_eq!(left.len(), 6, "processes left over: {left:?}");
+    assert_eq!(left.len(), 9, "processes left over: {left:?}");
     let workers: BTreeSet<u32> = at_start.iter().chain(&left).map(|process| process.pid).collect();
     drop(pool);
     world.assert_nothing_is_left(&workers);
@@ -116,7 +117,7 @@ fn problems(script: &Script, tier: u8, world: &World, verdict: &Verdict, folder:
     if world.shows_token(verdict.stdout.as_bytes()) || world.shows_token(verdict.stderr.as_bytes()) {
         say("the labels were seen".into());
     }
-    if tier >= 2 && !world.data_is_whole(folder.path()) {
+    if !world.data_is_whole() {
         say("the data was changed".into());
     }
     for (path, problem) in world.strange_files(folder.path(), &script.leaves_no) {

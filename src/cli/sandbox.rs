@@ -19,7 +19,8 @@ pub fn sandbox(command: &SandboxCommand) -> Result<()> {
 fn start(args: &SandboxArgs) -> Result<Pool> {
     let python = Python::ensure(args.python.as_deref(), &session::cache()?, &mut |line| eprintln!("{line}"))?;
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
-    Pool::start(&program, 1, &python, Wanted { best: args.tier, unsafe_without: args.unsafe_no_sandbox })
+    let wanted = Wanted { best: args.tier, unsafe_without: args.unsafe_no_sandbox, preload: None };
+    Pool::start(&program, 1, &python, &wanted)
 }
 
 fn run(args: &SandboxRunArgs) -> Result<()> {
@@ -44,7 +45,7 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
     }
     let script = scratch.path().join(name);
     fs::write(&script, text).map_err(|e| Error::io("writing", &script, &e))?;
-    let job = Job { folder: scratch.path().to_path_buf(), script: name.to_string(), limits };
+    let job = Job::new(scratch.path(), name, limits);
     let answer = match start(&args.sandbox) {
         Ok(pool) => {
             let verdict = pool.run(job)?;
@@ -92,6 +93,7 @@ fn describe(verdict: &Verdict, tier: u8) -> Value {
         Outcome::CpuLimit | Outcome::WallLimit => ("timeout", None, None),
         Outcome::MemoryLimit => ("oom", None, None),
         Outcome::OutputLimit | Outcome::FileLimit | Outcome::ProcessLimit => ("limit", None, None),
+        Outcome::Quarantined => ("refused", None, None),
     };
     json!({
         "verdict": word,

@@ -149,8 +149,9 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
     let prepare = |task: &Task| PreparedTask::prepare(task, &python.interpreter, &cache.join("tasks"));
     let prepared = tasks.iter().map(prepare).collect::<Result<Vec<_>>>()?;
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
-    let wanted = Wanted { best: config.run.sandbox_tier, unsafe_without: config.run.unsafe_no_sandbox };
-    let pool = Pool::start(&program, count(config.run.workers), &python, wanted)?;
+    let (best, unsafe_without) = (config.run.sandbox_tier, config.run.unsafe_no_sandbox);
+    let wanted = Wanted { best, unsafe_without, preload: None };
+    let pool = Pool::start(&program, count(config.run.workers), &python, &wanted)?;
     let protection = pool.protection().notes.clone();
     let scratch = tempfile::Builder::new().prefix("onestep-").tempdir();
     let scratch = scratch.map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;

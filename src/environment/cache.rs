@@ -29,6 +29,12 @@ impl RunKey {
     }
 }
 
+impl std::fmt::Display for RunKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// What came of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,11 +95,12 @@ impl RunCache {
         self.lock().runs.get(key).cloned()
     }
 
-    /// Remembers an executed run. One that ended at the wall clock is not remembered: that says how busy the machine was.
+    /// Remembers an executed run. One that ended at the wall clock, or that no worker got to its end, is not remembered: that says how
+    /// the machine was.
     pub fn insert(&self, key: RunKey, run: Arc<RunResult>) {
         let mut inner = self.lock();
         inner.counts.executions += 1;
-        if run.outcome != Outcome::WallLimit {
+        if !matches!(run.outcome, Outcome::WallLimit | Outcome::Quarantined) {
             inner.runs.insert(key, run);
         }
     }

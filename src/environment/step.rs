@@ -222,9 +222,14 @@ impl Environment {
             for run in now {
                 let made = folder()
                     .map_err(|e| Error::io("cannot create a folder for a run in", &self.settings.scratch, &e))?;
-                workspace::materialise(&run.files, &run.loaded.prepared, made.path())?;
-                let limits = run.loaded.prepared.task.limits.clone();
-                jobs.push(Job { folder: made.path().to_path_buf(), script: run.script.clone(), limits });
+                let prepared = &run.loaded.prepared;
+                workspace::materialise(&run.files, prepared, made.path())?;
+                jobs.push(Job {
+                    data: prepared.data.clone(),
+                    id: run.key.to_string(),
+                    group: prepared.task.name.clone(),
+                    ..Job::new(made.path(), &run.script, prepared.task.limits.clone())
+                });
                 folders.push(made);
             }
             let verdicts = self.runner.run_many(jobs)?;
@@ -386,6 +391,10 @@ fn run_told(run: &RunResult, is_edit: bool) -> Told {
         Outcome::OutputLimit => limit("output limit"),
         Outcome::FileLimit => limit("file size limit"),
         Outcome::ProcessLimit => limit("process limit"),
+        Outcome::Quarantined => {
+            let short = "could not be run to its end";
+            failed(Case::Corner, format!("The script {short}, three times."), short)
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::task::PreparedTask;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -215,18 +215,12 @@ fn resolve_file(path: &str) -> Checked<String> {
     if name.is_empty() || path.ends_with('/') { Err(FileError::NotAName(path.to_string())) } else { Ok(name) }
 }
 
-/// Writes the agent's files and copies of the task's data (read-only, no links) into `folder`, which exists and is empty. The
-/// task's submission is left out: a run starts without one.
+/// Writes the agent's files into `folder`, which exists and is empty. The task's submission is left out: a run starts without one. The
+/// task's data is laid beside them by the sandbox.
 pub fn materialise(files: &Files, prepared: &PreparedTask, folder: &Path) -> Result<()> {
     for (name, text) in files.iter().filter(|(name, _)| **name != prepared.task.submission) {
         let path = place(folder, name)?;
         fs::write(&path, text.as_bytes()).map_err(|e| Error::io("cannot write", &path, &e))?;
-    }
-    for (name, source) in &prepared.data {
-        let path = place(folder, name)?;
-        fs::copy(source, &path).map_err(|e| Error::io("cannot copy the task data", source, &e))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o444))
-            .map_err(|e| Error::io("cannot make read-only", &path, &e))?;
     }
     Ok(())
 }

@@ -50,6 +50,15 @@ impl Cgroup {
         Ok(Self { memory, pids, is_v2: false })
     }
 
+    /// Removes the groups called `name`, where they are.
+    pub fn remove(name: &str) {
+        for controller in [None, Some("memory"), Some("pids")] {
+            if let Some(parent) = place(controller) {
+                remove(&parent.join(name));
+            }
+        }
+    }
+
     /// Files to which a process writes 0 to join.
     pub fn joins(&self) -> Vec<PathBuf> {
         let mut all = vec![self.memory.join("cgroup.procs")];
@@ -88,16 +97,19 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Empty by now; a dying process may hold it for a moment.
-        for folder in [&self.memory, &self.pids] {
-            for _ in 0..100 {
-                match fs::remove_dir(folder) {
-                    Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {
-                        std::thread::sleep(std::time::Duration::from_millis(10));
-                    }
-                    _ => break,
-                }
+        remove(&self.memory);
+        remove(&self.pids);
+    }
+}
+
+/// A group is empty by now; a dying process may hold it for a moment.
+fn remove(folder: &Path) {
+    for _ in 0..100 {
+        match fs::remove_dir(folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
             }
+            _ => break,
         }
     }
 }

@@ -190,7 +190,7 @@ def keep(isolation, job, ready, stop):
     """The keeper's life: lays out the job's folder, waits for the script's end, kills what is left and carries out the files."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
-    host, laid = enter(job["folder"], job["limits"], isolation.uid)
+    host, laid = enter(job["folder"], job["data"], job["limits"], isolation.uid)
     prctl(PR_SET_DUMPABLE, 0)
     # Python makes it an exception, and the script may send it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -232,6 +232,8 @@ def reap(block):
 def run_job(isolation, job, fds, fork_script, started=lambda pid: None):
     """Runs one job to its end. `fork_script` is `run_script_process`, or asks the loader for it."""
     if isolation.tier < 2:
+        for name, source in job["data"]:
+            copy_data(source, os.path.join(job["folder"], name))
         if isolation.uid != UID:
             give(job["folder"], isolation.uid)
         return fork_script(isolation, job, fds, started=started)
@@ -283,7 +285,7 @@ def works(*isolation):
         pid = os.fork()
         if pid == 0:
             try:
-                ended = run_job(Isolation(*isolation), {"folder": folder, "limits": limits}, [], run_script_process)
+                ended = run_job(Isolation(*isolation), {"folder": folder, "data": [], "limits": limits}, [], run_script_process)
                 if ended["failure"] or ended["exit"] != 0:
                     os.write(told, (ended["failure"] or f"a trial ended with {ended}").encode())
             except BaseException as error:

@@ -1,10 +1,11 @@
 //! Many workers executing jobs in parallel, forked from one small helper process. Owns their lives; runs no script itself.
 
-use super::protocol::{Isolation, Job, Outcome, Protection, Reply, Verdict, Wanted};
+use super::protocol::{HEARTBEAT, Isolation, Job, Outcome, Protection, Reply, Verdict, Wanted};
 use super::worker::{self, Start};
 use super::{Limits, Python, seccomp, system};
 use crate::error::{Error, Result};
 use serde::Deserialize;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +18,22 @@ use std::time::{Duration, Instant};
 
 /// How long the helper may take to end by itself when the pool is dropped.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+/// How long a worker may take to load its libraries.
+const START: Duration = Duration::from_secs(300);
+/// A worker that has said nothing for two heartbeats hangs.
+const SILENCE: Duration = Duration::from_secs(2 * HEARTBEAT.as_secs());
+/// After so many workers that died or hung over it, a job is not tried again.
+const STRIKES: usize = 3;
 const PROBE: &str = include_str!("probe.py");
+const PROBE_LIMITS: Limits = Limits {
+    cpu_seconds: 10.0,
+    wall_seconds: 60.0,
+    memory_bytes: 1 << 28,
+    output_bytes: 1 << 16,
+    file_bytes: 1 << 20,
+    disk_bytes: 1 << 20,
+    processes: 16,
+};
 
 /// Sandbox workers of one trainer. Dropping it ends the helper and everything below it; so does the death of this
 /// process, however it comes.
@@ -25,29 +41,67 @@ pub struct Pool {
     /// None only while being dropped.
     control: Option<Mutex<OwnedFd>>,
     helper: Child,
-    idle: Mutex<Vec<Slot>>,
+    queue: Mutex<Queue>,
     freed: Condvar,
     workers: usize,
     protection: Protection,
+    /// Ids of jobs that are given up.
+    quarantine: Mutex<HashSet<String>>,
 }
 
-/// A worker as this process sees it; None when it has died and was not needed since.
+/// Who waits for a slot, and who has one.
 #[derive(Default)]
-struct Slot(Option<BufReader<UnixStream>>);
+struct Queue {
+    idle: Vec<Slot>,
+    /// Running jobs by group.
+    running: HashMap<String, usize>,
+    /// Number and group of each that waits, in the order they came.
+    waiting: Vec<(u64, String)>,
+    next_number: u64,
+}
+
+impl Queue {
+    /// Who is next: of the groups with the fewest running jobs the one that has waited longest.
+    fn next(&self) -> Option<u64> {
+        let running = |group: &String| self.running.get(group).copied().unwrap_or(0);
+        self.waiting.iter().min_by_key(|(number, group)| (running(group), *number)).map(|(number, _)| *number)
+    }
+}
+
+/// A place for one job at a time. Its worker is none when it has died and was not needed since.
+struct Slot {
+    number: usize,
+    worker: Option<Worker>,
+}
+
+/// A worker as this process sees it. It ends when its link is closed, unless it hangs.
+struct Worker {
+    link: BufReader<UnixStream>,
+    process: Option<OwnedFd>,
+}
+
+/// Why a job has no verdict.
+enum Lost {
+    /// It was not run.
+    Failed(String),
+    /// Its worker died or hung.
+    Worker(String),
+}
 
 impl Pool {
     /// Starts `helper` (our own binary, whose main calls [`worker::helper_main`]) and `workers` workers (at least 1), waits
-    /// until their libraries are loaded, and tries out the protection.
+    /// until their libraries are loaded, and tries out the protection. With no more workers than processors each has one of its own.
     ///
     /// Call it early, before threads, weights and devices: the helper is made by fork and exec of this process.
-    pub fn start(helper: &Path, workers: usize, python: &Python, wanted: Wanted) -> Result<Self> {
+    pub fn start(helper: &Path, workers: usize, python: &Python, wanted: &Wanted) -> Result<Self> {
         let workers = workers.max(1);
+        let processors = system::processors();
         let start = Start {
             interpreter: python.interpreter.clone(),
             folders: python.folders()?,
             filters: seccomp::filters()?,
-            best: wanted.best,
-            unsafe_without: wanted.unsafe_without,
+            wanted: wanted.clone(),
+            processors: if workers <= processors.len() { processors } else { vec![] },
         };
         let start =
             serde_json::to_string(&start).map_err(|error| Error::system(format!("sandbox settings: {error}")))?;
@@ -74,17 +128,19 @@ impl Pool {
         let mut pool = Self {
             control: Some(Mutex::new(control)),
             helper: child,
-            idle: Mutex::new(Vec::new()),
+            queue: Mutex::default(),
             freed: Condvar::new(),
             workers,
             protection,
+            quarantine: Mutex::default(),
         };
         // All are forked first, so that they load their libraries side by side.
-        let links = (0..workers).map(|_| pool.fork_worker()).collect::<Result<Vec<_>>>()?;
+        let links = (0..workers).map(|number| pool.fork_worker(number)).collect::<Result<Vec<_>>>()?;
         let mut isolation = Isolation::default();
-        for mut link in links {
-            isolation = await_ready(&mut link).map_err(start_error)?;
-            lock(&pool.idle).push(Slot(Some(link)));
+        for (number, link) in links.into_iter().enumerate() {
+            let (worker, found) = await_ready(link).map_err(start_error)?;
+            isolation = found;
+            lock(&pool.queue).idle.push(Slot { number, worker: Some(worker) });
         }
         pool.protection = pool.probe(isolation)?;
         Ok(pool)
@@ -108,25 +164,28 @@ impl Pool {
     /// Runs one job and waits for it. See [`Pool::run_many`].
     pub fn run(&self, job: Job) -> Result<Verdict> {
         let job = validated(job)?;
-        let mut slot = self.take();
+        let mut slot = self.take(&job.group);
         let result = self.run_on(&mut slot, &job);
-        lock(&self.idle).push(slot);
-        self.freed.notify_one();
+        self.give_back(slot, &job.group);
         result
     }
 
-    /// Runs jobs on all workers in parallel; verdicts in the order of the jobs. Callers on several threads share the workers.
+    /// Runs jobs on all workers in parallel; verdicts in the order of the jobs. Callers on several threads share the workers, groups of
+    /// jobs share them evenly.
     ///
-    /// A worker or fork-server that dies is replaced and its job is run once more, in the folder as it is then.
+    /// A worker or fork-server that dies or hangs is replaced and its job is run again, in the folder as it is then. A job that has
+    /// taken three of them with it while another runs well ends as [`Outcome::Quarantined`], and so does from then on every job of
+    /// its id.
     ///
     /// # Errors
-    /// Content: a folder that is none, a script outside it, a limit that is no positive number. System: a worker died
-    /// twice over one job, or a job could not be sealed. After the first error no further job is begun.
+    /// Content: a folder that is none, a script outside it, data that is not there, a limit that is no positive number. System: no
+    /// worker can be started, or a job could not be sealed. After the first error no further job is begun.
     pub fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>> {
+        let order = round_robin(&jobs);
         let next = AtomicUsize::new(0);
         let results: Vec<Mutex<Option<Result<Verdict>>>> = jobs.iter().map(|_| Mutex::new(None)).collect();
         let work = || {
-            while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < jobs.len()) {
+            while let Some(&i) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let result = self.run(jobs[i].clone());
                 if result.is_err() {
                     next.store(jobs.len(), Ordering::Relaxed);
@@ -141,47 +200,102 @@ impl Pool {
             work();
         });
         let results = results.into_iter().map(|cell| cell.into_inner().unwrap_or_else(PoisonError::into_inner));
-        // Jobs begin in order, so the first error comes before any job that was not begun.
-        results.map_while(|result| result).collect()
+        // What is missing was not begun after an error, which is among the others.
+        results.flatten().collect()
     }
 
-    fn take(&self) -> Slot {
-        let idle = self.freed.wait_while(lock(&self.idle), |idle| idle.is_empty());
-        idle.unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    fn take(&self, group: &str) -> Slot {
+        let mut queue = lock(&self.queue);
+        let own = queue.next_number;
+        queue.next_number += 1;
+        queue.waiting.push((own, group.to_string()));
+        loop {
+            if queue.next() == Some(own)
+                && let Some(slot) = queue.idle.pop()
+            {
+                queue.waiting.retain(|(number, _)| *number != own);
+                *queue.running.entry(group.to_string()).or_default() += 1;
+                // Another may be next now, and a second slot idle.
+                self.freed.notify_all();
+                return slot;
+            }
+            queue = self.freed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn give_back(&self, slot: Slot, group: &str) {
+        let mut queue = lock(&self.queue);
+        queue.idle.push(slot);
+        if let Some(running) = queue.running.get_mut(group) {
+            *running -= 1;
+        }
+        self.freed.notify_all();
     }
 
     fn run_on(&self, slot: &mut Slot, job: &Job) -> Result<Verdict> {
-        let what = || format!("sandbox job {} in {}", job.script, job.folder.display());
-        let mut line = serde_json::to_vec(job).map_err(|error| Error::system(format!("{}: {error}", what())))?;
-        line.push(b'\n');
-        let mut last = String::new();
-        for _attempt in 0..2 {
-            let link = match &mut slot.0 {
-                Some(link) => link,
-                None => {
-                    let mut link = self.fork_worker()?;
-                    await_ready(&mut link).map_err(start_error)?;
-                    slot.0.insert(link)
-                }
-            };
-            match link.get_mut().write_all(&line).and_then(|()| read_reply(link)) {
-                Ok(Reply::Done(verdict)) => return Ok(verdict),
-                Ok(Reply::Failed(why)) => last = why,
-                Ok(Reply::Ready(_)) => last = "a worker answered out of turn".to_string(),
-                Err(error) => last = error.to_string(),
-            }
-            slot.0 = None;
+        if !job.id.is_empty() && lock(&self.quarantine).contains(&job.id) {
+            return Ok(quarantined());
         }
-        Err(Error::system(format!("{}: it could not be run twice in a row: {last}", what())))
+        let (mut strikes, mut last) = (0, String::new());
+        for _attempt in 0..STRIKES {
+            match self.attempt(slot, job) {
+                Ok(verdict) => return Ok(verdict),
+                Err(Lost::Failed(why)) => last = why,
+                Err(Lost::Worker(why)) => (strikes, last) = (strikes + 1, why),
+            }
+            if let Some(Worker { process: Some(process), .. }) = slot.worker.take() {
+                system::kill_handle(process.as_fd());
+            }
+        }
+        let failed = |why: &str| {
+            let (script, folder) = (&job.script, job.folder.display());
+            Error::system(format!("sandbox job {script} in {folder}: it could not be run {STRIKES} times: {why}"))
+        };
+        if strikes < STRIKES {
+            return Err(failed(&last));
+        }
+        // The job is at fault when another one runs.
+        let folder = tempfile::tempdir().map_err(|error| failed(&error.to_string()))?;
+        std::fs::write(folder.path().join("empty.py"), "").map_err(|error| failed(&error.to_string()))?;
+        let empty = validated(Job::new(folder.path(), "empty.py", PROBE_LIMITS))?;
+        match self.attempt(slot, &empty) {
+            Ok(Verdict { outcome: Outcome::Exited(0), .. }) => {
+                lock(&self.quarantine).insert(job.id.clone());
+                Ok(quarantined())
+            }
+            _ => Err(failed(&last)),
+        }
+    }
+
+    /// Runs a job once, by the slot's worker or a new one.
+    fn attempt(&self, slot: &mut Slot, job: &Job) -> std::result::Result<Verdict, Lost> {
+        let mut line = serde_json::to_vec(job).map_err(|error| Lost::Failed(error.to_string()))?;
+        line.push(b'\n');
+        let worker = match &mut slot.worker {
+            Some(worker) => worker,
+            None => {
+                let started = self.fork_worker(slot.number).and_then(|link| await_ready(link).map_err(start_error));
+                slot.worker.insert(started.map_err(|error| Lost::Failed(error.to_string()))?.0)
+            }
+        };
+        worker.link.get_mut().write_all(&line).map_err(|error| Lost::Worker(error.to_string()))?;
+        loop {
+            match read_reply(&mut worker.link).map_err(|error| Lost::Worker(error.to_string()))? {
+                Reply::Alive => {}
+                Reply::Done(verdict) => return Ok(verdict),
+                Reply::Failed(why) => return Err(Lost::Failed(why)),
+                Reply::Ready(..) => return Err(Lost::Worker("it answered out of turn".to_string())),
+            }
+        }
     }
 
     /// Asks the helper for a worker. It cannot take jobs before it is ready.
-    fn fork_worker(&self) -> Result<BufReader<UnixStream>> {
+    fn fork_worker(&self, slot: usize) -> Result<UnixStream> {
         let doing = |error: io::Error| Error::system(format!("starting a sandbox worker: {error}"));
         let Some(control) = &self.control else { return Err(Error::system("the sandbox pool has ended")) };
         let (ours, theirs) = UnixStream::pair().map_err(doing)?;
-        system::send(lock(control).as_fd(), b"worker", &[theirs.as_fd()]).map_err(doing)?;
-        Ok(BufReader::new(ours))
+        system::send(lock(control).as_fd(), slot.to_string().as_bytes(), &[theirs.as_fd()]).map_err(doing)?;
+        Ok(ours)
     }
 
     /// Runs probe.py and checks from this side what it says.
@@ -198,16 +312,7 @@ impl Pool {
         let request = serde_json::json!({ "port": port, "readable": readable, "outside": outside });
         std::fs::write(inside.join("request.json"), request.to_string()).map_err(doing)?;
         std::fs::write(inside.join("probe.py"), PROBE).map_err(doing)?;
-        let limits = Limits {
-            cpu_seconds: 10.0,
-            wall_seconds: 60.0,
-            memory_bytes: 1 << 28,
-            output_bytes: 1 << 16,
-            file_bytes: 1 << 20,
-            disk_bytes: 1 << 20,
-            processes: 16,
-        };
-        let verdict = self.run(Job { folder: inside, script: "probe.py".to_string(), limits })?;
+        let verdict = self.run(Job::new(&inside, "probe.py", PROBE_LIMITS))?;
         #[derive(Deserialize)]
         struct Answer {
             connected: bool,
@@ -235,7 +340,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         // Workers see their links close, the helper sees the control socket close.
-        lock(&self.idle).clear();
+        lock(&self.queue).idle.clear();
         self.control = None;
         let deadline = Instant::now() + SHUTDOWN;
         while matches!(self.helper.try_wait(), Ok(None)) {
@@ -257,18 +362,46 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn read_reply(link: &mut BufReader<UnixStream>) -> io::Result<Reply> {
     let mut line = String::new();
-    if link.read_line(&mut line)? == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the worker died"));
-    }
+    match link.read_line(&mut line) {
+        Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the worker died")),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::Error::other("the worker hangs")),
+        result => result?,
+    };
     Ok(serde_json::from_str(&line)?)
 }
 
-fn await_ready(link: &mut BufReader<UnixStream>) -> io::Result<Isolation> {
-    match read_reply(link)? {
-        Reply::Ready(isolation) => Ok(isolation),
+fn await_ready(link: UnixStream) -> io::Result<(Worker, Isolation)> {
+    link.set_read_timeout(Some(START))?;
+    let mut link = BufReader::new(link);
+    match read_reply(&mut link)? {
+        Reply::Ready(isolation, pid) => {
+            link.get_ref().set_read_timeout(Some(SILENCE))?;
+            Ok((Worker { link, process: system::process_handle(pid) }, isolation))
+        }
         Reply::Failed(why) => Err(io::Error::other(why)),
-        Reply::Done(_) => Err(io::Error::other("a worker answered out of turn")),
+        Reply::Alive | Reply::Done(_) => Err(io::Error::other("a worker answered out of turn")),
     }
+}
+
+/// What a job that is given up is told to have done.
+fn quarantined() -> Verdict {
+    let outcome = Outcome::Quarantined;
+    let text = String::new;
+    let (cpu_seconds, wall_seconds, peak_bytes, is_truncated) = (0.0, 0.0, 0, false);
+    Verdict { outcome, stdout: text(), stderr: text(), cpu_seconds, wall_seconds, peak_bytes, is_truncated }
+}
+
+/// The order in which jobs are begun: the first of each group, then the second of each, ...
+fn round_robin(jobs: &[Job]) -> Vec<usize> {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    let mut order: Vec<(usize, usize)> = Vec::with_capacity(jobs.len());
+    for (i, job) in jobs.iter().enumerate() {
+        let count = counts.entry(&job.group).or_default();
+        order.push((*count, i));
+        *count += 1;
+    }
+    order.sort_unstable();
+    order.into_iter().map(|(_, i)| i).collect()
 }
 
 fn start_error(error: io::Error) -> Error {
@@ -289,6 +422,12 @@ fn validated(mut job: Job) -> Result<Job> {
             job.folder.display()
         )));
     }
+    for (name, source) in &mut job.data {
+        if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+            return Err(Error::content(format!("data {name:?}: expected a plain file name, like data.npz")));
+        }
+        *source = source.canonicalize().map_err(|error| Error::io("opening the data", source, &error))?;
+    }
     let Limits { cpu_seconds, wall_seconds, .. } = job.limits;
     for (name, seconds) in [("cpu_seconds", cpu_seconds), ("wall_seconds", wall_seconds)] {
         if !(seconds > 0.0 && seconds <= 1e6) {
@@ -298,4 +437,27 @@ fn validated(mut job: Job) -> Result<Job> {
         }
     }
     Ok(job)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_free_slot_goes_to_the_group_that_has_fewest() {
+        let waiting =
+            [(3, "many"), (4, "many"), (5, "few"), (6, "few")].map(|(n, group)| (n, group.to_string())).to_vec();
+        let running = |many, few| HashMap::from([("many".to_string(), many), ("few".to_string(), few)]);
+        let next =
+            |many, few| Queue { running: running(many, few), waiting: waiting.clone(), ..Queue::default() }.next();
+        assert_eq!([next(0, 0), next(1, 0), next(2, 2), next(1, 2)], [Some(3), Some(5), Some(3), Some(3)]);
+        assert_eq!(Queue::default().next(), None);
+    }
+
+    #[test]
+    fn groups_of_one_batch_take_turns() {
+        let jobs = ["a", "a", "a", "b", "c", "b"]
+            .map(|group| Job { group: group.to_string(), ..Job::new(Path::new("/"), "x.py", PROBE_LIMITS) });
+        assert_eq!(round_robin(&jobs), [0, 3, 4, 1, 5, 2]);
+    }
 }

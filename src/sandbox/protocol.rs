@@ -2,7 +2,8 @@
 
 use super::limits::Limits;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What a script sees as its folder, where it has a root of its own (WORK in seal.py).
 pub const WORKSPACE: &str = "/onestep";
@@ -16,6 +17,25 @@ pub struct Job {
     pub script: String,
     /// What it may use.
     pub limits: Limits,
+    /// Read-only files beside the script: a plain name inside the folder, and where each lies. Shown by a mount where the script has a
+    /// root of its own, else copied.
+    #[serde(default)]
+    pub data: Vec<(String, PathBuf)>,
+    /// What the job's content hashes to, or empty: jobs of one id are one job, and one that keeps killing its worker is given up for
+    /// all of them.
+    #[serde(default)]
+    pub id: String,
+    /// Whom it is for: the slots are shared evenly between groups that want them at the same time.
+    #[serde(default)]
+    pub group: String,
+}
+
+impl Job {
+    /// A job without data, id and group.
+    pub fn new(folder: &Path, script: &str, limits: Limits) -> Self {
+        let (folder, script) = (folder.to_path_buf(), script.to_string());
+        Self { folder, script, limits, data: vec![], id: String::new(), group: String::new() }
+    }
 }
 
 /// How a script ended, told by how the process ended, never by its text.
@@ -38,6 +58,8 @@ pub enum Outcome {
     FileLimit,
     /// Had more processes than allowed.
     ProcessLimit,
+    /// Took its worker with it three times: it is not run again.
+    Quarantined,
 }
 
 /// What came of a job.
@@ -59,12 +81,17 @@ pub struct Verdict {
     pub is_truncated: bool,
 }
 
-/// A worker's answers to the trainer: one `Ready` or `Failed` when it has started, then one of the others for each job.
+/// How often a worker with a job says that it lives.
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// A worker's answers to the trainer: one `Ready` or `Failed` when it has started, then for each job some `Alive` and one of the others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reply {
-    /// It can take jobs.
-    Ready(Isolation),
+    /// It can take jobs: what it found, and its process id.
+    Ready(Isolation, u32),
+    /// It is at its job.
+    Alive,
     /// The job ended.
     Done(Verdict),
     /// The job (or the start) was not possible, and why: the script has not run.
@@ -81,12 +108,15 @@ pub struct Isolation {
 }
 
 /// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     /// The best tier that is tried.
     pub best: u8,
     /// Scripts run without protection where none is possible; otherwise starting is refused there.
     pub unsafe_without: bool,
+    /// Python modules that are loaded before the first script; `None`: numpy, SciPy and the parts of scikit-learn that scripts use.
+    /// A script may import others, which then costs it what importing costs.
+    pub preload: Option<Vec<String>>,
 }
 
 /// The protection in force, found by trying it, not the one asked for.

@@ -9,6 +9,7 @@ not possible raises: the job fails, it never runs with less.
 
 import ctypes
 import errno
+import fcntl
 import math
 import os
 import resource
@@ -33,8 +34,9 @@ UID, GID = os.getuid(), os.getgid()
 # would cover it.
 WORK, OLD = "/onestep", "/old"
 DEVICES = ["null", "zero", "full", "random", "urandom"]
-# Bytes from which a read-only file is shown to the script in place of being copied for it.
+# Bytes from which a data file is shown to the script in place of being copied for it.
 LARGE = 1 << 16
+FICLONE = 0x40049409
 # Of what a script leaves behind: entries, and folders inside each other, that are carried out.
 MOST_ENTRIES, MOST_DEPTH = 2000, 16
 # Errors in carrying out that are the host's; any other is of what the script left, a name too long, a file in a folder's place.
@@ -143,8 +145,9 @@ def new_root(folders, hidden):
     return bool(flags & NEWUSER)
 
 
-def enter(folder, limits, uid):
-    """In the first process of a job and its namespaces: mounts, and the files of `folder` laid out. Returns what `carry_out` needs."""
+def enter(folder, data, limits, uid):
+    """In the first process of a job and its namespaces: mounts, and the files of `folder` and `data` laid out. Returns what `carry_out`
+    needs."""
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
     disk = limits["disk_bytes"]
     mount("tmpfs", WORK, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},nr_inodes={INODES},mode=700,uid={uid}")
@@ -153,6 +156,8 @@ def enter(folder, limits, uid):
     host = os.open(OLD + folder, os.O_RDONLY | os.O_DIRECTORY)
     laid = {}
     lay_out(OLD + folder, WORK, uid, laid)
+    for name, source in data:
+        lay_data(OLD + source, os.path.join(WORK, name), uid, laid)
     check(LIBC.umount2(OLD.encode(), MNT_DETACH), "umount")
     set_mount_attributes("/", False, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
     os.chdir(WORK)
@@ -170,16 +175,39 @@ def lay_out(source, target, uid, laid):
             lay_out(entry.path, path, uid, laid)
             os.chown(path, uid, -1)
         elif entry.is_file():
-            if info.st_size >= LARGE and not info.st_mode & 0o222:
-                write(path, "")
-                mount(entry.path, path, None, MS_BIND)
-                set_mount_attributes(path, False, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
-            else:
-                shutil.copyfile(entry.path, path)
-                os.chmod(path, info.st_mode & 0o777)
-                os.chown(path, uid, -1)
-            info = os.lstat(path)
-            laid[path] = (info.st_size, info.st_mtime_ns)
+            shutil.copyfile(entry.path, path)
+            os.chmod(path, info.st_mode & 0o777)
+            os.chown(path, uid, -1)
+            note(path, laid)
+
+
+def lay_data(source, path, uid, laid):
+    """A file that all jobs share, to be read only: by a mount, unless it is small or shut to the script's user."""
+    info = os.stat(source)
+    if info.st_size >= LARGE and (info.st_mode & 0o004 or info.st_uid == uid):
+        write(path, "")
+        mount(source, path, None, MS_BIND)
+        set_mount_attributes(path, False, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
+    else:
+        copy_data(source, path)
+    note(path, laid)
+
+
+def copy_data(source, path):
+    """A copy of its own for one job, which shares the blocks where the file system can."""
+    if os.path.lexists(path):
+        os.unlink(path)  # left by a job that lost its worker
+    with open(source, "rb") as whole, open(path, "xb") as copy:
+        try:
+            fcntl.ioctl(copy, FICLONE, whole.fileno())
+        except OSError:
+            shutil.copyfileobj(whole, copy, 1 << 20)
+        os.fchmod(copy.fileno(), 0o444)
+
+
+def note(path, laid):
+    info = os.lstat(path)
+    laid[path] = (info.st_size, info.st_mtime_ns)
 
 
 def carry_out(host, laid, limits):

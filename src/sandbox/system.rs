@@ -138,6 +138,51 @@ fn signal(pid: i32, number: i32) {
     }
 }
 
+/// A handle of the process `pid` that no later process of this number can be taken for. None on kernels that have none.
+pub(super) fn process_handle(pid: u32) -> Option<OwnedFd> {
+    // SAFETY: a plain call; a descriptor it returns is new and ours.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0);
+        (fd >= 0).then(|| OwnedFd::from_raw_fd(fd as libc::c_int))
+    }
+}
+
+/// Sends SIGKILL to the process of a handle. One that is gone is no error.
+pub(super) fn kill_handle(process: BorrowedFd) {
+    // SAFETY: a plain call; a null info means none.
+    unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            libc::SIGKILL,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+}
+
+/// The processors that this process may run on.
+pub(super) fn processors() -> Vec<usize> {
+    // SAFETY: all-zero bytes are a valid set, and the call writes no more than its size.
+    unsafe {
+        let mut set: libc::cpu_set_t = zeroed();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
+            return vec![];
+        }
+        (0..libc::CPU_SETSIZE as usize).filter(|&processor| libc::CPU_ISSET(processor, &set)).collect()
+    }
+}
+
+/// Keeps this process, and what it starts from now on, on one processor. Best effort.
+pub(super) fn stay_on(processor: usize) {
+    // SAFETY: all-zero bytes are a valid set; `processor` is one of `processors`, so it lies in the set.
+    unsafe {
+        let mut set: libc::cpu_set_t = zeroed();
+        libc::CPU_SET(processor, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+    }
+}
+
 /// Forks. Some(pid) in the parent, None in the child.
 ///
 /// # Safety
@@ -171,6 +216,12 @@ pub(super) fn die_with_parent() {
 pub(super) fn adopt_orphans() {
     // SAFETY: a plain call.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong) };
+}
+
+/// Children that end are reaped by the kernel at once, or (false) by whoever waits for them.
+pub(super) fn reap_at_once(yes: bool) {
+    // SAFETY: a plain call; neither choice runs code of ours in a handler.
+    unsafe { libc::signal(libc::SIGCHLD, if yes { libc::SIG_IGN } else { libc::SIG_DFL }) };
 }
 
 /// Switches address randomisation off for what is executed next, so that nothing ordered by address differs between
@@ -238,6 +289,12 @@ fn parse_stat(pid: i32, line: &str) -> Option<Process> {
         cpu_seconds: (ticks(11)? + ticks(12)? + ticks(13)? + ticks(14)?) as f64 / ticks_per_second as f64,
         resident_bytes: ticks(21)? * page as u64,
     })
+}
+
+/// Resident bytes of a process, shared pages included; 0 when it is gone.
+pub(super) fn resident_bytes(pid: i32) -> u64 {
+    let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    parse_stat(pid, &line).map_or(0, |process| process.resident_bytes)
 }
 
 /// Bytes of anonymous and shared memory of a process, pages shared with others by their share. None when it cannot be read.

@@ -4,7 +4,7 @@
 use super::cgroup::Cgroup;
 use super::leftovers;
 use super::limits::Limits;
-use super::protocol::{Isolation, Job, Outcome, Reply, Verdict};
+use super::protocol::{HEARTBEAT, Isolation, Job, Outcome, Reply, Verdict, Wanted};
 use super::python::Folders;
 use super::seccomp::Filters;
 use super::system;
@@ -26,6 +26,8 @@ const FORK_SERVER: &str = concat!(include_str!("seal.py"), "\n\n", include_str!(
 const FIRST_UID: u32 = 2_000_000_000;
 /// Of a job's processes: the keeper of its namespaces.
 const OWN_PROCESSES: u64 = 1;
+/// By how many bytes a fork-server may grow before another takes its place.
+const MOST_GROWTH: u64 = 64 << 20;
 /// How often a running group's CPU time and memory are added up.
 const SCAN: Duration = Duration::from_millis(100);
 /// How long a killed group may take to be gone before its worker is given up.
@@ -54,14 +56,14 @@ pub(super) struct Start {
     /// What its scripts may read.
     pub folders: Folders,
     pub filters: Filters,
-    /// As in `Wanted`.
-    pub best: u8,
-    pub unsafe_without: bool,
+    pub wanted: Wanted,
+    /// Of slot n the n-th, when each is to have one of its own.
+    pub processors: Vec<usize>,
 }
 
 /// The helper's whole life; returns its exit code. Called by main when the first argument is [`HELPER_ARGUMENT`], before
 /// anything else: it forks, so it must have one thread. The second argument is a `Start` as JSON; stdin is the
-/// trainer's control socket, which carries one message for each worker to fork: its end of the worker's socket.
+/// trainer's control socket, which carries one message for each worker to fork: its slot's number and its end of its socket.
 pub fn helper_main() -> i32 {
     let Some(start) = std::env::args().nth(2).and_then(|text| serde_json::from_str::<Start>(&text).ok()) else {
         eprintln!("{HELPER_ARGUMENT} is started by onestep itself");
@@ -69,12 +71,16 @@ pub fn helper_main() -> i32 {
     };
     system::new_session();
     system::adopt_orphans();
+    // The first process of a pid namespace cannot end before all others are reaped, and those of a dead worker are ours.
+    system::reap_at_once(true);
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let mut workers: Vec<i32> = Vec::new();
     loop {
-        let message = system::receive(control.as_fd(), &mut [0; 16]);
+        let mut text = [0; 16];
+        let message = system::receive(control.as_fd(), &mut text);
         system::reap();
         kill_strays(&workers);
+        bury(&mut workers);
         match message {
             Ok((length, Some(link))) if length > 0 => {
                 // SAFETY: nothing has started a thread in this process.
@@ -84,6 +90,11 @@ pub fn helper_main() -> i32 {
                         // Nor may stdin, which is the same socket, stay open.
                         if system::null_stdin().is_err() {
                             return 1;
+                        }
+                        let slot =
+                            std::str::from_utf8(&text[..length]).ok().and_then(|text| text.parse::<usize>().ok());
+                        if let Some(&processor) = slot.and_then(|slot| start.processors.get(slot)) {
+                            system::stay_on(processor);
                         }
                         return worker_main(UnixStream::from(link), &start);
                     }
@@ -106,7 +117,26 @@ pub fn helper_main() -> i32 {
         kill_strays(&[]);
         std::thread::sleep(Duration::from_millis(2));
     }
+    bury(&mut workers);
     0
+}
+
+/// Forgets workers that have ended, and removes the control groups of those that could not do it themselves.
+fn bury(workers: &mut Vec<i32>) {
+    let living: BTreeSet<i32> =
+        system::descendants(std::process::id() as i32).iter().map(|process| process.pid).collect();
+    workers.retain(|worker| {
+        let lives = living.contains(worker);
+        if !lives {
+            Cgroup::remove(&cgroup_name(*worker as u32));
+        }
+        lives
+    });
+}
+
+/// Of the worker with this process id.
+fn cgroup_name(worker: u32) -> String {
+    format!("onestep-{worker}")
 }
 
 /// Kills every process below this one, at any depth, that is neither kept nor below a kept one. True when there was any.
@@ -130,12 +160,13 @@ fn kill_strays(keep: &[i32]) -> bool {
 }
 
 /// Kills strays until there are none. An error when some do not go.
-fn clear_strays(keep: &[i32]) -> io::Result<()> {
+fn clear_strays(keep: &[i32], mut alive: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     let deadline = Instant::now() + KILL_GRACE;
     while kill_strays(keep) {
         if Instant::now() >= deadline {
             return Err(io::Error::other("killed processes do not end"));
         }
+        alive()?;
         std::thread::sleep(Duration::from_millis(1));
         system::reap();
     }
@@ -146,6 +177,7 @@ fn clear_strays(keep: &[i32]) -> io::Result<()> {
 fn worker_main(mut link: UnixStream, start: &Start) -> i32 {
     system::die_with_parent();
     system::adopt_orphans();
+    system::reap_at_once(false);
     let ended = Worker::start(start).and_then(|(mut worker, ready)| {
         send_reply(&mut link, &ready)?;
         worker.serve(&mut link)
@@ -155,7 +187,24 @@ fn worker_main(mut link: UnixStream, start: &Start) -> i32 {
         let _ = send_reply(&mut link, &Reply::Failed(error.to_string()));
     }
     drop(link);
-    i32::from(ended.and(clear_strays(&[])).is_err())
+    i32::from(ended.and(clear_strays(&[], || Ok(()))).is_err())
+}
+
+/// Says from time to time that the worker lives.
+struct Pulse {
+    link: UnixStream,
+    next: Instant,
+}
+
+impl Pulse {
+    fn beat(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        if now >= self.next {
+            self.next = now + HEARTBEAT;
+            send_reply(&mut self.link, &Reply::Alive)?;
+        }
+        Ok(())
+    }
 }
 
 fn send_reply(link: &mut UnixStream, reply: &Reply) -> io::Result<()> {
@@ -208,6 +257,8 @@ struct Worker {
     cgroup: Option<Cgroup>,
     /// Memory of the idle fork-server, which a job shares and is not charged for.
     idle_bytes: u64,
+    /// Resident bytes of the loader when it was idle first.
+    loader_bytes: u64,
 }
 
 impl Worker {
@@ -215,16 +266,17 @@ impl Worker {
     fn start(start: &Start) -> io::Result<(Self, Reply)> {
         let (server, theirs) = system::socket_pair()?;
         let own = std::process::id();
-        let cgroup = match start.best {
-            3.. => Cgroup::create(&format!("onestep-{own}")),
+        let cgroup = match start.wanted.best {
+            3.. => Cgroup::create(&cgroup_name(own)),
             _ => Err("not asked for".to_string()),
         };
         let settings = serde_json::json!({
             "folders": start.folders.read,
             "hidden": start.folders.hidden,
             "filters": start.filters,
-            "best": start.best,
-            "unsafe": start.unsafe_without,
+            "best": start.wanted.best,
+            "unsafe": start.wanted.unsafe_without,
+            "preload": start.wanted.preload,
             "uid": FIRST_UID + own,
             "cgroups": cgroup.as_ref().map_or(vec![], Cgroup::joins),
             "no_cgroups": cgroup.as_ref().err(),
@@ -248,15 +300,17 @@ impl Worker {
             Answer::Ready { tier, loader, notes } => {
                 let idle = [process.id() as i32, loader].map(|pid| system::proportional_bytes(pid).unwrap_or(0));
                 let cgroup = cgroup.ok().filter(|_| tier >= 3);
-                let worker = Self { server, process, loader, tier, cgroup, idle_bytes: idle.iter().sum() };
-                Ok((worker, Reply::Ready(Isolation { tier, notes })))
+                let idle_bytes = idle.iter().sum();
+                let loader_bytes = system::resident_bytes(loader);
+                let worker = Self { server, process, loader, tier, cgroup, idle_bytes, loader_bytes };
+                Ok((worker, Reply::Ready(Isolation { tier, notes }, own)))
             }
             Answer::Error(text) => Err(io::Error::other(text)),
             answer => Err(io::Error::other(format!("the fork-server began with {answer:?}"))),
         }
     }
 
-    /// Until the trainer closes the link, or the fork-server dies (an error).
+    /// Until the trainer closes the link, or the fork-server dies or has grown (an error).
     fn serve(&mut self, link: &mut UnixStream) -> io::Result<()> {
         let mut requests = BufReader::new(link.try_clone()?);
         let mut line = String::new();
@@ -266,17 +320,21 @@ impl Worker {
                 return Ok(());
             }
             let job: Job = serde_json::from_str(&line)?;
-            let reply = self.run(&job, link.as_fd())?;
+            let mut pulse = Pulse { link: link.try_clone()?, next: Instant::now() + HEARTBEAT };
+            let reply = self.run(&job, link.as_fd(), &mut pulse)?;
             if self.tier < 2 {
-                clear_strays(&[self.process.id() as i32])?;
+                clear_strays(&[self.process.id() as i32], || pulse.beat())?;
                 leftovers::tidy(&job.folder);
             }
             send_reply(link, &reply)?;
+            if system::resident_bytes(self.loader) > self.loader_bytes.saturating_add(MOST_GROWTH) {
+                return Err(io::Error::other("the fork-server has grown"));
+            }
         }
     }
 
     /// One job. An error when the fork-server dies or the trainer goes: then the worker ends.
-    fn run(&self, job: &Job, trainer: BorrowedFd) -> io::Result<Reply> {
+    fn run(&self, job: &Job, trainer: BorrowedFd, pulse: &mut Pulse) -> io::Result<Reply> {
         let limits = &job.limits;
         let started = Instant::now();
         let wall_limit = started + Duration::from_secs_f64(limits.wall_seconds);
@@ -299,13 +357,14 @@ impl Worker {
         let mut next_scan = started + SCAN;
         let ended = loop {
             let wake = stopped.as_ref().map_or(wall_limit.min(next_scan), |(_, gone)| *gone);
-            let timeout = wake.saturating_duration_since(Instant::now());
+            let timeout = wake.min(pulse.next).saturating_duration_since(Instant::now());
             let [out, err] = output.readers();
             let [server_ready, _, _, trainer_gone] =
                 system::wait_readable([Some(self.server.as_fd()), out, err, Some(trainer)], timeout)?;
             if trainer_gone {
                 return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the trainer has gone"));
             }
+            pulse.beat()?;
             output.read()?;
             if server_ready {
                 match receive_answer(&self.server)? {

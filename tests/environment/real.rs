@@ -11,9 +11,13 @@ use std::sync::Arc;
 fn environment(scratch: &Path, names: &[&str]) -> Environment {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("test-cache");
     let python = Python::ensure(None, &cache, &mut |line| eprintln!("{line}")).unwrap();
-    let pool =
-        Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), 2, &python, Wanted { best: 3, unsafe_without: false })
-            .unwrap();
+    let pool = Pool::start(
+        Path::new(env!("CARGO_BIN_EXE_onestep")),
+        2,
+        &python,
+        &Wanted { best: 3, unsafe_without: false, preload: None },
+    )
+    .unwrap();
     let all = Task::load_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks")).unwrap();
     let tasks = if names.is_empty() { all } else { Task::find(&all, names).unwrap() };
     let prepare = |task: &Task| PreparedTask::prepare(task, &python.interpreter, &cache.join("tasks")).unwrap();

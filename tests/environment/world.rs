@@ -50,10 +50,9 @@ impl Fake {
                 "hardlink" => fs::hard_link(rest, file("submission.csv")).unwrap(),
                 "leave" => fs::write(file("left.txt"), "left").unwrap(),
                 "list" => {
-                    let mut names: Vec<_> = fs::read_dir(&job.folder)
-                        .unwrap()
-                        .map(|e| e.unwrap().file_name().into_string().unwrap())
-                        .collect();
+                    let laid = fs::read_dir(&job.folder).unwrap();
+                    let mut names: Vec<_> = laid.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+                    names.extend(job.data.iter().map(|(name, _)| name.clone()));
                     names.sort();
                     verdict.stdout += &format!("{}\n", names.join(" "));
                 }

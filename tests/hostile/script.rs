@@ -121,5 +121,6 @@ pub fn word(outcome: &Outcome) -> &'static str {
         Outcome::OutputLimit => "output",
         Outcome::FileLimit => "file",
         Outcome::ProcessLimit => "processes",
+        Outcome::Quarantined => "quarantined",
     }
 }

@@ -2,7 +2,7 @@
 //! that none of it was touched and nothing is left over.
 
 use super::AS_USER;
-use onestep::sandbox::Python;
+use onestep::sandbox::{Job, Limits, Python};
 use std::collections::BTreeSet;
 use std::net::{TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
@@ -203,6 +203,7 @@ impl World {
             fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
         }
         secrets.extend(in_home.clone());
+        fs::write(folder.path().join("tasks/digits/data.npz"), [7; DATA_BYTES]).unwrap();
         let name = format!("hostile-{}", &token[5..25]);
         let unix = UnixDatagram::bind(folder.path().join("socket")).unwrap();
         fs::set_permissions(folder.path().join("socket"), fs::Permissions::from_mode(0o777)).unwrap();
@@ -230,17 +231,24 @@ impl World {
         fs::copy(Path::new(super::script::FOLDER).join("beside/tried.py"), place("tried.py")).unwrap();
         fs::create_dir(place("inner")).unwrap();
         fs::write(place("inner/file"), "inside").unwrap();
-        fs::write(place("data.npz"), [7; DATA_BYTES]).unwrap();
-        fs::set_permissions(place("data.npz"), fs::Permissions::from_mode(0o444)).unwrap();
         folder
+    }
+
+    /// The job of such a folder, with the data that all jobs share.
+    pub fn job(&self, folder: &TempDir, limits: Limits) -> Job {
+        Job { data: vec![("data.npz".into(), self.data())], ..Job::new(folder.path(), "train.py", limits) }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("tasks/digits/data.npz")
     }
 
     pub fn shows_token(&self, text: &[u8]) -> bool {
         text.windows(self.token.len()).any(|window| window == self.token.as_bytes())
     }
 
-    pub fn data_is_whole(&self, folder: &Path) -> bool {
-        fs::read(folder.join("data.npz")).is_ok_and(|data| data == [7; DATA_BYTES])
+    pub fn data_is_whole(&self) -> bool {
+        fs::read(self.data()).is_ok_and(|data| data == [7; DATA_BYTES])
     }
 
     /// What a job's folder should not hold: anything but folders and regular files that can be read, too much, labels, forbidden names.
