@@ -9,7 +9,7 @@ mod script;
 #[path = "hostile/world.rs"]
 mod world;
 
-use onestep::sandbox::{Job, Pool, Verdict, Wanted};
+use onestep::sandbox::{Pool, Verdict, Wanted};
 use script::{Script, word};
 use std::collections::BTreeSet;
 use std::fs;
