@@ -12,6 +12,9 @@ pub(super) struct Cgroup {
     is_v2: bool,
 }
 
+/// Processes in the groups that are no script's: the loader, which forks them.
+const OWN: u64 = 1;
+
 impl Cgroup {
     /// Groups called `name` below this process's own. Error: why that is not possible here.
     pub fn create(name: &str) -> Result<Self, String> {
@@ -71,7 +74,7 @@ impl Cgroup {
     /// The limits of the next job.
     pub fn limit(&self, limits: &Limits) -> std::io::Result<()> {
         let memory = limits.memory_bytes.to_string();
-        fs::write(self.pids.join("pids.max"), limits.processes.to_string())?;
+        fs::write(self.pids.join("pids.max"), (limits.processes + OWN).to_string())?;
         if self.is_v2 {
             let _ = fs::write(self.memory.join("memory.swap.max"), "0"); // absent without swap
             return fs::write(self.memory.join("memory.max"), memory);

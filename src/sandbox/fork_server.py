@@ -110,6 +110,12 @@ class Isolation:
             self.readable += ["/etc/ld.so.cache", "/dev/urandom"]
         if tier >= 2 and new_root(FOLDERS, HIDDEN) and own_user:
             raise OSError("only a user namespace is possible, in which there is one user")
+        bound_capabilities()
+
+    def join_groups(self):
+        """In the process that forks scripts: they are born in its control groups, since moving one there takes some 10 ms."""
+        for group in SETTINGS["cgroups"] if self.tier >= 3 else []:
+            write(OLD + group, "0")
 
     def shut_in(self, folder, limits):
         """In the script's own process, last before the script."""
@@ -139,8 +145,8 @@ def script_process(isolation, job, fds, keeper):
             os.dup2(fds[0], 1)
             os.dup2(fds[1], 2)
         folder = job["folder"]
-        for group in SETTINGS["cgroups"] if isolation.tier >= 3 else []:
-            write(OLD + group, "0")
+        if isolation.tier >= 3:
+            write(f"{OLD}/proc/self/oom_score_adj", "1000")  # the kernel kills it before the loader, which is in its group
         if keeper is not None:
             enter_namespaces(keeper)
             folder = WORK
@@ -285,7 +291,9 @@ def works(*isolation):
         pid = os.fork()
         if pid == 0:
             try:
-                ended = run_job(Isolation(*isolation), {"folder": folder, "data": [], "limits": limits}, [], run_script_process)
+                trial = Isolation(*isolation)
+                trial.join_groups()
+                ended = run_job(trial, {"folder": folder, "data": [], "limits": limits}, [], run_script_process)
                 if ended["failure"] or ended["exit"] != 0:
                     os.write(told, (ended["failure"] or f"a trial ended with {ended}").encode())
             except BaseException as error:
@@ -346,6 +354,7 @@ def load(isolation, orders):
         gc.collect()
         gc.freeze()
         isolation.data_bytes = data_bytes()
+        isolation.join_groups()
         orders.send(b"{}")
     except BaseException as error:
         orders.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())

@@ -302,11 +302,15 @@ def set_limits(limits, data_bytes, processes):
     limit(resource.RLIMIT_NPROC, processes)
 
 
-def drop_capabilities(kept=(), uid=None):
-    """All but `kept`, for good, and all rights of root with them: as the user `uid`, when it is another."""
+def bound_capabilities():
+    """What is executed from here on gets none; what this process has stays until `drop_capabilities`."""
     for capability in range(64):
         prctl(PR_CAPBSET_DROP, capability)
     prctl(PR_CAP_AMBIENT, 4)
+
+
+def drop_capabilities(kept=(), uid=None):
+    """All but `kept`, for good, and all rights of root with them: as the user `uid`, when it is another."""
     if uid not in (None, UID):
         os.setgroups([])
         os.setresgid(uid, uid, uid)
