@@ -17,11 +17,9 @@ use tempfile::TempDir;
 
 const LARGE: u64 = 1 << 40;
 
-/// Text number `i`: about 4 kB that hardly compress.
+/// Text number `i`: 4 kB that hardly compress.
 fn text(i: usize) -> Arc<str> {
-    let mut bytes = [0; 2048];
-    blake3::Hasher::new().update(&i.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes.iter().map(|b| format!("{b:02x}")).collect::<String>().into()
+    (0..64).map(|part| blake3::hash(format!("{i} {part}").as_bytes()).to_hex().to_string()).collect::<String>().into()
 }
 
 /// The files of snapshot number `i`: a text of its own, one that it shares with another, one that all have.

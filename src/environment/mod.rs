@@ -144,7 +144,7 @@ pub struct Environment {
 
 impl Environment {
     /// An environment of these tasks; makes the scratch folder and reads the labels. `python_id` says what runs the scripts
-    /// (`Python::id`): runs remembered from another Python do not count.
+    /// (`Python::id` and the protection): runs remembered from another do not count.
     pub fn new(
         runner: Arc<dyn Runner>,
         python_id: &str,
