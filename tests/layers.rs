@@ -37,6 +37,9 @@ const NEVER: &[(&str, &[&str])] = &[
     ("ppo", &["environment", "task", "sandbox", "tokenizer", "trajectory"]),
 ];
 
+/// (library, the only file that may use it).
+const ONLY: &[(&str, &str)] = &[("rusqlite", "environment/store.rs"), ("zstd", "environment/store.rs")];
+
 /// Where `unsafe` may stand.
 const UNSAFE: &[&str] =
     &["backend/cpu/gemm.rs", "backend/cpu/gemm/", "backend/cpu/simd.rs", "backend/cuda/", "weights.rs", "sandbox/"];
@@ -126,6 +129,20 @@ fn files_import_from_their_own_layer_or_above() {
     }
     assert!(wrong.is_empty(), "imports against the layers:\n{}", wrong.join("\n"));
     assert!(checked > 100, "only {checked} imports were seen");
+}
+
+#[test]
+fn the_database_is_known_to_one_file() {
+    let mut users: Vec<(&str, String)> = vec![];
+    for (path, text) in sources() {
+        for (library, _) in ONLY {
+            if code(&text).any(|line| line.contains(&format!("{library}::"))) {
+                users.push((library, path.display().to_string()));
+            }
+        }
+    }
+    let expected: Vec<_> = ONLY.iter().map(|(library, file)| (*library, file.to_string())).collect();
+    assert_eq!(users, expected);
 }
 
 #[test]

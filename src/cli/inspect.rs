@@ -212,7 +212,8 @@ pub fn task(command: &TaskCommand) -> Result<()> {
             Ok(())
         }
         TaskCommand::Run { name, script, args } => {
-            let config = settings(args)?;
+            let mut config = settings(args)?;
+            config.run.reuse_rewards = false; // who asks for a run gets one
             let task = one(&config, name)?;
             let mut files: Files = task.starter.iter().map(|(n, t)| (n.clone(), Arc::from(t.as_str()))).collect();
             if let Some(path) = script {
@@ -255,6 +256,7 @@ fn graded(environment: &Environment, task: &Task, files: Files) -> Result<(Strin
 /// the noise floor is said and passes.
 fn validate(config: &Config, args: &TaskArgs) -> Result<()> {
     let mut config = config.clone();
+    config.run.reuse_rewards = false;
     if args.overrides.iter().all(|o| !o.contains("names")) {
         config.tasks.names = vec!["all".to_string()];
     }

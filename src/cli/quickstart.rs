@@ -95,8 +95,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     write_whole(&out.join("summary.json"), text.as_bytes())?;
     report::write(out, &out.join("report.html"))?;
     print!("\n{}", evaluate::table(&evaluations));
-    let counts = environment.cache.counts();
-    println!("scripts: {} executed, {} remembered; seconds: {}", counts.executions, counts.hits, clock.summary());
+    println!("scripts: {}; seconds: {}", environment.cache.counts(), clock.summary());
     println!("report: {}", out.join("report.html").display());
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::backend::cuda::probe::GpuInfo;
 use crate::backend::cuda::{Cuda, library};
 use crate::checkpoint;
 use crate::config::{self, Config, Device};
-use crate::environment::{self, Environment};
+use crate::environment::{self, Environment, Store};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::model::Model;
@@ -165,7 +165,20 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
         undo_failed_edits: c.undo_failed_edits,
         scratch: scratch.path().to_path_buf(),
     };
-    let environment = Environment::new(Arc::new(pool), &python.id, prepared, settings)?;
+    // A script may come to something else under another protection: its run is not reused there.
+    let runs_by = format!("{} in tier {}", python.id, pool.protection().tier);
+    let mut environment = Environment::new(Arc::new(pool), &runs_by, prepared, settings)?;
+    if config.run.reuse_rewards {
+        let store = Store::open(&cache.join("store.sqlite"), config.run.store_bytes)?;
+        environment = environment.with_store(Arc::new(store), config.run.seed)?;
+        let varying = environment.varying();
+        if !varying.is_empty() {
+            eprintln!(
+                "note: two runs of the baseline of {} differed, or met the wall clock; results are reused within one seed only",
+                varying.join(", ")
+            );
+        }
+    }
     Ok(World { environment, interrupted, protection, _scratch: scratch })
 }
 

@@ -82,14 +82,8 @@ pub fn collect(args: &RunArgs) -> Result<()> {
     let path = args.out.join("trajectories.jsonl");
     save_trajectories(&path, &world.environment, &trajectories)?;
     let steps: usize = trajectories.iter().map(|t| t.steps.len()).sum();
-    let counts = world.environment.cache.counts();
-    println!(
-        "{} trajectories, {steps} steps, {} scripts executed ({} remembered) -> {}",
-        trajectories.len(),
-        counts.executions,
-        counts.hits,
-        path.display()
-    );
+    println!("scripts: {}", world.environment.cache.counts());
+    println!("{} trajectories, {steps} steps -> {}", trajectories.len(), path.display());
     Ok(())
 }
 
@@ -213,6 +207,7 @@ pub fn rl(args: &RunArgs) -> Result<()> {
     session::write_config(&args.out, &config)?;
     let mut run = Run::open(&*backend, &config, &args.out, "rl", args.resume, &world.interrupted)?;
     let actor = reinforced(&mut run, &world, &speaker, reference, pool, &args.out)?;
+    println!("scripts: {}", world.environment.cache.counts());
     save_adapter(&args.out, &actor, model)
 }
 
@@ -281,6 +276,7 @@ pub fn eval(args: &RunArgs) -> Result<()> {
     let name = config.eval.source.clone();
     evaluated(&*backend, &config, &world, &speaker, adapter.as_ref(), &name, &args.out, &mut evaluations)?;
     print!("{}", evaluate::table(&evaluations));
+    println!("scripts: {}", world.environment.cache.counts());
     println!("written to {}", path.display());
     Ok(())
 }

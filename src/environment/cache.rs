@@ -1,28 +1,40 @@
 //! Runs remembered by content. Sound because a run starts in a fresh folder and leaves nothing behind but what is recorded here.
 
-use super::snapshot::{SnapshotId, read_lines, write_lines};
+use super::snapshot::SnapshotId;
+use super::store::Store;
 use crate::error::Result;
 use crate::sandbox::Outcome;
 use crate::task::PreparedTask;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Everything a run's result depends on, hashed: Python and its packages, task data and labels, metric, limits, files,
-/// and the script.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RunKey(String);
+/// Everything a run's result depends on, hashed: Python and its packages, task data and labels, metric, limits, files, the script, and how
+/// long the remembered texts may be.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunKey(pub String);
+
+/// Part of every key: raised when equal runs come to be told or graded in another way, so that older ones are not taken for new.
+const MEANING: &str = "1";
 
 impl RunKey {
-    /// The key of running `script` (graded when it is the task's entry) on the files of `snapshot` by the Python of this id.
-    pub fn new(python_id: &str, prepared: &PreparedTask, snapshot: &SnapshotId, script: &str) -> Self {
+    /// The key of running `script` (graded when it is the task's entry) on the files of `snapshot` by the Python of this id, its texts cut to
+    /// `observation_limit` characters. `seed`: that of the program's run, for a task whose runs are shared within one seed only.
+    pub fn new(
+        python_id: &str,
+        prepared: &PreparedTask,
+        observation_limit: usize,
+        seed: Option<u64>,
+        snapshot: &SnapshotId,
+        script: &str,
+    ) -> Self {
         let task = &prepared.task;
-        let limits = format!("{:?}", task.limits);
+        let (limits, rest) = (format!("{:?}", task.limits), format!("{observation_limit} {seed:?}"));
         let graded = if script == task.entry { task.metric.name() } else { "" };
         let mut hash = blake3::Hasher::new();
-        for part in [python_id, &prepared.data_id, graded, &task.submission, &limits, &snapshot.0, script] {
+        for part in
+            [MEANING, python_id, &prepared.data_id, graded, &task.submission, &limits, &rest, &snapshot.0, script]
+        {
             hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         Self(hash.finalize().to_hex().to_string())
@@ -51,38 +63,66 @@ pub struct RunResult {
     pub grade: Option<std::result::Result<f64, String>>,
 }
 
-/// Runs by content; shared by threads.
+/// A run that was executed, as it is remembered.
+#[derive(Debug, Clone)]
+pub struct Executed {
+    /// Its key.
+    pub key: RunKey,
+    /// The task's name.
+    pub task: String,
+    /// The files it ran on.
+    pub snapshot: SnapshotId,
+    /// What came of it.
+    pub run: Arc<RunResult>,
+}
+
+/// Runs by content: in memory, and behind that, where there is one, in a database. Shared by threads.
 #[derive(Debug, Default)]
 pub struct RunCache {
     inner: Mutex<Inner>,
+    store: Option<Arc<Store>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    runs: BTreeMap<RunKey, Arc<RunResult>>,
+    runs: BTreeMap<RunKey, Remembered>,
     counts: Counts,
 }
 
+#[derive(Debug)]
+struct Remembered {
+    run: Arc<RunResult>,
+    /// True when it came from the database.
+    is_earlier: bool,
+}
+
 /// How runs were answered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
     /// Executed.
     pub executions: u64,
     /// Answered from the cache, or by an equal run of the same batch.
     pub hits: u64,
+    /// Of the hits, those on runs that this process did not execute.
+    pub earlier: u64,
+    /// Wall seconds that the hits took when they were executed.
+    pub saved_seconds: f64,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line<K, R> {
-    key: K,
-    run: R,
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Counts { executions, hits, earlier, saved_seconds } = self;
+        write!(
+            f,
+            "{executions} executed, {hits} remembered ({earlier} from before), {saved_seconds:.0} s of scripts saved"
+        )
+    }
 }
 
 impl RunCache {
-    /// An empty cache.
-    pub fn new() -> Self {
-        Self::default()
+    /// An empty cache in front of `store`.
+    pub fn new(store: Option<Arc<Store>>) -> Self {
+        Self { inner: Mutex::default(), store }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -90,46 +130,61 @@ impl RunCache {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A remembered run.
-    pub fn get(&self, key: &RunKey) -> Option<Arc<RunResult>> {
-        self.lock().runs.get(key).cloned()
+    /// Those of these runs that are remembered.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub fn find(&self, keys: &BTreeSet<RunKey>) -> Result<BTreeMap<RunKey, Arc<RunResult>>> {
+        let in_memory = |inner: &Inner, key: &RunKey| inner.runs.get(key).map(|r| (key.clone(), r.run.clone()));
+        let mut found: BTreeMap<_, _> = {
+            let inner = self.lock();
+            keys.iter().filter_map(|key| in_memory(&inner, key)).collect()
+        };
+        if let Some(store) = &self.store {
+            let missing: Vec<RunKey> = keys.iter().filter(|key| !found.contains_key(key)).cloned().collect();
+            let earlier = if missing.is_empty() { BTreeMap::new() } else { store.runs(&missing)? };
+            let mut inner = self.lock();
+            for (key, run) in earlier {
+                let entry = || Remembered { run: Arc::new(run), is_earlier: true };
+                let remembered = inner.runs.entry(key.clone()).or_insert_with(entry);
+                found.insert(key, remembered.run.clone());
+            }
+        }
+        Ok(found)
     }
 
-    /// Remembers an executed run. One that ended at the wall clock, or that no worker got to its end, is not remembered: that says how
-    /// the machine was.
-    pub fn insert(&self, key: RunKey, run: Arc<RunResult>) {
-        let mut inner = self.lock();
-        inner.counts.executions += 1;
-        if !matches!(run.outcome, Outcome::WallLimit | Outcome::Quarantined) {
-            inner.runs.insert(key, run);
+    /// Remembers executed runs, the first of each key. One that ended at the wall clock, or that no worker got to its end, is
+    /// not remembered: that says how the machine was.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub fn insert(&self, executed: &[Executed]) -> Result<()> {
+        let kept = || executed.iter().filter(|e| !matches!(e.run.outcome, Outcome::WallLimit | Outcome::Quarantined));
+        {
+            let mut inner = self.lock();
+            inner.counts.executions += executed.len() as u64;
+            for Executed { key, run, .. } in kept() {
+                let entry = || Remembered { run: run.clone(), is_earlier: false };
+                inner.runs.entry(key.clone()).or_insert_with(entry);
+            }
+        }
+        match &self.store {
+            Some(store) if kept().next().is_some() => store.insert_runs(kept()),
+            _ => Ok(()),
         }
     }
 
-    /// Counts `hits` answers without an execution.
-    pub(super) fn count_hits(&self, hits: u64) {
-        self.lock().counts.hits += hits;
+    /// Counts an answer without an execution.
+    pub(super) fn count_hit(&self, key: &RunKey, run: &RunResult) {
+        let mut inner = self.lock();
+        let is_earlier = inner.runs.get(key).is_some_and(|r| r.is_earlier);
+        inner.counts.hits += 1;
+        inner.counts.earlier += u64::from(is_earlier);
+        inner.counts.saved_seconds += run.wall_seconds;
     }
 
     /// How runs were answered so far.
     pub fn counts(&self) -> Counts {
         self.lock().counts
-    }
-
-    /// Writes all runs to `path` as JSON lines sorted by key; the file appears whole.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let inner = self.lock();
-        write_lines(path, inner.runs.iter().map(|(key, run)| Line { key, run: run.as_ref() }))
-    }
-
-    /// Adds the runs of a saved file.
-    ///
-    /// # Errors
-    /// Content, naming file and line.
-    pub fn load(&self, path: &Path) -> Result<()> {
-        let mut inner = self.lock();
-        read_lines(path, |_, Line { key, run }: Line<RunKey, RunResult>| {
-            inner.runs.insert(key, Arc::new(run));
-            Ok(())
-        })
     }
 }

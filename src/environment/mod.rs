@@ -1,19 +1,22 @@
 //! The environment: a state and a reply in, what came of it out. One step is a pure function of the two: a run starts in a fresh
 //! folder that holds the state's files and the task's data, and leaves nothing behind but its output and its grade, so
-//! equal steps are executed once and remembered. Does not know models, tokens or rewards.
+//! equal steps are executed once and remembered, in memory and across runs in a database. Does not know models, tokens or rewards.
 
 pub mod action;
 pub mod cache;
 pub mod patch;
+mod probe;
 pub mod prompt;
 pub mod snapshot;
 mod step;
+pub mod store;
 pub mod workspace;
 
 pub use action::{Action, ParseError, ReplyFormat};
 pub use cache::{Counts, RunCache};
 pub use prompt::Style;
 pub use snapshot::{Files, SnapshotId, SnapshotStore};
+pub use store::Store;
 
 use crate::error::{Error, Result};
 use crate::reward::Case;
@@ -123,6 +126,8 @@ pub struct StepResult {
 struct Loaded {
     prepared: Arc<PreparedTask>,
     labels: Table,
+    /// Its runs are shared within this seed only, because equal ones are not known to give equal results.
+    seed: Option<u64>,
 }
 
 /// Tasks, snapshots, remembered runs and what executes the rest.
@@ -139,7 +144,7 @@ pub struct Environment {
 
 impl Environment {
     /// An environment of these tasks; makes the scratch folder and reads the labels. `python_id` says what runs the scripts
-    /// (`Python::id`): runs remembered from another Python do not count.
+    /// (`Python::id` and the protection): runs remembered from another do not count.
     pub fn new(
         runner: Arc<dyn Runner>,
         python_id: &str,
@@ -152,7 +157,7 @@ impl Environment {
             scratch.canonicalize().map_err(|e| Error::io("cannot find the scratch folder", scratch, &e))?;
         let load = |prepared: PreparedTask| {
             let labels = prepared.load_labels()?;
-            Ok((prepared.task.name.clone(), Loaded { prepared: Arc::new(prepared), labels }))
+            Ok((prepared.task.name.clone(), Loaded { prepared: Arc::new(prepared), labels, seed: None }))
         };
         let tasks = tasks.into_iter().map(load).collect::<Result<_>>()?;
         Ok(Self {
@@ -160,8 +165,8 @@ impl Environment {
             python_id: python_id.to_string(),
             tasks,
             settings,
-            store: SnapshotStore::new(),
-            cache: RunCache::new(),
+            store: SnapshotStore::default(),
+            cache: RunCache::default(),
         })
     }
 

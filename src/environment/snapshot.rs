@@ -1,6 +1,7 @@
 //! Content-addressed workspaces: the agent's text files by the hash of what they hold. Task data is not in here; it is laid
 //! beside the files, read-only, when a workspace is made.
 
+use super::store::Store;
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use serde::{Deserialize, Serialize};
@@ -43,16 +44,38 @@ impl Snapshot {
     }
 }
 
-/// All snapshots of a run, in memory; shared by threads.
+/// All snapshots of a run: in memory, and behind that, where there is one, in a database. Shared by threads.
 #[derive(Debug, Default)]
 pub struct SnapshotStore {
     inner: Mutex<Inner>,
+    store: Option<Arc<Store>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     blobs: HashMap<BlobId, Arc<str>>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
+    /// Not yet in the database.
+    pending: Vec<SnapshotId>,
+}
+
+impl Inner {
+    /// Keeps these files in memory: their id, and whether they are new.
+    fn keep(&mut self, files: &Files) -> (SnapshotId, bool) {
+        let ids: Vec<BlobId> = files.values().map(|text| blake3::hash(text.as_bytes()).to_hex().to_string()).collect();
+        let snapshot = Snapshot { files: files.keys().cloned().zip(ids.iter().cloned()).collect() };
+        let id = snapshot.id();
+        for (blob, text) in ids.into_iter().zip(files.values()) {
+            self.blobs.entry(blob).or_insert_with(|| text.clone());
+        }
+        let is_new = self.snapshots.insert(id.clone(), snapshot).is_none();
+        (id, is_new)
+    }
+
+    fn files(&self, id: &SnapshotId) -> Option<Files> {
+        let file = |(name, blob): (&String, &BlobId)| Some((name.clone(), self.blobs.get(blob)?.clone()));
+        self.snapshots.get(id)?.files.iter().map(file).collect()
+    }
 }
 
 /// One line of the saved file.
@@ -66,9 +89,9 @@ enum Line {
 const FILE: &str = "snapshots.jsonl";
 
 impl SnapshotStore {
-    /// An empty store.
-    pub fn new() -> Self {
-        Self::default()
+    /// An empty store in front of `store`.
+    pub fn new(store: Option<Arc<Store>>) -> Self {
+        Self { inner: Mutex::default(), store }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -76,29 +99,47 @@ impl SnapshotStore {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps these files; equal files give the same id and are kept once.
+    /// Keeps these files; equal files give the same id and are kept once. The database has them after the next `flush`.
     pub fn insert(&self, files: &Files) -> SnapshotId {
-        let ids: Vec<BlobId> = files.values().map(|text| blake3::hash(text.as_bytes()).to_hex().to_string()).collect();
-        let snapshot = Snapshot { files: files.keys().cloned().zip(ids.iter().cloned()).collect() };
-        let id = snapshot.id();
         let mut inner = self.lock();
-        for (blob, text) in ids.into_iter().zip(files.values()) {
-            inner.blobs.entry(blob).or_insert_with(|| text.clone());
+        let (id, is_new) = inner.keep(files);
+        if is_new && self.store.is_some() {
+            inner.pending.push(id.clone());
         }
-        inner.snapshots.entry(id.clone()).or_insert(snapshot);
         id
+    }
+
+    /// Writes what is new to the database, in one transaction; without one there is nothing to do.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub fn flush(&self) -> Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let (snapshots, blobs) = {
+            let mut inner = self.lock();
+            let pending = std::mem::take(&mut inner.pending);
+            let snapshots: Vec<_> =
+                pending.into_iter().filter_map(|id| Some((id.clone(), inner.snapshots.get(&id)?.clone()))).collect();
+            let blobs = snapshots.iter().flat_map(|(_, s)| s.files.values());
+            let blobs = blobs.filter_map(|blob| Some((blob.clone(), inner.blobs.get(blob)?.clone()))).collect();
+            (snapshots, blobs)
+        };
+        if snapshots.is_empty() { Ok(()) } else { store.insert_snapshots(&snapshots, &blobs) }
     }
 
     /// The files of a snapshot.
     ///
     /// # Errors
-    /// Content, when the store does not hold it.
+    /// Content, when the store does not hold it; those of the database.
     pub fn get(&self, id: &SnapshotId) -> Result<Files> {
-        let missing = || Error::content(format!("snapshot {id} is not in the store; load the run's {FILE} first"));
-        let inner = self.lock();
-        let snapshot = inner.snapshots.get(id).ok_or_else(missing)?;
-        let file = |(name, blob): (&String, &BlobId)| Some((name.clone(), inner.blobs.get(blob)?.clone()));
-        snapshot.files.iter().map(file).collect::<Option<Files>>().ok_or_else(missing)
+        if let Some(files) = self.lock().files(id) {
+            return Ok(files);
+        }
+        let files = self.store.as_ref().map(|store| store.snapshot(id)).transpose()?.flatten();
+        let files = files
+            .ok_or_else(|| Error::content(format!("snapshot {id} is not in the store; load the run's {FILE} first")))?;
+        self.lock().keep(&files);
+        Ok(files)
     }
 
     /// How many snapshots there are.
@@ -152,7 +193,7 @@ impl SnapshotStore {
 }
 
 /// Writes JSON lines; the file appears whole or not at all.
-pub(super) fn write_lines<T: Serialize>(path: &Path, lines: impl Iterator<Item = T>) -> Result<()> {
+fn write_lines<T: Serialize>(path: &Path, lines: impl Iterator<Item = T>) -> Result<()> {
     let mut bytes = vec![];
     for line in lines {
         serde_json::to_writer(&mut bytes, &line)
@@ -163,10 +204,7 @@ pub(super) fn write_lines<T: Serialize>(path: &Path, lines: impl Iterator<Item =
 }
 
 /// Hands each line of a JSONL file, with its number from 1, to `take`.
-pub(super) fn read_lines<T: serde::de::DeserializeOwned>(
-    path: &Path,
-    mut take: impl FnMut(usize, T) -> Result<()>,
-) -> Result<()> {
+fn read_lines<T: serde::de::DeserializeOwned>(path: &Path, mut take: impl FnMut(usize, T) -> Result<()>) -> Result<()> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("cannot read", path, &e))?;
     for (i, line) in text.lines().enumerate() {
         let value = serde_json::from_str(line)
@@ -188,7 +226,7 @@ mod tests {
 
     #[test]
     fn ids_are_of_content() {
-        let store = SnapshotStore::new();
+        let store = SnapshotStore::default();
         let a = store.insert(&files(&[("a.py", "x"), ("b.py", "y")]));
         assert_eq!(a, store.insert(&files(&[("b.py", "y"), ("a.py", "x")])));
         for other in [[("a.py", "y"), ("b.py", "x")], [("a.py", "x"), ("c.py", "y")]] {
@@ -201,7 +239,7 @@ mod tests {
 
     #[test]
     fn saved_and_loaded_is_the_same() {
-        let (store, other) = (SnapshotStore::new(), SnapshotStore::new());
+        let (store, other) = (SnapshotStore::default(), SnapshotStore::default());
         let folder = tempfile::tempdir().unwrap();
         let ids = [files(&[]), files(&[("a.py", "é\n\"")]), files(&[("a.py", "2"), ("d/b.py", "")])]
             .map(|f| (store.insert(&f), f));
@@ -219,7 +257,7 @@ mod tests {
 
     #[test]
     fn tampered_files_are_refused_with_their_line() {
-        let store = SnapshotStore::new();
+        let store = SnapshotStore::default();
         store.insert(&files(&[("a.py", "text")]));
         let folder = tempfile::tempdir().unwrap();
         store.save(folder.path()).unwrap();
@@ -234,7 +272,7 @@ mod tests {
             (good.trim_end().trim_end_matches('}').to_string(), 2),
         ] {
             std::fs::write(&path, &bad).unwrap();
-            let error = SnapshotStore::new().load(folder.path()).unwrap_err();
+            let error = SnapshotStore::default().load(folder.path()).unwrap_err();
             assert_eq!(error.kind(), Kind::Content);
             assert!(error.to_string().contains(&format!("{FILE}:{line}:")), "{error}");
         }

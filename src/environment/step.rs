@@ -1,7 +1,7 @@
 //! The step: replies to plans, plans to runs (each executed once, in parallel), runs to results. Nothing here is random.
 
 use super::action::{self, Action};
-use super::cache::{RunKey, RunResult};
+use super::cache::{Executed, RunKey, RunResult};
 use super::patch::{self, PatchError};
 use super::snapshot::{Files, SnapshotId};
 use super::workspace::{self, FileError, Workspace};
@@ -69,11 +69,20 @@ impl From<FileError> for Told {
 }
 
 /// A run to be executed.
-struct Pending<'a> {
-    key: RunKey,
+#[derive(Clone)]
+pub(super) struct Pending<'a> {
+    pub(super) key: RunKey,
     loaded: &'a Loaded,
-    files: Files,
+    snapshot: SnapshotId,
     script: String,
+}
+
+impl Pending<'_> {
+    /// What is remembered when it came to `run`.
+    pub(super) fn executed(&self, run: Arc<RunResult>) -> Executed {
+        let task = self.loaded.prepared.task.name.clone();
+        Executed { key: self.key.clone(), task, snapshot: self.snapshot.clone(), run }
+    }
 }
 
 impl Environment {
@@ -94,29 +103,29 @@ impl Environment {
             plans.push(self.plan(state, reply)?);
         }
 
-        let (mut keys, mut pending, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
-        let mut runs: BTreeMap<RunKey, Arc<RunResult>> = BTreeMap::new();
+        self.store.flush()?;
+
+        let (mut keys, mut pending) = (Vec::new(), BTreeMap::new());
         for ((state, _), plan) in replies.iter().zip(&plans) {
             let Then::Run { script, .. } = &plan.then else {
                 keys.push(None);
                 continue;
             };
-            let loaded = self.loaded(&state.task)?;
-            let key = RunKey::new(&self.python_id, &loaded.prepared, &plan.snapshot, script);
-            keys.push(Some(key.clone()));
-            if !seen.insert(key.clone()) {
-                continue;
-            }
-            match self.cache.get(&key) {
-                Some(run) => drop(runs.insert(key, run)),
-                None => {
-                    let files = self.store.get(&plan.snapshot)?;
-                    pending.push(Pending { key, loaded, files, script: script.clone() });
-                }
+            let run = self.pending(&state.task, &plan.snapshot, script)?;
+            keys.push(Some(run.key.clone()));
+            pending.insert(run.key.clone(), run);
+        }
+        let mut runs = self.cache.find(&pending.keys().cloned().collect())?;
+        pending.retain(|key, _| !runs.contains_key(key));
+        let pending: Vec<Pending> = pending.into_values().collect();
+        self.execute(&pending, &mut runs)?;
+        // The first of the equal steps is the one whose run was executed.
+        let mut executed: BTreeSet<&RunKey> = pending.iter().map(|run| &run.key).collect();
+        for key in keys.iter().flatten().filter(|key| !executed.remove(key)) {
+            if let Some(run) = runs.get(key) {
+                self.cache.count_hit(key, run);
             }
         }
-        self.cache.count_hits((keys.iter().flatten().count() - pending.len()) as u64);
-        self.execute(&pending, &mut runs)?;
 
         let finish = |(((state, reply), plan), key): (((State, String), Plan), Option<RunKey>)| {
             self.finish(state, reply, plan, key.and_then(|key| runs.get(&key)).map(Arc::as_ref))
@@ -126,16 +135,21 @@ impl Environment {
 
     /// The graded run of a task's entry script over the files of `snapshot`, outside any episode.
     pub fn run(&self, task: &str, snapshot: &SnapshotId) -> Result<Arc<RunResult>> {
-        let loaded = self.loaded(task)?;
-        let script = loaded.prepared.task.entry.clone();
-        let key = RunKey::new(&self.python_id, &loaded.prepared, snapshot, &script);
-        if let Some(run) = self.cache.get(&key) {
-            return Ok(run);
+        self.store.flush()?;
+        let run = self.pending(task, snapshot, &self.task(task)?.task.entry)?;
+        let mut runs = self.cache.find(&[run.key.clone()].into())?;
+        if runs.is_empty() {
+            self.execute(std::slice::from_ref(&run), &mut runs)?;
         }
-        let mut runs = BTreeMap::new();
-        let files = self.store.get(snapshot)?;
-        self.execute(&[Pending { key: key.clone(), loaded, files, script }], &mut runs)?;
-        runs.remove(&key).ok_or_else(|| Error::system(format!("the run of task {task} was not remembered")))
+        runs.remove(&run.key).ok_or_else(|| Error::system(format!("the run of task {task} was not remembered")))
+    }
+
+    /// The run of `script` over the files of `snapshot`, with its key.
+    pub(super) fn pending(&self, task: &str, snapshot: &SnapshotId, script: &str) -> Result<Pending<'_>> {
+        let loaded = self.loaded(task)?;
+        let limit = self.settings.observation_limit;
+        let key = RunKey::new(&self.python_id, &loaded.prepared, limit, loaded.seed, snapshot, script);
+        Ok(Pending { key, loaded, snapshot: snapshot.clone(), script: script.to_string() })
     }
 
     /// What the reply asks for.
@@ -208,6 +222,14 @@ impl Environment {
 
     /// Runs all of `pending` and remembers what came of it.
     fn execute(&self, pending: &[Pending], runs: &mut BTreeMap<RunKey, Arc<RunResult>>) -> Result<()> {
+        self.run_all(pending, |executed| {
+            runs.extend(executed.iter().map(|e| (e.key.clone(), e.run.clone())));
+            self.cache.insert(&executed)
+        })
+    }
+
+    /// Runs all of `pending`, as many at once as may lie in the scratch folder together; hands each lot to `done`, in order.
+    pub(super) fn run_all(&self, pending: &[Pending], mut done: impl FnMut(Vec<Executed>) -> Result<()>) -> Result<()> {
         let mut rest = pending;
         while !rest.is_empty() {
             let mut bytes = 0;
@@ -223,7 +245,7 @@ impl Environment {
                 let made = folder()
                     .map_err(|e| Error::io("cannot create a folder for a run in", &self.settings.scratch, &e))?;
                 let prepared = &run.loaded.prepared;
-                workspace::materialise(&run.files, prepared, made.path())?;
+                workspace::materialise(&self.store.get(&run.snapshot)?, prepared, made.path())?;
                 jobs.push(Job {
                     data: prepared.data.clone(),
                     id: run.key.to_string(),
@@ -236,11 +258,10 @@ impl Environment {
             if verdicts.len() != now.len() {
                 return Err(Error::system(format!("{} runs gave {} verdicts", now.len(), verdicts.len())));
             }
-            for ((run, verdict), folder) in now.iter().zip(verdicts).zip(&folders) {
-                let result = Arc::new(self.read(run, verdict, folder.path()));
-                self.cache.insert(run.key.clone(), result.clone());
-                runs.insert(run.key.clone(), result);
-            }
+            let read = |((run, verdict), folder): ((&Pending, Verdict), &tempfile::TempDir)| {
+                run.executed(Arc::new(self.read(run, verdict, folder.path())))
+            };
+            done(now.iter().zip(verdicts).zip(&folders).map(read).collect())?;
         }
         Ok(())
     }

@@ -10,4 +10,5 @@ mod plan;
 mod rl;
 mod score;
 mod sft;
+mod store;
 mod support;

@@ -4,6 +4,7 @@
 mod files;
 mod prompts;
 mod real;
+mod stored;
 
 mod world;
 
@@ -220,7 +221,7 @@ fn equal_runs_are_executed_once() {
     let steps = world.environment.step_many(batch).unwrap();
     assert_eq!(world.runs(), 3, "two edits and the baseline");
     assert_eq!(*world.fake.batches.lock().unwrap(), [3], "all in one go");
-    assert_eq!(world.environment.cache.counts(), Counts { executions: 3, hits: 13 });
+    assert_eq!(world.environment.cache.counts(), Counts { executions: 3, hits: 13, earlier: 0, saved_seconds: 13.0 });
     // In order, and as each would be alone.
     for (step, reply) in steps.iter().zip(replies.iter().cycle()) {
         assert_eq!(step.next.history[0].reply, *reply);
@@ -243,26 +244,18 @@ fn a_run_that_met_the_wall_clock_is_not_remembered() {
 }
 
 #[test]
-fn saved_runs_and_snapshots_go_on_where_they_stopped() {
+fn saved_snapshots_go_on_where_they_stopped() {
     let (first, second) = (world(), world());
     let step = first.step(&first.start(), edit("right", "right 7"));
     let third = first.step(&step.next, edit("right", "right 3"));
     first.environment.store.save(first.folder.path()).unwrap();
-    first.environment.cache.save(&first.folder.path().join("runs.jsonl")).unwrap();
     let state: State = serde_json::from_str(&serde_json::to_string(&step.next).unwrap()).unwrap();
     assert_eq!(state, step.next);
 
     let refused = second.environment.step_many(vec![(state.clone(), finish())]).unwrap_err();
     assert_eq!(refused.kind(), Kind::Content, "the snapshot is unknown: {refused}");
     second.environment.store.load(first.folder.path()).unwrap();
-    second.environment.cache.load(&first.folder.path().join("runs.jsonl")).unwrap();
     assert_eq!(second.step(&state, edit("right", "right 3")), third);
-    assert_eq!(second.runs(), 0);
-
-    let broken = first.folder.path().join("broken.jsonl");
-    fs::write(&broken, "{\"key\": \"a\"}\n").unwrap();
-    let error = second.environment.cache.load(&broken).unwrap_err();
-    assert!(error.kind() == Kind::Content && error.to_string().contains("broken.jsonl:1:"), "{error}");
 }
 
 #[test]
@@ -270,24 +263,32 @@ fn what_a_result_depends_on_is_in_its_key() {
     let folder = tempfile::tempdir().unwrap();
     let task = prepared(folder.path(), START);
     let id = SnapshotId("a".into());
+    let of = |python: &str, task: &PreparedTask, limit, seed, id: &str, script: &str| {
+        cache::RunKey::new(python, task, limit, seed, &SnapshotId(id.into()), script)
+    };
     let key = |change: &dyn Fn(&mut PreparedTask)| {
         let mut other = task.clone();
         change(&mut other);
-        cache::RunKey::new("python", &other, &id, "train.py")
+        of("python", &other, 100, None, &id.0, "train.py")
     };
     let same = key(&|t| t.task.description = "other words".into());
-    assert_eq!(same, cache::RunKey::new("python", &task, &id, "train.py"));
-    for other in [
+    assert_eq!(same, of("python", &task, 100, None, "a", "train.py"));
+    let others = [
         key(&|t| t.data_id = "two".into()),
         key(&|t| t.task.metric = Metric::Mae),
         key(&|t| t.task.entry = "other.py".into()),
         key(&|t| t.task.submission = "other.csv".into()),
         key(&|t| t.task.limits.cpu_seconds = 3.0),
-        cache::RunKey::new("python", &task, &SnapshotId("b".into()), "train.py"),
-        cache::RunKey::new("python", &task, &id, "other.py"),
-        cache::RunKey::new("another python", &task, &id, "train.py"),
-    ] {
-        assert_ne!(same, other);
+        of("python", &task, 100, None, "b", "train.py"),
+        of("python", &task, 100, None, "a", "other.py"),
+        of("another python", &task, 100, None, "a", "train.py"),
+        of("python", &task, 101, None, "a", "train.py"),
+        of("python", &task, 100, Some(0), "a", "train.py"),
+        of("python", &task, 100, Some(1), "a", "train.py"),
+    ];
+    for (i, other) in others.iter().enumerate() {
+        assert_ne!(same, *other, "{i}");
+        assert!(!others[..i].contains(other), "{i}");
     }
 }
 

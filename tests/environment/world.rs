@@ -19,11 +19,16 @@ use tempfile::TempDir;
 pub struct Fake {
     pub runs: AtomicUsize,
     pub batches: Mutex<Vec<usize>>,
+    pub ticks: AtomicUsize,
     pub fails: bool,
 }
 
 impl Fake {
-    fn play(job: &Job) -> Verdict {
+    fn tick(&self) -> usize {
+        self.ticks.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn play(&self, job: &Job) -> Verdict {
         let file = |name: &str| job.folder.join(name);
         let mut verdict = Verdict {
             outcome: Outcome::Exited(0),
@@ -39,6 +44,14 @@ impl Fake {
             match word {
                 "print" => verdict.stdout += &format!("{rest}\n"),
                 "warn" => verdict.stderr += &format!("{rest}\n"),
+                // Never the same twice: what is printed, what is warned of, how many rows are right.
+                "tick" => verdict.stdout += &format!("{}\n", self.tick()),
+                "tock" => verdict.stderr += &format!("{}\n", self.tick()),
+                "luck" => {
+                    let right = self.tick() % 10;
+                    let rows: String = (0..10).map(|i| if i < right { "1\n" } else { "0\n" }).collect();
+                    fs::write(file("submission.csv"), rows).unwrap();
+                }
                 // So many of ten rows are right.
                 "right" => {
                     let right: usize = rest.parse().unwrap();
@@ -87,7 +100,7 @@ impl Runner for Fake {
         }
         self.runs.fetch_add(jobs.len(), Ordering::Relaxed);
         self.batches.lock().unwrap().push(jobs.len());
-        Ok(jobs.iter().map(Fake::play).collect())
+        Ok(jobs.iter().map(|job| self.play(job)).collect())
     }
 }
 

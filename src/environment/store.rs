@@ -1,0 +1,425 @@
+//! What outlives a run, in one SQLite database for all runs on this machine: workspaces by content, executed runs by key, and which
+//! tasks gave equal results twice. Any number of processes and threads may use it at once. Does not decide what a key is made of.
+//!
+//! Durability: a write-ahead log with synchronous = NORMAL. What was committed survives the end of the process at any instant,
+//! kill -9 too; a crash of the whole machine may take the last transactions, whole ones only. Texts are checked against their hash when read.
+//!
+//! Two processes that execute the same run at the same moment both execute it; the first to finish is kept.
+
+use super::cache::{Executed, RunKey, RunResult};
+use super::snapshot::{BlobId, Files, Snapshot, SnapshotId};
+use crate::error::{Error, Result};
+use crate::files;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// Raised when a table changes; a database of another version is refused.
+const VERSION: i32 = 1;
+/// Tells our databases from those of other programs: "1Stp".
+const APPLICATION: i32 = 0x3153_7470;
+/// How long a process waits for another's transaction.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What nobody used for so many seconds is dropped: 90 days.
+const KEPT_SECONDS: i64 = 90 * 86_400;
+/// What was used in so many seconds is never dropped, for a live process may hold it: a day.
+const LIVE_SECONDS: i64 = 86_400;
+/// A use is written down when the last one is longer ago, so that most readings write nothing; seconds.
+const STALE_SECONDS: i64 = 3_600;
+/// The share of what may be dropped that goes in one transaction while the database is over its limit: one in so many, the oldest.
+const SHARE: i64 = 8;
+
+const SCHEMA: &str = "
+    CREATE TABLE blobs (id TEXT PRIMARY KEY, zstd BLOB NOT NULL);
+    CREATE TABLE snapshots (id TEXT PRIMARY KEY, last_used INTEGER NOT NULL);
+    CREATE TABLE files (
+        snapshot TEXT NOT NULL REFERENCES snapshots (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        blob TEXT NOT NULL REFERENCES blobs (id),
+        PRIMARY KEY (snapshot, name)
+    ) WITHOUT ROWID;
+    CREATE INDEX files_by_blob ON files (blob);
+    CREATE INDEX snapshots_by_use ON snapshots (last_used);
+    CREATE TABLE runs (
+        key TEXT PRIMARY KEY,
+        task TEXT NOT NULL,
+        snapshot TEXT NOT NULL, -- of the files it ran on; kept while the run is
+        result TEXT NOT NULL,   -- RunResult as JSON
+        hash TEXT NOT NULL,     -- blake3 of key and result
+        wall_seconds REAL NOT NULL,
+        created INTEGER NOT NULL, -- Unix seconds, as last_used
+        last_used INTEGER NOT NULL
+    );
+    CREATE INDEX runs_by_snapshot ON runs (snapshot);
+    CREATE INDEX runs_by_use ON runs (last_used);
+    CREATE TABLE tasks (version TEXT PRIMARY KEY, is_deterministic INTEGER NOT NULL, created INTEGER NOT NULL);
+";
+
+/// The database; shared by threads.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl Store {
+    /// Opens the database at `path`, made when it is not there, checks it, and drops what nobody used for 90 days. While its content is larger than
+    /// `limit` bytes, the least recently used runs and snapshots go too, but nothing of the last 24 hours; freed space is given back.
+    ///
+    /// # Errors
+    /// Content, naming the file and what to do: it is damaged, no database, another program's, or of another version. System: it cannot be
+    /// made, read or written.
+    pub fn open(path: &Path, limit: u64) -> Result<Self> {
+        let folder = files::parent(path);
+        std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
+        // One process at a time makes, checks and tidies it. The lock ends with the process.
+        let lock_path = sibling(path, ".lock");
+        let lock = File::create(&lock_path).map_err(|e| Error::io("creating", &lock_path, &e))?;
+        lock.lock().map_err(|e| Error::io("locking", &lock_path, &e))?;
+        if !path.exists() {
+            create(path)?;
+        }
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+            .map_err(|e| failed("opening", path, &e))?;
+        let store = Self { path: path.to_path_buf(), connection: Mutex::new(connection) };
+        store.check()?;
+        store.collect(limit)?;
+        Ok(store)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A transaction that a panic interrupts is rolled back.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One transaction that writes.
+    fn write<T>(&self, doing: &str, work: impl FnOnce(&Transaction) -> rusqlite::Result<T>) -> Result<T> {
+        let mut connection = self.lock();
+        let result = connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|transaction| {
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        });
+        result.map_err(|e| failed(doing, &self.path, &e))
+    }
+
+    /// One transaction that reads: it sees the database as it is at one instant.
+    fn read<T>(&self, doing: &str, work: impl FnOnce(&Transaction) -> rusqlite::Result<T>) -> Result<T> {
+        let mut connection = self.lock();
+        let result = connection.transaction().and_then(|transaction| work(&transaction));
+        result.map_err(|e| failed(doing, &self.path, &e))
+    }
+
+    /// Sets the connection up and refuses what is not a whole database of this version.
+    fn check(&self) -> Result<()> {
+        let connection = self.lock();
+        let read = || {
+            connection.busy_timeout(PATIENCE)?;
+            connection.pragma_update(None, "synchronous", "NORMAL")?;
+            connection.pragma_update(None, "foreign_keys", true)?;
+            let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+            let whole: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+            Ok((number("application_id")?, number("user_version")?, whole))
+        };
+        let (application, version, whole) = read().map_err(|e| failed("opening", &self.path, &e))?;
+        let refused = |what: String| Err(Error::content(format!("{}: {what}; {REMEDY}", self.path.display())));
+        if application != APPLICATION {
+            return refused("a database, but not one of this program".to_string());
+        }
+        if version != VERSION {
+            return refused(format!("a database of version {version}, and this program's is version {VERSION}"));
+        }
+        if whole != "ok" {
+            return refused(format!("a damaged database ({})", whole.replace('\n', " ")));
+        }
+        Ok(())
+    }
+
+    /// Those of these runs that are remembered. One that is damaged or of another shape is dropped: it will be executed again.
+    pub fn runs(&self, keys: &[RunKey]) -> Result<BTreeMap<RunKey, RunResult>> {
+        let (mut found, mut stale, mut broken) = (BTreeMap::new(), vec![], vec![]);
+        let now = now();
+        self.read("reading runs from", |transaction| {
+            let mut select = transaction.prepare_cached("SELECT result, hash, last_used FROM runs WHERE key = ?")?;
+            for key in keys {
+                let row = select.query_row([&key.0], |row| {
+                    let (result, hash) = (row.get_ref(0)?, row.get_ref(1)?);
+                    let result = result.as_bytes().ok().filter(|r| hash.as_str() == Ok(&run_hash(key, r)));
+                    let result = result.and_then(|r| serde_json::from_slice::<RunResult>(r).ok());
+                    Ok((result, row.get::<_, i64>(2)?))
+                });
+                match row.optional()? {
+                    Some((Some(result), used)) => {
+                        found.insert(key.clone(), result);
+                        stale.extend((used < now - STALE_SECONDS).then_some(key));
+                    }
+                    Some((None, _)) => broken.push(key),
+                    None => {}
+                }
+            }
+            Ok(())
+        })?;
+        if !stale.is_empty() || !broken.is_empty() {
+            self.write("writing to", |transaction| {
+                for key in stale {
+                    transaction.execute("UPDATE runs SET last_used = ? WHERE key = ?", params![now, key.0])?;
+                }
+                for key in broken {
+                    transaction.execute("DELETE FROM runs WHERE key = ?", [&key.0])?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Remembers runs, all in one transaction. A run that is there already stays as it is.
+    pub fn insert_runs<'a>(&self, runs: impl IntoIterator<Item = &'a Executed>) -> Result<()> {
+        let now = now();
+        self.write("writing runs to", |transaction| {
+            let mut insert = transaction.prepare_cached(
+                "INSERT OR IGNORE INTO runs (key, task, snapshot, result, hash, wall_seconds, created, last_used)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)",
+            )?;
+            for Executed { key, task, snapshot, run } in runs {
+                let result =
+                    serde_json::to_string(&**run).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
+                let hash = run_hash(key, result.as_bytes());
+                insert.execute(params![key.0, task, snapshot.0, result, hash, run.wall_seconds, now])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The files of a snapshot, or none when it is not here.
+    ///
+    /// # Errors
+    /// Content, naming the blob or the snapshot, when what is here does not hash to its id.
+    pub fn snapshot(&self, id: &SnapshotId) -> Result<Option<Files>> {
+        type Row = (String, BlobId, Option<Vec<u8>>);
+        let now = now();
+        let row = self.read("reading a snapshot from", |transaction| {
+            let used = "SELECT last_used FROM snapshots WHERE id = ?";
+            let used = transaction.query_row(used, [&id.0], |row| row.get::<_, i64>(0)).optional()?;
+            let Some(used) = used else { return Ok(None) };
+            let mut select = transaction.prepare_cached(
+                "SELECT name, blob, zstd FROM files LEFT JOIN blobs ON blobs.id = files.blob WHERE snapshot = ?",
+            )?;
+            let rows = select.query_map([&id.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(Some((used, rows.collect::<rusqlite::Result<Vec<Row>>>()?)))
+        })?;
+        let Some((used, rows)) = row else { return Ok(None) };
+        let damaged = |what: String| Error::content(format!("{}: {what}; {REMEDY}", self.path.display()));
+        let (mut files, mut snapshot) = (Files::new(), Snapshot { files: BTreeMap::new() });
+        for (name, blob, bytes) in rows {
+            let bytes = bytes.and_then(|bytes| zstd::decode_all(&*bytes).ok());
+            let text = bytes.filter(|bytes| blake3::hash(bytes).to_hex().as_str() == blob);
+            let text = text.and_then(|bytes| String::from_utf8(bytes).ok());
+            let text = text.ok_or_else(|| damaged(format!("the text of blob {blob} (file {name}) is damaged")))?;
+            files.insert(name.clone(), Arc::from(text));
+            snapshot.files.insert(name, blob);
+        }
+        if snapshot.id() != *id {
+            return Err(damaged(format!("the list of files of snapshot {id} is damaged")));
+        }
+        if used < now - STALE_SECONDS {
+            self.write("writing to", |transaction| {
+                transaction.execute("UPDATE snapshots SET last_used = ? WHERE id = ?", params![now, id.0])
+            })?;
+        }
+        Ok(Some(files))
+    }
+
+    /// Keeps snapshots, all in one transaction. `blobs` has the text of every file they name.
+    ///
+    /// # Errors
+    /// System, also when a text is missing: then nothing is written.
+    pub fn insert_snapshots(
+        &self,
+        snapshots: &[(SnapshotId, Snapshot)],
+        blobs: &HashMap<BlobId, Arc<str>>,
+    ) -> Result<()> {
+        let now = now();
+        self.write("writing snapshots to", |transaction| {
+            let mut is_there = transaction.prepare_cached("SELECT 1 FROM blobs WHERE id = ?")?;
+            let mut blob = transaction.prepare_cached("INSERT INTO blobs (id, zstd) VALUES (?, ?)")?;
+            let mut snapshot = transaction.prepare_cached(
+                "INSERT INTO snapshots (id, last_used) VALUES (?, ?)
+                 ON CONFLICT (id) DO UPDATE SET last_used = excluded.last_used",
+            )?;
+            let mut file =
+                transaction.prepare_cached("INSERT OR IGNORE INTO files (snapshot, name, blob) VALUES (?, ?, ?)")?;
+            for (id, Snapshot { files }) in snapshots {
+                snapshot.execute(params![id.0, now])?;
+                for (name, text) in files {
+                    if !is_there.exists([text])? {
+                        // A text that is missing here leaves the blob out, and the reference below then fails.
+                        if let Some(text_of) = blobs.get(text) {
+                            let packed = zstd::encode_all(text_of.as_bytes(), zstd::DEFAULT_COMPRESSION_LEVEL)
+                                .map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
+                            blob.execute(params![text, packed])?;
+                        }
+                    }
+                    file.execute(params![id.0, name, text])?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether the task of this version (the key of its baseline's run) gave equal results twice; none when it was not tried.
+    pub fn is_deterministic(&self, version: &RunKey) -> Result<Option<bool>> {
+        self.read("reading from", |transaction| {
+            let select = "SELECT is_deterministic FROM tasks WHERE version = ?";
+            transaction.query_row(select, [&version.0], |row| row.get(0)).optional()
+        })
+    }
+
+    /// Remembers whether tasks gave equal results twice. Once they did not, that stays.
+    pub fn insert_tasks(&self, tasks: &[(RunKey, bool)]) -> Result<()> {
+        let now = now();
+        self.write("writing to", |transaction| {
+            for (version, is_deterministic) in tasks {
+                transaction.execute(
+                    "INSERT INTO tasks (version, is_deterministic, created) VALUES (?, ?, ?) ON CONFLICT (version)
+                     DO UPDATE SET is_deterministic = min(is_deterministic, excluded.is_deterministic)",
+                    params![version.0, is_deterministic, now],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Drops what is too old, then the oldest of the rest while there is more than `limit` bytes of content.
+    fn collect(&self, limit: u64) -> Result<()> {
+        let now = now();
+        let pragma = |name: &str| {
+            let value = self.lock().pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+            value.map_err(|e| failed("measuring", &self.path, &e))
+        };
+        let content = || Ok::<_, Error>((pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?);
+        self.drop_unused_since(now - KEPT_SECONDS)?;
+        while content()? > i64::try_from(limit).unwrap_or(i64::MAX) {
+            let Some(oldest) = self.oldest_share(now - LIVE_SECONDS)? else { break };
+            self.drop_unused_since(oldest + 1)?;
+        }
+        if pragma("freelist_count")? > 0 {
+            self.give_back().map_err(|e| failed("giving back the free space of", &self.path, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Drops runs last used before `instant` (Unix seconds), then such snapshots that no run is of, then texts that no snapshot has.
+    fn drop_unused_since(&self, instant: i64) -> Result<()> {
+        self.write("tidying", |transaction| {
+            let old = "last_used < ?1";
+            let runs = transaction.execute(&format!("DELETE FROM runs WHERE {old}"), [instant])?;
+            let snapshots =
+                transaction.execute(&format!("DELETE FROM snapshots WHERE {old} AND {WITHOUT_RUN}"), [instant])?;
+            if runs + snapshots > 0 {
+                let unused = "NOT EXISTS (SELECT 1 FROM files WHERE files.blob = blobs.id)";
+                transaction.execute(&format!("DELETE FROM blobs WHERE {unused}"), [])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// When the oldest share of what may be dropped, being last used before `instant`, was last used at the latest; none when nothing may be dropped.
+    fn oldest_share(&self, instant: i64) -> Result<Option<i64>> {
+        let candidates = format!(
+            "(SELECT last_used FROM runs WHERE last_used < ?1
+              UNION ALL SELECT last_used FROM snapshots WHERE last_used < ?1 AND {WITHOUT_RUN})"
+        );
+        self.read("measuring", |transaction| {
+            let count: i64 =
+                transaction.query_row(&format!("SELECT count(*) FROM {candidates}"), [instant], |row| row.get(0))?;
+            let select = format!("SELECT last_used FROM {candidates} ORDER BY last_used LIMIT 1 OFFSET ?2");
+            transaction.query_row(&select, [instant, count / SHARE], |row| row.get(0)).optional()
+        })
+    }
+
+    /// Shortens the file by its free pages.
+    fn give_back(&self) -> rusqlite::Result<()> {
+        let connection = self.lock();
+        // Each row of the answer frees a page.
+        let mut vacuum = connection.prepare("PRAGMA incremental_vacuum")?;
+        let mut rows = vacuum.query([])?;
+        while rows.next()?.is_some() {}
+        // Pages are given back when the log is copied; where another process is reading, by the next who opens the database.
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    }
+}
+
+/// SQL: no run is of this snapshot.
+const WITHOUT_RUN: &str = "NOT EXISTS (SELECT 1 FROM runs WHERE runs.snapshot = snapshots.id)";
+
+/// What to do about a database that cannot be used.
+const REMEDY: &str = "move it away, with its -wal file, or remove it (what it remembers is worked out again), or set run.reuse_rewards=false";
+
+/// Makes an empty database, which appears whole.
+fn create(path: &Path) -> Result<()> {
+    // A log without its database, left where somebody removed the one only, would be taken for the new one's.
+    for ending in ["-wal", "-shm"] {
+        let left = sibling(path, ending);
+        match std::fs::remove_file(&left) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("removing", &left, &e)),
+            _ => {}
+        }
+    }
+    let folder = files::parent(path);
+    let temporary = tempfile::Builder::new().prefix("store.tmp-").tempfile_in(folder);
+    // Closed at once: closing it later would let go of SQLite's locks on the same file.
+    let temporary = temporary.map_err(|e| Error::io("creating a file in", folder, &e))?.into_temp_path();
+    let make = || {
+        let connection = Connection::open(&temporary)?;
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        connection.pragma_update(None, "application_id", APPLICATION)?;
+        connection.pragma_update(None, "user_version", VERSION)?;
+        connection.execute_batch(SCHEMA)?;
+        connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+        connection.close().map_err(|(_, e)| e)
+    };
+    make().map_err(|e| failed("making", path, &e))?;
+    temporary.persist(path).map_err(|e| Error::io("renaming to", path, &e.error))?;
+    files::sync_folder(folder)
+}
+
+/// An error of SQLite's: what was being done to which file, and what to do.
+fn failed(doing: &str, path: &Path, error: &rusqlite::Error) -> Error {
+    let path = path.display();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            Error::content(format!("{doing} {path}: it is damaged or no database ({error}); {REMEDY}"))
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::system(format!(
+            "{doing} {path}: another process has kept it locked for {} s; see which with fuser {path}",
+            PATIENCE.as_secs()
+        )),
+        Some(_) => Error::system(format!(
+            "{doing} {path}: {error}; it needs a local disk with free space that can be written to, or run.reuse_rewards=false"
+        )),
+        None => Error::content(format!("{doing} {path}: it is damaged ({error}); {REMEDY}")),
+    }
+}
+
+/// Ties a result to its key.
+fn run_hash(key: &RunKey, result: &[u8]) -> String {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&(key.0.len() as u64).to_le_bytes()).update(key.0.as_bytes()).update(result);
+    hash.finalize().to_hex().to_string()
+}
+
+/// Unix seconds.
+fn now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+/// `path` with something behind its name.
+fn sibling(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(ending);
+    PathBuf::from(name)
+}
