@@ -3,7 +3,7 @@
 use super::snapshot::{SnapshotId, read_lines, write_lines};
 use crate::error::Result;
 use crate::sandbox::Outcome;
-use crate::task::PreparedTask;
+use crate::task::{Grade, PreparedTask};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -41,8 +41,8 @@ pub struct RunResult {
     pub stderr: String,
     /// Wall seconds when it was executed.
     pub wall_seconds: f64,
-    /// The metric of its submission, or why there is none; None when the run was not graded.
-    pub grade: Option<std::result::Result<f64, String>>,
+    /// What its submission is worth, or why there is none; None when the run was not graded.
+    pub grade: Option<std::result::Result<Grade, String>>,
 }
 
 /// Runs by content; shared by threads.
