@@ -333,8 +333,61 @@ fn number(x: f64) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_report_split_is_what_is_scored() {
+        let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks");
+        let digits = Task::load(&tasks.join("digits")).unwrap();
+        let (init, gap) = (digits.report.m_init, digits.report.m_best - digits.report.m_init);
+        let played = |of_final: f64, of_best: f64| Trajectory {
+            // Where a reward metric was read by mistake, the scores would be far off.
+            metric_final: 1e6,
+            metric_best: 1e6,
+            report_final: init + of_final * gap,
+            report_best: init + of_best * gap,
+            ..Trajectory::new("digits", "rl", 0)
+        };
+        let evaluation = score([&digits], &[played(0.25, 0.5), played(0.75, 1.0)]);
+        let found = &evaluation.tasks["digits"];
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+        assert_eq!((found.m_init, found.m_best), (digits.report.m_init, digits.report.m_best));
+        close(found.avg, init + 0.5 * gap);
+        close(found.best, init + 0.75 * gap);
+        close(found.gain, 0.5 * gap / init);
+        close(found.normalised, 0.5);
+        close(found.normalised_best_state, 0.75);
+        assert!(found.flags.is_empty() && !table(&evaluations(evaluation)).contains("flagged"));
+    }
+
+    fn evaluations(evaluation: Evaluation) -> Evaluations {
+        let mut all = Evaluations::default();
+        all.insert("rl", evaluation);
+        all
+    }
+
+    #[test]
+    fn flagged_submissions_are_counted_in_a_line() {
+        let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks");
+        let digits = Task::load(&tasks.join("digits")).unwrap();
+        let step = |flags: &[&str]| {
+            let text = serde_json::json!({"prompt": [], "reply": "", "ids": [], "is_sampled": [], "logprobs": [], "action": "Edit Script",
+                "case": "edit", "reward": 0, "metric_before": 0, "metric_after": 0, "report_before": 0, "report_after": 0,
+                "flags": flags, "observation": "", "snapshot_before": "", "snapshot_after": ""});
+            serde_json::from_value::<crate::trajectory::Step>(text).unwrap()
+        };
+        let played = Trajectory {
+            steps: vec![step(&["constant"]), step(&[]), step(&["constant", "too_good"])],
+            report_final: 0.5,
+            report_best: 0.5,
+            ..Trajectory::new("digits", "rl", 0)
+        };
+        let text = table(&evaluations(score([&digits], &[played])));
+        assert!(text.ends_with("\nflagged submissions of rl: digits constant 2 too_good 1\n"), "{text}");
+    }
 
     #[test]
     fn bootstrap_of_constant_lists_has_no_width() {

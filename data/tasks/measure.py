@@ -69,7 +69,7 @@ def mix(x):
 
 
 def split_rows(name, rows):
-    """(rows of the reward split, rows of the report split): by the rules of src/task/split.rs; tests/tasks.rs compares them."""
+    """(rows of the reward split, rows of the report split): by the rules of src/task/split.rs; tests/tasks compares them."""
     key = 0
     for byte in name.encode():
         key = mix(key ^ byte)

@@ -145,9 +145,13 @@ fn row_numbers(column: &Column, rows: usize) -> Option<Vec<usize>> {
 }
 
 /// Test rows that are training rows too. A table of as many rows as there are labels holds test rows, others with the same columns training
-/// rows; row numbers part one table in both. Tables of one number a row are no examples.
+/// rows; row numbers part one table in both. One number a row, or one word that repeats, is no example.
 fn duplicates(tables: &[PublicTable], rows: usize, indices: &[Vec<usize>]) -> Vec<String> {
-    let is_example = |t: &&PublicTable| t.columns.len() > 1 || t.columns.iter().any(|c| c.numbers.is_none());
+    let is_varied = |c: &Column| c.tokens.iter().collect::<HashSet<_>>().len() * 2 > c.tokens.len();
+    let is_example = |t: &&PublicTable| match t.columns.as_slice() {
+        [only] => only.numbers.is_none() && is_varied(only),
+        several => !several.is_empty(),
+    };
     let examples: Vec<&PublicTable> = tables.iter().filter(is_example).collect();
     let mut found = Vec::new();
     let mut say = |count: usize, what: String| {

@@ -1,6 +1,6 @@
 //! What a submission is worth: ten metrics over two small tables of numbers. Reads no files and knows no tasks.
 //!
-//! Definitions are those of scikit-learn and scipy where they have one; tests/tasks.rs holds each against their values.
+//! Definitions are those of scikit-learn and scipy where they have one; tests/tasks holds each against their values.
 
 use serde::{Deserialize, Serialize};
 

@@ -84,7 +84,7 @@ fn make(task: &Task, script: &Path, python: &Path, cache: &Path, folder: &Path) 
             python.display(),
         )));
     }
-    let described = hashes(temporary.path()).and_then(|hashes| {
+    let described = data_files(task, temporary.path()).and_then(|_| hashes(temporary.path())).and_then(|hashes| {
         let text = serde_json::to_vec_pretty(&hashes).map_err(|e| Error::system(format!("{MANIFEST}: {e}")))?;
         write_whole(&temporary.path().join(MANIFEST), &text)
     });
@@ -103,17 +103,7 @@ fn make(task: &Task, script: &Path, python: &Path, cache: &Path, folder: &Path) 
 
 /// What a prepared folder holds, checked against its manifest.
 fn open(task: &Task, folder: &Path) -> Result<PreparedTask> {
-    let public = folder.join("public");
-    let data = regular_files(&public)?;
-    if data.is_empty() {
-        return Err(Error::content(format!("no data in {}; expected a file like data.npz", public.display())));
-    }
-    if let Some((name, _)) = data.iter().find(|(name, _)| *name == task.entry || *name == task.submission) {
-        return Err(Error::content(format!(
-            "data file {name} has the name of task {}'s entry or submission",
-            task.name
-        )));
-    }
+    let data = data_files(task, folder)?;
     let manifest = folder.join(MANIFEST);
     let text = fs::read_to_string(&manifest).map_err(|e| Error::io("reading", &manifest, &e))?;
     let again = || format!("delete {}, and it is made again", folder.display());
@@ -132,6 +122,22 @@ fn open(task: &Task, folder: &Path) -> Result<PreparedTask> {
     }
     let data_id = data_id.finalize().to_hex().to_string();
     Ok(PreparedTask { task: task.clone(), data, labels: folder.join(LABELS), data_id })
+}
+
+/// The public files of a prepared folder: at least one, none with a name that the task uses.
+fn data_files(task: &Task, folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let public = folder.join("public");
+    let data = regular_files(&public)?;
+    if data.is_empty() {
+        return Err(Error::content(format!("no data in {}; expected a file like data.npz", public.display())));
+    }
+    if let Some((name, _)) = data.iter().find(|(name, _)| *name == task.entry || *name == task.submission) {
+        return Err(Error::content(format!(
+            "data file {name} has the name of task {}'s entry or submission",
+            task.name
+        )));
+    }
+    Ok(data)
 }
 
 /// The blake3 hash of the labels and of every public file, by its path below `folder`.

@@ -76,6 +76,29 @@ fn a_task_is_run_and_graded() {
 }
 
 #[test]
+fn tasks_are_audited() {
+    let shown = done(&["task", "audit", "digits", "wine", "--python", python()]);
+    assert_eq!(shown.lines().skip(1).collect::<Vec<_>>(), ["digits     hidden", "wine       hidden"], "{shown}");
+    let json = done(&["task", "audit", "wine", "--json", "--python", python()]);
+    assert_eq!(json.trim_end(), r#"{"task":"wine","leaks":[],"duplicates":[],"unread":[]}"#);
+
+    // The same task, its labels among the data under another name.
+    let folder = tempdir().unwrap();
+    let wine = folder.path().join("wine");
+    fs::create_dir(&wine).unwrap();
+    for file in ["train.py", "task.toml", "prepare.py"] {
+        let text = fs::read_to_string(format!("{}/data/tasks/wine/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        fs::write(wine.join(file), text.replace("Z=X[test])", "Z=X[test], w=9 - y[test])")).unwrap();
+    }
+    let dir = format!("dir={}", text(folder.path()));
+    let out = onestep(&["task", "audit", &dir, "--python", python()]);
+    assert_eq!(out.code, Some(1), "{out:?}");
+    assert!(out.stdout.contains("SEEN") && out.stdout.contains("data.npz w: correlates"), "{out:?}");
+    assert!(out.stderr.contains("the agent can see labels of: wine"), "{out:?}");
+    refused(folder.path(), &["task", "audit", "mnist"], &["mnist", "digits"]);
+}
+
+#[test]
 fn a_dry_run_prints_the_settings_and_writes_nothing() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("run");
