@@ -5,7 +5,7 @@ mod public;
 mod runs;
 
 use super::{PreparedTask, Table};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use public::{Column, PublicTable, read};
 use runs::Runs;
 use serde::Serialize;
@@ -40,12 +40,11 @@ pub struct Audit {
 /// A file that cannot be opened.
 pub fn audit(prepared: &PreparedTask) -> Result<Audit> {
     let labels = prepared.load_labels()?;
-    let (mut leaks, mut unread) = (Vec::new(), Vec::new());
-    let (mut tables, mut texts) =
-        (Vec::new(), vec![("description".to_string(), prepared.task.description.clone().into_bytes())]);
+    let (mut leaks, mut unread, mut tables) = (Vec::new(), Vec::new(), Vec::new());
+    let mut texts = vec![("description".to_string(), prepared.task.description.clone().into_bytes())];
     texts.extend(prepared.task.starter.iter().map(|(name, text)| (name.clone(), text.clone().into_bytes())));
     for (name, path) in &prepared.data {
-        let bytes = std::fs::read(path).map_err(|e| crate::error::Error::io("reading", path, &e))?;
+        let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
         match read(name, &bytes) {
             Ok(found) => tables.extend(found),
             Err(problem) => unread.push(format!("{name} {problem}")),
@@ -64,7 +63,8 @@ pub fn audit(prepared: &PreparedTask) -> Result<Audit> {
         let runs = Runs::of(label);
         for table in &tables {
             let choices = choices(table, &labels.ids, label.len(), &indices);
-            for column in table.columns.iter().chain(&table.as_one(&table.names())) {
+            let whole = table.as_one(&table.names()).filter(|_| table.columns.len() > 1);
+            for column in table.columns.iter().chain(&whole) {
                 if let Some(how) = leaks_by(column, label, &choices, &runs) {
                     let name = format!("{} {}", table.name, column.name);
                     leaks.push(format!("{}: {how}{of}", name.trim_end()));

@@ -36,7 +36,8 @@ impl Labels {
     /// The labels of `task` from the text of its labels.csv: numbers only, or a header whose first column is `id`. The error continues a
     /// sentence whose subject is the file: no numbers, a repeated id, or too few rows to be divided in two.
     pub fn parse(task: &Task, text: &str) -> Result<Self, String> {
-        let has_ids = text.trim_start().lines().next().is_some_and(|line| line.split(',').next() == Some("id"));
+        let has_ids =
+            text.trim_start().lines().next().is_some_and(|line| line.split(',').next().map(str::trim) == Some("id"));
         let CsvTable { ids, table: all, .. } = parse_csv(text, usize::MAX, has_ids)?;
         if has_ids && task.submission.ends_with(".npy") {
             return Err(format!("has ids, but {} cannot have them; expected a .csv submission", task.submission));
