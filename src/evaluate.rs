@@ -1,4 +1,4 @@
-//! Whole episodes on tasks and what they scored: avg@n, best@n, gain (ML-Agent, arXiv 2505.23723, section 4.1), and ours:
+//! Whole episodes on tasks and what they scored on the report split, which no reward saw: avg@n, best@n, gain (ML-Agent, arXiv 2505.23723, section 4.1), and ours:
 //! the normalised score (m - m_init)/(m_best - m_init) with bootstrap intervals, best state along the way, failed share.
 
 use crate::agent::{self, Agent};
@@ -26,9 +26,9 @@ pub struct TaskScore {
     pub held_out: bool,
     /// The metric's name.
     pub metric: String,
-    /// The baseline's metric.
+    /// The baseline's metric on the report split, as all figures below.
     pub m_init: f64,
-    /// The stated best.
+    /// The metric of the stated best.
     pub m_best: f64,
     /// Mean metric of the final states.
     pub avg: f64,
@@ -36,7 +36,7 @@ pub struct TaskScore {
     pub std: f64,
     /// Best metric among the final states.
     pub best: f64,
-    /// Mean over trajectories of the best metric along the way.
+    /// Mean over trajectories of the metric of the state along the way that was best on the reward split.
     pub best_state: f64,
     /// beta (avg - m_init) / m_init, beta = -1 where lower is better.
     pub gain: f64,
@@ -52,6 +52,9 @@ pub struct TaskScore {
     pub failed: f64,
     /// Normalised score of each trajectory, at least `LOWEST`.
     pub scores: Vec<f64>,
+    /// Graded steps that were flagged, by flag; only flags that occur.
+    #[serde(default)]
+    pub flags: BTreeMap<String, usize>,
 }
 
 /// A mean over tasks with its interval.
@@ -164,8 +167,8 @@ pub fn play(
         }
     }
     let finish = |Episode { state, mut record }: Episode| {
-        record.metric_final = state.metric;
-        record.metric_best = state.best;
+        (record.metric_final, record.metric_best) = (state.metric, state.best);
+        (record.report_final, record.report_best) = (state.report, state.best_report);
         record.failed = !state.graded_final;
         record
     };
@@ -190,32 +193,54 @@ pub fn score<'a>(tasks: impl IntoIterator<Item = &'a Task>, trajectories: &[Traj
 }
 
 fn task_score(task: &Task, own: &[&Trajectory]) -> TaskScore {
-    let finals: Vec<f64> = own.iter().map(|t| t.metric_final).collect();
+    let finals: Vec<f64> = own.iter().map(|t| t.report_final).collect();
     let n = own.len() as f64;
     let avg = average(&finals);
     let variance = finals.iter().map(|m| (m - avg) * (m - avg)).sum::<f64>() / (n - 1.0).max(1.0);
     let higher = task.metric.higher_is_better();
     let better = |a: f64, b: f64| if (b > a) == higher { b } else { a };
-    let best_state = average(&own.iter().map(|t| t.metric_best).collect::<Vec<_>>());
-    let scores: Vec<f64> = finals.iter().map(|&m| task.normalised(m).max(LOWEST)).collect();
+    let best_state = average(&own.iter().map(|t| t.report_best).collect::<Vec<_>>());
+    let scores: Vec<f64> = finals.iter().map(|&m| task.report.normalised(m).max(LOWEST)).collect();
     let mean = bootstrap(&[&scores]);
     TaskScore {
         held_out: task.held_out,
         metric: task.metric.name().to_string(),
-        m_init: task.m_init,
-        m_best: task.m_best,
+        m_init: task.report.m_init,
+        m_best: task.report.m_best,
         avg,
         std: variance.sqrt(),
         best: finals.iter().copied().fold(finals[0], better),
         best_state,
-        gain: if higher { 1.0 } else { -1.0 } * (avg - task.m_init) / task.m_init,
+        gain: if higher { 1.0 } else { -1.0 } * (avg - task.report.m_init) / task.report.m_init,
         normalised: mean.normalised,
-        normalised_best_state: task.normalised(best_state),
+        normalised_best_state: task.report.normalised(best_state),
         low: mean.low,
         high: mean.high,
         failed: own.iter().filter(|t| t.failed).count() as f64 / n,
         scores,
+        flags: count_flags(own),
     }
+}
+
+fn count_flags(own: &[&Trajectory]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for flag in own.iter().flat_map(|t| &t.steps).flat_map(|s| &s.flags) {
+        *counts.entry(flag.name().to_string()).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// One line a policy that has flagged submissions: which, and on which tasks.
+pub fn flagged(evaluations: &Evaluations) -> Vec<String> {
+    let of_task = |(name, task): (&String, &TaskScore)| {
+        let counts: Vec<String> = task.flags.iter().map(|(flag, count)| format!("{flag} {count}")).collect();
+        (!counts.is_empty()).then(|| format!("{name} {}", counts.join(" ")))
+    };
+    let of_policy = |(policy, evaluation): (&String, &Evaluation)| {
+        let tasks: Vec<String> = evaluation.tasks.iter().filter_map(of_task).collect();
+        (!tasks.is_empty()).then(|| format!("flagged submissions of {policy}: {}", tasks.join(", ")))
+    };
+    evaluations.policies.iter().filter_map(of_policy).collect()
 }
 
 fn average(values: &[f64]) -> f64 {
@@ -298,6 +323,7 @@ pub fn table(evaluations: &Evaluations) -> String {
             text.push('\n');
         }
     }
+    flagged(evaluations).iter().for_each(|line| text += &format!("{line}\n"));
     text
 }
 
@@ -307,8 +333,61 @@ fn number(x: f64) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_report_split_is_what_is_scored() {
+        let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks");
+        let digits = Task::load(&tasks.join("digits")).unwrap();
+        let (init, gap) = (digits.report.m_init, digits.report.m_best - digits.report.m_init);
+        let played = |of_final: f64, of_best: f64| Trajectory {
+            // Where a reward metric was read by mistake, the scores would be far off.
+            metric_final: 1e6,
+            metric_best: 1e6,
+            report_final: init + of_final * gap,
+            report_best: init + of_best * gap,
+            ..Trajectory::new("digits", "rl", 0)
+        };
+        let evaluation = score([&digits], &[played(0.25, 0.5), played(0.75, 1.0)]);
+        let found = &evaluation.tasks["digits"];
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+        assert_eq!((found.m_init, found.m_best), (digits.report.m_init, digits.report.m_best));
+        close(found.avg, init + 0.5 * gap);
+        close(found.best, init + 0.75 * gap);
+        close(found.gain, 0.5 * gap / init);
+        close(found.normalised, 0.5);
+        close(found.normalised_best_state, 0.75);
+        assert!(found.flags.is_empty() && !table(&evaluations(evaluation)).contains("flagged"));
+    }
+
+    fn evaluations(evaluation: Evaluation) -> Evaluations {
+        let mut all = Evaluations::default();
+        all.insert("rl", evaluation);
+        all
+    }
+
+    #[test]
+    fn flagged_submissions_are_counted_in_a_line() {
+        let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks");
+        let digits = Task::load(&tasks.join("digits")).unwrap();
+        let step = |flags: &[&str]| {
+            let text = serde_json::json!({"prompt": [], "reply": "", "ids": [], "is_sampled": [], "logprobs": [], "action": "Edit Script",
+                "case": "edit", "reward": 0, "metric_before": 0, "metric_after": 0, "report_before": 0, "report_after": 0,
+                "flags": flags, "observation": "", "snapshot_before": "", "snapshot_after": ""});
+            serde_json::from_value::<crate::trajectory::Step>(text).unwrap()
+        };
+        let played = Trajectory {
+            steps: vec![step(&["constant"]), step(&[]), step(&["constant", "too_good"])],
+            report_final: 0.5,
+            report_best: 0.5,
+            ..Trajectory::new("digits", "rl", 0)
+        };
+        let text = table(&evaluations(score([&digits], &[played])));
+        assert!(text.ends_with("\nflagged submissions of rl: digits constant 2 too_good 1\n"), "{text}");
+    }
 
     #[test]
     fn bootstrap_of_constant_lists_has_no_width() {

@@ -83,8 +83,8 @@ pub fn play(environment: &Environment, tasks: &[String], expert: &Expert) -> Res
         }
     }
     let finish = |Play { state, mut record, .. }: Play| {
-        record.metric_final = state.metric;
-        record.metric_best = state.best;
+        (record.metric_final, record.metric_best) = (state.metric, state.best);
+        (record.report_final, record.report_best) = (state.report, state.best_report);
         record.failed = !state.graded_final;
         record
     };

@@ -12,6 +12,7 @@ use crate::reward::Case;
 use crate::rng::Philox;
 use crate::run::Run;
 use crate::state_pool::{Origin, StatePool};
+use crate::task::Flag;
 use crate::trajectory::{self, Step, Trajectory};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -155,6 +156,8 @@ fn one_step(state: &State, step: usize, record: Step, result: &StepResult) -> Tr
         steps: vec![record],
         metric_final: result.metric_after,
         metric_best: result.next.best,
+        report_final: result.report_after,
+        report_best: result.next.best_report,
         ..trajectory::Trajectory::new(&state.task, "rl", step as u64)
     }
 }
@@ -183,6 +186,8 @@ fn summary(
     let means = |lists: &BTreeMap<String, Vec<f64>>| {
         lists.iter().map(|(k, v)| (k.clone(), mean(v))).collect::<BTreeMap<String, f64>>()
     };
+    let flags: BTreeMap<&str, usize> =
+        Flag::ALL.map(|f| (f.name(), results.iter().filter(|r| r.flags.contains(&f)).count())).into();
     let edit_share = actions.get("Edit Script").copied().unwrap_or(0.0);
     json!({
         "reward": mean(rewards),
@@ -191,6 +196,7 @@ fn summary(
         "invalid_share": share(Case::Invalid),
         "cases": cases,
         "actions": actions,
+        "flags": flags,
         "by_task": means(&by_task),
         "by_case": means(&by_case),
         "kl": stats.policy.kl,

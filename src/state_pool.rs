@@ -40,17 +40,19 @@ fn key(state: &State) -> String {
 
 /// The state before each step of a recorded episode.
 pub fn states(trajectory: &Trajectory, task: &Task) -> Vec<State> {
-    let (mut history, mut best) = (vec![], task.m_init);
+    let (mut history, mut best, mut best_report) = (vec![], task.m_init, task.report.m_init);
     let one = |(steps, step): (usize, &crate::trajectory::Step)| {
         if (step.metric_before > best) == task.metric.higher_is_better() {
-            best = step.metric_before;
+            (best, best_report) = (step.metric_before, step.report_before);
         }
         let state = State {
             task: trajectory.task.clone(),
             snapshot: SnapshotId(step.snapshot_before.clone()),
             history: history.clone(),
             metric: step.metric_before,
+            report: step.report_before,
             best,
+            best_report,
             graded_final: true,
             steps,
             seconds: 0.0,

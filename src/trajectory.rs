@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::reward::Case;
+use crate::task::Flag;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -42,10 +43,17 @@ pub struct Step {
     pub case: Case,
     /// The reward in the run's form.
     pub reward: f64,
-    /// Metric before.
+    /// Metric before, on the reward split.
     pub metric_before: f64,
     /// Metric after; equal to before when nothing was graded.
     pub metric_after: f64,
+    /// Metric before, on the report split.
+    pub report_before: f64,
+    /// Metric after; equal to before when nothing was graded.
+    pub report_after: f64,
+    /// What is suspicious about the graded submission.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<Flag>,
     /// What the agent is told.
     pub observation: String,
     /// The same in a few words, for the compact prompt.
@@ -70,10 +78,14 @@ pub struct Trajectory {
     pub ideas: Vec<String>,
     /// The steps in order.
     pub steps: Vec<Step>,
-    /// The metric of the final state.
+    /// The metric of the final state on the reward split.
     pub metric_final: f64,
-    /// The best metric along the way.
+    /// The best metric along the way on the reward split.
     pub metric_best: f64,
+    /// The metric of the final state on the report split.
+    pub report_final: f64,
+    /// The metric on the report split of the state that is best on the reward split.
+    pub report_best: f64,
     /// True when the final state has no valid graded run of its own and scores as its last graded one or m_init.
     pub failed: bool,
 }
@@ -89,6 +101,8 @@ impl Trajectory {
             steps: vec![],
             metric_final: f64::NAN,
             metric_best: f64::NAN,
+            report_final: f64::NAN,
+            report_best: f64::NAN,
             failed: false,
         }
     }
@@ -152,6 +166,9 @@ mod tests {
             reward: 0.1 + 0.2,
             metric_before: 1.0 / 3.0,
             metric_after: 0.5,
+            report_before: 1.0 / 7.0,
+            report_after: 0.4,
+            flags: vec![Flag::TooGood],
             observation: "ok".into(),
             compact: "ok".into(),
             snapshot_before: "a".into(),
@@ -165,6 +182,8 @@ mod tests {
             steps: vec![step],
             metric_final: 0.5,
             metric_best: 0.5,
+            report_final: 0.4,
+            report_best: 0.4,
             failed: false,
         }
     }

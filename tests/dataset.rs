@@ -51,6 +51,9 @@ fn step(reply: &str, ids: Vec<u32>, is_sampled: Vec<bool>) -> Step {
         reward: 0.0,
         metric_before: 0.5,
         metric_after: 0.5,
+        report_before: 0.5,
+        report_after: 0.5,
+        flags: vec![],
         observation: String::new(),
         compact: String::new(),
         snapshot_before: String::new(),
@@ -67,6 +70,8 @@ fn trajectory(steps: Vec<Step>) -> Trajectory {
         steps,
         metric_final: 0.5,
         metric_best: 0.5,
+        report_final: 0.5,
+        report_best: 0.5,
         failed: false,
     }
 }

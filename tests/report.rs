@@ -6,6 +6,7 @@ use onestep::metrics::MetricsLog;
 use onestep::report;
 use onestep::reward::Case;
 use onestep::rng::Philox;
+use onestep::task::Flag;
 use onestep::trajectory::{Message, Step, Trajectory, write_jsonl};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -67,7 +68,7 @@ fn evaluation() -> Value {
             let gain = (avg - init) / init * if best > init { 1.0 } else { -1.0 };
             json!({"held_out": held_out, "metric": metric, "m_init": init, "m_best": best, "avg": avg, "std": 0.1 * (best - init).abs(),
                    "best": init + 1.3 * share * (best - init), "best_state": avg, "gain": gain, "normalised": share,
-                   "normalised_best_state": share, "low": share - 0.11, "high": share + 0.09, "failed": 0.125, "scores": [share]})
+                   "normalised_best_state": share, "low": share - 0.11, "high": share + 0.09, "failed": 0.125, "scores": [share], "flags": {"constant": 2}})
         };
         let tasks: serde_json::Map<String, Value> = TASKS.iter().map(|t| (t.0.to_string(), task(t))).collect();
         json!({"held_in": {"normalised": share, "low": share - 0.06, "high": share + 0.05},
@@ -94,6 +95,9 @@ fn trajectory(task: &str, source: &str, index: u64, steps: usize) -> Trajectory 
             reward: if case == Case::Edit { 0.31 } else { -0.5 },
             metric_before: 0.874,
             metric_after: if case == Case::Edit { 0.907 } else { 0.874 },
+            report_before: 0.871,
+            report_after: if case == Case::Edit { 0.901 } else { 0.871 },
+            flags: if case == Case::Edit { vec![Flag::TooGood] } else { vec![] },
             observation: format!(
                 "The file was changed:\n--- train.py\n+++ train.py\n@@ -3,4 +3,5 @@\n from sklearn.linear_model import LogisticRegression\n \
                  \n-model = LogisticRegression(C=0.01)\n+scaler = StandardScaler().fit(x)\n+model = LogisticRegression(C=1.0)\n model.fit(x, y)\n\
@@ -112,6 +116,8 @@ fn trajectory(task: &str, source: &str, index: u64, steps: usize) -> Trajectory 
         steps: (0..steps).map(step).collect(),
         metric_final: 0.907,
         metric_best: 0.912,
+        report_final: 0.901,
+        report_best: 0.903,
         failed: index == 3,
     }
 }
@@ -193,6 +199,8 @@ fn a_whole_run_gives_a_self_contained_page_with_every_section() {
     }
     assert!(page.contains("<del>-model = LogisticRegression(C=0.01)</del><ins>+scaler"), "diffs are coloured");
     assert!(page.contains("10 of 14"), "four of each task and player");
+    assert!(page.contains("too_good</span></header>"), "a flagged step says so");
+    assert!(page.contains("flagged submissions of sft: "), "flags are counted");
     assert!(!page.contains("http:") && !page.contains("https:") && !page.contains("@import") && !page.contains("url("));
     for tag in tags(&page) {
         assert!(!tag.contains(" src=") && !tag.starts_with("link"), "loads something: {tag}");

@@ -36,7 +36,7 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Log-probabilities and entropies of given token ids, JSONL to JSONL
     Score(ScoreArgs),
-    /// List, show, run or validate tasks
+    /// List, show, run, validate or audit tasks
     #[command(subcommand)]
     Task(TaskCommand),
     /// Run a script in a sandbox, or say which protection this machine has
@@ -313,12 +313,28 @@ pub enum TaskCommand {
         #[command(flatten)]
         args: TaskArgs,
     },
-    /// Check tasks: files, figures, and that the baseline reaches the stated metric
+    /// Check tasks: files, figures, and that the baseline reaches the stated metrics
     Validate {
         /// Where tasks are, and which (tasks.names).
         #[command(flatten)]
         args: TaskArgs,
     },
+    /// Look for the labels in what the agent can see; exit code 1 when they are found
+    Audit(TaskAuditArgs),
+}
+
+/// `task audit`
+#[derive(Debug, Clone, Args)]
+pub struct TaskAuditArgs {
+    /// Print JSON, a line a task
+    #[arg(long)]
+    pub json: bool,
+    /// Python interpreter with numpy and scikit-learn, instead of the private environment
+    #[arg(long, value_name = "PATH")]
+    pub python: Option<PathBuf>,
+    /// Tasks (all when none is named), and settings, section.key=value (bare keys: [tasks])
+    #[arg(value_name = "TASK|KEY=VALUE")]
+    pub words: Vec<String>,
 }
 
 /// `sandbox ...`

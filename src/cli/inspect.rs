@@ -1,7 +1,7 @@
 //! The verbs that look or answer: generate, score, task, data, report.
 
 use super::args::{DataCommand, GenerateArgs, ReportArgs, ScoreArgs, TaskArgs, TaskCommand};
-use super::session;
+use super::{audit, session};
 use crate::agent::Dialog;
 use crate::backend::Backend;
 use crate::backend::oracle::Oracle;
@@ -15,7 +15,7 @@ use crate::files::publish;
 use crate::model::{Activations, Policy};
 use crate::report;
 use crate::rollout::{Engine, Request};
-use crate::task::Task;
+use crate::task::{Grade, Task};
 use crate::tokenizer::Tokenizer;
 use crate::trajectory::Message;
 use serde::Deserialize;
@@ -194,11 +194,13 @@ pub fn task(command: &TaskCommand) -> Result<()> {
                 if t.held_out { "held out" } else { "held in" }
             );
             println!(
-                "metric {} ({better} is better): m_init {}, m_best {}, noise floor {}",
+                "metric {} ({better} is better): m_init {}, m_best {}, noise floor {}; report split: m_init {}, m_best {}",
                 t.metric.name(),
                 t.m_init,
                 t.m_best,
-                t.noise_floor
+                t.noise_floor,
+                t.report.m_init,
+                t.report.m_best
             );
             println!(
                 "limits: {} s CPU, {} s wall, {} MiB",
@@ -223,9 +225,15 @@ pub fn task(command: &TaskCommand) -> Result<()> {
             let world = session::world(&config, args.python.as_deref(), vec![task.clone()])?;
             world.announce();
             match graded(&world.environment, &task, files)? {
-                (output, Ok(m)) => {
+                (output, Ok(Grade { reward, report, flags })) => {
                     print!("{output}");
-                    println!("{} {m} (normalised {:.4})", task.metric.name(), task.normalised(m));
+                    let flags: String = flags.iter().map(|flag| format!("; {}", flag.name())).collect();
+                    println!(
+                        "{} {reward} (normalised {:.4}); report split {report} (normalised {:.4}){flags}",
+                        task.metric.name(),
+                        task.normalised(reward),
+                        task.report.normalised(report)
+                    );
                 }
                 (output, Err(problem)) => {
                     print!("{output}");
@@ -235,6 +243,7 @@ pub fn task(command: &TaskCommand) -> Result<()> {
             Ok(())
         }
         TaskCommand::Validate { args } => validate(&settings(args)?, args),
+        TaskCommand::Audit(args) => audit::run(args),
     }
 }
 
@@ -245,14 +254,18 @@ fn one(config: &Config, name: &str) -> Result<Task> {
 }
 
 /// Output and grade of a run of the entry script with these files.
-fn graded(environment: &Environment, task: &Task, files: Files) -> Result<(String, std::result::Result<f64, String>)> {
+fn graded(
+    environment: &Environment,
+    task: &Task,
+    files: Files,
+) -> Result<(String, std::result::Result<Grade, String>)> {
     let snapshot = environment.store.insert(&files);
     let run = environment.run(&task.name, &snapshot)?;
     let why = || Err(format!("the script ended with {:?}", run.outcome));
     Ok((format!("{}{}", run.stdout, run.stderr), run.grade.clone().unwrap_or_else(why)))
 }
 
-/// Runs every baseline and compares with the stated m_init. A CPU of another kind may round differently: a difference within
+/// Runs every baseline and compares with the stated m_init of both splits. A CPU of another kind may round differently: a difference within
 /// the noise floor is said and passes.
 fn validate(config: &Config, args: &TaskArgs) -> Result<()> {
     let mut config = config.clone();
@@ -268,10 +281,16 @@ fn validate(config: &Config, args: &TaskArgs) -> Result<()> {
         let files = task.starter.iter().map(|(n, t)| (n.clone(), Arc::from(t.as_str()))).collect();
         let (_, grade) = graded(&world.environment, task, files)?;
         let verdict = match grade {
-            Ok(m) if (m - task.m_init).abs() <= task.noise_floor => format!("ok: baseline {m}"),
-            Ok(m) => {
-                wrong.push(task.name.as_str());
-                format!("WRONG: baseline reaches {m}, task.toml says m_init = {}", task.m_init)
+            Ok(Grade { reward, report, .. }) => {
+                let found = format!("baseline {reward}, report split {report}");
+                let holds = |m: f64, m_init: f64| (m - m_init).abs() <= task.noise_floor;
+                if holds(reward, task.m_init) && holds(report, task.report.m_init) {
+                    format!("ok: {found}")
+                } else {
+                    wrong.push(task.name.as_str());
+                    let (m_init, of_report) = (task.m_init, task.report.m_init);
+                    format!("WRONG: {found}; task.toml says m_init = {m_init}, report.m_init = {of_report}")
+                }
             }
             Err(problem) => {
                 wrong.push(task.name.as_str());

@@ -1,6 +1,7 @@
 //! The command line: one match on the command.
 
 mod args;
+mod audit;
 mod bench;
 mod export;
 mod inspect;

@@ -4,7 +4,7 @@ use super::snapshot::SnapshotId;
 use super::store::Store;
 use crate::error::Result;
 use crate::sandbox::Outcome;
-use crate::task::PreparedTask;
+use crate::task::{Grade, PreparedTask};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,8 +59,8 @@ pub struct RunResult {
     pub stderr: String,
     /// Wall seconds when it was executed.
     pub wall_seconds: f64,
-    /// The metric of its submission, or why there is none; None when the run was not graded.
-    pub grade: Option<std::result::Result<f64, String>>,
+    /// What its submission is worth, or why there is none; None when the run was not graded.
+    pub grade: Option<std::result::Result<Grade, String>>,
 }
 
 /// A run that was executed, as it is remembered.

@@ -21,7 +21,7 @@ pub use store::Store;
 use crate::error::{Error, Result};
 use crate::reward::Case;
 use crate::sandbox::{Job, Pool, Verdict};
-use crate::task::{PreparedTask, Table};
+use crate::task::{Flag, Labels, PreparedTask};
 use crate::trajectory::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -86,10 +86,14 @@ pub struct State {
     pub snapshot: SnapshotId,
     /// What was said so far.
     pub history: Vec<Turn>,
-    /// The metric of the last graded run, m_init at the start: what the state scores.
+    /// The metric of the last graded run on the reward split, m_init at the start: m_t.
     pub metric: f64,
-    /// The best metric so far.
+    /// The metric of the same run on the report split: what evaluation says the state scores.
+    pub report: f64,
+    /// The best metric so far on the reward split.
     pub best: f64,
+    /// The metric of the run that was best so far on the report split.
+    pub best_report: f64,
     /// True when the files have a valid graded run of their own; false after a failed edit that was not undone.
     pub graded_final: bool,
     /// Steps taken.
@@ -115,6 +119,12 @@ pub struct StepResult {
     pub metric_before: f64,
     /// m_{t+1}; m_t when nothing was graded.
     pub metric_after: f64,
+    /// The metric before it on the report split.
+    pub report_before: f64,
+    /// The metric after it on the report split.
+    pub report_after: f64,
+    /// What is suspicious about its graded submission.
+    pub flags: Vec<Flag>,
     /// The share of the gap from m_init to m_best that the step closed; below the task's noise floor 0.
     pub share: f64,
     /// Where it led.
@@ -125,7 +135,7 @@ pub struct StepResult {
 
 struct Loaded {
     prepared: Arc<PreparedTask>,
-    labels: Table,
+    labels: Labels,
     /// Its runs are shared within this seed only, because equal ones are not known to give equal results.
     seed: Option<u64>,
 }
@@ -204,7 +214,9 @@ impl Environment {
             snapshot: self.store.insert(&files),
             history: Vec::new(),
             metric: task.m_init,
+            report: task.report.m_init,
             best: task.m_init,
+            best_report: task.report.m_init,
             graded_final: true,
             steps: 0,
             seconds: 0.0,

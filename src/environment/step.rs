@@ -294,7 +294,8 @@ impl Environment {
     /// The result of a step whose run, if it has one, is `run`.
     fn finish(&self, state: State, reply: String, plan: Plan, run: Option<&RunResult>) -> Result<StepResult> {
         let task = &self.task(&state.task)?.task;
-        let before = state.metric;
+        let (before, report_before) = (state.metric, state.report);
+        let mut flags = vec![];
         let mut next = state;
         let told = match (plan.then, run) {
             (Then::Tell(told), _) => {
@@ -306,10 +307,12 @@ impl Environment {
                 let mut told = run_told(run, diff.is_some());
                 if let Some(diff) = diff {
                     let is_undone = told.case != Case::Edit && self.settings.undo_failed_edits;
-                    if let (Case::Edit, Some(Ok(metric))) = (told.case, &run.grade) {
-                        next.metric = *metric;
-                        next.best =
-                            if task.normalised(*metric) > task.normalised(next.best) { *metric } else { next.best };
+                    if let (Case::Edit, Some(Ok(grade))) = (told.case, &run.grade) {
+                        (next.metric, next.report) = (grade.reward, grade.report);
+                        if task.normalised(next.metric) > task.normalised(next.best) {
+                            (next.best, next.best_report) = (next.metric, next.report);
+                        }
+                        flags.clone_from(&grade.flags);
                     }
                     if !is_undone {
                         next.snapshot = plan.snapshot;
@@ -331,7 +334,10 @@ impl Environment {
         };
         let share = if told.case == Case::Edit { task.share(before, next.metric) } else { 0.0 };
         let detail = match told.case {
-            Case::Edit => format!("{} {before} -> {} (share {share:.3})", task.metric.name(), next.metric),
+            Case::Edit => {
+                let flags: String = flags.iter().map(|flag| format!(", {}", flag.name())).collect();
+                format!("{} {before} -> {} (share {share:.3}{flags})", task.metric.name(), next.metric)
+            }
             _ => told.detail,
         };
         next.steps += 1;
@@ -346,6 +352,9 @@ impl Environment {
             compact: told.compact,
             metric_before: before,
             metric_after: next.metric,
+            report_before,
+            report_after: next.report,
+            flags,
             share,
             next,
             detail,

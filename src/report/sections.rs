@@ -3,7 +3,7 @@
 use super::Run;
 use super::html::{escape, fixed, number};
 use super::svg::{self, Dot, Frame, Layer, Series};
-use crate::evaluate::{Evaluation, Mean};
+use crate::evaluate::{self, Evaluation, Mean};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -277,11 +277,17 @@ pub fn evaluation(run: &Run) -> String {
             );
         }
     }
+    let flagged: String = run
+        .evaluations
+        .iter()
+        .flat_map(evaluate::flagged)
+        .map(|line| format!(r#"<p class="note below">{}</p>"#, escape(&line)))
+        .collect();
     let heads = ["m_init", "m_best"].map(|h| format!("<th>{h}</th>")).concat();
     let scores = ["average", "best", "gain", "normalised", "failed"].map(|h| format!("<th>{h}</th>")).concat();
     format!(
         r#"{chart}<p></p><div class="table"><table><thead><tr><th>task</th><th class="left">metric</th>{heads}<th class="left">policy</th>{scores}</tr></thead><tbody>{body}</tbody></table></div>
-        <p class="note below">Average (± standard deviation over trajectories) and best are of the final states, in the task's own metric. Gain is relative to the baseline's metric, positive where it is better. Failed is the share of trajectories whose final state was never graded.</p>"#
+        <p class="note below">Average (± standard deviation over trajectories) and best are of the final states, in the task's own metric. Gain is relative to the baseline's metric, positive where it is better. Failed is the share of trajectories whose final state was never graded. All are of the report split of the labels, which no reward saw.</p>{flagged}"#
     )
 }
 

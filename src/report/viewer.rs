@@ -47,13 +47,14 @@ fn card(trajectory: &Trajectory) -> String {
     let steps: String = trajectory.steps.iter().enumerate().map(|(i, s)| step(i, s)).collect();
     let failed = if trajectory.failed { r#"<span class="tag c3">no graded final state</span>"# } else { "" };
     format!(
-        r#"<details data-task="{task}" data-source="{source}"><summary><b>{task}</b><span class="muted">{source} #{}</span><span class="muted">{} step{}</span><span>{} → {} <span class="muted">best {}</span></span>{failed}</summary>{ideas}{steps}</details>"#,
+        r#"<details data-task="{task}" data-source="{source}"><summary><b>{task}</b><span class="muted">{source} #{}</span><span class="muted">{} step{}</span><span>{} → {} <span class="muted">best {}, final on the report split {}</span></span>{failed}</summary>{ideas}{steps}</details>"#,
         trajectory.index,
         trajectory.steps.len(),
         if trajectory.steps.len() == 1 { "" } else { "s" },
         number(start),
         number(trajectory.metric_final),
         number(trajectory.metric_best),
+        number(trajectory.report_final),
         task = escape(&trajectory.task),
         source = escape(&trajectory.source),
     )
@@ -66,9 +67,10 @@ fn step(index: usize, step: &Step) -> String {
     } else {
         String::new()
     };
+    let flags: String = step.flags.iter().map(|f| format!(r#"<span class="tag c3">{}</span>"#, f.name())).collect();
     let prompt: String = step.prompt.iter().map(message).collect();
     format!(
-        r#"<div class="step"><header><span class="muted">{}</span><b>{}</b><span class="tag c{}">{case}</span><span>reward {}</span>{metric}</header>
+        r#"<div class="step"><header><span class="muted">{}</span><b>{}</b><span class="tag c{}">{case}</span><span>reward {}</span>{metric}{flags}</header>
         <h4>reply</h4><pre>{}</pre><h4>observation</h4><pre>{}</pre>
         <details><summary>what the agent saw</summary>{prompt}</details></div>"#,
         index + 1,

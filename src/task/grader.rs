@@ -1,24 +1,120 @@
 //! Reads a submission that hostile code may have written, and grades it against labels that code never saw.
 //! Runs no agent code and follows no links; what it holds in memory is bounded by the task's file limit.
 
-use super::{Table, Task};
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use super::labels::Labels;
+use super::npy::Array;
+use super::numbers::{finite, parse_csv};
+use super::{Metric, Scale, Table, Task};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-/// The task's metric of the CSV file `submission` against `labels`. The error is a short text for the agent.
-pub fn grade(task: &Task, submission: &Path, labels: &Table) -> Result<f64, String> {
-    let text = read_regular(submission, task.limits.file_bytes)?;
-    let predictions = parse_csv(&text, labels.rows).map_err(|problem| format!("submission {problem}"))?;
-    task.metric.compute(labels, &predictions)
+/// What a submission is worth. The agent sees none of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grade {
+    /// The task's metric on the split that gives rewards: m_t.
+    pub reward: f64,
+    /// The task's metric on the split that evaluation reports.
+    pub report: f64,
+    /// What a person should look at. They change no score.
+    pub flags: Vec<Flag>,
 }
 
-/// Opens without following a link in the last component and without waiting on a FIFO or device; reads at most `max_bytes`.
-fn read_regular(path: &Path, max_bytes: u64) -> Result<String, String> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
-    let file = file.map_err(|e| match e.kind() {
-        ErrorKind::NotFound => "submission is missing".to_string(),
+/// Why a graded submission is suspicious.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Flag {
+    /// All its rows are equal.
+    Constant,
+    /// On the reward split, where m_best is the best of many tries, it is better than m_best by more than half the gap from m_init to
+    /// m_best; or it is perfect (within 0.1 % of the gap) where m_best is not nearly so (further than 5 % of the gap from perfect).
+    TooGood,
+}
+
+impl Flag {
+    /// Every flag, in the order that records list them.
+    pub const ALL: [Flag; 2] = [Flag::Constant, Flag::TooGood];
+
+    /// The name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Flag::Constant => "constant",
+            Flag::TooGood => "too_good",
+        }
+    }
+}
+
+/// The grade of the file `submission` (.csv or .npy, as the task names it) against `labels`. The error is a short text for the agent.
+pub fn grade(task: &Task, submission: &Path, labels: &Labels) -> Result<Grade, String> {
+    let bytes = read_regular(submission, task.limits.file_bytes)?;
+    let is_npy = task.submission.ends_with(".npy");
+    let predictions = if is_npy { from_npy(&bytes, labels) } else { from_csv(bytes, labels) };
+    let predictions = predictions.map_err(|problem| format!("submission {problem}"))?;
+    // Over all rows first: its message names the rows of the file, and what it refuses, it refuses in both halves.
+    task.metric.compute(&labels.all, &predictions)?;
+    let reward = labels.reward.metric(task.metric, &predictions)?;
+    let report = labels.report.metric(task.metric, &predictions)?;
+    let is_too_good = is_too_good(task.metric, task.reward_scale(), reward);
+    let flags = [(Flag::Constant, is_constant(&predictions)), (Flag::TooGood, is_too_good)];
+    let flags = flags.into_iter().filter(|(_, is_raised)| *is_raised).map(|(flag, _)| flag).collect();
+    Ok(Grade { reward, report, flags })
+}
+
+fn is_constant(predictions: &Table) -> bool {
+    let mut rows = predictions.iter_rows();
+    let first = rows.next();
+    rows.all(|row| Some(row) == first)
+}
+
+fn is_too_good(metric: Metric, scale: Scale, m: f64) -> bool {
+    let gap = (scale.m_best - scale.m_init).abs();
+    let from_perfect = |m: f64| (metric.perfect() - m).abs();
+    scale.normalised(m) > 1.5 || (from_perfect(m) <= 1e-3 * gap && from_perfect(scale.m_best) > 0.05 * gap)
+}
+
+/// Rows in the order of the labels, or by id.
+fn from_csv(bytes: Vec<u8>, labels: &Labels) -> Result<Table, String> {
+    let text = String::from_utf8(bytes).map_err(|_| "is not text")?;
+    let expected = labels.all.rows;
+    if labels.ids.is_empty() {
+        let submitted = parse_csv(&text, expected, false)?;
+        return if submitted.rows > expected { Err(has_rows(submitted.rows, expected)) } else { Ok(submitted.table) };
+    }
+    // One row more than there are ids holds one that is unknown or repeated.
+    labels.in_order(parse_csv(&text, expected + 1, true)?)
+}
+
+fn from_npy(bytes: &[u8], labels: &Labels) -> Result<Table, String> {
+    let array = Array::parse(bytes)?;
+    if !array.is_numeric() {
+        return Err(format!("holds items of NumPy's type {}; expected floats or integers", array.kind));
+    }
+    if !(1..=2).contains(&array.shape.len()) {
+        return Err(format!("has {} dimensions, expected 1 or 2", array.shape.len()));
+    }
+    let (rows, columns) = array.rows_and_columns();
+    match rows * columns {
+        0 => return Err("is empty".into()),
+        _ if rows != labels.all.rows => return Err(has_rows(rows, labels.all.rows)),
+        _ => {}
+    }
+    let number = |(i, item): (usize, &[u8])| finite(i / columns + 1, array.number(item));
+    let values = array.items().into_iter().enumerate().map(number).collect::<Result<_, _>>()?;
+    Ok(Table { rows, columns, values })
+}
+
+fn has_rows(rows: usize, expected: usize) -> String {
+    format!("has {rows} rows, expected {expected}")
+}
+
+/// Opens below its folder without following any link and without waiting on a FIFO or device; reads at most `max_bytes`.
+fn read_regular(path: &Path, max_bytes: u64) -> Result<Vec<u8>, String> {
+    let file = open_below(path).map_err(|e| match e {
+        Errno::NOENT => "submission is missing".to_string(),
         _ => "submission is not a regular file that can be read".to_string(),
     })?;
     let metadata = file.metadata().map_err(|e| format!("submission cannot be read: {e}"))?;
@@ -34,42 +130,20 @@ fn read_regular(path: &Path, max_bytes: u64) -> Result<String, String> {
     file.take(max_bytes.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|e| format!("submission cannot be read: {e}"))?;
-    if bytes.len() as u64 > max_bytes {
-        return Err(too_large());
-    }
-    String::from_utf8(bytes).map_err(|_| "submission is not text".into())
+    if bytes.len() as u64 > max_bytes { Err(too_large()) } else { Ok(bytes) }
 }
 
-/// Comma-separated finite numbers, one row a line, no header; blank lines are skipped. Rows beyond `max_rows` are counted, and
-/// are an error. The error continues a sentence whose subject is the file.
-pub(super) fn parse_csv(text: &str, max_rows: usize) -> Result<Table, String> {
-    let mut table = Table { rows: 0, columns: 0, values: Vec::new() };
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        table.rows += 1;
-        if table.rows > max_rows {
-            continue;
-        }
-        let before = table.values.len();
-        for field in line.split(',').map(str::trim) {
-            let number = field.parse::<f64>().map_err(|_| {
-                let shown: String = field.chars().take(20).collect();
-                format!("row {}: {shown:?} is not a number", table.rows)
-            })?;
-            if !number.is_finite() {
-                return Err(format!("row {}: {number} is not finite", table.rows));
-            }
-            table.values.push(number);
-        }
-        let columns = table.values.len() - before;
-        if table.rows == 1 {
-            table.columns = columns;
-        } else if columns != table.columns {
-            return Err(format!("row {} has {columns} columns, row 1 has {}", table.rows, table.columns));
-        }
+/// The file of this name in its own folder, whatever the name is: no link leads out of it (openat2, Linux 5.6). A kernel or container without that
+/// call opens the last component without following a link, which for a plain name is the same.
+fn open_below(path: &Path) -> Result<File, Errno> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or(Errno::NOENT)?;
+    let folder = rustix::fs::openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let below = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(&folder, name, flags, Mode::empty(), below) {
+        Err(Errno::NOSYS | Errno::PERM) => rustix::fs::openat(&folder, name, flags, Mode::empty()),
+        result => result,
     }
-    match table.rows {
-        0 => Err("is empty".into()),
-        rows if rows > max_rows => Err(format!("has {rows} rows, expected {max_rows}")),
-        _ => Ok(table),
-    }
+    .map(File::from)
 }

@@ -1,6 +1,6 @@
 //! What a submission is worth: ten metrics over two small tables of numbers. Reads no files and knows no tasks.
 //!
-//! Definitions are those of scikit-learn and scipy where they have one; tests/tasks.rs holds each against their values.
+//! Definitions are those of scikit-learn and scipy where they have one; tests/tasks holds each against their values.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,12 @@ impl Table {
     /// The rows in order, each of `columns` numbers.
     pub fn iter_rows(&self) -> impl Iterator<Item = &[f64]> {
         self.values.chunks_exact(self.columns.max(1))
+    }
+
+    /// The rows of these numbers, in their order; each must be below `rows`.
+    pub fn select(&self, rows: &[usize]) -> Table {
+        let values = rows.iter().flat_map(|row| &self.values[row * self.columns..(row + 1) * self.columns]);
+        Table { rows: rows.len(), columns: self.columns, values: values.copied().collect() }
     }
 }
 
@@ -92,6 +98,11 @@ impl Metric {
             Metric::Accuracy | Metric::Auc | Metric::MapAt5 | Metric::QuadraticKappa | Metric::Pearson => true,
             Metric::LogLoss | Metric::Mae | Metric::Rmse | Metric::Rmsle | Metric::Mcrmse => false,
         }
+    }
+
+    /// The value that no submission can better.
+    pub fn perfect(self) -> f64 {
+        if self.higher_is_better() { 1.0 } else { 0.0 }
     }
 
     /// The metric of `predictions` (B, columns) against `labels` (B, columns). The error is a short text for the agent: a wrong

@@ -1,11 +1,18 @@
 //! Task folders: a description, a runnable baseline script, data made by a seeded script, a metric, and where it starts and ends.
 
+pub mod audit;
 pub mod grader;
+pub mod labels;
 pub mod metric;
+mod npy;
+mod numbers;
 mod prepare;
+pub mod split;
 
 use crate::error::{Error, Result};
 use crate::sandbox::Limits;
+pub use grader::{Flag, Grade};
+pub use labels::Labels;
 pub use metric::{Metric, Table};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -23,12 +30,14 @@ pub struct Task {
     pub modality: String,
     /// What the grader computes; its direction comes with it.
     pub metric: Metric,
-    /// The baseline script's metric.
+    /// The baseline script's metric on the reward split.
     pub m_init: f64,
-    /// The best metric reached by composing ideas (stated in task.toml).
+    /// The best metric on the reward split that composing ideas reached (stated in task.toml).
     pub m_best: f64,
-    /// Changes smaller than this count as none.
+    /// Changes of the reward split's metric that are smaller than this count as none.
     pub noise_floor: f64,
+    /// The same two scripts on the report split: the scale of evaluation.
+    pub report: Scale,
     /// True when neither training nor the base model may see it.
     pub held_out: bool,
     /// The script that is run and graded.
@@ -43,6 +52,23 @@ pub struct Task {
     pub folder: PathBuf,
 }
 
+/// Where the metric of a split starts and how far it got.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// The baseline script's metric.
+    pub m_init: f64,
+    /// The metric of the script that is best on the reward split.
+    pub m_best: f64,
+}
+
+impl Scale {
+    /// (m - m_init) / (m_best - m_init): 0 at the baseline, 1 at the best stated metric, whatever the direction.
+    pub fn normalised(&self, m: f64) -> f64 {
+        (m - self.m_init) / (self.m_best - self.m_init)
+    }
+}
+
 /// A task with its data made: what the environment needs.
 #[derive(Debug, Clone)]
 pub struct PreparedTask {
@@ -52,7 +78,8 @@ pub struct PreparedTask {
     pub data: Vec<(String, PathBuf)>,
     /// The labels, outside every workspace.
     pub labels: PathBuf,
-    /// Hash of data and labels: part of the cache key of a graded run.
+    /// Hash of what a grade depends on beside its metric: data, labels, the name that divides them, and the scale that raises flags. Part
+    /// of the cache key of a graded run.
     pub data_id: String,
 }
 
@@ -64,9 +91,9 @@ const EXAMPLE: &str = r#"name = "digits"
 description = "classify images, 10 classes"
 modality = "image"
 metric = "accuracy"
-m_init = 0.215
+m_init = 0.22
 m_best = 0.99
-noise_floor = 0.003
+noise_floor = 0.00309
 held_out = false
 entry = "train.py"
 submission = "submission.csv"
@@ -76,6 +103,11 @@ wall_seconds = 20.0
 memory_bytes = 1073741824
 output_bytes = 65536
 file_bytes = 16777216
+disk_bytes = 67108864
+processes = 32
+[report]
+m_init = 0.21
+m_best = 0.966667
 "#;
 
 /// task.toml, key by key.
@@ -93,6 +125,7 @@ struct Manifest {
     entry: String,
     submission: String,
     limits: Limits,
+    report: Scale,
 }
 
 impl Task {
@@ -105,7 +138,7 @@ impl Task {
         let text = fs::read_to_string(&path).map_err(|e| Error::io("reading", &path, &e))?;
         let manifest: Manifest = toml::from_str(&text).map_err(|e| manifest_error(&path, &text, &e))?;
         let Manifest { name, description, modality, metric, m_init, m_best, noise_floor, held_out, .. } = manifest;
-        let Manifest { entry, submission, limits, .. } = manifest;
+        let Manifest { entry, submission, limits, report, .. } = manifest;
         let folder = folder.to_path_buf();
         let starter = BTreeMap::new();
         let mut task = Task {
@@ -116,6 +149,7 @@ impl Task {
             m_init,
             m_best,
             noise_floor,
+            report,
             held_out,
             entry,
             submission,
@@ -179,32 +213,39 @@ impl Task {
         if self.entry == self.submission {
             return Err(self.wrong("submission", "expected another file than entry"));
         }
-        self.check_scale()?;
+        if ![".csv", ".npy"].iter().any(|end| self.submission.ends_with(end)) {
+            return Err(self.wrong("submission", format_args!("\"{}\" is no .csv or .npy file", self.submission)));
+        }
+        self.check_scale(self.reward_scale(), ["m_init", "m_best"])?;
+        self.check_scale(self.report, ["report.m_init", "report.m_best"])?;
+        self.check_noise_floor()?;
         self.check_limits()
     }
 
-    fn check_scale(&self) -> Result<()> {
-        for (key, value) in [("m_init", self.m_init), ("m_best", self.m_best), ("noise_floor", self.noise_floor)] {
+    /// `keys` name the values of `scale` in task.toml.
+    fn check_scale(&self, Scale { m_init, m_best }: Scale, keys: [&str; 2]) -> Result<()> {
+        for (key, value) in keys.into_iter().zip([m_init, m_best]) {
             if !value.is_finite() {
                 return Err(self.wrong(key, format_args!("{value} is not finite")));
             }
         }
-        if self.m_init == 0.0 {
-            return Err(self.wrong("m_init", "0 makes the relative gain undefined, expected the baseline's metric"));
+        if m_init == 0.0 {
+            return Err(self.wrong(keys[0], "0 makes the relative gain undefined, expected the baseline's metric"));
         }
-        if self.m_best == self.m_init {
-            return Err(self.wrong("m_best", "equals m_init, expected a better metric"));
+        if m_best == m_init {
+            return Err(self.wrong(keys[1], "equals m_init, expected a better metric"));
         }
-        if (self.m_best > self.m_init) != self.metric.higher_is_better() {
+        if (m_best > m_init) != self.metric.higher_is_better() {
             let direction = if self.metric.higher_is_better() { "higher" } else { "lower" };
-            let found = format_args!(
-                "{} is worse than m_init {}: {direction} {} is better",
-                self.m_best, self.m_init, self.metric
-            );
-            return Err(self.wrong("m_best", found));
+            let found = format_args!("{m_best} is worse than m_init {m_init}: {direction} {} is better", self.metric);
+            return Err(self.wrong(keys[1], found));
         }
+        Ok(())
+    }
+
+    fn check_noise_floor(&self) -> Result<()> {
         let gap = (self.m_best - self.m_init).abs();
-        if self.noise_floor < 0.0 || self.noise_floor >= gap {
+        if !(0.0..gap).contains(&self.noise_floor) {
             let found = format_args!("{} is not between 0 and the gap from m_init to m_best, {gap}", self.noise_floor);
             return Err(self.wrong("noise_floor", found));
         }
@@ -239,12 +280,17 @@ impl Task {
         wrong(&self.folder.join(MANIFEST), key, problem)
     }
 
-    /// (m - m_init) / (m_best - m_init): 0 at the baseline, 1 at the best stated metric, whatever the direction.
-    pub fn normalised(&self, m: f64) -> f64 {
-        (m - self.m_init) / (self.m_best - self.m_init)
+    /// The scale of the reward split.
+    pub fn reward_scale(&self) -> Scale {
+        Scale { m_init: self.m_init, m_best: self.m_best }
     }
 
-    /// The share of the gap that a step from metric `from` to metric `to` closes; 0 when they differ by less than the noise floor.
+    /// The place of a metric of the reward split on its scale.
+    pub fn normalised(&self, m: f64) -> f64 {
+        self.reward_scale().normalised(m)
+    }
+
+    /// The share of the reward split's gap that a step from metric `from` to metric `to` closes; 0 when they differ by less than the noise floor.
     pub fn share(&self, from: f64, to: f64) -> f64 {
         if (to - from).abs() < self.noise_floor { 0.0 } else { (to - from) / (self.m_best - self.m_init) }
     }
@@ -268,7 +314,10 @@ fn is_plain_name(name: &str) -> bool {
 }
 
 fn wrong(path: &Path, key: &str, problem: impl std::fmt::Display) -> Error {
-    let example = match EXAMPLE.lines().find(|line| line.split(" = ").next() == Some(key)) {
+    // report.m_init is the key m_init behind the line [report].
+    let (table, name) = key.split_once('.').map_or(("", key), |(table, name)| (table, name));
+    let lines = EXAMPLE.split_once(&format!("[{table}]")).map_or(EXAMPLE, |(_, lines)| lines).lines();
+    let example = match lines.into_iter().find(|line| line.split(" = ").next() == Some(name)) {
         Some(line) => format!("; a valid line: {line}"),
         None => String::new(),
     };
@@ -289,5 +338,19 @@ fn manifest_error(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     match key {
         Some(key) => wrong(path, key, message),
         None => Error::content(format!("{}: {message}; a valid file:\n{EXAMPLE}", path.display())),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_a_valid_file() {
+        let example: Manifest = toml::from_str(EXAMPLE).unwrap();
+        assert_eq!((example.m_init, example.report.m_init), (0.22, 0.21));
+        let quoted = wrong(Path::new("task.toml"), "report.m_best", "x").to_string();
+        assert!(quoted.ends_with("a valid line: m_best = 0.966667"), "{quoted}");
     }
 }

@@ -1,26 +1,35 @@
-//! Makes a task's data by its own script, once, into a cache keyed by that script's content. Never runs agent code.
+//! Makes a task's data by its own script, once, into a cache keyed by that script's content, and sees that they stay what they were. Never runs
+//! agent code.
 
-use super::grader::parse_csv;
-use super::{PreparedTask, Table, Task};
+use super::{Labels, PreparedTask, Task};
 use crate::error::{Error, Result};
+use crate::files::write_whole;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const SCRIPT: &str = "prepare.py";
-const LABELS: &str = "labels.csv";
+const LABELS: &str = "private/labels.csv";
+/// The blake3 hash of every file of a prepared folder, by its path below it.
+const MANIFEST: &str = "manifest.json";
+/// Prepared folders of another layout have another key, and are left alone.
+const LAYOUT: &[u8] = b"public, private, manifest.json";
 
 impl PreparedTask {
     /// Runs the task's prepare.py (`python prepare.py PUBLIC_DIR PRIVATE_DIR`) unless `cache` already holds what this text of it,
     /// run by this `python`, made. The folder appears whole, by one rename.
     ///
     /// # Errors
-    /// Content: the script fails, or makes no data, no labels or labels that are no numbers. System: the cache cannot be written.
+    /// Content: the script fails, or makes no data, no labels or labels that are no numbers; what the cache holds is not what the script
+    /// made. System: the cache cannot be written.
     pub fn prepare(task: &Task, python: &Path, cache: &Path) -> Result<PreparedTask> {
         let script = task.folder.join(SCRIPT);
         let text = fs::read(&script).map_err(|e| Error::io("reading", &script, &e))?;
         // The interpreter stands for the package versions: data that scikit-learn ships can change with them.
-        let key = blake3::Hasher::new().update(&text).update(python.as_os_str().as_encoded_bytes()).finalize().to_hex();
+        let mut key = blake3::Hasher::new();
+        key.update(LAYOUT).update(&text).update(python.as_os_str().as_encoded_bytes());
+        let key = key.finalize().to_hex();
         fs::create_dir_all(cache).map_err(|e| Error::io("creating", cache, &e))?;
         // Absolute, for workspaces point to the data from elsewhere.
         let cache = &cache.canonicalize().map_err(|e| Error::io("opening", cache, &e))?;
@@ -32,9 +41,9 @@ impl PreparedTask {
     }
 
     /// The labels the grader compares with: one row an example.
-    pub fn load_labels(&self) -> Result<Table> {
+    pub fn load_labels(&self) -> Result<Labels> {
         let text = fs::read_to_string(&self.labels).map_err(|e| Error::io("reading", &self.labels, &e))?;
-        parse_csv(&text, usize::MAX).map_err(|problem| {
+        Labels::parse(&self.task, &text).map_err(|problem| {
             Error::content(format!(
                 "labels {} {problem}; expected a line like 1.0 for each example",
                 self.labels.display()
@@ -75,7 +84,12 @@ fn make(task: &Task, script: &Path, python: &Path, cache: &Path, folder: &Path) 
             python.display(),
         )));
     }
-    let prepared = open(task, temporary.path()).and_then(|prepared| prepared.load_labels().and(Ok(prepared)));
+    let described = data_files(task, temporary.path()).and_then(|_| hashes(temporary.path())).and_then(|hashes| {
+        let text = serde_json::to_vec_pretty(&hashes).map_err(|e| Error::system(format!("{MANIFEST}: {e}")))?;
+        write_whole(&temporary.path().join(MANIFEST), &text)
+    });
+    let prepared = described.and_then(|()| open(task, temporary.path()));
+    let prepared = prepared.and_then(|prepared| prepared.load_labels().and(Ok(prepared)));
     let prepared = prepared.map_err(|e| e.context(script.display()))?;
     for path in prepared.data.iter().map(|(_, path)| path).chain([&prepared.labels]) {
         fs::File::open(path).and_then(|f| f.sync_all()).map_err(|e| Error::io("writing", path, &e))?;
@@ -87,8 +101,31 @@ fn make(task: &Task, script: &Path, python: &Path, cache: &Path, folder: &Path) 
     }
 }
 
-/// What a prepared folder holds.
+/// What a prepared folder holds, checked against its manifest.
 fn open(task: &Task, folder: &Path) -> Result<PreparedTask> {
+    let data = data_files(task, folder)?;
+    let manifest = folder.join(MANIFEST);
+    let text = fs::read_to_string(&manifest).map_err(|e| Error::io("reading", &manifest, &e))?;
+    let again = || format!("delete {}, and it is made again", folder.display());
+    let stated: BTreeMap<String, String> =
+        serde_json::from_str(&text).map_err(|e| Error::content(format!("{}: {e}; {}", manifest.display(), again())))?;
+    let found = hashes(folder)?;
+    let mut names = stated.keys().chain(found.keys());
+    if let Some(name) = names.find(|name| stated.get(*name) != found.get(*name)) {
+        let path = folder.join(name);
+        return Err(Error::content(format!("{} is not what {SCRIPT} made; {}", path.display(), again())));
+    }
+    let mut data_id = blake3::Hasher::new();
+    let scales = format!("{:?} {:?}", task.reward_scale(), task.report);
+    for part in [&text, &task.name, &scales] {
+        data_id.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+    }
+    let data_id = data_id.finalize().to_hex().to_string();
+    Ok(PreparedTask { task: task.clone(), data, labels: folder.join(LABELS), data_id })
+}
+
+/// The public files of a prepared folder: at least one, none with a name that the task uses.
+fn data_files(task: &Task, folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let public = folder.join("public");
     let data = regular_files(&public)?;
     if data.is_empty() {
@@ -100,15 +137,18 @@ fn open(task: &Task, folder: &Path) -> Result<PreparedTask> {
             task.name
         )));
     }
-    let labels = folder.join("private").join(LABELS);
-    let mut hasher = blake3::Hasher::new();
-    for (name, path) in data.iter().map(|(name, path)| (name.as_str(), path)).chain([(LABELS, &labels)]) {
-        let bytes = fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
-        hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
-        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(&bytes);
-    }
-    let data_id = hasher.finalize().to_hex().to_string();
-    Ok(PreparedTask { task: task.clone(), data, labels, data_id })
+    Ok(data)
+}
+
+/// The blake3 hash of the labels and of every public file, by its path below `folder`.
+fn hashes(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let public = regular_files(&folder.join("public"))?;
+    let files = public.into_iter().map(|(name, path)| (format!("public/{name}"), path));
+    let hash = |(name, path): (String, PathBuf)| {
+        let bytes = fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;
+        Ok((name, blake3::hash(&bytes).to_hex().to_string()))
+    };
+    files.chain([(LABELS.to_string(), folder.join(LABELS))]).map(hash).collect()
 }
 
 /// Name and path of every regular file, sorted by name.

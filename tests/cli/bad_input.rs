@@ -304,7 +304,7 @@ fn tasks_that_are_not_what_they_should_be() {
     for (line, other, parts) in [
         ("metric = \"accuracy\"\n", "", ["metric", "metric = \"accuracy\""]),
         ("metric = \"accuracy\"\n", "metric = \"beauty\"\n", ["beauty", "accuracy"]),
-        ("m_init = 0.215\n", "m_init = \"low\"\n", ["m_init", "m_init = 0.215"]),
+        ("m_init = 0.22\n", "m_init = \"low\"\n", ["m_init", "m_init = 0.22"]),
     ] {
         fs::write(&manifest, good.replace(line, other)).unwrap();
         let parts = [text(&manifest), parts[0], parts[1]];

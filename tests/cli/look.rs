@@ -66,13 +66,36 @@ fn tasks_are_listed_and_shown() {
 #[test]
 fn a_task_is_run_and_graded() {
     let ran = done(&["task", "run", "digits", "--python", python()]);
-    assert!(ran.contains("accuracy 0.215 (normalised 0.0000)"), "{ran}");
+    assert!(ran.contains("accuracy 0.22 (normalised 0.0000); report split 0.21 (normalised 0.0000)"), "{ran}");
     let folder = tempdir().unwrap();
     let script = folder.path().join("broken.py");
     fs::write(&script, "print('before')\nraise ValueError('no')\n").unwrap();
     let ran = done(&["task", "run", "digits", "--script", text(&script), "--python", python()]);
     assert!(ran.contains("before") && ran.contains("ValueError: no") && ran.contains("not graded"), "{ran}");
     refused(folder.path(), &["task", "run", "digits", "--script", "/nowhere.py"], &["/nowhere.py"]);
+}
+
+#[test]
+fn tasks_are_audited() {
+    let shown = done(&["task", "audit", "digits", "wine", "--python", python()]);
+    assert_eq!(shown.lines().skip(1).collect::<Vec<_>>(), ["digits     hidden", "wine       hidden"], "{shown}");
+    let json = done(&["task", "audit", "wine", "--json", "--python", python()]);
+    assert_eq!(json.trim_end(), r#"{"task":"wine","leaks":[],"duplicates":[],"unread":[]}"#);
+
+    // The same task, its labels among the data under another name.
+    let folder = tempdir().unwrap();
+    let wine = folder.path().join("wine");
+    fs::create_dir(&wine).unwrap();
+    for file in ["train.py", "task.toml", "prepare.py"] {
+        let text = fs::read_to_string(format!("{}/data/tasks/wine/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        fs::write(wine.join(file), text.replace("Z=X[test])", "Z=X[test], w=9 - y[test])")).unwrap();
+    }
+    let dir = format!("dir={}", text(folder.path()));
+    let out = onestep(&["task", "audit", &dir, "--python", python()]);
+    assert_eq!(out.code, Some(1), "{out:?}");
+    assert!(out.stdout.contains("SEEN") && out.stdout.contains("data.npz w: correlates"), "{out:?}");
+    assert!(out.stderr.contains("the agent can see labels of: wine"), "{out:?}");
+    refused(folder.path(), &["task", "audit", "mnist"], &["mnist", "digits"]);
 }
 
 #[test]

@@ -82,6 +82,8 @@ fn check_fields(out: &Path, ppo: bool) {
         assert!(number("entropy") > 0.0 && number("grad_norm") > 0.0 && number("reply_tokens") >= 1.0, "{record}");
         assert!((0.0..=1.0).contains(&number("clip_fraction")));
         assert!((sum("cases") - 1.0).abs() < 1e-9 && (sum("actions") - 1.0).abs() < 1e-9, "{record}");
+        let flags: Vec<&str> = record["flags"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(flags, ["constant", "too_good"], "{record}");
         assert_eq!(record["cases"]["invalid"].as_f64(), record["invalid_share"].as_f64());
         let tasks: Vec<&String> = record["by_task"].as_object().unwrap().keys().collect();
         assert_eq!(tasks, ["digits", "load"]);

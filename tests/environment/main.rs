@@ -12,7 +12,7 @@ use onestep::environment::action::{Action, render};
 use onestep::environment::*;
 use onestep::error::Kind;
 use onestep::reward::Case;
-use onestep::task::{Metric, PreparedTask};
+use onestep::task::{Flag, Metric, PreparedTask, Scale};
 use std::fs;
 use std::sync::Arc;
 use world::*;
@@ -34,6 +34,9 @@ fn a_good_edit_is_graded_and_kept() {
     assert_eq!(step.compact, "Script ran. two right");
     assert_eq!(step.detail, "accuracy 0.2 -> 0.6 (share 0.500)");
 
+    assert_eq!((step.report_before, step.report_after, step.next.report), (0.1, 0.6, 0.6));
+    assert_eq!(step.flags, []);
+
     // The next share is against the last graded run; a worse edit is kept too, and the best remembered.
     let worse = world.step(&step.next, edit("right", "right 4"));
     assert_eq!((worse.case, worse.metric_before, worse.metric_after), (Case::Edit, 0.6, 0.4));
@@ -43,10 +46,59 @@ fn a_good_edit_is_graded_and_kept() {
 }
 
 #[test]
+fn rewards_come_from_one_split_and_the_other_is_reported() {
+    let world = world();
+    let start = world.start();
+    assert_eq!((start.metric, start.report, start.best, start.best_report), (0.2, 0.1, 0.2, 0.1));
+    let better = world.step(&start, edit("right", "right 6 3"));
+    assert_eq!((better.metric_before, better.metric_after), (0.2, 0.6));
+    assert_eq!((better.report_before, better.report_after), (0.1, 0.3));
+    assert!((better.share - 0.5).abs() < 1e-12, "the share is of the reward split: {}", better.share);
+    let next = &better.next;
+    assert_eq!((next.metric, next.report, next.best, next.best_report), (0.6, 0.3, 0.6, 0.3));
+    // Worse on the reward split, better on the other: no gain, and not the best state.
+    let worse = world.step(next, edit("right", "right 5 9"));
+    assert!(worse.share < 0.0, "{}", worse.share);
+    let next = &worse.next;
+    assert_eq!((next.metric, next.report, next.best, next.best_report), (0.5, 0.9, 0.6, 0.3));
+    for told in [&better, &worse] {
+        for score in ["0.3", "0.5", "0.6", "0.9"] {
+            assert!(!told.observation.contains(score) && !told.compact.contains(score), "{}", told.observation);
+        }
+    }
+    // A failed run leaves both.
+    let failed = world.step(next, edit("right", "exit 1"));
+    assert_eq!((failed.report_before, failed.report_after, failed.next.report), (0.9, 0.9, 0.9));
+}
+
+#[test]
+fn flags_go_with_the_step_that_raised_them() {
+    let world = world_of(START, Fake::default(), |_| {});
+    let step = world.step(&world.start(), edit("right", "right 0"));
+    assert_eq!((step.case, step.flags.as_slice()), (Case::Edit, [Flag::Constant].as_slice()));
+    assert_eq!(step.detail, "accuracy 0.2 -> 0 (share -0.250, constant)");
+    assert!(!step.observation.contains("constant") && !step.compact.contains("constant"));
+    let ran = world.step(&step.next, execute("train.py"));
+    assert_eq!((ran.case, ran.flags.as_slice()), (Case::Neutral, [].as_slice()));
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut task = prepared(folder.path(), START);
+    task.task.m_best = 0.4;
+    let environment =
+        Environment::new(Arc::new(Fake::default()), "python", vec![task], settings(folder.path())).unwrap();
+    let state = environment.reset("ten").unwrap();
+    for (right, flags) in [("right 5", vec![]), ("right 6", vec![Flag::TooGood])] {
+        let step = environment.step_many(vec![(state.clone(), edit("right", right))]).unwrap().remove(0);
+        assert_eq!((step.case, step.flags), (Case::Edit, flags), "{right}");
+    }
+}
+
+#[test]
 fn lower_is_better_turns_the_sign() {
     let folder = tempfile::tempdir().unwrap();
     let mut task = prepared(folder.path(), START);
     (task.task.metric, task.task.m_init, task.task.m_best) = (Metric::Mae, 0.8, 0.0);
+    task.task.report = Scale { m_init: 0.8, m_best: 0.0 };
     let environment =
         Environment::new(Arc::new(Fake::default()), "python", vec![task], settings(folder.path())).unwrap();
     let mut replies = vec![edit("right", "right 6"), edit("right", "right 0")].into_iter();

@@ -36,7 +36,9 @@ fn baselines_reach_m_init() {
         let task = &environment.task(&step.next.task).unwrap().task;
         assert_eq!(step.case, Case::Edit, "{}: {}", task.name, step.observation);
         // m_init is written with six significant digits.
-        assert!((step.metric_after / task.m_init - 1.0).abs() <= 0.5e-5, "{}: {}", task.name, step.detail);
+        for (metric, m_init) in [(step.metric_after, task.m_init), (step.report_after, task.report.m_init)] {
+            assert!((metric / m_init - 1.0).abs() <= 0.5e-5, "{}: {metric} is not {m_init}", task.name);
+        }
         assert_eq!(step.share, 0.0, "{}: {}", task.name, step.detail);
     }
 }

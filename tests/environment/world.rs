@@ -1,11 +1,12 @@
-//! A task of ten examples, and a runner that plays scripts written in a few words, so that every ending of a run can be had
+//! A task of ten examples in each split, and a runner that plays scripts written in a few words, so that every ending of a run can be had
 //! at will.
 
 use onestep::environment::action::{Action, render};
 use onestep::environment::*;
 use onestep::error::{Error, Result};
 use onestep::sandbox::{Job, Limits, Outcome, Verdict};
-use onestep::task::{Metric, PreparedTask, Task};
+use onestep::task::split::split_rows;
+use onestep::task::{Metric, PreparedTask, Scale, Task};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -49,14 +50,12 @@ impl Fake {
                 "tock" => verdict.stderr += &format!("{}\n", self.tick()),
                 "luck" => {
                     let right = self.tick() % 10;
-                    let rows: String = (0..10).map(|i| if i < right { "1\n" } else { "0\n" }).collect();
-                    fs::write(file("submission.csv"), rows).unwrap();
+                    fs::write(file("submission.csv"), rows(right, right)).unwrap();
                 }
-                // So many of ten rows are right.
+                // So many of the ten rows of each split are right; or so many of the reward split, and of the report split.
                 "right" => {
-                    let right: usize = rest.parse().unwrap();
-                    let rows: String = (0..10).map(|i| if i < right { "1\n" } else { "0\n" }).collect();
-                    fs::write(file("submission.csv"), rows).unwrap();
+                    let (reward, report) = rest.split_once(' ').unwrap_or((rest, rest));
+                    fs::write(file("submission.csv"), rows(reward.parse().unwrap(), report.parse().unwrap())).unwrap();
                 }
                 "submit" => fs::write(file("submission.csv"), rest).unwrap(),
                 "symlink" => symlink(rest, file("submission.csv")).unwrap(),
@@ -93,6 +92,13 @@ impl Fake {
     }
 }
 
+/// A submission of which so many rows of each split are right.
+fn rows(reward: usize, report: usize) -> String {
+    let (of_reward, of_report) = split_rows("ten", 20);
+    let right = [&of_reward[..reward], &of_report[..report]].concat();
+    (0..20).map(|i| if right.contains(&i) { "1\n" } else { "0\n" }).collect()
+}
+
 impl Runner for Fake {
     fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>> {
         if self.fails {
@@ -104,7 +110,7 @@ impl Runner for Fake {
     }
 }
 
-/// An environment of one task of ten examples, from 2 of them right to all.
+/// An environment of one task of ten examples in each split, from 2 of them right to all.
 pub struct World {
     pub folder: TempDir,
     pub fake: Arc<Fake>,
@@ -115,7 +121,7 @@ pub const START: &str = "print two right\nright 2\n# end\n";
 
 pub fn prepared(folder: &Path, script: &str) -> PreparedTask {
     for (name, content) in
-        [("labels.csv", "1\n".repeat(10).as_bytes()), ("data.npz", b"PK\0\xff\xfe"), ("notes.csv", b"a,b\n1,2\n")]
+        [("labels.csv", "1\n".repeat(20).as_bytes()), ("data.npz", b"PK\0\xff\xfe"), ("notes.csv", b"a,b\n1,2\n")]
     {
         fs::write(folder.join(name), content).unwrap();
     }
@@ -127,6 +133,7 @@ pub fn prepared(folder: &Path, script: &str) -> PreparedTask {
         m_init: 0.2,
         m_best: 1.0,
         noise_floor: 0.05,
+        report: Scale { m_init: 0.1, m_best: 0.9 },
         held_out: false,
         entry: "train.py".into(),
         submission: "submission.csv".into(),

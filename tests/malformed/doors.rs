@@ -65,7 +65,7 @@ fn shape() -> ModelConfig {
     }
 }
 
-const TRAJECTORY: &str = r#"{"task": "digits", "source": "expert", "index": 0, "ideas": [], "metric_final": 0.5, "metric_best": 0.5, "failed": false, "steps": [{"prompt": [{"role": "user", "content": "go"}], "reply": "b", "ids": [97, 98], "is_sampled": [false, true], "logprobs": [-0.5], "action": "List Files", "case": "neutral", "reward": 0.0, "metric_before": 0.5, "metric_after": 0.5, "observation": "", "snapshot_before": "", "snapshot_after": ""}]}"#;
+const TRAJECTORY: &str = r#"{"task": "digits", "source": "expert", "index": 0, "ideas": [], "metric_final": 0.5, "metric_best": 0.5, "report_final": 0.5, "report_best": 0.5, "failed": false, "steps": [{"prompt": [{"role": "user", "content": "go"}], "reply": "b", "ids": [97, 98], "is_sampled": [false, true], "logprobs": [-0.5], "action": "List Files", "case": "neutral", "reward": 0.0, "metric_before": 0.5, "metric_after": 0.5, "report_before": 0.5, "report_after": 0.5, "observation": "", "snapshot_before": "", "snapshot_after": ""}]}"#;
 
 /// All the files of all the doors.
 pub fn furnish(folder: &Path) {

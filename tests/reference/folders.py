@@ -87,11 +87,12 @@ def write_data(folder, vocab, lengths, sampled, seed):
         ids = torch.randint(vocab, (len(mask),), generator=generator).tolist()
         step = {
             "prompt": [], "reply": "", "ids": ids, "is_sampled": mask, "logprobs": [], "action": "Final Answer", "case": "neutral",
-            "reward": 0.0, "metric_before": 0.0, "metric_after": 0.0, "observation": "", "snapshot_before": "", "snapshot_after": "",
+            "reward": 0.0, "metric_before": 0.0, "metric_after": 0.0, "report_before": 0.0, "report_after": 0.0, "observation": "",
+            "snapshot_before": "", "snapshot_after": "",
         }
         line = {
             "task": "random", "source": "expert", "index": index, "ideas": [], "steps": [step], "metric_final": 0.0,
-            "metric_best": 0.0, "failed": False,
+            "metric_best": 0.0, "report_final": 0.0, "report_best": 0.0, "failed": False,
         }
         lines.append(json.dumps(line))
     (folder / "data.jsonl").write_text("\n".join(lines) + "\n")

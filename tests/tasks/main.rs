@@ -1,11 +1,15 @@
-//! The bundled tasks, their manifests, the metrics against scikit-learn's values, the grader against hostile submissions, and the
-//! data scripts. The only scripts that run are the project's own.
+//! The bundled tasks, their manifests, the metrics against scikit-learn's values, and the data scripts; the grader against hostile
+//! submissions and the audit have files of their own. The only scripts that run are the project's own.
 #![allow(clippy::unwrap_used)]
+
+mod audit;
+mod submissions;
 
 use onestep::error::Kind;
 use onestep::sandbox::Python;
 use onestep::task::grader::grade;
-use onestep::task::{Metric, PreparedTask, Table, Task};
+use onestep::task::split::split_rows;
+use onestep::task::{Flag, Metric, PreparedTask, Table, Task};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +40,9 @@ fn bundled_tasks_cover_what_they_must() {
     for task in &tasks {
         let gap = (task.m_best - task.m_init).abs();
         assert!(task.description.split_whitespace().count() <= 12, "{}", task.name);
-        assert!(task.noise_floor > 0.0 && task.noise_floor <= 0.0501 * gap, "{}: {}", task.name, task.noise_floor);
+        assert_ne!(task.report, task.reward_scale(), "{}: the splits are the same rows", task.name);
+        // 5 %, and half a unit of the third digit.
+        assert!(task.noise_floor > 0.0 && task.noise_floor <= 0.05025 * gap, "{}: {}", task.name, task.noise_floor);
         assert!(task.starter[&task.entry].contains(&format!("np.savetxt(\"{}\", p", task.submission)), "{}", task.name);
     }
 }
@@ -48,6 +54,10 @@ fn scores_run_from_baseline_to_best_in_either_direction() {
         let gap = task.m_best - task.m_init;
         assert_eq!(task.normalised(task.m_init), 0.0);
         assert_eq!(task.normalised(task.m_best), 1.0);
+        assert_eq!(
+            (task.report.normalised(task.report.m_init), task.report.normalised(task.report.m_best)),
+            (0.0, 1.0)
+        );
         assert_eq!(task.share(task.m_init, task.m_best), 1.0);
         assert_eq!(task.share(task.m_best, task.m_init), -1.0);
         let small = 0.9 * task.noise_floor * gap.signum();
@@ -77,14 +87,22 @@ const MALFORMED: &[(&str, &str, &[&str])] = &[
     ("held_out = false\n", "", &["key held_out", "missing", "held_out = false"]),
     ("metric = \"accuracy\"\n", "", &["key metric", "missing", "metric = \"accuracy\""]),
     ("\"accuracy\"", "\"f1\"", &["key metric", "unknown metric \"f1\"", "accuracy, auc, logloss", "map@5"]),
-    ("m_init = 0.215", "m_init = 0.0", &["key m_init", "undefined", "m_init = 0.215"]),
-    ("m_init = 0.215", "m_init = nan", &["key m_init", "not finite"]),
-    ("m_init = 0.215", "m_init = \"low\"", &["key m_init", "expected f64", "m_init = 0.215"]),
-    ("m_init = 0.215", "m_init = 0.991667", &["key m_best", "equals m_init"]),
-    ("m_init = 0.215", "m_init = 0.995", &["key m_best", "worse than m_init", "higher accuracy is better"]),
+    ("m_init = 0.22", "m_init = 0.0", &["key m_init", "undefined", "m_init = 0.22"]),
+    ("m_init = 0.22", "m_init = nan", &["key m_init", "not finite"]),
+    ("m_init = 0.22", "m_init = \"low\"", &["key m_init", "expected f64", "m_init = 0.22"]),
+    ("m_init = 0.22", "m_init = 0.99", &["key m_best", "equals m_init"]),
+    ("m_init = 0.22", "m_init = 0.995", &["key m_best", "worse than m_init", "higher accuracy is better"]),
     ("\"accuracy\"", "\"rmse\"", &["key m_best", "worse than m_init", "lower rmse is better"]),
-    ("noise_floor = 0.003", "noise_floor = -0.1", &["key noise_floor", "-0.1", "noise_floor = 0.003"]),
-    ("noise_floor = 0.003", "noise_floor = 0.8", &["key noise_floor", "0.8"]),
+    ("noise_floor = 0.00309", "noise_floor = -0.1", &["key noise_floor", "-0.1", "noise_floor = 0.00309"]),
+    ("noise_floor = 0.00309", "noise_floor = 0.8", &["key noise_floor", "0.8"]),
+    ("noise_floor = 0.00309", "noise_floor = nan", &["key noise_floor", "NaN"]),
+    ("[report]\nm_init = 0.21\nm_best = 0.966667", "", &["key report", "missing"]),
+    ("m_best = 0.966667", "", &["key m_best", "missing"]),
+    ("m_best = 0.966667", "m_best = 0.966667\nnoise_floor = 0.1", &["key noise_floor", "unknown field"]),
+    ("m_init = 0.21\n", "m_init = 0.0\n", &["key report.m_init", "undefined", "m_init = 0.21"]),
+    ("m_best = 0.966667", "m_best = inf", &["key report.m_best", "not finite", "m_best = 0.966667"]),
+    ("m_best = 0.966667", "m_best = 0.2", &["key report.m_best", "worse than m_init 0.21"]),
+    ("\"submission.csv\"", "\"submission.pkl\"", &["key submission", "no .csv or .npy", "submission.csv"]),
     ("name = \"digits\"", "name = \"other\"", &["key name", "folder", "name = \"digits\""]),
     ("\"image\"", "\"video\"", &["key modality", "tabular, image, text, series, graph"]),
     ("\"classify images, 10 classes\"", "\" \"", &["key description", "one line"]),
@@ -142,7 +160,7 @@ fn metrics_equal_scikit_learn_and_scipy() {
         predictions: Vec<Vec<f64>>,
         value: f64,
     }
-    let cases: Vec<Case> = serde_json::from_str(include_str!("reference/metrics.json")).unwrap();
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../reference/metrics.json")).unwrap();
     let table = |rows: &[Vec<f64>]| Table { rows: rows.len(), columns: rows[0].len(), values: rows.concat() };
     for (i, case) in cases.iter().enumerate() {
         let metric = case.metric.compute(&table(&case.labels), &table(&case.predictions)).unwrap();
@@ -186,109 +204,27 @@ fn metrics_say_what_is_wrong_with_a_submission() {
     assert!(Metric::Accuracy.compute(&two, &column(&[0.0, 1e300])).is_ok());
 }
 
-/// A place for one submission and what the grader says of it, against the labels 1, 2, 3 under MAE.
-struct Desk {
-    folder: tempfile::TempDir,
-    task: Task,
-    labels: Table,
-}
-
-impl Desk {
-    fn new() -> Self {
-        let labels = table(&[&[1.0], &[2.0], &[3.0]]);
-        Self { folder: tempfile::tempdir().unwrap(), task: bundled_task("sales"), labels }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join(&self.task.submission)
-    }
-
-    fn grade(&self) -> Result<f64, String> {
-        grade(&self.task, &self.path(), &self.labels)
-    }
-
-    fn grade_text(&self, text: impl AsRef<[u8]>) -> Result<f64, String> {
-        fs::write(self.path(), text).unwrap();
-        self.grade()
-    }
-}
-
-#[test]
-fn well_formed_submissions_are_graded() {
-    let desk = Desk::new();
-    assert_eq!(desk.grade_text("1.000000000000000000e+00\n2.0\n3\n"), Ok(0.0));
-    assert_eq!(desk.grade_text("2\r\n 3 \r\n4"), Ok(1.0));
-    assert_eq!(desk.grade_text("4\n5\n6\n\n"), Ok(3.0));
-}
-
-#[test]
-fn malformed_submissions_are_refused_with_a_reason() {
-    let desk = Desk::new();
-    assert_eq!(desk.grade(), Err("submission is missing".into()));
-    for (text, expected) in [
-        ("", "submission is empty"),
-        ("\n \n", "submission is empty"),
-        ("1\n2\n", "submission has 2 rows, expected 3"),
-        ("1\n2\n3\n4\n", "submission has 4 rows, expected 3"),
-        ("1,1\n2,2\n3,3\n", "submission has 2 columns, expected 1"),
-        ("1\n2,2\n3\n", "submission row 2 has 2 columns, row 1 has 1"),
-        ("1\nnan\n3\n", "submission row 2: NaN is not finite"),
-        ("1\n2\n-inf\n", "submission row 3: -inf is not finite"),
-        ("1\n2\n1e999\n", "submission row 3: inf is not finite"),
-        ("prediction\n1\n2\n3\n", "submission row 1: \"prediction\" is not a number"),
-        ("1\n2,\n3\n", "submission row 2: \"\" is not a number"),
-        ("import os; os.system(\"reboot\")", "submission row 1: \"import os; os.system\" is not a number"),
-        ("1\n2\n3\0\n", "submission row 3: \"3\\0\" is not a number"),
-    ] {
-        assert_eq!(desk.grade_text(text), Err(expected.into()), "{text:?}");
-    }
-    assert_eq!(desk.grade_text([0xff, 0xfe, b'1']), Err("submission is not text".into()));
-    let many = "1\n".repeat(100_000);
-    assert_eq!(desk.grade_text(many), Err("submission has 100000 rows, expected 3".into()));
-    let wide = format!("1{}\n", ",1".repeat(1_000_000));
-    assert_eq!(desk.grade_text(wide.repeat(3)), Err("submission has 1000001 columns, expected 1".into()));
-}
-
-#[test]
-fn a_submission_that_is_no_regular_file_is_never_opened_as_one() {
-    let refused = Err("submission is not a regular file that can be read".to_string());
-    let desk = Desk::new();
-    let labels = desk.folder.path().join("labels.csv");
-    fs::write(&labels, "1\n2\n3\n").unwrap();
-    std::os::unix::fs::symlink(&labels, desk.path()).unwrap();
-    assert_eq!(desk.grade(), refused);
-
-    let desk = Desk::new();
-    std::os::unix::fs::symlink("/dev/zero", desk.path()).unwrap();
-    assert_eq!(desk.grade(), refused);
-
-    let desk = Desk::new();
-    fs::create_dir(desk.path()).unwrap();
-    assert_eq!(desk.grade(), refused);
-
-    let desk = Desk::new();
-    assert!(Command::new("mkfifo").arg(desk.path()).status().unwrap().success());
-    assert_eq!(desk.grade(), refused);
-
-    let desk = Desk::new();
-    let _listener = std::os::unix::net::UnixListener::bind(desk.path()).unwrap();
-    assert_eq!(desk.grade(), refused);
-}
-
-#[test]
-fn a_huge_submission_is_refused_unread() {
-    let desk = Desk::new();
-    fs::File::create(desk.path()).unwrap().set_len(1 << 40).unwrap();
-    assert_eq!(desk.grade(), Err("submission is larger than 16777216 bytes".into()));
-    fs::File::create(desk.path()).unwrap().set_len(desk.task.limits.file_bytes).unwrap();
-    assert!(desk.grade().unwrap_err().contains("is not a number"));
-}
-
 /// The private environment, shared with the sandbox's tests.
 fn python() -> &'static Path {
     static PYTHON: OnceLock<Python> = OnceLock::new();
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("test-cache");
     &PYTHON.get_or_init(|| Python::ensure(None, &cache, &mut |line| eprintln!("{line}")).unwrap()).interpreter
+}
+
+/// measure.py states the scale of each split: its rows must be those that the grader takes.
+#[test]
+fn measure_divides_the_rows_as_the_grader_does() {
+    let mut names: Vec<(String, usize)> = bundled().into_iter().map(|task| (task.name, 88)).collect();
+    names.extend([("a name, longer: \u{e9}".to_string(), 601), ("one".to_string(), 1)]);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks");
+    let program = "import json, sys; sys.path.insert(0, sys.argv[1]); import measure\n\
+                   print(json.dumps([measure.split_rows(name, rows) for name, rows in json.loads(sys.argv[2])]))";
+    let asked = serde_json::to_string(&names).unwrap();
+    let output = Command::new(python()).args(["-B", "-c", program]).arg(folder).arg(asked).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let of_python: Vec<(Vec<usize>, Vec<usize>)> = serde_json::from_slice(&output.stdout).unwrap();
+    let ours: Vec<_> = names.iter().map(|(name, rows)| split_rows(name, *rows)).collect();
+    assert_eq!(of_python, ours);
 }
 
 fn names_in(folder: &Path) -> Vec<String> {
@@ -316,12 +252,44 @@ fn data_is_made_once_and_the_same_every_time() {
         assert_eq!(made[0].data.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["data.npz"]);
         assert_eq!(names_in(caches[0].path()).len(), 1, "{name}: something was left behind");
 
-        // A mark that would be gone if it were made again.
-        fs::write(made[0].data[0].1.with_file_name("mark"), "").unwrap();
+        // The same folder, not one made again.
+        let made_at = |prepared: &PreparedTask| fs::metadata(&prepared.data[0].1).unwrap().modified().unwrap();
         let again = PreparedTask::prepare(&task, python(), caches[0].path()).unwrap();
-        assert_eq!(again.data.len(), 2, "{name} was made again");
-        assert_ne!(again.data_id, made[0].data_id);
+        assert_eq!((again.data_id, made_at(&made[0])), (made[0].data_id.clone(), made_at(&made[0])), "{name}");
+        assert_ne!(made_at(&made[0]), made_at(&made[1]));
+        let other = Task { report: task.reward_scale(), ..task };
+        let other = PreparedTask::prepare(&other, python(), caches[0].path()).unwrap();
+        assert_ne!(other.data_id, made[0].data_id, "{name}: flags and splits are remembered with a grade");
     }
+}
+
+#[test]
+fn data_that_are_not_what_was_made_are_refused() {
+    let cache = tempfile::tempdir().unwrap();
+    let task = bundled_task("sales");
+    let prepare = || PreparedTask::prepare(&task, python(), cache.path());
+    let made = prepare().unwrap();
+    let (data, labels) = (&made.data[0].1, &made.labels);
+    let folder = labels.parent().unwrap().parent().unwrap();
+    for path in [data, labels] {
+        let bytes = fs::read(path).unwrap();
+        let mut other = bytes.clone();
+        *other.last_mut().unwrap() ^= 1;
+        fs::write(path, &other).unwrap();
+        let error = prepare().unwrap_err();
+        assert_eq!(error.kind(), Kind::Content, "{error}");
+        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        fs::write(path, &bytes).unwrap();
+    }
+    let more = data.with_file_name("more.csv");
+    fs::write(&more, "1\n").unwrap();
+    let error = prepare().unwrap_err().to_string();
+    assert!(error.contains(&more.display().to_string()), "{error}");
+    assert!(error.contains(&format!("delete {}, and it is made again", folder.display())), "{error}");
+    fs::remove_file(more).unwrap();
+    assert_eq!(prepare().unwrap().data_id, made.data_id);
+    fs::write(folder.join("manifest.json"), "{").unwrap();
+    assert!(prepare().unwrap_err().to_string().contains("manifest.json"));
 }
 
 #[test]
@@ -377,8 +345,11 @@ fn baselines_reach_the_stated_m_init() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for (prepared, folder) in prepared.iter().zip(&folders) {
         let task = &prepared.task;
-        let metric = grade(task, &folder.join(&task.submission), &prepared.load_labels().unwrap()).unwrap();
+        let grade = grade(task, &folder.join(&task.submission), &prepared.load_labels().unwrap()).unwrap();
         // Six digits are stated; the noise floor leaves room for another CPU's BLAS.
-        assert!((metric - task.m_init).abs() <= task.noise_floor, "{}: {metric} is not {}", task.name, task.m_init);
+        for (metric, m_init) in [(grade.reward, task.m_init), (grade.report, task.report.m_init)] {
+            assert!((metric - m_init).abs() <= task.noise_floor, "{}: {metric} is not {m_init}", task.name);
+        }
+        assert!(!grade.flags.contains(&Flag::TooGood), "{}: {grade:?}", task.name);
     }
 }

@@ -1,0 +1,94 @@
+//! The labels of a task, as the grader holds them: by row or by id, divided into the split that gives rewards and the split that is reported.
+
+use super::numbers::{CsvTable, parse_csv};
+use super::split::split_rows;
+use super::{Metric, Table, Task};
+use std::collections::HashMap;
+
+/// Labels, one row an example.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Labels {
+    /// The examples' ids, as many as rows; empty when a submission has no ids and its rows are in the order of the labels.
+    pub ids: Vec<String>,
+    /// All of them.
+    pub all: Table,
+    /// Those that give rewards.
+    pub reward: Half,
+    /// Those that are reported.
+    pub report: Half,
+}
+
+/// The labels of one split.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Half {
+    rows: Vec<usize>,
+    labels: Table,
+}
+
+impl Half {
+    /// The metric of the rows of this split; `predictions` are of all rows.
+    pub fn metric(&self, metric: Metric, predictions: &Table) -> Result<f64, String> {
+        metric.compute(&self.labels, &predictions.select(&self.rows))
+    }
+}
+
+impl Labels {
+    /// The labels of `task` from the text of its labels.csv: numbers only, or a header whose first column is `id`. The error continues a
+    /// sentence whose subject is the file: no numbers, a repeated id, or too few rows to be divided in two.
+    pub fn parse(task: &Task, text: &str) -> Result<Self, String> {
+        let has_ids =
+            text.trim_start().lines().next().is_some_and(|line| line.split(',').next().map(str::trim) == Some("id"));
+        let CsvTable { ids, table: all, .. } = parse_csv(text, usize::MAX, has_ids)?;
+        if has_ids && task.submission.ends_with(".npy") {
+            return Err(format!("has ids, but {} cannot have them; expected a .csv submission", task.submission));
+        }
+        let mut seen = HashMap::new();
+        if let Some(id) = ids.iter().find(|id| seen.insert(*id, ()).is_some()) {
+            return Err(format!("has id {id:?} twice"));
+        }
+        let (reward, report) = split_rows(&task.name, all.rows);
+        let half = |rows: Vec<usize>| Half { labels: all.select(&rows), rows };
+        let (reward, report) = (half(reward), half(report));
+        check_halves(task.metric, &reward.labels, &report.labels)?;
+        Ok(Self { ids, reward, report, all })
+    }
+
+    /// The rows of a submission in the order of the labels. The error continues a sentence whose subject is the file: it names the first id
+    /// that is unknown, repeated or missing.
+    pub fn in_order(&self, submitted: CsvTable) -> Result<Table, String> {
+        let place: HashMap<&str, usize> = self.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect();
+        let mut rows = vec![None; self.ids.len()];
+        for (i, id) in submitted.ids.iter().enumerate() {
+            let shown: String = id.chars().take(40).collect();
+            let Some(&row) = place.get(id.as_str()) else {
+                return Err(format!("row {}: unknown id {shown:?}", i + 1));
+            };
+            if rows[row].replace(i).is_some() {
+                return Err(format!("row {}: id {shown:?} is repeated", i + 1));
+            }
+        }
+        let found = |(row, i): (usize, Option<usize>)| i.ok_or_else(|| format!("lacks id {:?}", self.ids[row]));
+        let order = rows.into_iter().enumerate().map(found).collect::<Result<Vec<usize>, String>>()?;
+        Ok(submitted.table.select(&order))
+    }
+}
+
+/// Whether a metric means the same on both halves.
+fn check_halves(metric: Metric, reward: &Table, report: &Table) -> Result<(), String> {
+    let rows = reward.rows + report.rows;
+    if report.rows == 0 {
+        return Err(format!("has {rows} row; expected at least 2, for rewards and for the report"));
+    }
+    let most = |half: &Table| half.values.iter().copied().fold(0.0_f64, f64::max);
+    let holds = match metric {
+        // The number of classes is that of the labels.
+        Metric::LogLoss => most(reward) == most(report),
+        // Undefined on one class, or on labels that do not vary.
+        Metric::Auc | Metric::Pearson => [reward, report].iter().all(|half| metric.compute(half, half).is_ok()),
+        _ => true,
+    };
+    match holds {
+        true => Ok(()),
+        false => Err(format!("cannot be divided: a half of its {rows} rows lacks a class; expected more rows")),
+    }
+}
