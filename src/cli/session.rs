@@ -150,7 +150,7 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
     let prepared = tasks.iter().map(prepare).collect::<Result<Vec<_>>>()?;
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
     let (best, unsafe_without) = (config.run.sandbox_tier, config.run.unsafe_no_sandbox);
-    let wanted = Wanted { best, unsafe_without, preload: None };
+    let wanted = Wanted { best, unsafe_without, preload: preload(&tasks) };
     let pool = Pool::start(&program, count(config.run.workers), &python, &wanted)?;
     let protection = pool.protection().notes.clone();
     let scratch = tempfile::Builder::new().prefix("onestep-").tempdir();
@@ -180,6 +180,19 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
         }
     }
     Ok(World { environment, interrupted, protection, _scratch: scratch })
+}
+
+/// What the fork-servers of these tasks load: numpy, which is seeded before each script, and what the tasks list; all that the sandbox
+/// knows when one of them lists nothing.
+fn preload(tasks: &[Task]) -> Option<Vec<String>> {
+    let lists: Vec<&Vec<String>> = tasks.iter().map(|task| task.preload.as_ref()).collect::<Option<_>>()?;
+    let mut modules = vec!["numpy".to_string()];
+    for module in lists.into_iter().flatten() {
+        if !modules.contains(module) {
+            modules.push(module.clone());
+        }
+    }
+    Some(modules)
 }
 
 impl World {
@@ -280,5 +293,23 @@ pub fn bytes(option: &str, text: &str) -> Result<usize> {
     match (number.parse::<f64>(), factor) {
         (Ok(n), Some(factor)) if n > 0.0 && n.is_finite() => Ok((n * factor) as usize),
         _ => Err(Error::usage(format!("{option} {text}: expected a number with a unit, for example 141GB or 80GiB"))),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fork_servers_load_what_all_tasks_list_and_everything_when_one_lists_nothing() {
+        let tasks = Task::load_all(Path::new("data/tasks")).unwrap();
+        assert_eq!(preload(&tasks), None);
+        let listing = |modules: &[&str]| Task {
+            preload: Some(modules.iter().map(|m| m.to_string()).collect()),
+            ..tasks[0].clone()
+        };
+        let both = [listing(&["sklearn.svm", "numpy"]), listing(&["scipy.stats", "sklearn.svm"])];
+        assert_eq!(preload(&both).unwrap(), ["numpy", "sklearn.svm", "scipy.stats"]);
     }
 }

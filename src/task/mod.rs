@@ -46,6 +46,8 @@ pub struct Task {
     pub submission: String,
     /// What a run may use.
     pub limits: Limits,
+    /// Python modules that its scripts need loaded, if it says so: see `Wanted::preload` in the sandbox.
+    pub preload: Option<Vec<String>>,
     /// Files the agent starts with and may edit: name to text. It is the entry script.
     pub starter: BTreeMap<String, String>,
     /// The folder task.toml lies in.
@@ -126,6 +128,7 @@ struct Manifest {
     submission: String,
     limits: Limits,
     report: Scale,
+    preload: Option<Vec<String>>,
 }
 
 impl Task {
@@ -138,7 +141,7 @@ impl Task {
         let text = fs::read_to_string(&path).map_err(|e| Error::io("reading", &path, &e))?;
         let manifest: Manifest = toml::from_str(&text).map_err(|e| manifest_error(&path, &text, &e))?;
         let Manifest { name, description, modality, metric, m_init, m_best, noise_floor, held_out, .. } = manifest;
-        let Manifest { entry, submission, limits, report, .. } = manifest;
+        let Manifest { entry, submission, limits, report, preload, .. } = manifest;
         let folder = folder.to_path_buf();
         let starter = BTreeMap::new();
         let mut task = Task {
@@ -154,6 +157,7 @@ impl Task {
             entry,
             submission,
             limits,
+            preload,
             starter,
             folder,
         };

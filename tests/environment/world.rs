@@ -137,6 +137,7 @@ pub fn prepared(folder: &Path, script: &str) -> PreparedTask {
         held_out: false,
         entry: "train.py".into(),
         submission: "submission.csv".into(),
+        preload: None,
         limits: Limits {
             cpu_seconds: 2.0,
             wall_seconds: 20.0,
