@@ -136,7 +136,7 @@ class Isolation:
             seccomp(filters)
 
 
-def script_process(isolation, job, fds, keeper):
+def script_process(isolation, job, fds, namespaces):
     """Joins the keeper's namespaces, seals itself and becomes the script."""
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -147,8 +147,8 @@ def script_process(isolation, job, fds, keeper):
         folder = job["folder"]
         if isolation.tier >= 3:
             write(f"{OLD}/proc/self/oom_score_adj", "1000")  # the kernel kills it before the loader, which is in its group
-        if keeper is not None:
-            enter_namespaces(keeper)
+        if namespaces:
+            enter_namespaces(namespaces)
             folder = WORK
         os.closerange(3, 4096)
         os.chdir(folder)
@@ -171,15 +171,15 @@ def script_process(isolation, job, fds, keeper):
         os._exit(code)
 
 
-def run_script_process(isolation, job, fds, keeper=None, started=lambda pid: None):
+def run_script_process(isolation, job, fds, namespaces=(), started=lambda pid: None):
     """Forks the script into the keeper's namespaces and waits for its end: how it ended, as the worker reads it."""
     FAILURE[:] = bytes(len(FAILURE))
     MEMORY_ERROR[0] = 0
-    if keeper is not None:
-        join_pid_namespace(keeper)
+    if namespaces:
+        join_pid_namespace(namespaces)
     pid = os.fork()
     if pid == 0:
-        script_process(isolation, job, fds, keeper)
+        script_process(isolation, job, fds, namespaces)
     started(pid)
     _, status, usage = os.wait4(pid, 0)
     return {
@@ -197,16 +197,17 @@ def keep(isolation, job, ready, stop):
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
     host, laid = enter(job["folder"], job["data"], job["limits"], isolation.uid)
+    namespaces = open_namespaces()
     prctl(PR_SET_DUMPABLE, 0)
     # Python makes it an exception, and the script may send it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     drop_capabilities((CAP_DAC_READ_SEARCH, CAP_KILL) if isolation.uid != UID else ())
-    close_all_but(host, ready, stop)
+    socket.send_fds(ready, [b"1"], namespaces)
+    close_all_but(host, stop)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    os.write(ready, b"1")
     while stop not in select.select([stop, woken], [], [])[0]:
         os.read(woken, 4096)
         reap(block=False)
@@ -244,7 +245,7 @@ def run_job(isolation, job, fds, fork_script, started=lambda pid: None):
             give(job["folder"], isolation.uid)
         return fork_script(isolation, job, fds, started=started)
     FAILURE[:] = bytes(len(FAILURE))
-    is_ready, ready = os.pipe()
+    is_ready, ready = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stop, stopping = os.pipe()
     pid = clone(isolation.namespaces)
     if pid == 0:
@@ -256,14 +257,15 @@ def run_job(isolation, job, fds, fork_script, started=lambda pid: None):
             failed(error)
         finally:
             os._exit(1)
-    os.close(ready)
+    ready.close()
     os.close(stop)
     started(pid)
     ended = None
-    keeper = os.pidfd_open(pid)
-    if os.read(is_ready, 1):
-        ended = fork_script(isolation, job, fds, keeper)
-    for fd in (is_ready, stopping, keeper):
+    message, namespaces, _, _ = socket.recv_fds(is_ready, 16, 5)
+    is_ready.close()
+    if message:
+        ended = fork_script(isolation, job, fds, namespaces)
+    for fd in [stopping, *namespaces]:
         os.close(fd)
     _, status, usage = os.wait4(pid, 0)
     failure = FAILURE[:1024].rstrip(b"\0").decode(errors="replace")
@@ -360,18 +362,18 @@ def load(isolation, orders):
         orders.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         return
     while True:
-        message, fds, _, _ = socket.recv_fds(orders, 1 << 16, 3)
+        message, fds, _, _ = socket.recv_fds(orders, 1 << 16, 2 + 5)
         if not message:
             return
         job = json.loads(message)
-        keeper = fds.pop() if isolation.tier >= 2 else None
+        outputs, namespaces = fds[:2], fds[2:]
         # Where there is a keeper, it is what is killed.
-        started = (lambda pid: None) if keeper is not None else (lambda pid: orders.send(json.dumps({"pid": pid}).encode()))
+        started = (lambda pid: None) if namespaces else (lambda pid: orders.send(json.dumps({"pid": pid}).encode()))
         try:
-            ended = run_script_process(isolation, job, fds, keeper, started)
+            ended = run_script_process(isolation, job, outputs, namespaces, started)
         except OSError as error:
             ended = {**KILLED, "failure": str(error)}
-        for fd in fds + [keeper] * (keeper is not None):
+        for fd in fds:
             os.close(fd)
         orders.send(json.dumps(ended).encode())
 
@@ -403,8 +405,8 @@ def main():
         return
     answer({"ready": {"tier": isolation.tier, "loader": loader, "notes": notes}})
 
-    def ask_loader(isolation, job, fds, keeper=None, started=None):
-        socket.send_fds(ours, [json.dumps(job).encode()], fds + [keeper] * (keeper is not None))
+    def ask_loader(isolation, job, fds, namespaces=(), started=None):
+        socket.send_fds(ours, [json.dumps(job).encode()], [*fds, *namespaces])
         while True:
             ended = json.loads(ours.recv(1 << 16) or b"{}")
             if not ended:

@@ -82,7 +82,7 @@ pub struct Verdict {
 }
 
 /// How often a worker with a job says that it lives.
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// A worker's answers to the trainer: one `Ready` or `Failed` when it has started, then for each job some `Alive` and one of the others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -89,14 +89,20 @@ def write(path, text):
         file.write(text)
 
 
-def join_pid_namespace(keeper):
-    """What this process forks next lives in the keeper's pid namespace."""
-    check(LIBC.setns(keeper, NEWPID), "setns")
+def open_namespaces():
+    """Descriptors of this process's namespaces, as `join_pid_namespace` and `enter_namespaces` take them: its pid namespace first, and the
+    one with its root last."""
+    return [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in ("pid", "net", "ipc", "uts", "mnt")]
 
 
-def enter_namespaces(keeper):
-    """The keeper's other namespaces, its root among them."""
-    check(LIBC.setns(keeper, JOB_NAMESPACES & ~NEWPID), "setns")
+def join_pid_namespace(namespaces):
+    """What this process forks next lives in that pid namespace."""
+    check(LIBC.setns(namespaces[0], NEWPID), "setns")
+
+
+def enter_namespaces(namespaces):
+    for namespace in namespaces[1:]:
+        check(LIBC.setns(namespace, 0), "setns")
 
 
 def new_root(folders, hidden):

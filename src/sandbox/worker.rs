@@ -28,6 +28,8 @@ const FIRST_UID: u32 = 2_000_000_000;
 const OWN_PROCESSES: u64 = 1;
 /// By how many bytes a fork-server may grow before another takes its place.
 const MOST_GROWTH: u64 = 64 << 20;
+/// For so long after a worker was asked for the helper looks for processes that a lost one has left.
+const AFTERMATH: Duration = Duration::from_secs(10);
 /// How often a running group's CPU time and memory are added up.
 const SCAN: Duration = Duration::from_millis(100);
 /// How long a killed group may take to be gone before its worker is given up.
@@ -75,9 +77,18 @@ pub fn helper_main() -> i32 {
     system::reap_at_once(true);
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let mut workers: Vec<i32> = Vec::new();
+    let mut disturbed = Instant::now();
     loop {
+        // A worker was lost, perhaps: what was below it becomes ours one after the other.
+        while disturbed.elapsed() < AFTERMATH {
+            match system::wait_readable([Some(control.as_fd())], SCAN) {
+                Ok([false]) => drop(kill_strays(&workers)),
+                _ => break,
+            }
+        }
         let mut text = [0; 16];
         let message = system::receive(control.as_fd(), &mut text);
+        disturbed = Instant::now();
         system::reap();
         kill_strays(&workers);
         bury(&mut workers);

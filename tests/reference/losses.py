@@ -293,8 +293,8 @@ def run_adamw(case, dtype):
         grads = [torch.tensor(g, dtype=F64) for g in grads]
         norm = float(torch.sqrt(sum((g * g).sum() for g in grads)))
         norms.append(norm)
-        # The factor is an f32 number; torch's clip_grad_norm_ divides by norm + 1e-6 instead.
-        factor = float(f32(case["max_norm"] / norm)) if norm > case["max_norm"] else 1.0
+        # As torch.nn.utils.clip_grad_norm_, but for the factor, which is an f32 number.
+        factor = float(f32(min(1.0, case["max_norm"] / (norm + 1e-6))))
         for p, g in zip(params, grads):
             p.grad = (g.to(dtype) * factor).view_as(p)
         optimizer.step()
