@@ -16,8 +16,8 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use world::{World, processes_below};
@@ -30,8 +30,12 @@ const AS_USER: &str = "HOSTILE_AS_USER";
 const NEIGHBOUR: &str = "import numpy as np\nx = np.arange(200.0).reshape(20, 10)\nopen('submission.csv', 'w').write('1')\nprint(int((x @ x.T).sum()))";
 const NEIGHBOUR_SAYS: &str = "39634000\n";
 
+/// One corpus at a time: three at once starve each other's workers, which then count as hanging.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Runs the whole corpus in the best tier up to `best`, or says why that tier is not possible here.
 fn corpus(best: u8) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let only = std::env::var("HOSTILE_ONLY").ok();
     let world = World::new();
     let pool =
@@ -161,6 +165,7 @@ fn as_an_ordinary_user() {
         println!("not possible here: there is no Python interpreter that another user may execute");
         return;
     };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     for test in ["tier_2", "tier_1"] {
         let home = tempfile::tempdir().unwrap();
         std::os::unix::fs::chown(home.path(), Some(NOBODY), None).unwrap();

@@ -28,8 +28,9 @@ const FIRST_UID: u32 = 2_000_000_000;
 const OWN_PROCESSES: u64 = 1;
 /// By how many bytes a fork-server may grow before another takes its place.
 const MOST_GROWTH: u64 = 64 << 20;
-/// For so long after a worker was asked for the helper looks for processes that a lost one has left.
+/// For so long after a worker was asked for the helper looks often for processes that a lost one has left; later, how often it looks.
 const AFTERMATH: Duration = Duration::from_secs(10);
+const PATROL: Duration = Duration::from_secs(1);
 /// How often a running group's CPU time and memory are added up.
 const SCAN: Duration = Duration::from_millis(100);
 /// How long a killed group may take to be gone before its worker is given up.
@@ -79,9 +80,10 @@ pub fn helper_main() -> i32 {
     let mut workers: Vec<i32> = Vec::new();
     let mut disturbed = Instant::now();
     loop {
-        // A worker was lost, perhaps: what was below it becomes ours one after the other.
-        while disturbed.elapsed() < AFTERMATH {
-            match system::wait_readable([Some(control.as_fd())], SCAN) {
+        // What was below a lost worker becomes ours one after the other, late on a busy machine.
+        loop {
+            let pause = if disturbed.elapsed() < AFTERMATH { SCAN } else { PATROL };
+            match system::wait_readable([Some(control.as_fd())], pause) {
                 Ok([false]) => drop(kill_strays(&workers)),
                 _ => break,
             }
