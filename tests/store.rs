@@ -115,55 +115,55 @@ fn says_what_to_do(error: &Error, path: &Path, part: &str) {
     }
 }
 
-/// This test program again, in the role `role` of `child`.
-fn start(role: &str, path: &Path, number: usize) -> Child {
+/// The test `test` once more, in a process of its own, which finds `path` and `number` by `as_child`.
+fn start(test: &str, path: &Path, number: usize) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child", "--ignored", "--nocapture"]);
-    command.env("STORE_ROLE", role).env("STORE_PATH", path).env("STORE_NUMBER", number.to_string());
+    command.args(["--exact", test, "--nocapture"]);
+    command.env("STORE_PATH", path).env("STORE_NUMBER", number.to_string());
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// What other tests run in a process of its own.
-#[test]
-#[ignore = "started by other tests"]
-fn child() {
-    let variable = |name: &str| std::env::var(name).unwrap();
-    let (path, number) = (PathBuf::from(variable("STORE_PATH")), variable("STORE_NUMBER").parse::<usize>().unwrap());
-    match variable("STORE_ROLE").as_str() {
-        // Inserts a batch, says what is there, until it is killed.
-        "until killed" => {
-            let store = Store::open(&path, LARGE).unwrap();
-            for i in (number..).step_by(BATCH) {
-                insert(&store, i..i + BATCH);
-                eprintln!("{}", i + BATCH);
-            }
-        }
-        // Inserts what others insert too, and reads what they did; opens it anew (and tidies) in between.
-        role => {
-            assert_eq!(role, "together");
-            let mut seen = 0;
-            for round in 0..5 {
-                let store = Store::open(&path, 0).unwrap();
-                for i in (0..10).map(|i| (7 * i + 10 * (number + round)) % 50) {
-                    insert(&store, i..i + 1);
-                    assert!(has_snapshot(&store, i) && has_run(&store, i), "{i} was inserted");
-                    let other = (i + 25) % 50;
-                    seen += usize::from(has_snapshot(&store, other)) + usize::from(has_run(&store, other));
-                }
-            }
-            assert!(seen > 0, "nothing of what others did was seen");
+/// What `start` was given, in the process that it started.
+fn as_child() -> Option<(PathBuf, usize)> {
+    let path = PathBuf::from(std::env::var_os("STORE_PATH")?);
+    Some((path, std::env::var("STORE_NUMBER").unwrap().parse().unwrap()))
+}
+
+/// Inserts a batch, says what is there, until it is killed.
+fn insert_until_killed(path: &Path, number: usize) {
+    let store = Store::open(path, LARGE).unwrap();
+    for i in (number..).step_by(BATCH) {
+        insert(&store, i..i + BATCH);
+        eprintln!("{}", i + BATCH);
+    }
+}
+
+/// Inserts what others insert too, and reads what they did; opens it anew (and tidies) in between.
+fn insert_together(path: &Path, number: usize) {
+    let mut seen = 0;
+    for round in 0..5 {
+        let store = Store::open(path, 0).unwrap();
+        for i in (0..10).map(|i| (7 * i + 10 * (number + round)) % 50) {
+            insert(&store, i..i + 1);
+            assert!(has_snapshot(&store, i) && has_run(&store, i), "{i} was inserted");
+            let other = (i + 25) % 50;
+            seen += usize::from(has_snapshot(&store, other)) + usize::from(has_run(&store, other));
         }
     }
+    assert!(seen > 0, "nothing of what others did was seen");
 }
 
 #[test]
 fn what_was_committed_survives_kill_9() {
+    if let Some((path, number)) = as_child() {
+        return insert_until_killed(&path, number);
+    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.sqlite");
     let mut committed = vec![];
     for attempt in 0..20 {
         let first = 100_000 * attempt;
-        let mut child = start("until killed", &path, first);
+        let mut child = start("what_was_committed_survives_kill_9", &path, first);
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
         let mut said = first;
         let mut wait = |count: usize| {
@@ -228,9 +228,13 @@ fn several_make_the_same_one_at_once() {
 
 #[test]
 fn several_processes_insert_and_read_at_once() {
+    if let Some((path, number)) = as_child() {
+        return insert_together(&path, number);
+    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new folder").join("store.sqlite");
-    let children: Vec<Child> = (0..5).map(|number| start("together", &path, number)).collect();
+    let children: Vec<Child> =
+        (0..5).map(|number| start("several_processes_insert_and_read_at_once", &path, number)).collect();
     for child in children {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
