@@ -152,7 +152,7 @@ def new_root(folders, hidden):
 
 
 def enter(folder, data, limits, uid):
-    """In the first process of a job and its namespaces: mounts, and the files of `folder` and `data` laid out. Returns what `carry_out`
+    """In the keeper, the first process of a job's namespaces: mounts, and the files of `folder` and `data` laid out. Returns what `carry_out`
     needs."""
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
     disk = limits["disk_bytes"]
