@@ -1,15 +1,13 @@
 //! What a script leaves in its folder where it wrote on the host's own tree (tier 1): afterwards the folder holds regular files and
 //! folders, not too many and not too deep, that their owner can read. Runs when the script and all it started are dead.
 
+use super::keeper::{MOST_DEPTH, MOST_ENTRIES};
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Entries, and folders inside each other, that stay; as in seal.py.
-const MOST_ENTRIES: usize = 2000;
-const MOST_DEPTH: usize = 16;
 /// Bytes of a path below which each entry's own path is short enough for the kernel.
 const LONGEST: usize = 2048;
 

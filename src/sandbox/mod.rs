@@ -1,16 +1,21 @@
 //! A folder and a script in, a verdict out. Never sees tokens, tasks or metrics.
 //!
-//! The trainer ([`Pool`]) starts one small helper process (our own binary), which forks workers ([`worker`]); each worker
-//! owns one Python fork-server (fork_server.py), which forks a sealed child for each job. Isolation is
-//! seal.py with the filters of `seccomp`; limits on time and output are enforced by the worker, from outside.
+//! The trainer ([`Pool`]) starts one small helper process (our own binary), which forks workers ([`worker`]). A worker enforces from
+//! outside the limits on time, output and memory; it forks the fork-server of its slot (`server`), which enters the slot's isolation
+//! (`root`), keeps there a Python that has the libraries loaded (loader.py) and takes each job through its steps: `keeper` makes
+//! namespaces and lays out files, the loader forks the script into them under the rules of `landlock` and the filters of `seccomp`.
 
 mod cgroup;
+mod keeper;
+mod landlock;
 mod leftovers;
 pub mod limits;
 pub mod pool;
 pub mod protocol;
 pub mod python;
+mod root;
 mod seccomp;
+mod server;
 mod system;
 pub mod worker;
 

@@ -405,7 +405,7 @@ fn round_robin(jobs: &[Job]) -> Vec<usize> {
 }
 
 fn start_error(error: io::Error) -> Error {
-    Error::system(format!("starting the Python fork-server of a sandbox worker: {error}"))
+    Error::system(format!("starting the fork-server of a sandbox worker: {error}"))
 }
 
 /// The job with its folder resolved, when it can be run.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What a script sees as its folder, where it has a root of its own (WORK in seal.py).
+/// What a script sees as its folder, where it has a root of its own.
 pub const WORKSPACE: &str = "/onestep";
 
 /// One script to run in a folder of its own.

@@ -1,4 +1,4 @@
-//! The system calls that a script has no use for, as filters that seal.py installs. Deny lists: Python and its libraries call much, and
+//! The system calls that a script has no use for, as filters that loader.py installs. Deny lists: Python and its libraries call much, and
 //! namespaces, Landlock and lost capabilities stand behind. Unknown and 32-bit-pointer calls do not exist.
 
 use crate::error::{Error, Result};
@@ -22,7 +22,6 @@ const REFUSED: &[i64] = &[
     libc::SYS_fspick,
     libc::SYS_mount_setattr,
     libc::SYS_unshare,
-    libc::SYS_setns,
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -81,6 +80,9 @@ const REFUSED: &[i64] = &[
     libc::SYS_modify_ldt,
 ];
 
+/// What joins a job's namespaces, for which a script's process needs it first.
+const REFUSED_LAST: &[i64] = &[libc::SYS_setns];
+
 /// What Landlock leaves open on the host's own tree: modes, owners and times of files, priorities of other processes.
 const REFUSED_ON_THE_HOST: &[i64] = &[
     libc::SYS_fchmod,
@@ -137,6 +139,8 @@ pub(super) struct Filters {
     pub host: Vec<String>,
     /// Also there, where Landlock does not confine signals.
     pub signals: Vec<String>,
+    /// For every script too, when all else is done.
+    pub last: Vec<String>,
 }
 
 /// The filters for this processor. Error: it is none that they are known for.
@@ -163,7 +167,8 @@ pub(super) fn filters() -> Result<Filters> {
             hex(&compile(refused, eperm.clone())?),
         ],
         host: vec![hex(&compile(list(REFUSED_ON_THE_HOST), eperm.clone())?)],
-        signals: vec![hex(&compile(signals, eperm)?)],
+        signals: vec![hex(&compile(signals, eperm.clone())?)],
+        last: vec![hex(&compile(list(REFUSED_LAST), eperm)?)],
     })
 }
 

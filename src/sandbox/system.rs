@@ -7,7 +7,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// Most descriptors one message carries.
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = 8;
+/// Most bytes one message between the processes of a worker has.
+pub(super) const MAX_MESSAGE: usize = 1 << 16;
 /// Bytes of ancillary data that `MAX_FDS` descriptors need, rounded up generously.
 const CONTROL_BYTES: usize = 64;
 
@@ -43,7 +45,7 @@ pub(super) fn send(socket: BorrowedFd, message: &[u8], fds: &[BorrowedFd]) -> io
         let bytes = (fds.len() * size_of::<libc::c_int>()) as libc::c_uint;
         header.msg_control = control.0.as_mut_ptr().cast();
         // SAFETY: CMSG_SPACE and CMSG_LEN only compute. The first header lies in `control`, which is aligned and holds
-        // CMSG_SPACE(MAX_FDS * 4) = 32 bytes or more, so the header and `fds.len()` integers fit.
+        // CMSG_SPACE(MAX_FDS * 4) = 48 bytes or more, so the header and `fds.len()` integers fit.
         unsafe {
             header.msg_controllen = libc::CMSG_SPACE(bytes) as _;
             let first = libc::CMSG_FIRSTHDR(&header);
@@ -66,8 +68,8 @@ pub(super) fn send(socket: BorrowedFd, message: &[u8], fds: &[BorrowedFd]) -> io
     }
 }
 
-/// Receives one message: its length (0 when the peer is gone) and the descriptor it carried, if any.
-pub(super) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+/// Receives one message: its length (0 when the peer is gone) and the descriptors it carried, at most `MAX_FDS`.
+pub(super) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut control = ControlBuffer([0; CONTROL_BYTES]);
     let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all-zero bytes are a valid msghdr.
@@ -87,14 +89,17 @@ pub(super) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> io::Result<(usiz
             return Err(error);
         }
     };
-    // SAFETY: the kernel filled `control` up to msg_controllen; a SCM_RIGHTS header is followed by at least one
-    // descriptor, which is new and ours. Our peers send at most one to this function.
-    let fd = unsafe {
+    // SAFETY: the kernel filled `control` up to msg_controllen; a SCM_RIGHTS header is followed by as many descriptors as its length
+    // says, which are new and ours.
+    let fds = unsafe {
         let first = libc::CMSG_FIRSTHDR(&header);
         let carries = !first.is_null() && (*first).cmsg_type == libc::SCM_RIGHTS;
-        carries.then(|| OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<libc::c_int>().read_unaligned()))
+        let bytes = if carries { (*first).cmsg_len as usize - libc::CMSG_LEN(0) as usize } else { 0 };
+        (0..bytes / size_of::<libc::c_int>())
+            .map(|i| OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<libc::c_int>().add(i).read_unaligned()))
+            .collect()
     };
-    Ok((length, fd))
+    Ok((length, fds))
 }
 
 /// Waits until one of `fds` can be read or its peer is gone, or the time is over. A flag for each.
@@ -193,6 +198,107 @@ pub(super) unsafe fn fork() -> io::Result<Option<i32>> {
     Ok((pid != 0).then_some(pid))
 }
 
+/// The same, with the child in new namespaces: their clone flags.
+///
+/// # Safety
+/// As for `fork`.
+pub(super) unsafe fn fork_into(namespaces: libc::c_int) -> io::Result<Option<i32>> {
+    let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
+    // SAFETY: the caller's promise; without a stack of its own the child goes on with a copy of this one, as after fork.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) };
+    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok((pid != 0).then_some(pid as i32)) }
+}
+
+/// Ends this process at once: nothing is dropped or flushed.
+pub(super) fn exit_now(code: i32) -> ! {
+    // SAFETY: a plain call.
+    unsafe { libc::_exit(code) }
+}
+
+/// Closes every descriptor above 2 but `kept`, where the kernel can.
+///
+/// # Safety
+/// Whoever owns one of the others never uses or drops it again.
+pub(super) unsafe fn close_all_but<const N: usize>(kept: [BorrowedFd; N]) {
+    let mut kept = kept.map(|fd| fd.as_raw_fd() as u32);
+    kept.sort_unstable();
+    let mut first = 3;
+    for next in kept.into_iter().chain([u32::MAX]) {
+        if first < next {
+            // SAFETY: the caller's promise.
+            unsafe { libc::syscall(libc::SYS_close_range, first, next - 1, 0) };
+        }
+        first = next.saturating_add(1);
+    }
+}
+
+/// A descriptor that can be read whenever children of this process have ended; the signal itself does nothing from now on.
+pub(super) fn child_ends() -> io::Result<std::fs::File> {
+    // SAFETY: all-zero bytes are room for a set, which the first call makes; the descriptor is new and ours.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        checked(libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
+        let fd = checked(libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC))?;
+        Ok(std::fs::File::from_raw_fd(fd))
+    }
+}
+
+/// Waits for a child's end: seconds of CPU time, its own and those of children it has waited for.
+pub(super) fn wait(pid: i32) -> io::Result<f64> {
+    loop {
+        // SAFETY: all-zero bytes are a valid rusage; a null status is allowed.
+        let mut usage: libc::rusage = unsafe { zeroed() };
+        match checked(unsafe { libc::wait4(pid, std::ptr::null_mut(), 0, &mut usage) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(_) => {
+                let seconds = |time: libc::timeval| time.tv_sec as f64 + 1e-6 * time.tv_usec as f64;
+                return Ok(seconds(usage.ru_utime) + seconds(usage.ru_stime));
+            }
+        }
+    }
+}
+
+/// In the first process of a pid namespace: kills all others in it, and waits for those that are its children until none is left.
+pub(super) fn end_namespace() {
+    assert_eq!(std::process::id(), 1, "only the first process of a pid namespace may end it");
+    // SAFETY: -1 means every process but this one that it can see, which are those of its namespace.
+    unsafe {
+        libc::kill(-1, libc::SIGKILL);
+        while libc::waitpid(-1, std::ptr::null_mut(), 0) > 0
+            || io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+        {}
+    }
+}
+
+/// What is mounted at `path`, and with `below` everything there: from now on only to be read, without devices and set-user-ID bits.
+pub(super) fn read_only(path: &std::path::Path, below: bool) -> io::Result<()> {
+    const RDONLY_NOSUID_NODEV: u64 = 1 | 2 | 4;
+    let attributes: [u64; 4] = [RDONLY_NOSUID_NODEV, 0, 0, 0]; // struct mount_attr
+    let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))?;
+    let flags = if below { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: `path` and `attributes` live over the call, which is told the size of the second.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            flags,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Of Landlock in this kernel; 0 is none.
+pub(super) fn landlock_version() -> i64 {
+    // SAFETY: without attributes and with this flag the call only answers.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, 1u32) }.max(0)
+}
+
 /// Puts /dev/null in the place of stdin.
 pub(super) fn null_stdin() -> io::Result<()> {
     let null = std::fs::File::open("/dev/null")?;
@@ -252,6 +358,17 @@ pub(super) struct Process {
     pub cpu_seconds: f64,
     /// Resident bytes, shared pages included.
     pub resident_bytes: u64,
+}
+
+/// Processes and threads of this user on the whole machine, as the kernel counts them for RLIMIT_NPROC, which knows no limit for root.
+pub(super) fn tasks_of_user() -> u64 {
+    let user = rustix::process::getuid();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
+    let is_own = |info: std::fs::Metadata| std::os::unix::fs::MetadataExt::uid(&info) == user.as_raw();
+    let tasks =
+        |entry: std::fs::DirEntry| std::fs::read_dir(entry.path().join("task")).map_or(0, Iterator::count) as u64;
+    let own = entries.flatten().filter(|entry| !user.is_root() && entry.metadata().is_ok_and(is_own));
+    own.map(tasks).sum()
 }
 
 /// All processes below `root`, at any depth. Those that end meanwhile may be missing.
@@ -320,10 +437,10 @@ mod tests {
         send(left.as_fd(), b"hello", &[writer.as_fd()]).unwrap();
         drop(writer);
         let mut buffer = [0; 16];
-        let (length, fd) = receive(right.as_fd(), &mut buffer).unwrap();
+        let (length, mut fds) = receive(right.as_fd(), &mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"hello");
         use std::io::Write;
-        std::fs::File::from(fd.unwrap()).write_all(b"through").unwrap();
+        std::fs::File::from(fds.remove(0)).write_all(b"through").unwrap();
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");

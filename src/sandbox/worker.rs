@@ -1,4 +1,4 @@
-//! The hidden helper process and the workers it forks: a worker owns one Python fork-server, runs one job at a time, and
+//! The hidden helper process and the workers it forks: a worker owns one fork-server, runs one job at a time, and
 //! enforces from outside what the kernel does not: wall clock, output, CPU time and memory of the whole group.
 
 use super::cgroup::Cgroup;
@@ -7,21 +7,19 @@ use super::limits::Limits;
 use super::protocol::{HEARTBEAT, Isolation, Job, Outcome, Reply, Verdict, Wanted};
 use super::python::Folders;
 use super::seccomp::Filters;
+use super::server::{self, Answer, Ended, Tried, receive_answer};
 use super::system;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The first argument that turns our binary into the helper.
 pub const HELPER_ARGUMENT: &str = "__sandbox-helper";
 
-const FORK_SERVER: &str = concat!(include_str!("seal.py"), "\n\n", include_str!("fork_server.py"));
 /// The users of slots, when we are root: this and the worker's process id. No system gives these numbers away.
 const FIRST_UID: u32 = 2_000_000_000;
 /// Of a job's processes: the keeper of its namespaces.
@@ -37,18 +35,12 @@ const SCAN: Duration = Duration::from_millis(100);
 const KILL_GRACE: Duration = Duration::from_secs(60);
 /// How long workers may take to clean up after the trainer has gone before they are killed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
-/// What the fork-server's environment is cleared to. One thread a script, and nothing that differs between two runs.
-const ENVIRONMENT: [(&str, &str); 10] = [
-    ("PATH", "/usr/local/bin:/usr/bin:/bin"),
-    ("LANG", "C.UTF-8"),
-    ("PYTHONUTF8", "1"),
-    ("PYTHONHASHSEED", "0"),
-    ("PYTHONDONTWRITEBYTECODE", "1"),
-    ("OMP_NUM_THREADS", "1"),
-    ("OPENBLAS_NUM_THREADS", "1"),
-    ("MKL_NUM_THREADS", "1"),
-    ("LOKY_MAX_CPU_COUNT", "1"),
-    ("JOBLIB_MULTIPROCESSING", "0"),
+/// What is in force in each tier.
+const TIERS: [&str; 4] = [
+    "tier 0: nothing, as asked for",
+    "tier 1: Landlock and seccomp on the host's own tree",
+    "tier 2: namespaces, Landlock, seccomp",
+    "tier 3: namespaces, Landlock, seccomp, memory and pids cgroups",
 ];
 
 /// What the helper is started with.
@@ -94,8 +86,8 @@ pub fn helper_main() -> i32 {
         system::reap();
         kill_strays(&workers);
         bury(&mut workers);
-        match message {
-            Ok((length, Some(link))) if length > 0 => {
+        match message.map(|(length, mut fds)| (length, fds.pop())) {
+            Ok((length, Some(link))) => {
                 // SAFETY: nothing has started a thread in this process.
                 match unsafe { system::fork() } {
                     Ok(None) => {
@@ -116,7 +108,7 @@ pub fn helper_main() -> i32 {
                     Err(error) => eprintln!("cannot fork a sandbox worker: {error}"),
                 }
             }
-            Ok((length, None)) if length > 0 => {}
+            Ok((1.., None)) => {}
             _ => break,
         }
     }
@@ -226,42 +218,10 @@ fn send_reply(link: &mut UnixStream, reply: &Reply) -> io::Result<()> {
     link.write_all(&line)
 }
 
-/// What the fork-server says.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Answer {
-    Ready { tier: u8, loader: i32, notes: Vec<String> },
-    Error(String),
-    Pid(i32),
-    Ended(Ended),
-}
-
-/// How the script's process ended, as the fork-server's wait saw it.
-#[derive(Debug, Deserialize)]
-struct Ended {
-    exit: Option<i32>,
-    signal: Option<i32>,
-    memory_error: bool,
-    cpu_seconds: f64,
-    /// Of its largest process.
-    peak_bytes: u64,
-    /// Why it could not be sealed: then no script has run.
-    failure: Option<String>,
-}
-
-fn receive_answer(server: &OwnedFd) -> io::Result<Answer> {
-    let mut buffer = [0; 16 * 1024];
-    let (length, _) = system::receive(server.as_fd(), &mut buffer)?;
-    if length == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the Python fork-server has ended"));
-    }
-    Ok(serde_json::from_slice(&buffer[..length])?)
-}
-
 /// One worker: the serial executor.
 struct Worker {
     server: OwnedFd,
-    process: Child,
+    process: i32,
     /// The child of `process` that has the libraries loaded.
     loader: i32,
     /// From 2 on everything of a job dies with its keeper; below, what is left over must be looked for.
@@ -275,52 +235,65 @@ struct Worker {
 }
 
 impl Worker {
-    /// Starts the fork-server and waits until its libraries are loaded.
+    /// In the best tier that works here and is wanted: with its fork-server, whose libraries are loaded.
     fn start(start: &Start) -> io::Result<(Self, Reply)> {
-        let (server, theirs) = system::socket_pair()?;
-        let own = std::process::id();
-        let cgroup = match start.wanted.best {
-            3.. => Cgroup::create(&cgroup_name(own)),
-            _ => Err("not asked for".to_string()),
-        };
-        let settings = serde_json::json!({
-            "folders": start.folders.read,
-            "hidden": start.folders.hidden,
-            "filters": start.filters,
-            "best": start.wanted.best,
-            "unsafe": start.wanted.unsafe_without,
-            "preload": start.wanted.preload,
-            "uid": FIRST_UID + own,
-            "cgroups": cgroup.as_ref().map_or(vec![], Cgroup::joins),
-            "no_cgroups": cgroup.as_ref().err(),
-        });
-        let mut command = Command::new(&start.interpreter);
-        command.args(["-s", "-c", FORK_SERVER]).arg(settings.to_string());
-        command.env_clear().envs(ENVIRONMENT).current_dir("/");
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: the closure only makes system calls.
-        unsafe {
-            command.pre_exec(|| {
-                system::die_with_parent();
-                system::fix_addresses();
-                Ok(())
-            })
-        };
-        let process = command.spawn()?;
-        // The command keeps our copy of the fork-server's end; it must go, or its death is never seen.
-        drop(command);
-        match receive_answer(&server)? {
-            Answer::Ready { tier, loader, notes } => {
-                let idle = [process.id() as i32, loader].map(|pid| system::proportional_bytes(pid).unwrap_or(0));
-                let cgroup = cgroup.ok().filter(|_| tier >= 3);
-                let idle_bytes = idle.iter().sum();
-                let loader_bytes = system::resident_bytes(loader);
-                let worker = Self { server, process, loader, tier, cgroup, idle_bytes, loader_bytes };
-                Ok((worker, Reply::Ready(Isolation { tier, notes }, own)))
+        let (own, mut notes) = (std::process::id(), vec![]);
+        for tier in (0..=start.wanted.best.min(3)).rev().filter(|&tier| tier > 0 || start.wanted.unsafe_without) {
+            let own_user = (tier > 0 && rustix::process::getuid().is_root()).then_some(Some(FIRST_UID + own));
+            for user in own_user.into_iter().chain([None]) {
+                let name = TIERS[usize::from(tier)];
+                let users = if user.is_some() { ", a user of its own for each worker" } else { "" };
+                let mut not_possible = |why| notes.push(format!("not possible here: {name}{users} ({why})"));
+                let mut worker = match Self::in_force(start, Tried { tier, user }) {
+                    Ok(worker) => worker,
+                    Err(why) => {
+                        not_possible(why);
+                        continue;
+                    }
+                };
+                worker.load()?;
+                // Not before: what the libraries take is no script's.
+                match worker.cgroup.as_ref().map_or(Ok(()), |group| group.join(worker.loader)) {
+                    Ok(()) => {
+                        notes.push(format!("in force: {name}{users}"));
+                        return Ok((worker, Reply::Ready(Isolation { tier, notes }, own)));
+                    }
+                    Err(why) => {
+                        not_possible(why);
+                        end(worker.process);
+                    }
+                }
             }
-            Answer::Error(text) => Err(io::Error::other(text)),
-            answer => Err(io::Error::other(format!("the fork-server began with {answer:?}"))),
         }
+        notes.push(
+            "scripts are not run without protection; run.unsafe_no_sandbox=true runs them all the same".to_string(),
+        );
+        Err(io::Error::other(notes.join("; ")))
+    }
+
+    /// A worker whose fork-server has entered and tried out an isolation, before libraries are loaded.
+    fn in_force(start: &Start, tried: Tried) -> io::Result<Self> {
+        let cgroup = match tried.tier {
+            3.. => Some(Cgroup::create(&cgroup_name(std::process::id())).map_err(io::Error::other)?),
+            _ => None,
+        };
+        let trial = tempfile::tempdir()?;
+        let trial = trial.path().canonicalize()?;
+        let (server, theirs) = system::socket_pair()?;
+        // SAFETY: nothing has started a thread in this process.
+        let Some(process) = unsafe { system::fork() }? else { server::serve(theirs, start, tried, &trial) };
+        drop(theirs);
+        let loader = receive_answer(server.as_fd()).and_then(server::ready).inspect_err(|_| end(process))?;
+        Ok(Self { server, process, loader, tier: tried.tier, cgroup, idle_bytes: 0, loader_bytes: 0 })
+    }
+
+    /// Waits until the libraries are loaded.
+    fn load(&mut self) -> io::Result<()> {
+        receive_answer(self.server.as_fd()).and_then(server::ready)?;
+        let idle = [self.process, self.loader].map(|pid| system::proportional_bytes(pid).unwrap_or(0));
+        self.idle_bytes = idle.iter().sum();
+        self.loader_bytes = system::resident_bytes(self.loader);
+        Ok(())
     }
 
     /// Until the trainer closes the link, or the fork-server dies or has grown (an error).
@@ -336,7 +309,7 @@ impl Worker {
             let mut pulse = Pulse { link: link.try_clone()?, next: Instant::now() + HEARTBEAT };
             let reply = self.run(&job, link.as_fd(), &mut pulse)?;
             if self.tier < 2 {
-                clear_strays(&[self.process.id() as i32], || pulse.beat())?;
+                clear_strays(&[self.process], || pulse.beat())?;
                 leftovers::tidy(&job.folder);
             }
             send_reply(link, &reply)?;
@@ -380,7 +353,7 @@ impl Worker {
             pulse.beat()?;
             output.read()?;
             if server_ready {
-                match receive_answer(&self.server)? {
+                match receive_answer(self.server.as_fd())? {
                     Answer::Pid(pid) => {
                         group = Some(pid);
                         if stopped.is_some() {
@@ -437,9 +410,8 @@ impl Worker {
 
     /// CPU time and memory of the running group, added up over its processes.
     fn over_limit(&self, limits: &Limits) -> Option<Outcome> {
-        let server = self.process.id() as i32;
         let all = system::descendants(std::process::id() as i32);
-        let group = || all.iter().filter(|process| process.pid != server && process.pid != self.loader);
+        let group = || all.iter().filter(|process| process.pid != self.process && process.pid != self.loader);
         if group().count() as u64 > limits.processes + OWN_PROCESSES {
             return Some(Outcome::ProcessLimit);
         }
@@ -453,6 +425,13 @@ impl Worker {
         (at_most > limits.memory_bytes && exact() > limits.memory_bytes.saturating_add(self.idle_bytes))
             .then_some(Outcome::MemoryLimit)
     }
+}
+
+/// Ends a fork-server that is not needed, with its loader.
+fn end(process: i32) {
+    system::kill(process);
+    // What stays is found by the helper.
+    let _ = system::wait(process).and_then(|_| clear_strays(&[], || Ok(())));
 }
 
 /// Kills a job: the keeper, with which its pid namespace dies, or the script, and its process group.

@@ -1,0 +1,278 @@
+//! The keeper of one job: the first process of its namespaces, with which everything in them dies. It lays out the job's files before the
+//! script and carries out afterwards what the script has made.
+
+use super::protocol::Job;
+use super::root::{DEVICES, OLD, doing, mount_tmpfs, old};
+use super::{WORKSPACE, landlock, system};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fchown, mkdirat, openat, unlinkat};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The namespaces of a job; those of network and host name are its slot's, since nothing in them outlives a job.
+const NAMESPACES: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
+/// Bytes from which a data file is shown to the script in place of being copied for it.
+const LARGE: u64 = 1 << 16;
+/// Of what a script leaves behind: entries, and folders inside each other, that are carried out.
+pub(super) const MOST_ENTRIES: usize = 2000;
+pub(super) const MOST_DEPTH: usize = 16;
+const INODES: u32 = 20_000;
+/// Errors in carrying out that are the host's; any other is of what the script left, a name too long, a file in a folder's place.
+const HOST_ERRORS: [Errno; 6] = [Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::ROFS, Errno::MFILE, Errno::NFILE];
+
+/// A running keeper, as the process that forked it sees it.
+pub(super) struct Keeper {
+    pub pid: i32,
+    link: OwnedFd,
+}
+
+impl Keeper {
+    /// Forks it, from a process with one thread in a root of [`super::root`]. `user` is the script's, where it is another than ours.
+    pub fn start(job: &Job, user: Option<u32>) -> io::Result<Self> {
+        let (link, theirs) = system::socket_pair()?;
+        // SAFETY: no process of a worker has a second thread.
+        match unsafe { system::fork_into(NAMESPACES) }.map_err(doing("namespaces of a job"))? {
+            Some(pid) => Ok(Self { pid, link }),
+            None => {
+                // SAFETY: whoever owns a descriptor in this copy of the process is never come back to.
+                unsafe { system::close_all_but([theirs.as_fd()]) };
+                let said = keep(job, user, theirs.as_fd()).err().map(|error| error.to_string());
+                let _ = system::send(theirs.as_fd(), said.as_deref().unwrap_or_default().as_bytes(), &[]);
+                system::exit_now(0)
+            }
+        }
+    }
+
+    /// Waits until the files are laid out: descriptors of its namespaces (of processes, of messages, of mounts) and of the script's
+    /// Landlock rules. None when it was killed meanwhile.
+    pub fn ready(&self) -> io::Result<Option<Vec<OwnedFd>>> {
+        let mut message = [0; 1024];
+        match system::receive(self.link.as_fd(), &mut message) {
+            Ok((1.., fds)) if fds.len() == 4 => Ok(Some(fds)),
+            Ok((length @ 1.., _)) => Err(io::Error::other(String::from_utf8_lossy(&message[..length]).into_owned())),
+            _ => Ok(None),
+        }
+    }
+
+    /// Ends it and everything in its namespaces, with the files carried out unless it was killed. CPU seconds of what it has waited for,
+    /// and its own.
+    pub fn end(self) -> io::Result<f64> {
+        let _ = system::send(self.link.as_fd(), b"end", &[]);
+        let mut message = [0; 1024];
+        let length = system::receive(self.link.as_fd(), &mut message).map_or(0, |(length, _)| length);
+        let seconds = system::wait(self.pid)?;
+        match length {
+            0 => Ok(seconds),
+            _ => Err(io::Error::other(String::from_utf8_lossy(&message[..length]).into_owned())),
+        }
+    }
+}
+
+/// The keeper's life.
+fn keep(job: &Job, user: Option<u32>, link: BorrowedFd) -> io::Result<()> {
+    system::die_with_parent();
+    system::new_session();
+    rustix::process::umask(Mode::empty());
+    let ended = system::child_ends()?;
+    let mut files = Files { user, laid: HashMap::new() };
+    let host = files.enter(job)?;
+    let mut roads = vec![];
+    for name in ["pid", "ipc", "mnt"] {
+        roads.push(OwnedFd::from(File::open(format!("/proc/self/ns/{name}")).map_err(doing("naming its namespaces"))?));
+    }
+    let writable = [WORKSPACE, "/tmp", "/dev/shm"].into_iter().chain(DEVICES).collect::<Vec<_>>();
+    roads.push(landlock::ruleset(&["/"], &writable, &[])?);
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let kept =
+        if user.is_some() { CapabilitySet::DAC_READ_SEARCH | CapabilitySet::KILL } else { CapabilitySet::empty() };
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
+    set_no_new_privs(true)?;
+    system::send(link, b"ready", &roads.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+    drop(roads);
+    // Orphans of the script become ours, and what they have used is counted when they are waited for.
+    while let [false, has_ended] = system::wait_readable([Some(link), Some(ended.as_fd())], Duration::from_secs(60))? {
+        if has_ended {
+            let _ = (&ended).read(&mut [0; 1024]);
+            system::reap();
+        }
+    }
+    system::end_namespace();
+    files.carry_out(job, host.as_fd())
+}
+
+/// What of a file says that it was changed: bytes, and the time of the last change in seconds and nanoseconds.
+type Stamp = (u64, i64, i64);
+
+fn stamp(info: &fs::Metadata) -> Stamp {
+    (info.len(), info.mtime(), info.mtime_nsec())
+}
+
+/// The script's folder inside the sandbox.
+struct Files {
+    user: Option<u32>,
+    /// Files as they were laid out.
+    laid: HashMap<PathBuf, Stamp>,
+}
+
+impl Files {
+    /// Mounts what is this job's own, lays out its files and leaves the host behind but for the job's folder, which is returned.
+    fn enter(&mut self, job: &Job) -> io::Result<OwnedFd> {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
+        mount("proc", "/proc", "proc", flags, None).map_err(doing("mounting /proc"))?;
+        let user = self.user.unwrap_or(rustix::process::getuid().as_raw());
+        let disk = format!("size={},nr_inodes={INODES},mode=700,uid={user}", job.limits.disk_bytes);
+        mount_tmpfs(Path::new(WORKSPACE), MountFlags::empty(), &disk)?;
+        mount_tmpfs(Path::new("/tmp"), MountFlags::empty(), &disk)?;
+        mount_tmpfs(
+            Path::new("/dev/shm"),
+            MountFlags::empty(),
+            &format!("size=16m,nr_inodes=1024,mode=700,uid={user}"),
+        )?;
+        let folder = old(&job.folder);
+        let opening = || doing(format!("opening {}", job.folder.display()));
+        let host = openat(CWD, &folder, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(opening())?;
+        let laying = || doing(format!("laying out {}", job.folder.display()));
+        self.lay_out(&folder, Path::new(WORKSPACE)).map_err(laying())?;
+        for (name, source) in &job.data {
+            self.lay_data(&old(source), &Path::new(WORKSPACE).join(name)).map_err(doing(format!("showing {name}")))?;
+        }
+        unmount(OLD, UnmountFlags::DETACH).map_err(doing("leaving the host"))?;
+        system::read_only(Path::new("/"), false).map_err(doing("a root that is read only"))?;
+        std::env::set_current_dir(WORKSPACE)?;
+        Ok(host)
+    }
+
+    fn lay_out(&mut self, source: &Path, target: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(source)? {
+            let entry = entry?;
+            let (kind, path) = (entry.file_type()?, target.join(entry.file_name()));
+            if kind.is_symlink() {
+                symlink(fs::read_link(entry.path())?, path)?;
+            } else if kind.is_dir() {
+                DirBuilder::new().mode(0o755).create(&path)?;
+                self.lay_out(&entry.path(), &path)?;
+                if let Some(user) = self.user {
+                    chownat(CWD, &path, Some(Uid::from_raw(user)), None, AtFlags::empty())?;
+                }
+            } else if kind.is_file() {
+                let mut whole = File::open(entry.path())?;
+                let mode = whole.metadata()?.mode() & 0o777;
+                let mut copy = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
+                io::copy(&mut whole, &mut copy)?;
+                if let Some(user) = self.user {
+                    fchown(&copy, Some(Uid::from_raw(user)), None::<Gid>)?;
+                }
+                self.laid.insert(path, stamp(&copy.metadata()?));
+            }
+        }
+        Ok(())
+    }
+
+    /// A file that all jobs share, to be read only: by a mount, unless it is small or shut to the script's user.
+    fn lay_data(&mut self, source: &Path, path: &Path) -> io::Result<()> {
+        let info = fs::metadata(source)?;
+        let own = self.user.unwrap_or(rustix::process::getuid().as_raw());
+        if info.len() >= LARGE && (info.mode() & 0o004 != 0 || info.uid() == own) {
+            File::create(path)?;
+            mount_bind(source, path)?;
+            system::read_only(path, false)?;
+        } else {
+            copy_data(source, path)?;
+        }
+        self.laid.insert(path.to_path_buf(), stamp(&fs::symlink_metadata(path)?));
+        Ok(())
+    }
+
+    /// Copies the regular files that the script made or changed into the job's folder `host`. What is none is left behind: links, pipes,
+    /// devices, what is too large, too deep or shut. A file that is changed meanwhile is the script's own affair.
+    fn carry_out(self, job: &Job, host: BorrowedFd) -> io::Result<()> {
+        let device = fs::symlink_metadata(WORKSPACE)?.dev();
+        let (entries, bytes) = (MOST_ENTRIES, job.limits.disk_bytes);
+        let mut carrier = Carrier { device, entries, bytes, file_bytes: job.limits.file_bytes, laid: &self.laid };
+        match carrier.folder(Path::new(WORKSPACE), host, 0) {
+            // The script has shut its own folder.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            result => result.map_err(doing(format!("carrying out what was written to {}", job.folder.display()))),
+        }
+    }
+}
+
+/// What may still be carried out.
+struct Carrier<'a> {
+    device: u64,
+    entries: usize,
+    bytes: u64,
+    file_bytes: u64,
+    laid: &'a HashMap<PathBuf, Stamp>,
+}
+
+impl Carrier<'_> {
+    fn folder(&mut self, inside: &Path, outside: BorrowedFd, depth: usize) -> io::Result<()> {
+        let mut names =
+            fs::read_dir(inside)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<OsString>>>()?;
+        names.sort();
+        for name in names {
+            let Some(left) = self.entries.checked_sub(1) else { return Ok(()) };
+            self.entries = left;
+            match self.entry(&inside.join(&name), Path::new(&name), outside, depth) {
+                Err(error) if HOST_ERRORS.iter().any(|host| error.raw_os_error() == Some(host.raw_os_error())) => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, path: &Path, name: &Path, outside: BorrowedFd, depth: usize) -> io::Result<()> {
+        let info = fs::symlink_metadata(path)?;
+        if info.is_dir() && depth < MOST_DEPTH {
+            match mkdirat(outside, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let within = openat(outside, name, flags, Mode::empty())?;
+            self.folder(path, within.as_fd(), depth + 1)
+        } else if info.is_file() && info.dev() == self.device && self.laid.get(path) != Some(&stamp(&info)) {
+            self.file(path, name, outside)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn file(&mut self, path: &Path, name: &Path, outside: BorrowedFd) -> io::Result<()> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+        let info = file.metadata()?;
+        if !info.is_file() || info.len() > self.file_bytes.min(self.bytes) {
+            return Ok(());
+        }
+        self.bytes -= info.len();
+        match unlinkat(outside, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut copy = File::from(openat(outside, name, flags, Mode::from_raw_mode(0o644))?);
+        io::copy(&mut file.take(info.len()), &mut copy).map(drop)
+    }
+}
+
+/// A copy of its own for one job, which shares the blocks where the file system can, and cannot be written.
+pub(super) fn copy_data(source: &Path, path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error), // left by a job that lost its worker
+        _ => {}
+    }
+    let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)?;
+    io::copy(&mut File::open(source)?, &mut copy).map(drop)
+}

@@ -1,0 +1,274 @@
+"""Holds the numerical libraries and forks a sealed process for each script.
+
+Started by server.rs as `python -s -c <this text> <settings>` inside the isolation of its slot; stdin is a SOCK_SEQPACKET socket. What no
+script may have it takes from itself before any is forked; what it needs until then (namespaces, the change of user) goes last, in the
+script's process. A request is one JSON message, a job's with descriptors: stdout, stderr, then the namespaces to join, then Landlock's
+rules. It enforces nothing that needs a clock.
+"""
+
+import atexit
+import builtins
+import ctypes
+import gc
+import importlib
+import json
+import math
+import mmap
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import threading
+import types
+
+# What is loaded unless the settings say otherwise.
+LIBRARIES = """
+numpy scipy.stats scipy.optimize scipy.sparse
+sklearn.cluster sklearn.compose sklearn.decomposition sklearn.discriminant_analysis sklearn.dummy sklearn.ensemble
+sklearn.feature_extraction.text sklearn.feature_selection sklearn.impute sklearn.kernel_ridge sklearn.linear_model
+sklearn.metrics sklearn.model_selection sklearn.naive_bayes sklearn.neighbors sklearn.neural_network sklearn.pipeline
+sklearn.preprocessing sklearn.svm sklearn.tree
+""".split()
+# Parts that numpy loads at their first use, which would be in every script anew.
+NUMPY = ["numpy.random", "numpy.linalg", "numpy.fft", "numpy.ma", "numpy.polynomial"]
+
+SETTINGS = json.loads(sys.argv[1])
+TIER, USER = SETTINGS["tier"], SETTINGS["user"]
+FILTERS, LAST = ([bytes.fromhex(code) for code in SETTINGS[name]] for name in ("filters", "last"))
+# PyDLL keeps the interpreter's lock over a call: nothing here waits.
+LIBC = ctypes.PyDLL(None, use_errno=True)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 22, 24, 38, 47
+SYS_LANDLOCK_RESTRICT, NEWPID = 446, 0x20000000
+# Written by a script's process until it is sealed: why the job failed. The script has no part of it.
+FAILURE = mmap.mmap(-1, 4096)
+# Set by a script whose uncaught exception is a MemoryError.
+MEMORY_ERROR = mmap.mmap(-1, 4096)
+
+
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
+def check(result, doing):
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{doing}: {os.strerror(number)}")
+
+
+def prctl(option, value, *rest):
+    return LIBC.prctl(option, *(ctypes.c_ulong(v) for v in (value, *rest, *[0] * (3 - len(rest)))))
+
+
+def seccomp(filters):
+    for code in filters:
+        program = Program(len(code) // 8, code)
+        check(LIBC.prctl(PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0), "seccomp")
+
+
+def limit(which, soft, hard=None):
+    resource.setrlimit(which, (soft, soft if hard is None else hard))
+
+
+def deny_from_the_start():
+    """What holds for this process and all it forks: no capability for what is executed, no new rights, filters, constant limits."""
+    for capability in range(64):
+        prctl(PR_CAPBSET_DROP, capability)
+    prctl(PR_CAP_AMBIENT, 4)
+    check(prctl(PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_NOFILE, 256)
+    limit(resource.RLIMIT_MSGQUEUE, 0)
+    limit(resource.RLIMIT_MEMLOCK, 0)
+    limit(resource.RLIMIT_SIGPENDING, 1024)
+    seccomp(FILTERS)
+
+
+def data_bytes():
+    """Of data that this process has mapped, which a limit of its data counts."""
+    with open(f"{SETTINGS['old']}/proc/self/statm") as file:
+        return int(file.read().split()[5]) * resource.getpagesize()
+
+
+def drop_capabilities():
+    """All, for good, and all rights of root with them: as the script's user, when it is another."""
+    if USER is not None:
+        os.setgroups([])
+        os.setresgid(USER, USER, USER)
+        os.setresuid(USER, USER, USER)
+    # Version 3 of the structures, for this process: effective, permitted, inheritable, for each half.
+    check(LIBC.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()), "capset")
+
+
+def seal(job, fds):
+    """In the script's own process, last before the script."""
+    os.setsid()
+    os.dup2(fds[0], 1)
+    os.dup2(fds[1], 2)
+    if TIER >= 3:
+        # The kernel kills it before the loader, which is in its group.
+        with open(f"{SETTINGS['old']}/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    for namespace in fds[3:5] if TIER >= 2 else []:
+        check(LIBC.setns(namespace, 0), "setns")
+    os.chdir(job["folder"])
+    # The worker counts CPU time of the group finely; the kernel's whole seconds a process are the backstop.
+    cpu = math.ceil(job["cpu_seconds"])
+    limit(resource.RLIMIT_CPU, cpu + 1, cpu + 2)
+    limit(resource.RLIMIT_DATA, LOADED[0] + job["memory_bytes"])
+    limit(resource.RLIMIT_FSIZE, job["file_bytes"])
+    limit(resource.RLIMIT_NPROC, job["processes"])
+    drop_capabilities()
+    # A change of user takes both away.
+    prctl(PR_SET_DUMPABLE, 1)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if TIER >= 1:
+        check(LIBC.syscall(SYS_LANDLOCK_RESTRICT, ctypes.c_long(fds[-1]), ctypes.c_long(0)), "landlock")
+    os.closerange(3, 4096)
+    seccomp(LAST)
+
+
+def run_script(folder, script):
+    """What `python script` does, up to its exit."""
+    os.environ.update(HOME=folder, TMPDIR="/tmp" if TIER >= 2 else folder)
+    sys.argv = [script]
+    sys.path.insert(0, folder)
+    main = types.ModuleType("__main__")
+    main.__file__ = os.path.join(folder, script)
+    main.__builtins__ = builtins
+    sys.modules["__main__"] = main
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Python ignores it; the default lets the kernel say who wrote too large a file.
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    try:
+        with open(script, "rb") as file:
+            source = file.read()
+    except OSError as error:
+        print(f"python: can't open file '{script}': [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+        return 2
+    try:
+        exec(compile(source, script, "exec", dont_inherit=True), main.__dict__)
+        return 0
+    except SystemExit as error:
+        if error.code is None:
+            return 0
+        if isinstance(error.code, int):
+            return error.code & 0xFF
+        print(error.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        if isinstance(error, MemoryError):
+            MEMORY_ERROR[0] = 1
+        # The first frame is ours.
+        error.__traceback__ = error.__traceback__.tb_next
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+
+
+def script_process(job, fds):
+    """Seals itself and becomes the script."""
+    try:
+        seal(job, fds)
+    except BaseException as error:
+        text = f"{error}".encode(errors="replace")[:1024]
+        FAILURE[: len(text)] = text
+        os._exit(1)
+    FAILURE.close()
+    code = 1
+    try:
+        code = run_script(job["folder"], job["script"]) if job["script"] else 0
+        threading._shutdown()
+        atexit._run_exitfuncs()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BaseException:
+                pass
+        os._exit(code)
+
+
+def run(job, fds, answer):
+    """Forks the script and waits for its end: how it ended, as the worker reads it."""
+    FAILURE[:] = bytes(len(FAILURE))
+    MEMORY_ERROR[0] = 0
+    if TIER >= 2:
+        check(LIBC.setns(fds[2], NEWPID), "setns")  # what is forked next lives in that namespace
+    pid = os.fork()
+    if pid == 0:
+        script_process(job, fds)
+    if TIER < 2:
+        answer({"pid": pid})  # where there is a keeper, it is what is killed
+    _, status, usage = os.wait4(pid, 0)
+    return {
+        "exit": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+        "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+        "memory_error": MEMORY_ERROR[0] == 1,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * 1024,
+        "failure": FAILURE[:1024].rstrip(b"\0").decode(errors="replace") or None,
+    }
+
+
+def warm_up():
+    """Two tiny fits, so that what is loaded or searched at the first use is there before the first fork."""
+    import numpy
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    x = numpy.arange(40.0).reshape(20, 2)
+    y = numpy.arange(20) % 2
+    LogisticRegression(max_iter=2000).fit(x, y).predict_proba(x)
+    RandomForestClassifier(n_estimators=2, random_state=0).fit(x, y).predict(x)
+
+
+def load(modules):
+    for module in LIBRARIES if modules is None else modules:
+        importlib.import_module(module)
+    for module in NUMPY if "numpy" in sys.modules else []:
+        importlib.import_module(module)
+    if "sklearn.ensemble" in sys.modules:
+        warm_up()
+    gc.collect()
+    gc.freeze()
+    LOADED[0] = data_bytes()
+
+
+def main():
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    control = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    sys.path[:] = [entry for entry in sys.path if entry]
+    answer = lambda message: control.send(json.dumps(message).encode())
+    try:
+        deny_from_the_start()
+        answer({"ready": os.getpid()})
+        while True:
+            message, fds, _, _ = socket.recv_fds(control, 1 << 16, 8)
+            if not message:
+                return
+            request = json.loads(message)
+            if "load" in request:
+                load(request["load"])
+                answer({"ready": os.getpid()})
+                continue
+            try:
+                ended = run(request, fds, answer)
+            except OSError as error:
+                ended = {"exit": None, "signal": 9, "memory_error": False, "cpu_seconds": 0.0, "peak_bytes": 0, "failure": str(error)}
+            for fd in fds:
+                os.close(fd)
+            answer({"ended": ended})
+    except BaseException as error:
+        answer({"error": f"{type(error).__name__}: {error}"})
+
+
+# Bytes of data that the loaded libraries hold.
+LOADED = [data_bytes()]
+main()

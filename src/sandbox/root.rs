@@ -1,0 +1,109 @@
+//! The root of one slot's scripts: nothing of the host but the interpreter, libraries and a few devices, all to be read only.
+
+use super::python::Folders;
+use super::system;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change};
+use rustix::process::{getgid, getuid, pivot_root};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use std::ffi::CString;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+/// Where the host's root is, as long as it is.
+pub(super) const OLD: &str = "/old";
+pub(super) const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+/// Folders over which a new root may be mounted: it is moved from there to `/`.
+const MOUNT_POINTS: [&str; 4] = ["/tmp", "/mnt", "/srv", "/media"];
+
+/// A path of the host, seen from inside.
+pub(super) fn old(path: impl AsRef<Path>) -> PathBuf {
+    Path::new(OLD).join(path.as_ref().strip_prefix("/").unwrap_or(path.as_ref()))
+}
+
+/// The same error, saying what was being done.
+pub(super) fn doing<E: Into<io::Error>>(what: impl std::fmt::Display) -> impl FnOnce(E) -> io::Error {
+    move |error| {
+        let error = error.into();
+        io::Error::new(error.kind(), format!("{what}: {error}"))
+    }
+}
+
+/// A tmpfs on `target`; `options` as mount(8) takes them.
+pub(super) fn mount_tmpfs(target: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
+    let options = CString::new(options)?;
+    mount("tmpfs", target, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | flags, options.as_c_str())
+        .map_err(doing(format!("mounting {}", target.display())))
+}
+
+/// Moves this process, once, into namespaces of its own (mounts, network, host name; users too where that needs no rights), with a root
+/// that holds `folders`, a few devices, empty folders for what each job mounts, and the host's root at [`OLD`]. True when it made a
+/// namespace of users: then no other user exists there.
+pub(super) fn enter(folders: &Folders) -> io::Result<bool> {
+    let has_users = unshare(getuid().is_root())?;
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .map_err(doing("mounts of its own"))?;
+    let covers = |point: &&&str| !folders.read.iter().any(|folder| folder.starts_with(point));
+    let root = MOUNT_POINTS.iter().filter(|point| Path::new(point).is_dir()).find(covers);
+    let root =
+        Path::new(root.ok_or_else(|| io::Error::other(format!("none of {MOUNT_POINTS:?} can be mounted over")))?);
+    mount_tmpfs(root, MountFlags::empty(), "size=1m,nr_inodes=4096,mode=755")?;
+    let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+    for folder in &folders.read {
+        show(folder, &inside(folder)).map_err(doing(format!("showing {}", folder.display())))?;
+    }
+    for folder in &folders.hidden {
+        mount_tmpfs(&inside(folder), MountFlags::RDONLY, "size=4k,nr_inodes=2,mode=555")?;
+    }
+    for folder in ["/etc", "/dev/shm", "/proc", "/tmp", super::WORKSPACE, OLD] {
+        fs::create_dir_all(inside(Path::new(folder)))?;
+    }
+    let cache = Path::new("/etc/ld.so.cache");
+    if cache.exists() {
+        fs::copy(cache, inside(cache))?;
+    }
+    let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
+    let line = format!("agent:x:{uid}:{gid}::{}:/bin/false\n", super::WORKSPACE);
+    fs::write(inside(Path::new("/etc/passwd")), line)?;
+    for device in DEVICES.map(Path::new) {
+        fs::write(inside(device), "")?;
+        mount_bind(device, inside(device)).map_err(doing(format!("showing {}", device.display())))?;
+    }
+    std::env::set_current_dir(root)?;
+    pivot_root(".", &inside(Path::new(OLD))).map_err(doing("moving to the new root"))?;
+    std::env::set_current_dir("/")?;
+    Ok(has_users)
+}
+
+/// New namespaces: without one of users where this process may, else with one in which it is who it was.
+fn unshare(is_root: bool) -> io::Result<bool> {
+    let flags = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWUTS;
+    let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
+    // SAFETY: the table of descriptors is not among the flags.
+    if is_root && unsafe { unshare_unsafe(flags) }.is_ok() {
+        return Ok(false);
+    }
+    // SAFETY: as above.
+    unsafe { unshare_unsafe(flags | UnshareFlags::NEWUSER) }.map_err(doing("namespaces of its own"))?;
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+    Ok(true)
+}
+
+/// A folder of the host at `inside`, to be read only; a link as the link it is. One that is there already, in an earlier one, stays.
+fn show(folder: &Path, inside: &Path) -> io::Result<()> {
+    let Ok(info) = fs::symlink_metadata(folder) else { return Ok(()) };
+    if fs::symlink_metadata(inside).is_ok() {
+        return Ok(());
+    }
+    inside.parent().map_or(Ok(()), fs::create_dir_all)?;
+    if info.is_symlink() {
+        return symlink(fs::read_link(folder)?, inside);
+    }
+    fs::create_dir(inside)?;
+    fs::set_permissions(inside, Permissions::from_mode(0o755))?;
+    mount_bind_recursive(folder, inside)?;
+    system::read_only(inside, true)
+}

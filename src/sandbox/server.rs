@@ -1,0 +1,312 @@
+//! The fork-server of one slot: enters the isolation of a tier, keeps the loader (loader.py) inside it, and takes each job through its
+//! steps: the keeper lays out files in new namespaces, the loader forks the script into them, the keeper ends what is left.
+//!
+//! Two processes beside the script, because the fork of the loaded Python is what a job costs: this one is small, and forks the keeper.
+
+use super::keeper::{Keeper, copy_data};
+use super::limits::Limits;
+use super::protocol::Job;
+use super::root::{self, OLD, doing};
+use super::worker::Start;
+use super::{WORKSPACE, landlock, system};
+use rustix::fs::{AtFlags, CWD, Uid, chownat};
+use rustix::thread::{CapabilitySets, capabilities, configure_capability_in_ambient_set, set_capabilities};
+use serde::{Deserialize, Serialize};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const LOADER: &str = include_str!("loader.py");
+/// What the loader's environment is cleared to. One thread a script, and nothing that differs between two runs.
+const ENVIRONMENT: [(&str, &str); 10] = [
+    ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+    ("LANG", "C.UTF-8"),
+    ("PYTHONUTF8", "1"),
+    ("PYTHONHASHSEED", "0"),
+    ("PYTHONDONTWRITEBYTECODE", "1"),
+    ("OMP_NUM_THREADS", "1"),
+    ("OPENBLAS_NUM_THREADS", "1"),
+    ("MKL_NUM_THREADS", "1"),
+    ("LOKY_MAX_CPU_COUNT", "1"),
+    ("JOBLIB_MULTIPROCESSING", "0"),
+];
+/// Of the user's own new processes while a script runs, where they count with the script's.
+const SPARE_TASKS: u64 = 256;
+/// Of the empty script by which a tier is tried out.
+const TRIAL: Limits = Limits {
+    cpu_seconds: 1.0,
+    wall_seconds: 60.0,
+    memory_bytes: 1 << 30,
+    output_bytes: 0,
+    file_bytes: 1 << 20,
+    disk_bytes: 1 << 20,
+    processes: 8,
+};
+
+/// What the loader says to the fork-server, and the fork-server to the worker.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer {
+    /// It goes on: first when it is in force (has started), then when the libraries are loaded. The loader's process id.
+    Ready(i32),
+    /// It ends, and why.
+    Error(String),
+    /// What has to be killed to end the job: its keeper or, without namespaces, the script.
+    Pid(i32),
+    Ended(Ended),
+}
+
+/// How the script's process ended, as the loader's wait saw it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Ended {
+    pub exit: Option<i32>,
+    pub signal: Option<i32>,
+    pub memory_error: bool,
+    pub cpu_seconds: f64,
+    /// Of its largest process.
+    pub peak_bytes: u64,
+    /// Why it could not be sealed: then no script has run.
+    pub failure: Option<String>,
+}
+
+impl Ended {
+    /// Of a script that has not run.
+    fn killed(failure: Option<String>) -> Self {
+        let signal = Some(libc::SIGKILL);
+        Self { exit: None, signal, memory_error: false, cpu_seconds: 0.0, peak_bytes: 0, failure }
+    }
+}
+
+/// Receives one answer. An error when the other has ended.
+pub(super) fn receive_answer(from: BorrowedFd) -> io::Result<Answer> {
+    let mut buffer = vec![0; system::MAX_MESSAGE];
+    match system::receive(from, &mut buffer)?.0 {
+        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the fork-server has ended")),
+        length => Ok(serde_json::from_slice(&buffer[..length])?),
+    }
+}
+
+fn answer(worker: BorrowedFd, answer: &Answer) -> io::Result<()> {
+    system::send(worker, &serde_json::to_vec(answer)?, &[])
+}
+
+/// The isolation that a fork-server is to enter.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tried {
+    /// See [`super::Isolation`].
+    pub tier: u8,
+    /// The user of the slot's scripts, when it is another than ours.
+    pub user: Option<u32>,
+}
+
+/// The fork-server's life, in a fork of the worker. `trial` is an empty folder of its own.
+pub(super) fn serve(worker: OwnedFd, start: &Start, tried: Tried, trial: &Path) -> ! {
+    system::die_with_parent();
+    // SAFETY: whoever owns a descriptor in this copy of the process is never come back to.
+    unsafe { system::close_all_but([worker.as_fd()]) };
+    let ended = Server::start(start, tried, trial).and_then(|server| {
+        answer(worker.as_fd(), &Answer::Ready(server.loader))?;
+        server.ask(&serde_json::json!({ "load": start.wanted.preload }), &[], |_| Ok(()))?;
+        answer(worker.as_fd(), &Answer::Ready(server.loader))?;
+        server.serve(worker.as_fd())
+    });
+    if let Err(error) = ended {
+        let _ = answer(worker.as_fd(), &Answer::Error(error.to_string()));
+    }
+    system::exit_now(0)
+}
+
+struct Server {
+    tier: u8,
+    user: Option<u32>,
+    /// In tier 1, what scripts may list and what they may read.
+    seen: (Vec<PathBuf>, Vec<PathBuf>),
+    loader: i32,
+    link: OwnedFd,
+}
+
+impl Server {
+    /// Enters the isolation, starts the loader in it and tries both out.
+    fn start(start: &Start, Tried { tier, user }: Tried, trial: &Path) -> io::Result<Self> {
+        let mut seen = (vec![], vec![]);
+        if tier == 1 {
+            seen = landlock::around(&start.folders.read, &start.folders.hidden)?;
+            seen.1.extend(["/etc/ld.so.cache", "/dev/urandom"].map(PathBuf::from));
+        }
+        if tier >= 2 && root::enter(&start.folders)? && user.is_some() {
+            return Err(io::Error::other("only a user namespace is possible, in which there is one user"));
+        }
+        let (link, theirs) = system::socket_pair()?;
+        let loader = start_loader(start, tier, user, theirs)?;
+        let server = Self { tier, user, seen, loader, link };
+        receive_answer(server.link.as_fd()).and_then(ready).map_err(doing("the loader"))?;
+        let null = OpenOptions::new().write(true).open("/dev/null").map_err(doing("opening /dev/null"))?;
+        match server.run(&Job::new(trial, "", TRIAL), [null.as_fd(); 2], |_| Ok(()))? {
+            Ended { exit: Some(0), failure: None, .. } => Ok(server),
+            Ended { failure: Some(failure), .. } => Err(io::Error::other(failure)),
+            ended => Err(io::Error::other(format!("a trial ended with {ended:?}"))),
+        }
+    }
+
+    /// Until the worker closes its end; an error when the loader has ended.
+    fn serve(&self, worker: BorrowedFd) -> io::Result<()> {
+        let mut buffer = vec![0; system::MAX_MESSAGE];
+        loop {
+            let (length, outputs) = system::receive(worker, &mut buffer)?;
+            let [stdout, stderr] = outputs.as_slice() else { return Ok(()) };
+            let job: Job = serde_json::from_slice(&buffer[..length])?;
+            let ended = self.run(&job, [stdout.as_fd(), stderr.as_fd()], |pid| answer(worker, &Answer::Pid(pid)))?;
+            answer(worker, &Answer::Ended(ended))?;
+        }
+    }
+
+    /// Runs one job to its end. `outputs` are stdout and stderr. What fails before the script is in what is returned; an error means that
+    /// this process cannot go on.
+    fn run(&self, job: &Job, outputs: [BorrowedFd; 2], started: impl Fn(i32) -> io::Result<()>) -> io::Result<Ended> {
+        if self.tier < 2 {
+            return match self.prepare(job) {
+                Ok(rules) => {
+                    let fds: Vec<_> = outputs.into_iter().chain(rules.as_ref().map(AsFd::as_fd)).collect();
+                    self.fork_script(job, &fds, started)
+                }
+                Err(error) => Ok(Ended::killed(Some(error.to_string()))),
+            };
+        }
+        let keeper = match Keeper::start(job, self.user) {
+            Ok(keeper) => keeper,
+            Err(error) => return Ok(Ended::killed(Some(error.to_string()))),
+        };
+        started(keeper.pid)?;
+        let mut ended = match keeper.ready() {
+            Ok(Some(roads)) => {
+                let fds: Vec<_> = outputs.into_iter().chain(roads.iter().map(AsFd::as_fd)).collect();
+                self.fork_script(job, &fds, started)?
+            }
+            Ok(None) => Ended::killed(None),
+            Err(error) => Ended::killed(Some(error.to_string())),
+        };
+        match keeper.end() {
+            Ok(seconds) => ended.cpu_seconds += seconds, // orphans of the script were the keeper's children
+            Err(error) => ended.failure = ended.failure.or(Some(error.to_string())),
+        }
+        Ok(ended)
+    }
+
+    /// On the host's own tree: the data copied and the folder given to the script's user. Landlock's rules, from tier 1 on.
+    fn prepare(&self, job: &Job) -> io::Result<Option<OwnedFd>> {
+        for (name, source) in &job.data {
+            copy_data(source, &job.folder.join(name)).map_err(doing(format!("copying {name}")))?;
+        }
+        if let Some(user) = self.user {
+            give(&job.folder, user).map_err(doing(format!("giving {} away", job.folder.display())))?;
+        }
+        let writable = [job.folder.as_path(), Path::new("/dev/null")];
+        (self.tier == 1).then(|| landlock::ruleset(&self.seen.1, &writable, &self.seen.0)).transpose()
+    }
+
+    fn fork_script(&self, job: &Job, fds: &[BorrowedFd], started: impl Fn(i32) -> io::Result<()>) -> io::Result<Ended> {
+        let limits = &job.limits;
+        // In a user namespace of our own the keeper and our two processes count too. On the host's tree, as an ordinary user, all that
+        // user's processes do: there the worker counts, and this only keeps a bomb small enough to be stopped.
+        let others = match (self.user, self.tier) {
+            (Some(_), _) => 0,
+            (None, 2..) => 3,
+            (None, _) => SPARE_TASKS + system::tasks_of_user(),
+        };
+        let request = serde_json::json!({
+            "folder": if self.tier >= 2 { Path::new(WORKSPACE) } else { &job.folder },
+            "script": job.script,
+            "cpu_seconds": limits.cpu_seconds,
+            "memory_bytes": limits.memory_bytes,
+            "file_bytes": limits.file_bytes,
+            "processes": limits.processes + others,
+        });
+        match self.ask(&request, fds, started)? {
+            Answer::Ended(ended) => Ok(ended),
+            other => Err(io::Error::other(format!("the loader answered {other:?}"))),
+        }
+    }
+
+    /// The loader's answer to a request; what it says of a process that it has started goes to `started`.
+    fn ask(
+        &self,
+        request: &serde_json::Value,
+        fds: &[BorrowedFd],
+        started: impl Fn(i32) -> io::Result<()>,
+    ) -> io::Result<Answer> {
+        system::send(self.link.as_fd(), request.to_string().as_bytes(), fds)?;
+        loop {
+            match receive_answer(self.link.as_fd())? {
+                Answer::Pid(pid) => started(pid)?,
+                Answer::Error(error) => return Err(io::Error::other(error)),
+                answer => return Ok(answer),
+            }
+        }
+    }
+}
+
+/// The process id of an answer that says that all is well.
+pub(super) fn ready(answer: Answer) -> io::Result<i32> {
+    match answer {
+        Answer::Ready(pid) => Ok(pid),
+        Answer::Error(error) => Err(io::Error::other(error)),
+        other => Err(io::Error::other(format!("it began with {other:?}"))),
+    }
+}
+
+/// Executes the loader, with the capabilities that this process has: where it is no root it would lose them by that.
+fn start_loader(start: &Start, tier: u8, user: Option<u32>, stdin: OwnedFd) -> io::Result<i32> {
+    let filters = match tier {
+        0 => vec![],
+        1 if system::landlock_version() < 6 => {
+            [&start.filters.all, &start.filters.host, &start.filters.signals].to_vec()
+        }
+        1 => [&start.filters.all, &start.filters.host].to_vec(),
+        _ => vec![&start.filters.all],
+    };
+    let none = vec![];
+    let settings = serde_json::json!({
+        "tier": tier,
+        "user": user,
+        "old": if tier >= 2 { OLD } else { "" },
+        "filters": filters.into_iter().flatten().collect::<Vec<_>>(),
+        "last": if tier >= 1 { &start.filters.last } else { &none },
+    });
+    let own = capabilities(None)?.permitted;
+    set_capabilities(None, CapabilitySets { effective: own, permitted: own, inheritable: own })?;
+    for capability in own.iter().filter(|one| one.bits().count_ones() == 1) {
+        // One that this kernel does not have is none to keep.
+        let _ = configure_capability_in_ambient_set(capability, true);
+    }
+    let mut command = Command::new(&start.interpreter);
+    command.args(["-s", "-c", LOADER]).arg(settings.to_string());
+    command.env_clear().envs(ENVIRONMENT).current_dir("/");
+    command.stdin(Stdio::from(stdin)).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: the closure only makes system calls.
+    unsafe {
+        command.pre_exec(|| {
+            system::die_with_parent();
+            system::fix_addresses();
+            Ok(())
+        })
+    };
+    let loader = command.spawn().map_err(doing(format!("executing {}", start.interpreter.display())))?;
+    Ok(loader.id() as i32)
+}
+
+/// The folder and what is in it to the slot's user.
+fn give(folder: &Path, user: u32) -> io::Result<()> {
+    let mut todo = vec![folder.to_path_buf()];
+    while let Some(path) = todo.pop() {
+        chownat(CWD, &path, Some(Uid::from_raw(user)), None, AtFlags::SYMLINK_NOFOLLOW)?;
+        if std::fs::symlink_metadata(&path)?.is_dir() {
+            for entry in std::fs::read_dir(&path)? {
+                todo.push(entry?.path());
+            }
+        }
+    }
+    Ok(())
+}
