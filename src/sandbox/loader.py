@@ -36,7 +36,6 @@ NUMPY = ["numpy.random", "numpy.linalg", "numpy.fft", "numpy.ma", "numpy.polynom
 
 SETTINGS = json.loads(sys.argv[1])
 TIER, USER = SETTINGS["tier"], SETTINGS["user"]
-FILTERS, LAST = ([bytes.fromhex(code) for code in SETTINGS[name]] for name in ("filters", "last"))
 # PyDLL keeps the interpreter's lock over a call: nothing here waits.
 LIBC = ctypes.PyDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 22, 24, 38, 47
@@ -48,7 +47,17 @@ MEMORY_ERROR = mmap.mmap(-1, 4096)
 
 
 class Program(ctypes.Structure):
+    """A filter as the kernel takes it: how many statements of 8 bytes, and where they are."""
+
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+    def __init__(self, code):
+        super().__init__(len(code) // 8, code)
+
+
+FILTERS, LAST = ([Program(bytes.fromhex(code)) for code in SETTINGS[name]] for name in ("filters", "last"))
+# Version 3 of the structures, for the calling process; none effective, permitted, inheritable, for each half.
+CAPABILITIES = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
 
 
 def check(result, doing):
@@ -61,9 +70,8 @@ def prctl(option, value, *rest):
     return LIBC.prctl(option, *(ctypes.c_ulong(v) for v in (value, *rest, *[0] * (3 - len(rest)))))
 
 
-def seccomp(filters):
-    for code in filters:
-        program = Program(len(code) // 8, code)
+def seccomp(programs):
+    for program in programs:
         check(LIBC.prctl(PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0), "seccomp")
 
 
@@ -97,8 +105,7 @@ def drop_capabilities():
         os.setgroups([])
         os.setresgid(USER, USER, USER)
         os.setresuid(USER, USER, USER)
-    # Version 3 of the structures, for this process: effective, permitted, inheritable, for each half.
-    check(LIBC.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()), "capset")
+    check(LIBC.capset(*CAPABILITIES), "capset")
 
 
 def seal(job, fds):
@@ -138,9 +145,6 @@ def run_script(folder, script):
     main.__file__ = os.path.join(folder, script)
     main.__builtins__ = builtins
     sys.modules["__main__"] = main
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Python ignores it; the default lets the kernel say who wrote too large a file.
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
@@ -245,6 +249,11 @@ def main():
     os.dup2(null, 0)
     os.close(null)
     sys.path[:] = [entry for entry in sys.path if entry]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Python ignores it; the default lets the kernel say who wrote too large a file.
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    # The first use of the compiler makes its tables, 1 ms of each script where none is made before.
+    compile("pass", "warm_up", "exec")
     answer = lambda message: control.send(json.dumps(message).encode())
     try:
         deny_from_the_start()
