@@ -1,6 +1,9 @@
 //! One error type for the whole program: what was being done, to what, what to do, and the exit code that follows.
 
+use std::cell::Cell;
+use std::panic::UnwindSafe;
 use std::path::Path;
+use std::sync::Once;
 
 /// Why something failed, as far as the exit code is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,4 +82,22 @@ impl Error {
             Kind::Interrupted => 130,
         }
     }
+}
+
+/// Calls into a library that panics on some malformed input: `None` when it did. Nothing is printed of that panic.
+pub fn caught<T>(call: impl FnOnce() -> T + UnwindSafe) -> Option<T> {
+    thread_local!(static IS_QUIET: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_QUIET.get() {
+                loud(panic);
+            }
+        }));
+    });
+    IS_QUIET.set(true);
+    let result = std::panic::catch_unwind(call);
+    IS_QUIET.set(false);
+    result.ok()
 }

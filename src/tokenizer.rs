@@ -140,8 +140,8 @@ impl Tokenizer {
 /// The library panics where the JSON of a decoder or normalizer breaks off: JSON is looked at first, and what is left becomes an error.
 fn parsed(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
     serde_json::from_slice::<Value>(bytes).map_err(|e| e.to_string())?;
-    let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string()));
-    parsed.unwrap_or_else(|_| Err("a part of it has fields that the library does not take".to_string()))
+    let parsed = crate::error::caught(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string()));
+    parsed.unwrap_or_else(|| Err("a part of it has fields that the library does not take".to_string()))
 }
 
 /// A JSON object from a file that may be absent (then empty).

@@ -414,6 +414,8 @@ fn data_is_shown_read_only_and_the_shared_file_stays_as_it_is() {
     for (name, bytes) in [("small", 10), ("large", 200_000)] {
         let data = shared.path().join(name);
         std::fs::write(&data, vec![b'x'; bytes]).unwrap();
+        // Nothing but the mount keeps a script from writing to it.
+        std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
         let script = "import os\ntext = open('data.npz').read()\nprint(len(text), set(text))\n\
             try: open('data.npz', 'w').write('y')\nexcept OSError: print('refused')\n\
             try: os.chmod('data.npz', 0o666); open('data.npz', 'w').write('y')\nexcept OSError: pass\n";

@@ -1,10 +1,14 @@
 //! The shape of a model, from and to the text of a Hugging Face config.json (Qwen2/Qwen2.5, Qwen3, Llama 2/3), checked field by
 //! field. Opens no file.
 
+use super::parameter_shapes;
 use crate::backend::Heads;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
+
+/// Numbers of a rotary table that any model may have (P * HS; Llama 3.1 has as many), however small it is.
+const MOST_ROTARY: usize = 1 << 24;
 
 /// A decoder-only transformer with RMSNorm, rotary embedding, grouped-query attention and SwiGLU.
 #[derive(Debug, Clone, PartialEq)]
@@ -201,7 +205,8 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Errors: an extent of zero, NKV does not divide NH, HS is odd, or a mix of biases and norms that no supported family has.
+    /// Errors: an extent of zero, NKV does not divide NH, HS is odd, a mix of biases and norms that no supported family has, or a rotary
+    /// table far larger than the weights.
     pub fn validate(&self) -> Result<()> {
         let Heads { nh, nkv, hs } = self.heads;
         if [self.vocab, self.hidden, self.layers, nh, nkv, hs, self.mlp, self.max_positions].contains(&0) {
@@ -217,6 +222,15 @@ impl ModelConfig {
             return Err(Error::content(
                 "a bias in only some of q, k, v and o fits no supported family (qwen2, qwen3, llama)",
             ));
+        }
+        // It is made whole, so a wrong number of positions must not ask for more than the model itself does.
+        let parameters = parameter_shapes(self).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let positions = self.max_positions;
+        if positions * hs > MOST_ROTARY.max(parameters) {
+            return Err(Error::content(format!(
+                "max_position_embeddings {positions} with head_dim {hs} needs a rotary table larger than all {parameters} weights; \
+                 expected a number of positions like 32768"
+            )));
         }
         Ok(())
     }

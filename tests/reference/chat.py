@@ -1,6 +1,6 @@
 """Makes chat.json and the small tokenizers beside it: conversations as transformers renders and tokenizes them.
 
-    python chat.py [OUT]        (transformers 5.24, tokenizers 0.23; trl 1.16 has the published templates that ours are checked with)
+    python chat.py [OUT]        (transformers 5.23, tokenizers 0.23; trl 1.16 has the published templates that ours are checked with)
 
 The tokenizers are trained here on the project's own text, with the pre-tokenizers of Qwen2 (NFC, single digits) and of Llama 3 (digits in threes).
 Once made they are kept: the ids in chat.json belong to them (delete a folder to train it again).

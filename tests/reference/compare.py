@@ -3,7 +3,7 @@
     python compare.py NEW COMMITTED
 
 Files must be equal, but for sums, which another processor may round otherwise: values in f64 to 1e-12, transformers' own errors in
-f32 to a factor of 4.
+f32 to a factor of 4 or the rounding of one number.
 """
 import json
 import math
@@ -13,6 +13,35 @@ from pathlib import Path
 import safetensors.torch
 
 import peer
+
+
+ROUNDING = 2.0**-24
+
+
+def is_like(new, old):
+    """Whether two errors in f32 are of one size."""
+    new, old = max(new, ROUNDING), max(old, ROUNDING)
+    return new / 4 <= old <= new * 4
+
+
+def unlike(new, old, name=""):
+    """What differs between two JSON values by more than rounding. Numbers of a list by their largest."""
+    if isinstance(new, dict) and isinstance(old, dict) and new.keys() == old.keys():
+        for key in new:
+            yield from unlike(new[key], old[key], f"{name}.{key}")
+    elif isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
+        if all(isinstance(value, float) for value in new + old):
+            largest = max(map(abs, old), default=0.0)
+            if any(abs(a - b) > 1e-12 * largest for a, b in zip(new, old)):
+                yield name
+        else:
+            for i, pair in enumerate(zip(new, old)):
+                yield from unlike(*pair, f"{name}[{i}]")
+    elif isinstance(new, float) and isinstance(old, float):
+        if not (is_like(new, old) if name.endswith(".f32") else math.isclose(new, old, rel_tol=1e-12)):
+            yield f"{name}: {new!r} and {old!r}"
+    elif new != old:
+        yield name
 
 
 def differences(new, old, name):
@@ -28,13 +57,15 @@ def differences(new, old, name):
         if new["sft"] != old["sft"]:
             yield "other settings"
         for key, error in new["own_f32_error"].items():
-            if not error / 4 <= old["own_f32_error"].get(key, 0.0) <= error * 4:
+            if not is_like(error, old["own_f32_error"].get(key, 0.0)):
                 yield f"own error of {key} is {error:.1e}"
     elif name.name == "metrics.json":
         new, old = (json.loads(path.read_text()) for path in (new, old))
         values = [[case.pop("value") for case in cases] for cases in (new, old)]
         if new != old or not all(math.isclose(a, b, rel_tol=1e-12) for a, b in zip(*values)):
             yield "other cases"
+    elif name.name == "losses.json":
+        yield from unlike(*(json.loads(path.read_text()) for path in (new, old)))
     elif new.read_bytes() != old.read_bytes():
         yield "differs"
 

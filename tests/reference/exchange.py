@@ -3,7 +3,7 @@ numbers agree. Not part of `cargo test`; run by hand, in some three minutes:
 
     python tests/reference/exchange.py target/debug/onestep
 
-Written for torch 2.11, transformers 5.24, peft 0.21, gguf 0.19. The bound of every comparison is derived: our error against the same
+Written for torch 2.11, transformers 5.23, peft 0.21, gguf 0.19. The bound of every comparison is derived: our error against the same
 computation in f64 is at most twice the library's own error in the type at hand, both root mean squares as shares of the largest magnitude.
 """
 

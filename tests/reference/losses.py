@@ -1,7 +1,7 @@
 """Makes losses.json: the losses, advantages, schedules and AdamW steps of reinforcement learning in plain PyTorch, in f64 with
 autograd, and by how much the same code in f32 is off.
 
-    python losses.py [OUT]        (torch 2.11, transformers 5.24, trl 1.16; its GRPO trainer imports pandas 3.1 and datasets 5.2, these dill, multiprocess,
+    python losses.py [OUT]        (torch 2.11, transformers 5.23, trl 1.16; its GRPO trainer imports pandas 3.1 and datasets 5.2, these dill, multiprocess,
                                    xxhash, aiohttp and python-dateutil)
 
 The formulas are written down here from their papers: PPO arXiv 1707.06347 eq. 7, dual clip 1912.09729 eq. 5, GAE 1506.02438 eq. 16,
