@@ -486,3 +486,31 @@ fn an_interpreter_that_was_given_is_used_as_it_is() {
     assert_eq!(said, Vec::<String>::new());
     assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn an_interpreter_below_tmp_works_and_scripts_have_a_scratch_folder_all_the_same() {
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    // Its user must get there too.
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let venv = folder.path().join("venv");
+    let made = Command::new(&python().interpreter).args(["-m", "venv", "--without-pip"]).arg(&venv).status().unwrap();
+    assert!(made.success());
+    // The packages are those of the environment that is there.
+    let packages = |root: &Path| {
+        let lib = std::fs::read_dir(root.join("lib")).unwrap().next().unwrap().unwrap().path();
+        lib.join("site-packages")
+    };
+    let there = packages(python().interpreter.parent().unwrap().parent().unwrap());
+    std::fs::write(packages(&venv).join("there.pth"), format!("{}\n", there.display())).unwrap();
+    std::fs::write(packages(&venv).join("only_here.py"), "word = 'here'").unwrap();
+    let below_tmp = Python::ensure(Some(&venv.join("bin/python")), folder.path(), &mut |_| ()).unwrap();
+    let wanted = Wanted { best: 3, unsafe_without: false, preload: Some(vec!["numpy".into()]) };
+    let pool = Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), 1, &below_tmp, &wanted).unwrap();
+    assert_eq!(pool.protection().tier, self::pool().protection().tier, "{:?}", pool.protection());
+    let script = "import only_here, sys, tempfile\nwith tempfile.NamedTemporaryFile() as f: f.write(b'x')\n\
+        print(only_here.word, sys.prefix)";
+    let (_folder, job) = job(script, LIMITS);
+    let verdict = pool.run(job).unwrap();
+    let expected = format!("here {}\n", venv.display());
+    assert_eq!((verdict.outcome.clone(), verdict.stdout.clone()), (Outcome::Exited(0), expected), "{verdict:?}");
+}

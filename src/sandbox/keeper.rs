@@ -25,6 +25,8 @@ const LARGE: u64 = 1 << 16;
 /// Of what a script leaves behind: entries, and folders inside each other, that are carried out.
 pub(super) const MOST_ENTRIES: usize = 2000;
 pub(super) const MOST_DEPTH: usize = 16;
+/// What it says when all went well.
+const DONE: &str = "done";
 const INODES: u32 = 20_000;
 /// Errors in carrying out that are the host's; any other is of what the script left, a name too long, a file in a folder's place.
 const HOST_ERRORS: [Errno; 6] = [Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::ROFS, Errno::MFILE, Errno::NFILE];
@@ -36,8 +38,9 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Forks it, from a process with one thread in a root of [`super::root`]. `user` is the script's, where it is another than ours.
-    pub fn start(job: &Job, user: Option<u32>) -> io::Result<Self> {
+    /// Forks it, from a process with one thread in a root of [`super::root`]. `user` is the script's, where it is another than ours;
+    /// `scratch` the folder for its temporary files.
+    pub fn start(job: &Job, user: Option<u32>, scratch: &Path) -> io::Result<Self> {
         let (link, theirs) = system::socket_pair()?;
         // SAFETY: no process of a worker has a second thread.
         match unsafe { system::fork_into(NAMESPACES) }.map_err(doing("namespaces of a job"))? {
@@ -45,8 +48,9 @@ impl Keeper {
             None => {
                 // SAFETY: whoever owns a descriptor in this copy of the process is never come back to.
                 unsafe { system::close_all_but([theirs.as_fd()]) };
-                let said = keep(job, user, theirs.as_fd()).err().map(|error| error.to_string());
-                let _ = system::send(theirs.as_fd(), said.as_deref().unwrap_or_default().as_bytes(), &[]);
+                let said =
+                    keep(job, user, scratch, theirs.as_fd()).map_or_else(|error| error.to_string(), |()| DONE.into());
+                let _ = system::send(theirs.as_fd(), said.as_bytes(), &[]);
                 system::exit_now(0)
             }
         }
@@ -63,33 +67,37 @@ impl Keeper {
         }
     }
 
-    /// Ends it and everything in its namespaces, with the files carried out unless it was killed. CPU seconds of what it has waited for,
-    /// and its own.
-    pub fn end(self) -> io::Result<f64> {
+    /// Ends it and everything in its namespaces, with the files carried out. CPU seconds of what it has waited for, and its own; what could
+    /// not be carried out, or that it was killed.
+    pub fn end(self) -> (f64, Option<String>) {
         let _ = system::send(self.link.as_fd(), b"end", &[]);
         let mut message = [0; 1024];
         let length = system::receive(self.link.as_fd(), &mut message).map_or(0, |(length, _)| length);
-        let seconds = system::wait(self.pid)?;
-        match length {
-            0 => Ok(seconds),
-            _ => Err(io::Error::other(String::from_utf8_lossy(&message[..length]).into_owned())),
-        }
+        let seconds = system::wait(self.pid).unwrap_or(0.0);
+        let failure = match String::from_utf8_lossy(&message[..length]).as_ref() {
+            DONE => None,
+            "" => Some("the keeper was killed".to_string()),
+            why => Some(why.to_string()),
+        };
+        (seconds, failure)
     }
 }
 
 /// The keeper's life.
-fn keep(job: &Job, user: Option<u32>, link: BorrowedFd) -> io::Result<()> {
+fn keep(job: &Job, user: Option<u32>, scratch: &Path, link: BorrowedFd) -> io::Result<()> {
     system::die_with_parent();
     system::new_session();
+    system::handle_no_faults();
     rustix::process::umask(Mode::empty());
     let ended = system::child_ends()?;
     let mut files = Files { user, laid: HashMap::new() };
-    let host = files.enter(job)?;
+    let host = files.enter(job, scratch)?;
     let mut roads = vec![];
     for name in ["pid", "ipc", "mnt"] {
         roads.push(OwnedFd::from(File::open(format!("/proc/self/ns/{name}")).map_err(doing("naming its namespaces"))?));
     }
-    let writable = [WORKSPACE, "/tmp", "/dev/shm"].into_iter().chain(DEVICES).collect::<Vec<_>>();
+    let writable: Vec<&Path> =
+        [WORKSPACE, "/dev/shm"].into_iter().chain(DEVICES).map(Path::new).chain([scratch]).collect();
     roads.push(landlock::ruleset(&["/"], &writable, &[])?);
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let kept =
@@ -105,6 +113,8 @@ fn keep(job: &Job, user: Option<u32>, link: BorrowedFd) -> io::Result<()> {
             system::reap();
         }
     }
+    // Read, or the answer would be lost with what is not.
+    system::receive(link, &mut [0; 16])?;
     system::end_namespace();
     files.carry_out(job, host.as_fd())
 }
@@ -125,13 +135,13 @@ struct Files {
 
 impl Files {
     /// Mounts what is this job's own, lays out its files and leaves the host behind but for the job's folder, which is returned.
-    fn enter(&mut self, job: &Job) -> io::Result<OwnedFd> {
+    fn enter(&mut self, job: &Job, scratch: &Path) -> io::Result<OwnedFd> {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
         mount("proc", "/proc", "proc", flags, None).map_err(doing("mounting /proc"))?;
         let user = self.user.unwrap_or(rustix::process::getuid().as_raw());
         let disk = format!("size={},nr_inodes={INODES},mode=700,uid={user}", job.limits.disk_bytes);
         mount_tmpfs(Path::new(WORKSPACE), MountFlags::empty(), &disk)?;
-        mount_tmpfs(Path::new("/tmp"), MountFlags::empty(), &disk)?;
+        mount_tmpfs(scratch, MountFlags::empty(), &disk)?;
         mount_tmpfs(
             Path::new("/dev/shm"),
             MountFlags::empty(),
@@ -146,7 +156,7 @@ impl Files {
             self.lay_data(&old(source), &Path::new(WORKSPACE).join(name)).map_err(doing(format!("showing {name}")))?;
         }
         unmount(OLD, UnmountFlags::DETACH).map_err(doing("leaving the host"))?;
-        system::read_only(Path::new("/"), false).map_err(doing("a root that is read only"))?;
+        system::set_mount(Path::new("/"), system::READ_ONLY, false).map_err(doing("a root that is read only"))?;
         std::env::set_current_dir(WORKSPACE)?;
         Ok(host)
     }
@@ -184,7 +194,7 @@ impl Files {
         if info.len() >= LARGE && (info.mode() & 0o004 != 0 || info.uid() == own) {
             File::create(path)?;
             mount_bind(source, path)?;
-            system::read_only(path, false)?;
+            system::set_mount(path, system::READ_ONLY, false)?;
         } else {
             copy_data(source, path)?;
         }
@@ -263,7 +273,10 @@ impl Carrier<'_> {
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut copy = File::from(openat(outside, name, flags, Mode::from_raw_mode(0o644))?);
-        io::copy(&mut file.take(info.len()), &mut copy).map(drop)
+        io::copy(&mut file.take(info.len()), &mut copy).map(drop).inspect_err(|_| {
+            // A part of it is no file.
+            let _ = unlinkat(outside, name, AtFlags::empty());
+        })
     }
 }
 

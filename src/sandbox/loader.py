@@ -138,7 +138,7 @@ def seal(job, fds):
 
 def run_script(folder, script):
     """What `python script` does, up to its exit."""
-    os.environ.update(HOME=folder, TMPDIR="/tmp" if TIER >= 2 else folder)
+    os.environ.update(HOME=folder, TMPDIR=SETTINGS["scratch"] if TIER >= 2 else folder)
     sys.argv = [script]
     sys.path.insert(0, folder)
     main = types.ModuleType("__main__")
@@ -184,7 +184,7 @@ def script_process(job, fds):
     FAILURE.close()
     code = 1
     try:
-        code = run_script(job["folder"], job["script"]) if job["script"] else 0
+        code = run_script(job["folder"], job["script"])
         threading._shutdown()
         atexit._run_exitfuncs()
     finally:

@@ -103,14 +103,15 @@ impl Pool {
             wanted: wanted.clone(),
             processors: if workers <= processors.len() { processors } else { vec![] },
         };
-        let start =
-            serde_json::to_string(&start).map_err(|error| Error::system(format!("sandbox settings: {error}")))?;
+        let start = serde_json::to_vec(&start).map_err(|error| Error::system(format!("sandbox settings: {error}")))?;
+        if start.len() > system::MAX_MESSAGE {
+            return Err(Error::system("the interpreter reads too many folders: sandbox settings are too long"));
+        }
         let doing =
             |error: io::Error| Error::system(format!("starting the sandbox helper {}: {error}", helper.display()));
         let (control, theirs) = system::socket_pair().map_err(doing)?;
         let child = Command::new(helper)
             .arg(worker::HELPER_ARGUMENT)
-            .arg(start)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(theirs))
@@ -134,6 +135,9 @@ impl Pool {
             protection,
             quarantine: Mutex::default(),
         };
+        if let Some(control) = &pool.control {
+            system::send(lock(control).as_fd(), &start, &[]).map_err(doing)?;
+        }
         // All are forked first, so that they load their libraries side by side.
         let links = (0..workers).map(|number| pool.fork_worker(number)).collect::<Result<Vec<_>>>()?;
         let mut isolation = Isolation::default();
@@ -270,6 +274,13 @@ impl Pool {
     /// Runs a job once, by the slot's worker or a new one.
     fn attempt(&self, slot: &mut Slot, job: &Job) -> std::result::Result<Verdict, Lost> {
         let mut line = serde_json::to_vec(job).map_err(|error| Lost::Failed(error.to_string()))?;
+        if line.len() > system::MAX_MESSAGE {
+            return Err(Lost::Failed(format!(
+                "its names and paths have {} bytes, at most {}",
+                line.len(),
+                system::MAX_MESSAGE
+            )));
+        }
         line.push(b'\n');
         let worker = match &mut slot.worker {
             Some(worker) => worker,

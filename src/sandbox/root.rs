@@ -14,8 +14,17 @@ use std::path::{Path, PathBuf};
 /// Where the host's root is, as long as it is.
 pub(super) const OLD: &str = "/old";
 pub(super) const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
-/// Folders over which a new root may be mounted: it is moved from there to `/`.
-const MOUNT_POINTS: [&str; 4] = ["/tmp", "/mnt", "/srv", "/media"];
+
+/// What a root of its own has anew, beside the folder for temporary files.
+const COVERED: [&str; 4] = ["/dev", "/proc", super::WORKSPACE, OLD];
+
+/// The folder for a script's temporary files, new for each: one in which the interpreter does not lie.
+pub(super) fn scratch(folders: &Folders) -> io::Result<&'static Path> {
+    let is_free = |folder: &&Path| !folders.read.iter().any(|read| read.starts_with(folder));
+    let candidates = ["/tmp", "/var/tmp"].map(Path::new);
+    let found = candidates.into_iter().filter(|folder| folder.is_dir()).find(is_free);
+    found.ok_or_else(|| io::Error::other(format!("the interpreter lies in each of {candidates:?} that is there")))
+}
 
 /// A path of the host, seen from inside.
 pub(super) fn old(path: impl AsRef<Path>) -> PathBuf {
@@ -44,10 +53,13 @@ pub(super) fn enter(folders: &Folders) -> io::Result<bool> {
     let has_users = unshare(getuid().is_root())?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .map_err(doing("mounts of its own"))?;
-    let covers = |point: &&&str| !folders.read.iter().any(|folder| folder.starts_with(point));
-    let root = MOUNT_POINTS.iter().filter(|point| Path::new(point).is_dir()).find(covers);
-    let root =
-        Path::new(root.ok_or_else(|| io::Error::other(format!("none of {MOUNT_POINTS:?} can be mounted over")))?);
+    if let Some(folder) = folders.read.iter().find(|folder| COVERED.iter().any(|covered| folder.starts_with(covered))) {
+        return Err(io::Error::other(format!(
+            "the interpreter's {} lies where a script has a folder of its own",
+            folder.display()
+        )));
+    }
+    let root = scratch(folders)?; // uncovered again when the root is moved
     mount_tmpfs(root, MountFlags::empty(), "size=1m,nr_inodes=4096,mode=755")?;
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
     for folder in &folders.read {
@@ -56,8 +68,8 @@ pub(super) fn enter(folders: &Folders) -> io::Result<bool> {
     for folder in &folders.hidden {
         mount_tmpfs(&inside(folder), MountFlags::RDONLY, "size=4k,nr_inodes=2,mode=555")?;
     }
-    for folder in ["/etc", "/dev/shm", "/proc", "/tmp", super::WORKSPACE, OLD] {
-        fs::create_dir_all(inside(Path::new(folder)))?;
+    for folder in ["/etc", "/dev/shm", "/proc", super::WORKSPACE, OLD].map(Path::new).into_iter().chain([root]) {
+        fs::create_dir_all(inside(folder))?;
     }
     let cache = Path::new("/etc/ld.so.cache");
     if cache.exists() {
@@ -69,6 +81,7 @@ pub(super) fn enter(folders: &Folders) -> io::Result<bool> {
     for device in DEVICES.map(Path::new) {
         fs::write(inside(device), "")?;
         mount_bind(device, inside(device)).map_err(doing(format!("showing {}", device.display())))?;
+        system::set_mount(&inside(device), system::READ_ONLY_DEVICE, false)?;
     }
     std::env::set_current_dir(root)?;
     pivot_root(".", &inside(Path::new(OLD))).map_err(doing("moving to the new root"))?;
@@ -105,5 +118,5 @@ fn show(folder: &Path, inside: &Path) -> io::Result<()> {
     fs::create_dir(inside)?;
     fs::set_permissions(inside, Permissions::from_mode(0o755))?;
     mount_bind_recursive(folder, inside)?;
-    system::read_only(inside, true)
+    system::set_mount(inside, system::READ_ONLY, true)
 }

@@ -66,9 +66,20 @@ const REFUSED: &[i64] = &[
     libc::SYS_move_pages,
     libc::SYS_vhangup,
     libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_shmctl,
     libc::SYS_semget,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_semctl,
     libc::SYS_msgget,
-    libc::SYS_memfd_create, // memory that no process seems to hold
+    libc::SYS_msgsnd,
+    libc::SYS_msgrcv,
+    libc::SYS_msgctl,
+    libc::SYS_mq_open,
+    libc::SYS_mq_unlink,
+    libc::SYS_sched_setaffinity, // a slot has a processor
+    libc::SYS_memfd_create,      // memory that no process seems to hold
     libc::SYS_memfd_secret,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_mknod,
@@ -82,6 +93,9 @@ const REFUSED: &[i64] = &[
 
 /// What joins a job's namespaces, for which a script's process needs it first.
 const REFUSED_LAST: &[i64] = &[libc::SYS_setns];
+
+/// Not yet among libc's names.
+const FCHMODAT2: i64 = 452;
 
 /// What Landlock leaves open on the host's own tree: modes, owners and times of files, priorities of other processes.
 const REFUSED_ON_THE_HOST: &[i64] = &[
@@ -98,9 +112,18 @@ const REFUSED_ON_THE_HOST: &[i64] = &[
     libc::SYS_chown,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_lchown,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    FCHMODAT2,
     libc::SYS_utimensat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
     libc::SYS_setpriority,
-    libc::SYS_sched_setaffinity,
     libc::SYS_sched_setattr,
     libc::SYS_sched_setparam,
     libc::SYS_sched_setscheduler,
@@ -121,14 +144,17 @@ const SIGNALS_BY_FCNTL: [u64; 2] = [libc::F_SETOWN as u64, 15]; // F_SETOWN_EX
 const SIGNALS_BY_IOCTL: [u64; 2] = [0x8901, 0x8902]; // FIOSETOWN, SIOCSPGRP
 /// Kinds of a pair of sockets that can send to any address: datagrams, by their name and by that of raw sockets.
 const ADDRESSABLE: [u64; 2] = [libc::SOCK_DGRAM as u64, libc::SOCK_RAW as u64];
+/// What makes others wait who open a file of the same user.
+const LEASES: [u64; 1] = [1024]; // F_SETLEASE
 /// What types into a terminal.
 const TYPING: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
 
 /// The newest call that is known here (mseal); what comes later does not exist for a script.
 const LAST_CALL: u32 = 462;
-/// Flags of clone that make a namespace: time, mount, cgroup, uts, ipc, user, pid, net.
-const NAMESPACES: [u64; 8] =
-    [0x80, 0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
+/// Flags of clone that make a namespace (time, mount, cgroup, uts, ipc, user, pid, net), and the one that makes a sibling: a child of our
+/// process, which does not wait for it.
+const CLONE_FLAGS: [u64; 9] =
+    [0x80, 0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000, 0x8000];
 
 /// Filters as bytes, in the order they are installed.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -147,10 +173,11 @@ pub(super) struct Filters {
 pub(super) fn filters() -> Result<Filters> {
     let eperm = SeccompAction::Errno(libc::EPERM as u32);
     let mut refused = list(REFUSED);
-    let namespaces = NAMESPACES.iter().map(|&flag| rule(0, SeccompCmpOp::MaskedEq(flag), flag));
-    refused.insert(libc::SYS_clone, namespaces.collect::<Result<Vec<_>>>()?);
+    let flags = CLONE_FLAGS.iter().map(|&flag| rule(0, SeccompCmpOp::MaskedEq(flag), flag));
+    refused.insert(libc::SYS_clone, flags.collect::<Result<Vec<_>>>()?);
     refused.insert(libc::SYS_prlimit64, vec![rule(0, SeccompCmpOp::Ne, 0)?]); // another process
     refused.insert(libc::SYS_ioctl, equal(1, &TYPING)?);
+    refused.insert(libc::SYS_fcntl, equal(1, &LEASES)?);
     let mut pairs = vec![rule(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?];
     for kind in ADDRESSABLE {
         pairs.push(rule(1, SeccompCmpOp::MaskedEq(0xF), kind)?);

@@ -35,7 +35,9 @@ const ENVIRONMENT: [(&str, &str); 10] = [
 ];
 /// Of the user's own new processes while a script runs, where they count with the script's.
 const SPARE_TASKS: u64 = 256;
-/// Of the empty script by which a tier is tried out.
+/// By which a tier is tried out: its name, and what it does. Its user may not reach an interpreter below a home folder.
+pub(super) const TRIAL_SCRIPT: (&str, &str) =
+    ("trial.py", "import os, sys\nos.stat(sys.prefix)\nopen(os.__file__).close()\n");
 const TRIAL: Limits = Limits {
     cpu_seconds: 1.0,
     wall_seconds: 60.0,
@@ -102,7 +104,7 @@ pub(super) struct Tried {
     pub user: Option<u32>,
 }
 
-/// The fork-server's life, in a fork of the worker. `trial` is an empty folder of its own.
+/// The fork-server's life, in a fork of the worker. `trial` is a folder of its own with [`TRIAL_SCRIPT`].
 pub(super) fn serve(worker: OwnedFd, start: &Start, tried: Tried, trial: &Path) -> ! {
     system::die_with_parent();
     // SAFETY: whoever owns a descriptor in this copy of the process is never come back to.
@@ -124,6 +126,8 @@ struct Server {
     user: Option<u32>,
     /// In tier 1, what scripts may list and what they may read.
     seen: (Vec<PathBuf>, Vec<PathBuf>),
+    /// From tier 2 on, for temporary files.
+    scratch: &'static Path,
     loader: i32,
     link: OwnedFd,
 }
@@ -139,14 +143,16 @@ impl Server {
         if tier >= 2 && root::enter(&start.folders)? && user.is_some() {
             return Err(io::Error::other("only a user namespace is possible, in which there is one user"));
         }
+        let scratch = if tier >= 2 { root::scratch(&start.folders)? } else { Path::new("/") };
         let (link, theirs) = system::socket_pair()?;
-        let loader = start_loader(start, tier, user, theirs)?;
-        let server = Self { tier, user, seen, loader, link };
+        let loader = start_loader(start, Tried { tier, user }, scratch, theirs)?;
+        let server = Self { tier, user, seen, scratch, loader, link };
         receive_answer(server.link.as_fd()).and_then(ready).map_err(doing("the loader"))?;
         let null = OpenOptions::new().write(true).open("/dev/null").map_err(doing("opening /dev/null"))?;
-        match server.run(&Job::new(trial, "", TRIAL), [null.as_fd(); 2], |_| Ok(()))? {
+        match server.run(&Job::new(trial, TRIAL_SCRIPT.0, TRIAL), [null.as_fd(); 2], |_| Ok(()))? {
             Ended { exit: Some(0), failure: None, .. } => Ok(server),
             Ended { failure: Some(failure), .. } => Err(io::Error::other(failure)),
+            Ended { exit: Some(1), .. } => Err(io::Error::other("a script cannot read the interpreter's files")),
             ended => Err(io::Error::other(format!("a trial ended with {ended:?}"))),
         }
     }
@@ -175,7 +181,7 @@ impl Server {
                 Err(error) => Ok(Ended::killed(Some(error.to_string()))),
             };
         }
-        let keeper = match Keeper::start(job, self.user) {
+        let keeper = match Keeper::start(job, self.user, self.scratch) {
             Ok(keeper) => keeper,
             Err(error) => return Ok(Ended::killed(Some(error.to_string()))),
         };
@@ -188,10 +194,9 @@ impl Server {
             Ok(None) => Ended::killed(None),
             Err(error) => Ended::killed(Some(error.to_string())),
         };
-        match keeper.end() {
-            Ok(seconds) => ended.cpu_seconds += seconds, // orphans of the script were the keeper's children
-            Err(error) => ended.failure = ended.failure.or(Some(error.to_string())),
-        }
+        let (seconds, failure) = keeper.end();
+        ended.cpu_seconds += seconds; // orphans of the script were the keeper's children
+        ended.failure = ended.failure.or(failure);
         Ok(ended)
     }
 
@@ -258,7 +263,7 @@ pub(super) fn ready(answer: Answer) -> io::Result<i32> {
 }
 
 /// Executes the loader, with the capabilities that this process has: where it is no root it would lose them by that.
-fn start_loader(start: &Start, tier: u8, user: Option<u32>, stdin: OwnedFd) -> io::Result<i32> {
+fn start_loader(start: &Start, Tried { tier, user }: Tried, scratch: &Path, stdin: OwnedFd) -> io::Result<i32> {
     let filters = match tier {
         0 => vec![],
         1 if system::landlock_version() < 6 => {
@@ -271,6 +276,7 @@ fn start_loader(start: &Start, tier: u8, user: Option<u32>, stdin: OwnedFd) -> i
     let settings = serde_json::json!({
         "tier": tier,
         "user": user,
+        "scratch": scratch,
         "old": if tier >= 2 { OLD } else { "" },
         "filters": filters.into_iter().flatten().collect::<Vec<_>>(),
         "last": if tier >= 1 { &start.filters.last } else { &none },

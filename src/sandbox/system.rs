@@ -273,10 +273,13 @@ pub(super) fn end_namespace() {
     }
 }
 
-/// What is mounted at `path`, and with `below` everything there: from now on only to be read, without devices and set-user-ID bits.
-pub(super) fn read_only(path: &std::path::Path, below: bool) -> io::Result<()> {
-    const RDONLY_NOSUID_NODEV: u64 = 1 | 2 | 4;
-    let attributes: [u64; 4] = [RDONLY_NOSUID_NODEV, 0, 0, 0]; // struct mount_attr
+/// What a mount does not allow (mount_setattr(2)). On a read-only one devices are written all the same, but keep modes and times.
+pub(super) const READ_ONLY: u64 = READ_ONLY_DEVICE | 4; // MOUNT_ATTR_NODEV
+pub(super) const READ_ONLY_DEVICE: u64 = 1 | 2; // MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID
+
+/// What is mounted at `path`, and with `below` everything there, has these attributes from now on.
+pub(super) fn set_mount(path: &std::path::Path, attributes: u64, below: bool) -> io::Result<()> {
+    let attributes: [u64; 4] = [attributes, 0, 0, 0]; // struct mount_attr
     let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))?;
     let flags = if below { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: `path` and `attributes` live over the call, which is told the size of the second.
@@ -291,6 +294,15 @@ pub(super) fn read_only(path: &std::path::Path, below: bool) -> io::Result<()> {
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes back the handlers of faults that Rust's runtime installs: the first process of a pid namespace gets no signal from inside that it
+/// does not handle.
+pub(super) fn handle_no_faults() {
+    for number in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: the default runs no code of ours.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
 }
 
 /// Of Landlock in this kernel; 0 is none.

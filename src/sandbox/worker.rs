@@ -57,10 +57,13 @@ pub(super) struct Start {
 }
 
 /// The helper's whole life; returns its exit code. Called by main when the first argument is [`HELPER_ARGUMENT`], before
-/// anything else: it forks, so it must have one thread. The second argument is a `Start` as JSON; stdin is the
-/// trainer's control socket, which carries one message for each worker to fork: its slot's number and its end of its socket.
+/// anything else: it forks, so it must have one thread. Stdin is the trainer's control socket, which carries a `Start` as JSON
+/// and then one message for each worker to fork: its slot's number and its end of its socket.
 pub fn helper_main() -> i32 {
-    let Some(start) = std::env::args().nth(2).and_then(|text| serde_json::from_str::<Start>(&text).ok()) else {
+    let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
+    let mut text = vec![0; system::MAX_MESSAGE];
+    let length = system::receive(control.as_fd(), &mut text).map_or(0, |(length, _)| length);
+    let Ok(start) = serde_json::from_slice::<Start>(&text[..length]) else {
         eprintln!("{HELPER_ARGUMENT} is started by onestep itself");
         return 2;
     };
@@ -68,7 +71,6 @@ pub fn helper_main() -> i32 {
     system::adopt_orphans();
     // The first process of a pid namespace cannot end before all others are reaped, and those of a dead worker are ours.
     system::reap_at_once(true);
-    let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let mut workers: Vec<i32> = Vec::new();
     let mut disturbed = Instant::now();
     loop {
@@ -76,7 +78,7 @@ pub fn helper_main() -> i32 {
         loop {
             let pause = if disturbed.elapsed() < AFTERMATH { SCAN } else { PATROL };
             match system::wait_readable([Some(control.as_fd())], pause) {
-                Ok([false]) => drop(kill_strays(&workers)),
+                Ok([false]) => drop(kill_strays(Keep::Trees(&workers))),
                 _ => break,
             }
         }
@@ -84,7 +86,7 @@ pub fn helper_main() -> i32 {
         let message = system::receive(control.as_fd(), &mut text);
         disturbed = Instant::now();
         system::reap();
-        kill_strays(&workers);
+        kill_strays(Keep::Trees(&workers));
         bury(&mut workers);
         match message.map(|(length, mut fds)| (length, fds.pop())) {
             Ok((length, Some(link))) => {
@@ -119,7 +121,7 @@ pub fn helper_main() -> i32 {
     }
     workers.iter().for_each(|&worker| system::kill(worker));
     while system::reap() && Instant::now() < deadline + SHUTDOWN_GRACE {
-        kill_strays(&[]);
+        kill_strays(Keep::Only(&[]));
         std::thread::sleep(Duration::from_millis(2));
     }
     bury(&mut workers);
@@ -144,14 +146,19 @@ fn cgroup_name(worker: u32) -> String {
     format!("onestep-{worker}")
 }
 
-/// Kills every process below this one, at any depth, that is neither kept nor below a kept one. True when there was any.
+/// Kills every process below this one, at any depth, that is not in `keep`. True when there was any.
 /// All are stopped first: while some are killed, others could fork on.
-fn kill_strays(keep: &[i32]) -> bool {
+fn kill_strays(keep: Keep) -> bool {
     let own = std::process::id() as i32;
     let mut stopped = BTreeSet::new();
     loop {
         let all = system::descendants(own);
-        let kept: BTreeSet<i32> = keep.iter().copied().chain(system::below(&all, keep).iter().map(|p| p.pid)).collect();
+        let kept: BTreeSet<i32> = match keep {
+            Keep::Only(pids) => pids.iter().copied().collect(),
+            Keep::Trees(roots) => {
+                roots.iter().copied().chain(system::below(&all, roots).iter().map(|p| p.pid)).collect()
+            }
+        };
         let known = |pid: &i32| kept.contains(pid) || stopped.contains(pid);
         let new: Vec<i32> = all.iter().map(|process| process.pid).filter(|pid| !known(pid)).collect();
         if new.is_empty() {
@@ -164,8 +171,16 @@ fn kill_strays(keep: &[i32]) -> bool {
     !stopped.is_empty()
 }
 
+/// Processes that are no strays.
+#[derive(Clone, Copy)]
+enum Keep<'a> {
+    Only(&'a [i32]),
+    /// With everything below them.
+    Trees(&'a [i32]),
+}
+
 /// Kills strays until there are none. An error when some do not go.
-fn clear_strays(keep: &[i32], mut alive: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+fn clear_strays(keep: Keep, mut alive: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     let deadline = Instant::now() + KILL_GRACE;
     while kill_strays(keep) {
         if Instant::now() >= deadline {
@@ -183,16 +198,13 @@ fn worker_main(mut link: UnixStream, start: &Start) -> i32 {
     system::die_with_parent();
     system::adopt_orphans();
     system::reap_at_once(false);
-    let ended = Worker::start(start).and_then(|(mut worker, ready)| {
-        send_reply(&mut link, &ready)?;
-        worker.serve(&mut link)
-    });
-    if let Err(error) = &ended {
-        // Heard at the start only; later a closed link says it, and the trainer forks another worker.
-        let _ = send_reply(&mut link, &Reply::Failed(error.to_string()));
-    }
+    let ended = match Worker::start(start) {
+        Ok((mut worker, ready)) => send_reply(&mut link, &ready).and_then(|()| worker.serve(&mut link)),
+        Err(error) => send_reply(&mut link, &Reply::Failed(error.to_string())).and(Err(error)),
+    };
+    // Without a reply to its job, the trainer takes a closed link for the worker's death, and forks another.
     drop(link);
-    i32::from(ended.and(clear_strays(&[], || Ok(()))).is_err())
+    i32::from(ended.and(clear_strays(Keep::Only(&[]), || Ok(()))).is_err())
 }
 
 /// Says from time to time that the worker lives.
@@ -279,6 +291,7 @@ impl Worker {
         };
         let trial = tempfile::tempdir()?;
         let trial = trial.path().canonicalize()?;
+        std::fs::write(trial.join(server::TRIAL_SCRIPT.0), server::TRIAL_SCRIPT.1)?;
         let (server, theirs) = system::socket_pair()?;
         // SAFETY: nothing has started a thread in this process.
         let Some(process) = unsafe { system::fork() }? else { server::serve(theirs, start, tried, &trial) };
@@ -309,7 +322,7 @@ impl Worker {
             let mut pulse = Pulse { link: link.try_clone()?, next: Instant::now() + HEARTBEAT };
             let reply = self.run(&job, link.as_fd(), &mut pulse)?;
             if self.tier < 2 {
-                clear_strays(&[self.process], || pulse.beat())?;
+                clear_strays(Keep::Only(&[self.process, self.loader]), || pulse.beat())?;
                 leftovers::tidy(&job.folder);
             }
             send_reply(link, &reply)?;
@@ -431,7 +444,7 @@ impl Worker {
 fn end(process: i32) {
     system::kill(process);
     // What stays is found by the helper.
-    let _ = system::wait(process).and_then(|_| clear_strays(&[], || Ok(())));
+    let _ = system::wait(process).and_then(|_| clear_strays(Keep::Only(&[]), || Ok(())));
 }
 
 /// Kills a job: the keeper, with which its pid namespace dies, or the script, and its process group.

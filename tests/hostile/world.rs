@@ -23,7 +23,7 @@ const DATA_BYTES: usize = 100_000;
 const MOST_ENTRIES: usize = 2100;
 
 macro_rules! calls {
-    ($($name:ident),* $(,)?) => { [$((stringify!($name), libc::$name)),*] };
+    ($($(#[$on:meta])? $name:ident),* $(,)?) => { [$($(#[$on])? (stringify!($name), libc::$name)),*] };
 }
 
 /// Numbers of system calls, for scripts.
@@ -34,6 +34,15 @@ fn calls() -> serde_json::Value {
         SYS_shmget,
         SYS_semget,
         SYS_msgget,
+        SYS_shmctl,
+        SYS_removexattr,
+        SYS_lremovexattr,
+        #[cfg(target_arch = "x86_64")]
+        SYS_utime,
+        #[cfg(target_arch = "x86_64")]
+        SYS_utimes,
+        #[cfg(target_arch = "x86_64")]
+        SYS_futimesat,
         SYS_open_by_handle_at,
         SYS_name_to_handle_at,
         SYS_ptrace,
@@ -169,6 +178,30 @@ pub fn processes_below(root: u32) -> Vec<Process> {
     found
 }
 
+/// A System V segment that everybody may attach, with a text in it.
+struct SharedMemory(i32);
+
+impl SharedMemory {
+    fn new(text: &str) -> Self {
+        // SAFETY: the new segment is larger than the text that is written to it, and is attached only meanwhile.
+        unsafe {
+            let id = libc::shmget(libc::IPC_PRIVATE, 4096, libc::IPC_CREAT | 0o666);
+            let place = libc::shmat(id, std::ptr::null(), 0);
+            assert!(id >= 0 && place as isize != -1, "{}", io::Error::last_os_error());
+            std::ptr::copy_nonoverlapping(text.as_ptr(), place.cast::<u8>(), text.len());
+            libc::shmdt(place);
+            Self(id)
+        }
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        // SAFETY: a plain call.
+        unsafe { libc::shmctl(self.0, libc::IPC_RMID, std::ptr::null_mut()) };
+    }
+}
+
 pub struct World {
     folder: TempDir,
     token: String,
@@ -182,6 +215,7 @@ pub struct World {
     /// Of the trainer's user, with the token in its environment.
     decoy: Child,
     mounts: BTreeSet<String>,
+    _shared_memory: SharedMemory,
 }
 
 impl World {
@@ -214,7 +248,21 @@ impl World {
         unix.set_nonblocking(true).unwrap();
         abstracted.set_nonblocking(true).unwrap();
         let decoy = Command::new("sleep").arg("100000").env("HOSTILE_TOKEN", &token).spawn().unwrap();
-        Self { folder, token, secrets, in_home, tcp, udp, unix, abstracted, name, decoy, mounts: mounts() }
+        let _shared_memory = SharedMemory::new(&token);
+        Self {
+            folder,
+            token,
+            secrets,
+            in_home,
+            tcp,
+            udp,
+            unix,
+            abstracted,
+            name,
+            decoy,
+            mounts: mounts(),
+            _shared_memory,
+        }
     }
 
     /// A folder with a script as train.py and what is laid beside it.
