@@ -103,6 +103,11 @@ fn column(path: &Path, select: &str) -> Vec<String> {
     rows.collect::<Result<_, _>>().unwrap()
 }
 
+/// The one number that `select` gives.
+fn number(path: &Path, select: &str) -> usize {
+    Connection::open(path).unwrap().query_row(select, [], |row| row.get::<_, i64>(0)).unwrap() as usize
+}
+
 fn change(path: &Path, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
@@ -129,9 +134,9 @@ fn as_child() -> Option<(PathBuf, usize)> {
     Some((path, std::env::var("STORE_NUMBER").unwrap().parse().unwrap()))
 }
 
-/// Inserts a batch, says what is there, until it is killed.
+/// Inserts a batch, says what is there, until it is killed. Under an even number it tidies first.
 fn insert_until_killed(path: &Path, number: usize) {
-    let store = Store::open(path, LARGE).unwrap();
+    let store = Store::open(path, if number.is_multiple_of(2) { 0 } else { LARGE }).unwrap();
     for i in (number..).step_by(BATCH) {
         insert(&store, i..i + BATCH);
         eprintln!("{}", i + BATCH);
@@ -427,6 +432,9 @@ fn what_nobody_used_for_90_days_goes_and_the_rest_stays() {
         assert_eq!(has_run(&store, i), i < 10 && i != 2, "{i}");
     }
     drop(store);
+    let met_again =
+        "SELECT count(*) FROM runs r JOIN snapshots s ON s.id = r.snapshot WHERE s.last_used < r.last_used - 5";
+    assert_eq!(number(&path, met_again), 0, "a snapshot takes over the time of its run");
     assert_eq!(column(&path, "SELECT cast(count(*) AS TEXT) FROM blobs"), [(10 + 5 + 1).to_string()]);
     assert_eq!(column(&path, "SELECT cast(count(*) AS TEXT) FROM files"), ["30"]);
     let after = fs::metadata(&path).unwrap().len();
@@ -467,6 +475,91 @@ fn above_the_limit_the_oldest_go_but_nothing_of_the_last_day() {
     for i in 0..104 {
         assert_eq!((has_snapshot(&store, i), has_run(&store, i)), (i >= 100, i >= 100), "{i}");
     }
+}
+
+/// The runs of `filled(count)` and their snapshots were last used a day and more ago, one second apart, number 0 first.
+fn age_all(path: &Path, count: usize) {
+    for table in ["runs", "snapshots"] {
+        change(path, &format!("UPDATE {table} SET last_used = last_used - 2 * 86400 - {count} + rowid"));
+    }
+}
+
+/// How many of the runs that `age_all` aged are left; asserts that no older one is, and that everything is whole.
+fn old_ones_left(path: &Path, count: usize) -> usize {
+    let old = "cast(substr(key, 5) AS INTEGER)";
+    let left = number(path, &format!("SELECT count(*) FROM runs WHERE {old} < {count}"));
+    let first = number(path, &format!("SELECT coalesce(min({old}), {count}) FROM runs WHERE {old} < {count}"));
+    assert_eq!(first, count - left, "the oldest go first");
+    assert_eq!(column(path, "PRAGMA integrity_check"), ["ok"]);
+    for broken in [
+        "files WHERE blob NOT IN (SELECT id FROM blobs)",
+        "blobs WHERE id NOT IN (SELECT blob FROM files)",
+        "snapshots WHERE 3 != (SELECT count(*) FROM files WHERE snapshot = id)",
+        "runs WHERE snapshot NOT IN (SELECT id FROM snapshots)",
+    ] {
+        assert_eq!(number(path, &format!("SELECT count(*) FROM {broken}")), 0, "{broken}");
+    }
+    left
+}
+
+#[test]
+fn tidying_goes_in_steps() {
+    // As in store.rs: pages of a step, to which pages of SQLite's own come, and steps of an opening.
+    let (step, steps, count) = (256 + 4, 32, 5000);
+    let (_folder, path) = filled(count);
+    age_all(&path, count);
+    let pages = || number(&path, "PRAGMA page_count");
+    let free = || number(&path, "PRAGMA freelist_count");
+    let (mut before, mut openings) = (pages(), 0);
+    while old_ones_left(&path, count) > 0 {
+        let store = Store::open(&path, 0).unwrap();
+        let opened = pages();
+        // How many steps there is time for is the machine's business, but there is one.
+        assert!(opened < before && before - opened <= steps * step, "{before} pages, then {opened}");
+        assert!(free() <= step, "dropped, but not given back: {}", free());
+        if openings == 0 {
+            assert!(old_ones_left(&path, count) > count / 3);
+            insert(&store, count..count + 1); // two insertions
+            assert!(pages() < opened && opened - pages() <= 2 * step, "{opened} pages, then {}", pages());
+            assert!(free() <= step, "dropped, but not given back: {}", free());
+        }
+        (before, openings) = (pages(), openings + 1);
+    }
+    assert!(openings > 1, "one opening did it all");
+    drop(Store::open(&path, 0).unwrap());
+    assert_eq!((free(), column(&path, "SELECT key FROM runs")), (0, vec![key(count).0]));
+    assert!(fs::metadata(&path).unwrap().len() < 100 * 4096, "the file was not shortened");
+}
+
+#[test]
+fn tidying_survives_kill_9() {
+    if let Some((path, number)) = as_child() {
+        return insert_until_killed(&path, number);
+    }
+    let count = 6000;
+    let (_folder, path) = filled(count);
+    age_all(&path, count);
+    let (mut kills, mut committed, mut left) = (0, vec![], count);
+    while left > 0 {
+        // One that tidies, and one that only inserts.
+        let first = [0, 1].map(|kind| 100_000 * (kills + 1) + 10_000 * kind + kind);
+        let mut children = first.map(|first| start("tidying_survives_kill_9", &path, first));
+        kills += 1;
+        assert!(kills < 80, "{left} are left");
+        std::thread::sleep(Duration::from_millis(10 * kills as u64));
+        children.iter_mut().for_each(|child| child.kill().unwrap());
+        for (child, first) in children.into_iter().zip(first) {
+            let said = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+            committed.extend(first..said.lines().last().map_or(first, |last| last.parse().unwrap()));
+        }
+        let now_left = old_ones_left(&path, count);
+        assert!(now_left <= left);
+        left = now_left;
+    }
+    assert!(kills > 2, "none was killed while it tidied");
+    let store = Store::open(&path, 0).unwrap();
+    assert!(!committed.is_empty());
+    assert!(committed.iter().all(|&i| has_snapshot(&store, i) && has_run(&store, i)), "what was committed is gone");
 }
 
 #[test]

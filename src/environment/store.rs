@@ -10,17 +10,18 @@ use super::cache::{Executed, RunKey, RunResult};
 use super::snapshot::{BlobId, Files, Snapshot, SnapshotId};
 use crate::error::{Error, Result};
 use crate::files;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Raised when a table changes; a database of another version is refused.
-const VERSION: i32 = 1;
+const VERSION: i64 = 1;
 /// Tells our databases from those of other programs: "1Stp".
-const APPLICATION: i32 = 0x3153_7470;
+const APPLICATION: i64 = 0x3153_7470;
 /// How long a process waits for another's transaction.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What nobody used for so many seconds is dropped: 90 days.
@@ -29,8 +30,14 @@ const KEPT_SECONDS: i64 = 90 * 86_400;
 const LIVE_SECONDS: i64 = 86_400;
 /// A use is written down when the last one is longer ago, so that most readings write nothing; seconds.
 const STALE_SECONDS: i64 = 3_600;
-/// The share of what may be dropped that goes in one transaction while the database is over its limit: one in so many, the oldest.
-const SHARE: i64 = 8;
+/// A step of tidying drops until so many pages are free, and gives back so many at most: 1 MiB.
+const STEP_PAGES: i64 = 256;
+/// A step of tidying looks at so many snapshots and runs at most.
+const STEP_ENTRIES: usize = 256;
+/// Opening takes so many steps at most.
+const OPENING_STEPS: usize = 32;
+/// Opening looks for damage no longer than this, and begins no step later than this.
+const OPENING_TIME: Duration = Duration::from_millis(500);
 
 const SCHEMA: &str = "
     CREATE TABLE blobs (id TEXT PRIMARY KEY, zstd BLOB NOT NULL);
@@ -62,12 +69,17 @@ const SCHEMA: &str = "
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
+    limit: u64,
     connection: Mutex<Connection>,
+    /// True while there is something to tidy since it was opened.
+    is_untidy: AtomicBool,
 }
 
 impl Store {
-    /// Opens the database at `path`, made when it is not there, checks it, and drops what nobody used for 90 days. While its content is larger than
-    /// `limit` bytes, the least recently used runs and snapshots go too, but nothing of the last 24 hours; freed space is given back.
+    /// Opens the database at `path`, made when it is not there, looks for damage, and tidies: what nobody used for 90 days goes, and, while
+    /// its content is larger than `limit` bytes, the least recently used runs and snapshots, but nothing of the last 24 hours; freed space
+    /// is given back. Together they take about a second at most, whatever its size: what is not read now is checked when it is used, and
+    /// what is not tidied now goes a step with each insertion, and with later openings.
     ///
     /// # Errors
     /// Content, naming the file and what to do: it is damaged, no database, another program's, or of another version. System: it cannot be
@@ -75,18 +87,26 @@ impl Store {
     pub fn open(path: &Path, limit: u64) -> Result<Self> {
         let folder = files::parent(path);
         std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
-        // One process at a time makes, checks and tidies it. The lock ends with the process.
+        // One process at a time makes it. The lock ends with the process.
         let lock_path = sibling(path, ".lock");
         let lock = File::create(&lock_path).map_err(|e| Error::io("creating", &lock_path, &e))?;
         lock.lock().map_err(|e| Error::io("locking", &lock_path, &e))?;
         if !path.exists() {
             create(path)?;
         }
+        drop(lock);
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
             .map_err(|e| failed("opening", path, &e))?;
-        let store = Self { path: path.to_path_buf(), connection: Mutex::new(connection) };
+        let (connection, is_untidy) = (Mutex::new(connection), AtomicBool::new(true));
+        let store = Self { path: path.to_path_buf(), limit, connection, is_untidy };
         store.check()?;
-        store.collect(limit)?;
+        let start = Instant::now();
+        for _ in 0..OPENING_STEPS {
+            store.tidy_on()?;
+            if start.elapsed() > OPENING_TIME {
+                break;
+            }
+        }
         Ok(store)
     }
 
@@ -113,18 +133,17 @@ impl Store {
         result.map_err(|e| failed(doing, &self.path, &e))
     }
 
-    /// Sets the connection up and refuses what is not a whole database of this version.
+    /// Sets the connection up and refuses what is no database of this version, or one whose damage it finds in the time that opening has.
     fn check(&self) -> Result<()> {
-        let connection = self.lock();
-        let read = || {
+        let mut connection = self.lock();
+        let read = |connection: &mut Connection| {
             connection.busy_timeout(PATIENCE)?;
             connection.pragma_update(None, "synchronous", "NORMAL")?;
             connection.pragma_update(None, "foreign_keys", true)?;
-            let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-            let whole: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-            Ok((number("application_id")?, number("user_version")?, whole))
+            let whole = quick_check(connection)?;
+            Ok((number(connection, "application_id")?, number(connection, "user_version")?, whole))
         };
-        let (application, version, whole) = read().map_err(|e| failed("opening", &self.path, &e))?;
+        let (application, version, whole) = read(&mut connection).map_err(|e| failed("opening", &self.path, &e))?;
         let refused = |what: String| Err(Error::content(format!("{}: {what}; {REMEDY}", self.path.display())));
         if application != APPLICATION {
             return refused("a database, but not one of this program".to_string());
@@ -191,7 +210,8 @@ impl Store {
                 insert.execute(params![key.0, task, snapshot.0, result, hash, run.wall_seconds, now])?;
             }
             Ok(())
-        })
+        })?;
+        self.tidy_on()
     }
 
     /// The files of a snapshot, or none when it is not here.
@@ -267,7 +287,8 @@ impl Store {
                 }
             }
             Ok(())
-        })
+        })?;
+        self.tidy_on()
     }
 
     /// Whether the task of this version (the key of its baseline's run) gave equal results twice; none when it was not tried.
@@ -293,68 +314,96 @@ impl Store {
         })
     }
 
-    /// Drops what is too old, then the oldest of the rest while there is more than `limit` bytes of content.
-    fn collect(&self, limit: u64) -> Result<()> {
-        let now = now();
-        let pragma = |name: &str| {
-            let value = self.lock().pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-            value.map_err(|e| failed("measuring", &self.path, &e))
-        };
-        let content = || Ok::<_, Error>((pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?);
-        self.drop_unused_since(now - KEPT_SECONDS)?;
-        while content()? > i64::try_from(limit).unwrap_or(i64::MAX) {
-            let Some(oldest) = self.oldest_share(now - LIVE_SECONDS)? else { break };
-            self.drop_unused_since(oldest + 1)?;
-        }
-        if pragma("freelist_count")? > 0 {
-            self.give_back().map_err(|e| failed("giving back the free space of", &self.path, &e))?;
+    /// A step of tidying, in one transaction: drops some of what is due, and gives some free pages back. True while there is more to do.
+    fn tidy(&self) -> Result<bool> {
+        self.write("tidying", |transaction| {
+            let more = drop_due(transaction, self.limit)?;
+            // Each row of the answer frees a page.
+            let mut vacuum = transaction.prepare(&format!("PRAGMA incremental_vacuum({STEP_PAGES})"))?;
+            let mut rows = vacuum.query([])?;
+            while rows.next()?.is_some() {}
+            Ok(more || number(transaction, "freelist_count")? > 0)
+        })
+    }
+
+    /// A step of tidying, where opening left something.
+    fn tidy_on(&self) -> Result<()> {
+        if self.is_untidy.load(Ordering::Relaxed) {
+            self.is_untidy.store(self.tidy()?, Ordering::Relaxed);
         }
         Ok(())
     }
+}
 
-    /// Drops runs last used before `instant` (Unix seconds), then such snapshots that no run is of, then texts that no snapshot has.
-    fn drop_unused_since(&self, instant: i64) -> Result<()> {
-        self.write("tidying", |transaction| {
-            let old = "last_used < ?1";
-            let runs = transaction.execute(&format!("DELETE FROM runs WHERE {old}"), [instant])?;
-            let snapshots =
-                transaction.execute(&format!("DELETE FROM snapshots WHERE {old} AND {WITHOUT_RUN}"), [instant])?;
-            if runs + snapshots > 0 {
-                let unused = "NOT EXISTS (SELECT 1 FROM files WHERE files.blob = blobs.id)";
-                transaction.execute(&format!("DELETE FROM blobs WHERE {unused}"), [])?;
-            }
-            Ok(())
-        })
-    }
-
-    /// When the oldest share of what may be dropped, being last used before `instant`, was last used at the latest; none when nothing may be dropped.
-    fn oldest_share(&self, instant: i64) -> Result<Option<i64>> {
-        let candidates = format!(
-            "(SELECT last_used FROM runs WHERE last_used < ?1
-              UNION ALL SELECT last_used FROM snapshots WHERE last_used < ?1 AND {WITHOUT_RUN})"
-        );
-        self.read("measuring", |transaction| {
-            let count: i64 =
-                transaction.query_row(&format!("SELECT count(*) FROM {candidates}"), [instant], |row| row.get(0))?;
-            let select = format!("SELECT last_used FROM {candidates} ORDER BY last_used LIMIT 1 OFFSET ?2");
-            transaction.query_row(&select, [instant, count / SHARE], |row| row.get(0)).optional()
-        })
-    }
-
-    /// Shortens the file by its free pages.
-    fn give_back(&self) -> rusqlite::Result<()> {
-        let connection = self.lock();
-        // Each row of the answer frees a page.
-        let mut vacuum = connection.prepare("PRAGMA incremental_vacuum")?;
-        let mut rows = vacuum.query([])?;
-        while rows.next()?.is_some() {}
-        // Pages are given back when the log is copied; where another process is reading, by the next who opens the database.
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+/// "ok", also when the time was too short for all of it, or what is wrong.
+fn quick_check(connection: &mut Connection) -> rusqlite::Result<String> {
+    let end = Instant::now() + OPENING_TIME;
+    // Asked for every 256 pages or so: a small database is always read to its end.
+    connection.progress_handler(256, Some(move || Instant::now() > end))?;
+    let whole = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
+    connection.progress_handler(0, None::<fn() -> bool>)?;
+    match whole {
+        Err(e) if e.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Ok("ok".to_string()),
+        whole => whole,
     }
 }
 
-/// SQL: no run is of this snapshot.
-const WITHOUT_RUN: &str = "NOT EXISTS (SELECT 1 FROM runs WHERE runs.snapshot = snapshots.id)";
+/// Drops what is due, least recently used first, until a step's share is done: true when something may be left.
+fn drop_due(transaction: &Transaction, limit: u64) -> rusqlite::Result<bool> {
+    let (now, limit) = (now(), i64::try_from(limit).unwrap_or(i64::MAX));
+    let page_size = number(transaction, "page_size")?;
+    let mut oldest_snapshot =
+        transaction.prepare_cached("SELECT last_used, id FROM snapshots ORDER BY last_used LIMIT 1")?;
+    let mut oldest_run = transaction.prepare_cached("SELECT last_used, key FROM runs ORDER BY last_used LIMIT 1")?;
+    for _ in 0..STEP_ENTRIES {
+        // Giving pages back takes the longer, the more are free.
+        let free = number(transaction, "freelist_count")?;
+        if free >= STEP_PAGES {
+            return Ok(true);
+        }
+        let is_over = (number(transaction, "page_count")? - free) * page_size > limit;
+        let before = now - if is_over { LIVE_SECONDS } else { KEPT_SECONDS };
+        let entry = |row: &Row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?));
+        let snapshot = oldest_snapshot.query_row([], entry).optional()?;
+        match (snapshot, oldest_run.query_row([], entry).optional()?) {
+            (Some((used, id)), run) if used < before && run.as_ref().is_none_or(|run| used <= run.0) => {
+                drop_snapshot(transaction, &id, used)?;
+            }
+            (_, Some((used, key))) if used < before => {
+                transaction.execute("DELETE FROM runs WHERE key = ?", [key])?;
+            }
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Drops a snapshot that was last used at `used` (Unix seconds), its runs and such of its texts that no other has. One with a younger run
+/// stays, and takes over that run's time, so that it is not met again before.
+fn drop_snapshot(transaction: &Transaction, id: &str, used: i64) -> rusqlite::Result<()> {
+    let run_used = "SELECT max(last_used) FROM runs WHERE snapshot = ?";
+    let run_used: Option<i64> = transaction.prepare_cached(run_used)?.query_row([id], |row| row.get(0))?;
+    if let Some(run_used) = run_used.filter(|&run_used| run_used > used) {
+        let update = "UPDATE snapshots SET last_used = ? WHERE id = ?";
+        transaction.prepare_cached(update)?.execute(params![run_used, id])?;
+        return Ok(());
+    }
+    transaction.prepare_cached("DELETE FROM runs WHERE snapshot = ?")?.execute([id])?;
+    let mut select = transaction.prepare_cached("SELECT blob FROM files WHERE snapshot = ?")?;
+    let blobs = select.query_map([id], |row| row.get::<_, BlobId>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    transaction.prepare_cached("DELETE FROM snapshots WHERE id = ?")?.execute([id])?;
+    let unused = "DELETE FROM blobs WHERE id = ? AND NOT EXISTS (SELECT 1 FROM files WHERE files.blob = blobs.id)";
+    let mut delete = transaction.prepare_cached(unused)?;
+    for blob in blobs {
+        delete.execute([blob])?;
+    }
+    Ok(())
+}
+
+/// The number that a pragma tells.
+fn number(connection: &Connection, pragma: &str) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, pragma, |row| row.get(0))
+}
 
 /// What to do about a database that cannot be used.
 const REMEDY: &str = "move it away, with its -wal file, or remove it (what it remembers is worked out again), or set run.reuse_rewards=false";

@@ -84,7 +84,7 @@ pub(super) fn enter(folders: &Folders) -> io::Result<bool> {
         system::set_mount(&inside(device), system::READ_ONLY_DEVICE, false)?;
     }
     std::env::set_current_dir(root)?;
-    pivot_root(".", &inside(Path::new(OLD))).map_err(doing("moving to the new root"))?;
+    pivot_root(".", inside(Path::new(OLD))).map_err(doing("moving to the new root"))?;
     std::env::set_current_dir("/")?;
     Ok(has_users)
 }

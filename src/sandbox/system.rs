@@ -248,8 +248,9 @@ pub(super) fn child_ends() -> io::Result<std::fs::File> {
 /// Waits for a child's end: seconds of CPU time, its own and those of children it has waited for.
 pub(super) fn wait(pid: i32) -> io::Result<f64> {
     loop {
-        // SAFETY: all-zero bytes are a valid rusage; a null status is allowed.
+        // SAFETY: all-zero bytes are a valid rusage.
         let mut usage: libc::rusage = unsafe { zeroed() };
+        // SAFETY: a null status is allowed, `usage` lives over the call.
         match checked(unsafe { libc::wait4(pid, std::ptr::null_mut(), 0, &mut usage) }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
