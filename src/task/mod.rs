@@ -36,7 +36,7 @@ pub struct Task {
     pub m_best: f64,
     /// Changes of the reward split's metric that are smaller than this count as none.
     pub noise_floor: f64,
-    /// The same two scripts on the report split: the scale of evaluation.
+    /// The baseline script and good scripts on the report split: the scale of evaluation.
     pub report: Scale,
     /// True when neither training nor the base model may see it.
     pub held_out: bool,
@@ -60,7 +60,7 @@ pub struct Task {
 pub struct Scale {
     /// The baseline script's metric.
     pub m_init: f64,
-    /// The metric of the script that is best on the reward split.
+    /// The best metric that composing ideas reached; data/tasks/measure.py says by what the scripts were judged.
     pub m_best: f64,
 }
 
