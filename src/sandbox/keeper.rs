@@ -2,7 +2,8 @@
 //! script and carries out afterwards what the script has made.
 
 use super::protocol::Job;
-use super::root::{DEVICES, OLD, doing, mount_tmpfs, old};
+use super::root::{DEVICES, OLD, mount_tmpfs, old};
+use super::system::doing;
 use super::{WORKSPACE, landlock, system};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fchown, mkdirat, openat, unlinkat};
 use rustix::io::Errno;

@@ -1,7 +1,7 @@
 //! The root of one slot's scripts: nothing of the host but the interpreter, libraries and a few devices, all to be read only.
 
 use super::python::Folders;
-use super::system;
+use super::system::{self, doing};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change};
 use rustix::process::{getgid, getuid, pivot_root};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -31,14 +31,6 @@ pub(super) fn old(path: impl AsRef<Path>) -> PathBuf {
     Path::new(OLD).join(path.as_ref().strip_prefix("/").unwrap_or(path.as_ref()))
 }
 
-/// The same error, saying what was being done.
-pub(super) fn doing<E: Into<io::Error>>(what: impl std::fmt::Display) -> impl FnOnce(E) -> io::Error {
-    move |error| {
-        let error = error.into();
-        io::Error::new(error.kind(), format!("{what}: {error}"))
-    }
-}
-
 /// A tmpfs on `target`; `options` as mount(8) takes them.
 pub(super) fn mount_tmpfs(target: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
     let options = CString::new(options)?;
@@ -48,8 +40,9 @@ pub(super) fn mount_tmpfs(target: &Path, flags: MountFlags, options: &str) -> io
 
 /// Moves this process, once, into namespaces of its own (mounts, network, host name; users too where that needs no rights), with a root
 /// that holds `folders`, a few devices, empty folders for what each job mounts, and the host's root at [`OLD`]. True when it made a
-/// namespace of users: then no other user exists there.
-pub(super) fn enter(folders: &Folders) -> io::Result<bool> {
+/// namespace of users: then no other user exists there. `root` is the folder of [`scratch`], which is uncovered again when the new root is
+/// moved from it.
+pub(super) fn enter(folders: &Folders, root: &Path) -> io::Result<bool> {
     let has_users = unshare(getuid().is_root())?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .map_err(doing("mounts of its own"))?;
@@ -59,7 +52,6 @@ pub(super) fn enter(folders: &Folders) -> io::Result<bool> {
             folder.display()
         )));
     }
-    let root = scratch(folders)?; // uncovered again when the root is moved
     mount_tmpfs(root, MountFlags::empty(), "size=1m,nr_inodes=4096,mode=755")?;
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
     for folder in &folders.read {

@@ -6,7 +6,8 @@
 use super::keeper::{Keeper, copy_data};
 use super::limits::Limits;
 use super::protocol::Job;
-use super::root::{self, OLD, doing};
+use super::root::{self, OLD};
+use super::system::doing;
 use super::worker::Start;
 use super::{WORKSPACE, landlock, system};
 use rustix::fs::{AtFlags, CWD, Uid, chownat};
@@ -86,7 +87,7 @@ impl Ended {
 pub(super) fn receive_answer(from: BorrowedFd) -> io::Result<Answer> {
     let mut buffer = vec![0; system::MAX_MESSAGE];
     match system::receive(from, &mut buffer)?.0 {
-        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the fork-server has ended")),
+        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the fork-server or its loader has ended")),
         length => Ok(serde_json::from_slice(&buffer[..length])?),
     }
 }
@@ -140,10 +141,10 @@ impl Server {
             seen = landlock::around(&start.folders.read, &start.folders.hidden)?;
             seen.1.extend(["/etc/ld.so.cache", "/dev/urandom"].map(PathBuf::from));
         }
-        if tier >= 2 && root::enter(&start.folders)? && user.is_some() {
+        let scratch = if tier >= 2 { root::scratch(&start.folders)? } else { Path::new("/") };
+        if tier >= 2 && root::enter(&start.folders, scratch)? && user.is_some() {
             return Err(io::Error::other("only a user namespace is possible, in which there is one user"));
         }
-        let scratch = if tier >= 2 { root::scratch(&start.folders)? } else { Path::new("/") };
         let (link, theirs) = system::socket_pair()?;
         let loader = start_loader(start, Tried { tier, user }, scratch, theirs)?;
         let server = Self { tier, user, seen, scratch, loader, link };
