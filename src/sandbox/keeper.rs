@@ -7,11 +7,11 @@ use super::system::doing;
 use super::{WORKSPACE, landlock, system};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fchown, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,8 +26,6 @@ const LARGE: u64 = 1 << 16;
 /// Of what a script leaves behind: entries, and folders inside each other, that are carried out.
 pub(super) const MOST_ENTRIES: usize = 2000;
 pub(super) const MOST_DEPTH: usize = 16;
-/// What it says when all went well.
-const DONE: &str = "done";
 const INODES: u32 = 20_000;
 /// Errors in carrying out that are the host's; any other is of what the script left, a name too long, a file in a folder's place.
 const HOST_ERRORS: [Errno; 6] = [Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::ROFS, Errno::MFILE, Errno::NFILE];
@@ -39,60 +37,74 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Forks it, from a process with one thread in a root of [`super::root`]. `user` is the script's, where it is another than ours;
-    /// `scratch` the folder for its temporary files.
-    pub fn start(job: &Job, user: Option<u32>, scratch: &Path) -> io::Result<Self> {
+    /// Forks it, from a process with one thread in a root of [`super::root`], ahead of its job. `user` is the script's, where it is another
+    /// than ours; `scratch` the folder for its temporary files; `script` leads to the process that waits for what it is to run. Also
+    /// descriptors of its namespaces (of processes, of messages, of mounts) and of the script's Landlock rules.
+    pub fn start(user: Option<u32>, scratch: &Path, script: OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
         let (link, theirs) = system::socket_pair()?;
         // SAFETY: no process of a worker has a second thread.
-        match unsafe { system::fork_into(NAMESPACES) }.map_err(doing("namespaces of a job"))? {
-            Some(pid) => Ok(Self { pid, link }),
-            None => {
-                // SAFETY: whoever owns a descriptor in this copy of the process is never come back to.
-                unsafe { system::close_all_but([theirs.as_fd()]) };
-                let said =
-                    keep(job, user, scratch, theirs.as_fd()).map_or_else(|error| error.to_string(), |()| DONE.into());
-                let _ = system::send(theirs.as_fd(), said.as_bytes(), &[]);
-                system::exit_now(0)
+        let Some(pid) = unsafe { system::fork_into(NAMESPACES) }.map_err(doing("namespaces of a job"))? else {
+            // SAFETY: whoever owns a descriptor in this copy of the process is never come back to.
+            unsafe { system::close_all_but([theirs.as_fd(), script.as_fd()]) };
+            let ended = keep(user, scratch, theirs.as_fd(), script).map_err(|error| error.to_string());
+            let _ = say(theirs.as_fd(), &ended, &[]);
+            system::exit_now(0)
+        };
+        drop(theirs);
+        let keeper = Self { pid, link };
+        match keeper.said() {
+            (Ok(_), roads) => Ok((keeper, roads)),
+            (Err(why), _) => {
+                keeper.wait();
+                Err(io::Error::other(why))
             }
         }
     }
 
-    /// Waits until the files are laid out: descriptors of its namespaces (of processes, of messages, of mounts) and of the script's
-    /// Landlock rules. None when it was killed meanwhile.
-    pub fn ready(&self) -> io::Result<Option<Vec<OwnedFd>>> {
-        let mut message = [0; 1024];
-        match system::receive(self.link.as_fd(), &mut message) {
-            Ok((1.., fds)) if fds.len() == 4 => Ok(Some(fds)),
-            Ok((length @ 1.., _)) => Err(io::Error::other(String::from_utf8_lossy(&message[..length]).into_owned())),
-            _ => Ok(None),
+    /// Has it lay out the job's files and then send the script with its `outputs`, stdout and stderr, on its way.
+    pub fn begin(&self, job: &Job, outputs: [BorrowedFd; 2]) -> io::Result<()> {
+        system::send(self.link.as_fd(), &serde_json::to_vec(job)?, &outputs)
+    }
+
+    /// Ends everything in its namespaces, with the files carried out: nothing but the keeper itself lives then. CPU seconds of what it has
+    /// waited for, and its own; what could not be laid or carried out, or that it was killed.
+    pub fn end(&self) -> (f64, Option<String>) {
+        let _ = system::send(self.link.as_fd(), b"end", &[]);
+        match self.said() {
+            (Ok(seconds), _) => (seconds, None),
+            (Err(why), _) => (system::wait(self.pid).unwrap_or(0.0), Some(why)),
         }
     }
 
-    /// Ends it and everything in its namespaces, with the files carried out. CPU seconds of what it has waited for, and its own; what could
-    /// not be carried out, or that it was killed.
-    pub fn end(self) -> (f64, Option<String>) {
-        let _ = system::send(self.link.as_fd(), b"end", &[]);
-        let mut message = [0; 1024];
-        let length = system::receive(self.link.as_fd(), &mut message).map_or(0, |(length, _)| length);
-        let seconds = system::wait(self.pid).unwrap_or(0.0);
-        let failure = match String::from_utf8_lossy(&message[..length]).as_ref() {
-            DONE => None,
-            "" => Some("the keeper was killed".to_string()),
-            why => Some(why.to_string()),
-        };
-        (seconds, failure)
+    /// Waits until it is gone, and its mounts with it.
+    pub fn wait(self) {
+        drop(self.link);
+        let _ = system::wait(self.pid);
+    }
+
+    fn said(&self) -> (Said, Vec<OwnedFd>) {
+        let mut message = vec![0; system::MAX_MESSAGE];
+        let (length, fds) = system::receive(self.link.as_fd(), &mut message).unwrap_or_default();
+        let killed = |_| Err("the keeper was killed".to_string());
+        (serde_json::from_slice(&message[..length]).unwrap_or_else(killed), fds)
     }
 }
 
+/// What a keeper says: CPU seconds, its own and those of what it has waited for, or what it could not do.
+type Said = Result<f64, String>;
+
+fn say(link: BorrowedFd, said: &Said, fds: &[BorrowedFd]) -> io::Result<()> {
+    system::send(link, &serde_json::to_vec(said)?, fds)
+}
+
 /// The keeper's life.
-fn keep(job: &Job, user: Option<u32>, scratch: &Path, link: BorrowedFd) -> io::Result<()> {
+fn keep(user: Option<u32>, scratch: &Path, link: BorrowedFd, script: OwnedFd) -> io::Result<f64> {
     system::die_with_parent();
     system::new_session();
     system::handle_no_faults();
     rustix::process::umask(Mode::empty());
     let ended = system::child_ends()?;
-    let mut files = Files { user, laid: HashMap::new() };
-    let host = files.enter(job, scratch)?;
+    enter(user, scratch)?;
     let mut roads = vec![];
     for name in ["pid", "ipc", "mnt"] {
         roads.push(OwnedFd::from(File::open(format!("/proc/self/ns/{name}")).map_err(doing("naming its namespaces"))?));
@@ -100,13 +112,23 @@ fn keep(job: &Job, user: Option<u32>, scratch: &Path, link: BorrowedFd) -> io::R
     let writable: Vec<&Path> =
         [WORKSPACE, "/dev/shm"].into_iter().chain(DEVICES).map(Path::new).chain([scratch]).collect();
     roads.push(landlock::ruleset(&["/"], &writable, &[])?);
+    say(link, &Ok(0.0), &roads.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+    drop(roads);
+
+    let mut message = vec![0; system::MAX_MESSAGE];
+    let (length, outputs) = system::receive(link, &mut message)?;
+    let job: Job = serde_json::from_slice(&message[..length])?;
+    let mut files = Files { user, laid: HashMap::new() };
+    let host = files.lay_out_all(&job, scratch)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let kept =
         if user.is_some() { CapabilitySet::DAC_READ_SEARCH | CapabilitySet::KILL } else { CapabilitySet::empty() };
     set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
     set_no_new_privs(true)?;
-    system::send(link, b"ready", &roads.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
-    drop(roads);
+    // Whoever waits for the script knows whether it is there.
+    let _ = begin_script(script, &job, &outputs.iter().map(AsFd::as_fd).collect::<Vec<_>>());
+    drop(outputs);
+
     // Orphans of the script become ours, and what they have used is counted when they are waited for.
     while let [false, has_ended] = system::wait_readable([Some(link), Some(ended.as_fd())], Duration::from_secs(60))? {
         if has_ended {
@@ -117,7 +139,27 @@ fn keep(job: &Job, user: Option<u32>, scratch: &Path, link: BorrowedFd) -> io::R
     // Read, or the answer would be lost with what is not.
     system::receive(link, &mut [0; 16])?;
     system::end_namespace();
-    files.carry_out(job, host.as_fd())
+    files.carry_out(&job, host.as_fd())?;
+    Ok(system::cpu_seconds())
+}
+
+/// Tells a script's process that waits what to run, and in which limits.
+pub(super) fn begin_script(script: OwnedFd, job: &Job, outputs: &[BorrowedFd]) -> io::Result<()> {
+    system::send(script.as_fd(), &serde_json::to_vec(&(&job.script, &job.limits))?, outputs)
+}
+
+/// Mounts what is this job's own, in the slot's root.
+fn enter(user: Option<u32>, scratch: &Path) -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
+    mount("proc", "/proc", "proc", flags, None).map_err(doing("mounting /proc"))?;
+    let user = user.unwrap_or(rustix::process::getuid().as_raw());
+    for folder in [Path::new(WORKSPACE), scratch] {
+        mount_tmpfs(folder, MountFlags::empty(), &format!("size=4k,nr_inodes={INODES},mode=700,uid={user}"))?;
+    }
+    let shared = format!("size=16m,nr_inodes=1024,mode=700,uid={user}");
+    mount_tmpfs(Path::new("/dev/shm"), MountFlags::empty(), &shared)?;
+    system::set_mount(Path::new("/"), system::READ_ONLY, false).map_err(doing("a root that is read only"))?;
+    std::env::set_current_dir(WORKSPACE)
 }
 
 /// What of a file says that it was changed: bytes, and the time of the last change in seconds and nanoseconds.
@@ -135,19 +177,13 @@ struct Files {
 }
 
 impl Files {
-    /// Mounts what is this job's own, lays out its files and leaves the host behind but for the job's folder, which is returned.
-    fn enter(&mut self, job: &Job, scratch: &Path) -> io::Result<OwnedFd> {
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
-        mount("proc", "/proc", "proc", flags, None).map_err(doing("mounting /proc"))?;
-        let user = self.user.unwrap_or(rustix::process::getuid().as_raw());
-        let disk = format!("size={},nr_inodes={INODES},mode=700,uid={user}", job.limits.disk_bytes);
-        mount_tmpfs(Path::new(WORKSPACE), MountFlags::empty(), &disk)?;
-        mount_tmpfs(scratch, MountFlags::empty(), &disk)?;
-        mount_tmpfs(
-            Path::new("/dev/shm"),
-            MountFlags::empty(),
-            &format!("size=16m,nr_inodes=1024,mode=700,uid={user}"),
-        )?;
+    /// Lays out the job's files in its folders, as large as it may fill them, and leaves the host behind but for the job's folder, which is
+    /// returned.
+    fn lay_out_all(&mut self, job: &Job, scratch: &Path) -> io::Result<OwnedFd> {
+        for folder in [Path::new(WORKSPACE), scratch] {
+            let size = CString::new(format!("size={}", job.limits.disk_bytes))?;
+            mount_remount(folder, MountFlags::NOSUID | MountFlags::NODEV, size.as_c_str()).map_err(doing("its size"))?;
+        }
         let folder = old(&job.folder);
         let opening = || doing(format!("opening {}", job.folder.display()));
         let host = openat(CWD, &folder, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(opening())?;
@@ -157,8 +193,6 @@ impl Files {
             self.lay_data(&old(source), &Path::new(WORKSPACE).join(name)).map_err(doing(format!("showing {name}")))?;
         }
         unmount(OLD, UnmountFlags::DETACH).map_err(doing("leaving the host"))?;
-        system::set_mount(Path::new("/"), system::READ_ONLY, false).map_err(doing("a root that is read only"))?;
-        std::env::set_current_dir(WORKSPACE)?;
         Ok(host)
     }
 

@@ -2,8 +2,8 @@
 
 Started by server.rs as `python -s -c <this text> <settings>` inside the isolation of its slot; stdin is a SOCK_SEQPACKET socket. What no
 script may have it takes from itself before any is forked; what it needs until then (namespaces, the change of user) goes last, in the
-script's process. A request is one JSON message, a job's with descriptors: stdout, stderr, then the namespaces to join, then Landlock's
-rules. It enforces nothing that needs a clock.
+script's process. A request is one JSON message: the modules to load, or the folder of a script to fork, with descriptors: the socket at
+which its process waits for its job, sealed, then the namespaces to join, then Landlock's rules. It enforces nothing that needs a clock.
 """
 
 import atexit
@@ -40,8 +40,9 @@ TIER, USER = SETTINGS["tier"], SETTINGS["user"]
 LIBC = ctypes.PyDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 22, 24, 38, 47
 SYS_LANDLOCK_RESTRICT, NEWPID = 446, 0x20000000
-# Written by a script's process until it is sealed: why the job failed. The script has no part of it.
+# Written by a script's process until it begins: why the job failed. The script has no part of it.
 FAILURE = mmap.mmap(-1, 4096)
+NOT_BEGUN = "its process ended before the script began"
 # Set by a script whose uncaught exception is a MemoryError.
 MEMORY_ERROR = mmap.mmap(-1, 4096)
 
@@ -110,32 +111,47 @@ def drop_capabilities():
     check(LIBC.capset(*CAPABILITIES), "capset")
 
 
-def seal(job, fds):
-    """In the script's own process, last before the script."""
+def fail(why):
+    text = f"{why}".encode(errors="replace")[:1024] + b"\0"
+    FAILURE[: len(text)] = text
+
+
+def seal(folder, fds):
+    """In the script's own process, ahead of its job."""
     os.setsid()
-    os.dup2(fds[0], 1)
-    os.dup2(fds[1], 2)
     if TIER >= 3:
         # The kernel kills it before the loader, which is in its group.
         with open(f"{SETTINGS['old']}/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
-    for namespace in fds[3:5] if TIER >= 2 else []:
+    for namespace in fds[2:4] if TIER >= 2 else []:
         check(LIBC.setns(namespace, 0), "setns")
-    os.chdir(job["folder"])
-    # The worker counts CPU time of the group finely; the kernel's whole seconds a process are the backstop.
-    cpu = math.ceil(job["cpu_seconds"])
-    limit(resource.RLIMIT_CPU, cpu + 1, cpu + 2)
-    limit(resource.RLIMIT_DATA, LOADED[0] + job["memory_bytes"])
-    limit(resource.RLIMIT_FSIZE, job["file_bytes"])
-    limit(resource.RLIMIT_NPROC, job["processes"])
+    os.chdir(folder)
     drop_capabilities()
     # A change of user takes both away.
     prctl(PR_SET_DUMPABLE, 1)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if TIER >= 1:
         check(LIBC.syscall(SYS_LANDLOCK_RESTRICT, ctypes.c_long(fds[-1]), ctypes.c_long(0)), "landlock")
-    os.closerange(3, 4096)
     seccomp(LAST)
+
+
+def await_job(link):
+    """The script's file name, when its job comes: with its stdout and stderr, and its limits in force."""
+    message, outputs, _, _ = socket.recv_fds(link, 1 << 16, 2)
+    if not message:
+        os._exit(1)  # there will be none
+    script, limits = json.loads(message)
+    os.dup2(outputs[0], 1)
+    os.dup2(outputs[1], 2)
+    link.close()
+    os.closerange(3, 4096)
+    # The worker counts CPU time of the group finely; the kernel's whole seconds a process are the backstop.
+    cpu = math.ceil(limits["cpu_seconds"])
+    limit(resource.RLIMIT_CPU, cpu + 1, cpu + 2)
+    limit(resource.RLIMIT_DATA, LOADED[0] + limits["memory_bytes"])
+    limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
+    limit(resource.RLIMIT_NPROC, limits["processes"])
+    return script
 
 
 def run_script(folder, script):
@@ -175,18 +191,20 @@ def run_script(folder, script):
         return 1
 
 
-def script_process(job, fds):
-    """Seals itself and becomes the script."""
+def script_process(folder, fds):
+    """Seals itself, waits for a job and becomes its script."""
     try:
-        seal(job, fds)
+        link = socket.socket(fileno=fds[0])
+        seal(folder, fds)
+        script = await_job(link)
+        FAILURE[0] = 0
+        FAILURE.close()
     except BaseException as error:
-        text = f"{error}".encode(errors="replace")[:1024]
-        FAILURE[: len(text)] = text
+        fail(error)
         os._exit(1)
-    FAILURE.close()
     code = 1
     try:
-        code = run_script(job["folder"], job["script"])
+        code = run_script(folder, script)
         threading._shutdown()
         atexit._run_exitfuncs()
     finally:
@@ -198,15 +216,15 @@ def script_process(job, fds):
         os._exit(code)
 
 
-def run(job, fds, answer):
-    """Forks the script and waits for its end: how it ended, as the worker reads it."""
-    FAILURE[:] = bytes(len(FAILURE))
+def run(folder, fds, answer):
+    """Forks the process of a script, which waits for its job, and waits for its end: how it ended, as the worker reads it."""
+    fail(NOT_BEGUN)
     MEMORY_ERROR[0] = 0
     if TIER >= 2:
-        check(LIBC.setns(fds[2], NEWPID), "setns")  # what is forked next lives in that namespace
+        check(LIBC.setns(fds[1], NEWPID), "setns")  # what is forked next lives in that namespace
     pid = os.fork()
     if pid == 0:
-        script_process(job, fds)
+        script_process(folder, fds)
     if TIER < 2:
         answer({"pid": pid})  # where there is a keeper, it is what is killed
     _, status, usage = os.wait4(pid, 0)
@@ -216,7 +234,7 @@ def run(job, fds, answer):
         "memory_error": MEMORY_ERROR[0] == 1,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": usage.ru_maxrss * 1024,
-        "failure": FAILURE[:1024].rstrip(b"\0").decode(errors="replace") or None,
+        "failure": FAILURE[:2048].partition(b"\0")[0].decode(errors="replace") or None,
     }
 
 
@@ -270,7 +288,7 @@ def main():
                 answer({"ready": os.getpid()})
                 continue
             try:
-                ended = run(request, fds, answer)
+                ended = run(request["folder"], fds, answer)
             except OSError as error:
                 ended = {"exit": None, "signal": 9, "memory_error": False, "cpu_seconds": 0.0, "peak_bytes": 0, "failure": str(error)}
             for fd in fds:

@@ -3,7 +3,7 @@
 //!
 //! Two processes beside the script, because the fork of the loaded Python is what a job costs: this one is small, and forks the keeper.
 
-use super::keeper::{Keeper, copy_data};
+use super::keeper::{Keeper, begin_script, copy_data};
 use super::limits::Limits;
 use super::protocol::Job;
 use super::root::{self, OLD};
@@ -71,14 +71,14 @@ pub(super) struct Ended {
     pub cpu_seconds: f64,
     /// Of its largest process.
     pub peak_bytes: u64,
-    /// Why it could not be sealed: then no script has run.
+    /// Why no script has run, or what it has made is not carried out.
     pub failure: Option<String>,
 }
 
 impl Ended {
-    /// Of a script that has not run.
-    fn killed(failure: Option<String>) -> Self {
-        let signal = Some(libc::SIGKILL);
+    /// Of a script that has not run, and why.
+    fn not_run(why: &io::Error) -> Self {
+        let (signal, failure) = (Some(libc::SIGKILL), Some(why.to_string()));
         Self { exit: None, signal, memory_error: false, cpu_seconds: 0.0, peak_bytes: 0, failure }
     }
 }
@@ -112,7 +112,9 @@ pub(super) fn serve(worker: OwnedFd, start: &Start, tried: Tried, trial: &Path) 
     unsafe { system::close_all_but([worker.as_fd()]) };
     let ended = Server::start(start, tried, trial).and_then(|server| {
         answer(worker.as_fd(), &Answer::Ready(server.loader))?;
-        server.ask(&serde_json::json!({ "load": start.wanted.preload }), &[], |_| Ok(()))?;
+        let modules = serde_json::json!({ "load": start.wanted.preload });
+        system::send(server.link.as_fd(), modules.to_string().as_bytes(), &[])?;
+        receive_answer(server.link.as_fd()).and_then(ready)?;
         answer(worker.as_fd(), &Answer::Ready(server.loader))?;
         server.serve(worker.as_fd())
     });
@@ -150,7 +152,8 @@ impl Server {
         let server = Self { tier, user, seen, scratch, loader, link };
         receive_answer(server.link.as_fd()).and_then(ready).map_err(doing("the loader"))?;
         let null = OpenOptions::new().write(true).open("/dev/null").map_err(doing("opening /dev/null"))?;
-        match server.run(&Job::new(trial, TRIAL_SCRIPT.0, TRIAL), [null.as_fd(); 2], |_| Ok(()))? {
+        let trial = Job::new(trial, TRIAL_SCRIPT.0, TRIAL);
+        match server.run(trial, [null.as_fd(); 2], &mut None, |_| Ok(()))? {
             Ended { exit: Some(0), failure: None, .. } => Ok(server),
             Ended { failure: Some(failure), .. } => Err(io::Error::other(failure)),
             Ended { exit: Some(1), .. } => Err(io::Error::other("a script cannot read the interpreter's files")),
@@ -161,44 +164,70 @@ impl Server {
     /// Until the worker closes its end; an error when the loader has ended.
     fn serve(&self, worker: BorrowedFd) -> io::Result<()> {
         let mut buffer = vec![0; system::MAX_MESSAGE];
+        let mut keeper = None;
         loop {
             let (length, outputs) = system::receive(worker, &mut buffer)?;
             let [stdout, stderr] = outputs.as_slice() else { return Ok(()) };
             let job: Job = serde_json::from_slice(&buffer[..length])?;
-            let ended = self.run(&job, [stdout.as_fd(), stderr.as_fd()], |pid| answer(worker, &Answer::Pid(pid)))?;
+            let outputs = [stdout.as_fd(), stderr.as_fd()];
+            let ended = self.run(job, outputs, &mut keeper, |pid| answer(worker, &Answer::Pid(pid)))?;
+            // Until the next job comes, what waits for it must live in the limits of this one: as this one's own did.
+            let is_next_ready = self.tier >= 2 && ended.signal.is_none() && ended.failure.is_none();
             answer(worker, &Answer::Ended(ended))?;
+            keeper.take().into_iter().for_each(Keeper::wait);
+            keeper = is_next_ready.then(|| self.keeper().ok()).flatten();
         }
     }
 
-    /// Runs one job to its end. `outputs` are stdout and stderr. What fails before the script is in what is returned; an error means that
-    /// this process cannot go on.
-    fn run(&self, job: &Job, outputs: [BorrowedFd; 2], started: impl Fn(i32) -> io::Result<()>) -> io::Result<Ended> {
+    /// Runs one job to its end. `outputs` are stdout and stderr; `keeper` is the one that waits for a job, and afterwards the one that has
+    /// ended this. What fails before the script is in what is returned; an error means that this process cannot go on.
+    fn run(
+        &self,
+        mut job: Job,
+        outputs: [BorrowedFd; 2],
+        keeper: &mut Option<Keeper>,
+        started: impl Fn(i32) -> io::Result<()>,
+    ) -> io::Result<Ended> {
+        // In a user namespace of our own the keeper and our two processes count too. On the host's tree, as an ordinary user, all that
+        // user's processes do: there the worker counts, and this only keeps a bomb small enough to be stopped.
+        job.limits.processes += match (self.user, self.tier) {
+            (Some(_), _) => 0,
+            (None, 2..) => 3,
+            (None, _) => SPARE_TASKS + system::tasks_of_user(),
+        };
         if self.tier < 2 {
-            return match self.prepare(job) {
+            return match self.prepare(&job) {
                 Ok(rules) => {
-                    let fds: Vec<_> = outputs.into_iter().chain(rules.as_ref().map(AsFd::as_fd)).collect();
-                    self.fork_script(job, &fds, started)
+                    let (script, theirs) = system::socket_pair()?;
+                    self.fork_script(&job.folder, theirs, rules.as_slice())?;
+                    // Whether it is there is in the loader's answer.
+                    let _ = begin_script(script, &job, &outputs);
+                    self.ended(started)
                 }
-                Err(error) => Ok(Ended::killed(Some(error.to_string()))),
+                Err(error) => Ok(Ended::not_run(&error)),
             };
         }
-        let keeper = match Keeper::start(job, self.user, self.scratch) {
-            Ok(keeper) => keeper,
-            Err(error) => return Ok(Ended::killed(Some(error.to_string()))),
+        let keeper = match keeper.take().map_or_else(|| self.keeper(), Ok) {
+            Ok(found) => keeper.insert(found),
+            Err(error) => return Ok(Ended::not_run(&error)),
         };
         started(keeper.pid)?;
-        let mut ended = match keeper.ready() {
-            Ok(Some(roads)) => {
-                let fds: Vec<_> = outputs.into_iter().chain(roads.iter().map(AsFd::as_fd)).collect();
-                self.fork_script(job, &fds, started)?
-            }
-            Ok(None) => Ended::killed(None),
-            Err(error) => Ended::killed(Some(error.to_string())),
-        };
+        if keeper.begin(&job, outputs).is_err() {
+            system::kill(keeper.pid);
+        }
+        let mut ended = self.ended(started)?;
         let (seconds, failure) = keeper.end();
         ended.cpu_seconds += seconds; // orphans of the script were the keeper's children
-        ended.failure = ended.failure.or(failure);
+        ended.failure = failure.or(ended.failure);
         Ok(ended)
+    }
+
+    /// A keeper, and a script's process in its namespaces, that wait for a job.
+    fn keeper(&self) -> io::Result<Keeper> {
+        let (script, theirs) = system::socket_pair()?;
+        let (keeper, roads) = Keeper::start(self.user, self.scratch, script)?;
+        self.fork_script(Path::new(WORKSPACE), theirs, &roads)?;
+        Ok(keeper)
     }
 
     /// On the host's own tree: the data copied and the folder given to the script's user. Landlock's rules, from tier 1 on.
@@ -213,42 +242,21 @@ impl Server {
         (self.tier == 1).then(|| landlock::ruleset(&self.seen.1, &writable, &self.seen.0)).transpose()
     }
 
-    fn fork_script(&self, job: &Job, fds: &[BorrowedFd], started: impl Fn(i32) -> io::Result<()>) -> io::Result<Ended> {
-        let limits = &job.limits;
-        // In a user namespace of our own the keeper and our two processes count too. On the host's tree, as an ordinary user, all that
-        // user's processes do: there the worker counts, and this only keeps a bomb small enough to be stopped.
-        let others = match (self.user, self.tier) {
-            (Some(_), _) => 0,
-            (None, 2..) => 3,
-            (None, _) => SPARE_TASKS + system::tasks_of_user(),
-        };
-        let request = serde_json::json!({
-            "folder": if self.tier >= 2 { Path::new(WORKSPACE) } else { &job.folder },
-            "script": job.script,
-            "cpu_seconds": limits.cpu_seconds,
-            "memory_bytes": limits.memory_bytes,
-            "file_bytes": limits.file_bytes,
-            "processes": limits.processes + others,
-        });
-        match self.ask(&request, fds, started)? {
-            Answer::Ended(ended) => Ok(ended),
-            other => Err(io::Error::other(format!("the loader answered {other:?}"))),
-        }
+    /// Has the loader fork a script's process that waits at `link` for its job, in `folder` as it sees it, and then wait for its end. `sealed`
+    /// are descriptors of the namespaces that it joins and of Landlock's rules.
+    fn fork_script(&self, folder: &Path, link: OwnedFd, sealed: &[OwnedFd]) -> io::Result<()> {
+        let fds: Vec<_> = [&link].into_iter().chain(sealed).map(AsFd::as_fd).collect();
+        system::send(self.link.as_fd(), serde_json::json!({ "folder": folder }).to_string().as_bytes(), &fds)
     }
 
-    /// The loader's answer to a request; what it says of a process that it has started goes to `started`.
-    fn ask(
-        &self,
-        request: &serde_json::Value,
-        fds: &[BorrowedFd],
-        started: impl Fn(i32) -> io::Result<()>,
-    ) -> io::Result<Answer> {
-        system::send(self.link.as_fd(), request.to_string().as_bytes(), fds)?;
+    /// How the script's process has ended; what the loader says of its start goes to `started`.
+    fn ended(&self, started: impl Fn(i32) -> io::Result<()>) -> io::Result<Ended> {
         loop {
             match receive_answer(self.link.as_fd())? {
                 Answer::Pid(pid) => started(pid)?,
+                Answer::Ended(ended) => return Ok(ended),
                 Answer::Error(error) => return Err(io::Error::other(error)),
-                answer => return Ok(answer),
+                other => return Err(io::Error::other(format!("the loader answered {other:?}"))),
             }
         }
     }

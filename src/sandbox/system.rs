@@ -261,13 +261,26 @@ pub(super) fn wait(pid: i32) -> io::Result<f64> {
         // SAFETY: a null status is allowed, `usage` lives over the call.
         match checked(unsafe { libc::wait4(pid, std::ptr::null_mut(), 0, &mut usage) }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-            Ok(_) => {
-                let seconds = |time: libc::timeval| time.tv_sec as f64 + 1e-6 * time.tv_usec as f64;
-                return Ok(seconds(usage.ru_utime) + seconds(usage.ru_stime));
-            }
+            result => return result.map(|_| seconds(&usage)),
         }
     }
+}
+
+/// Seconds of CPU time of this process and of children it has waited for.
+pub(super) fn cpu_seconds() -> f64 {
+    let of = |who| {
+        // SAFETY: all-zero bytes are a valid rusage.
+        let mut usage: libc::rusage = unsafe { zeroed() };
+        // SAFETY: `usage` lives over the call.
+        unsafe { libc::getrusage(who, &mut usage) };
+        seconds(&usage)
+    };
+    of(libc::RUSAGE_SELF) + of(libc::RUSAGE_CHILDREN)
+}
+
+fn seconds(usage: &libc::rusage) -> f64 {
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + 1e-6 * time.tv_usec as f64;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
 /// In the first process of a pid namespace: kills all others in it, and waits for those that are its children until none is left.

@@ -403,11 +403,11 @@ impl Worker {
         };
         // What is in the pipes is read; their end is not waited for.
         output.read()?;
-        if let (Some(failure), None) = (ended.failure.clone(), &stopped) {
-            return Ok(Reply::Failed(failure));
-        }
         let kills = self.cgroup.as_ref().map_or(0, Cgroup::out_of_memory_kills);
         let stopped = if kills > kills_before { Some(Outcome::MemoryLimit) } else { stopped.map(|(reason, _)| reason) };
+        if let (Some(failure), None) = (&ended.failure, &stopped) {
+            return Ok(Reply::Failed(failure.clone()));
+        }
         let outcome = outcome(&ended, stopped, output.is_over(), limits);
         let peak_bytes = self.cgroup.as_ref().and_then(Cgroup::peak_bytes).unwrap_or(ended.peak_bytes);
         Ok(Reply::Done(Verdict {
