@@ -154,18 +154,22 @@ def await_job(link):
     return script
 
 
+def settle(folder):
+    """What `python` does before it runs a script in its folder."""
+    os.environ.update(HOME=folder, TMPDIR=SETTINGS["scratch"] if TIER >= 2 else folder)
+    sys.path.insert(0, folder)
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+
+
 def run_script(folder, script):
     """What `python script` does, up to its exit."""
-    os.environ.update(HOME=folder, TMPDIR=SETTINGS["scratch"] if TIER >= 2 else folder)
     sys.argv = [script]
-    sys.path.insert(0, folder)
     main = types.ModuleType("__main__")
     main.__file__ = os.path.join(folder, script)
     main.__builtins__ = builtins
     sys.modules["__main__"] = main
-    random.seed(0)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(0)
     try:
         with open(script, "rb") as file:
             source = file.read()
@@ -195,7 +199,9 @@ def script_process(folder, fds):
     """Seals itself, waits for a job and becomes its script."""
     try:
         link = socket.socket(fileno=fds[0])
+        settle(folder)
         seal(folder, fds)
+        run_script("", os.devnull)  # memory that is shared with the loader is copied when it is first touched: ahead of the job
         script = await_job(link)
         FAILURE[0] = 0
         FAILURE.close()
