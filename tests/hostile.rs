@@ -18,9 +18,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tempfile::TempDir;
-use world::{World, processes_below};
+use world::World;
 
 /// The user that stands for an ordinary one, when root runs the tests.
 const NOBODY: u32 = 65534;
@@ -55,8 +55,7 @@ fn corpus(best: u8) {
     }
     assert!(protection.files_closed && protection.files_hidden && protection.network_closed, "{protection:?}");
     assert_eq!(protection.pid_namespace, best >= 2);
-    let at_start = processes_below(pool.helper_pid());
-    assert_eq!(at_start.len(), 9, "three workers, their fork-servers and loaders: {at_start:?}");
+    let at_start = world::idle_processes(pool.helper_pid(), 3).unwrap();
 
     let scripts: Vec<Script> =
         Script::all().into_iter().filter(|s| only.as_ref().is_none_or(|o| s.name.contains(o.as_str()))).collect();
@@ -97,15 +96,8 @@ fn corpus(best: u8) {
     times.sort();
     println!("{} runs; the slowest: {:.1?}", times.len(), &times[times.len().saturating_sub(8)..]);
     assert!(wrong.is_empty(), "as {who}, tier {best}:\n{}", wrong.join("\n"));
-    // Workers and fork-servers may have been replaced, but are as many as before, and have nothing below them.
-    // What a lost worker has left is looked for every 0.1 s.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let mut left = processes_below(pool.helper_pid());
-    while left.len() > 9 && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(50));
-        left = processes_below(pool.helper_pid());
-    }
-    assert_eq!(left.len(), 9, "processes left over: {left:?}");
+    // Workers and fork-servers may have been replaced, but are as many as before, and have nothing of a job below them.
+    let left = world::idle_processes(pool.helper_pid(), 3).expect("processes left over");
     let workers: BTreeSet<u32> = at_start.iter().chain(&left).map(|process| process.pid).collect();
     drop(pool);
     world.assert_nothing_is_left(&workers);

@@ -1,6 +1,7 @@
 //! Memory and pids limits of one slot by control groups, of version 2 or 1, where this process may make them.
 
 use super::Limits;
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,10 +11,14 @@ pub(super) struct Cgroup {
     memory: PathBuf,
     pids: PathBuf,
     is_v2: bool,
+    /// Bytes and processes that are allowed by now.
+    allowed: Cell<Option<(u64, u64)>>,
 }
 
 /// Processes in the groups that are no script's: the loader, which forks them.
 const OWN: u64 = 1;
+/// What a script's process that waits for its job has changed of the loader's memory.
+const OWN_BYTES: u64 = 4 << 20;
 
 impl Cgroup {
     /// Groups called `name` below this process's own. Error: why that is not possible here.
@@ -34,7 +39,7 @@ impl Cgroup {
         }
         // Possible where no process lives in the parent itself; where it is done already, nothing changes.
         let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory +pids");
-        let group = Self { memory: folder.clone(), pids: folder.clone(), is_v2: true };
+        let group = Self { memory: folder.clone(), pids: folder.clone(), is_v2: true, allowed: Cell::default() };
         fs::create_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         match folder.join("memory.max").exists() && folder.join("pids.max").exists() {
             true => Ok(group),
@@ -50,7 +55,7 @@ impl Cgroup {
         };
         let memory = make("memory")?;
         let pids = make("pids").inspect_err(|_| drop(fs::remove_dir(&memory)))?;
-        Ok(Self { memory, pids, is_v2: false })
+        Ok(Self { memory, pids, is_v2: false, allowed: Cell::default() })
     }
 
     /// Removes the groups called `name`, where they are.
@@ -70,14 +75,20 @@ impl Cgroup {
 
     /// The limits of the next job.
     pub fn limit(&self, limits: &Limits) -> std::io::Result<()> {
-        let memory = limits.memory_bytes.to_string();
-        fs::write(self.pids.join("pids.max"), (limits.processes + OWN).to_string())?;
-        if self.is_v2 {
-            let _ = fs::write(self.memory.join("memory.swap.max"), "0"); // absent without swap
-            return fs::write(self.memory.join("memory.max"), memory);
+        if !self.is_v2 {
+            let _ = fs::write(self.memory.join("memory.max_usage_in_bytes"), "0"); // the peak begins anew
         }
-        let _ = fs::write(self.memory.join("memory.max_usage_in_bytes"), "0"); // the peak begins anew
-        fs::write(self.memory.join("memory.limit_in_bytes"), memory)
+        let allowed = (limits.memory_bytes.saturating_add(OWN_BYTES), limits.processes.saturating_add(OWN));
+        if self.allowed.replace(None) != Some(allowed) {
+            fs::write(self.pids.join("pids.max"), allowed.1.to_string())?;
+            if self.is_v2 {
+                let _ = fs::write(self.memory.join("memory.swap.max"), "0"); // absent without swap
+            }
+            let most = if self.is_v2 { "memory.max" } else { "memory.limit_in_bytes" };
+            fs::write(self.memory.join(most), allowed.0.to_string())?;
+        }
+        self.allowed.set(Some(allowed));
+        Ok(())
     }
 
     /// Processes that the kernel has killed for memory so far.

@@ -30,6 +30,17 @@ const INODES: u32 = 20_000;
 /// Errors in carrying out that are the host's; any other is of what the script left, a name too long, a file in a folder's place.
 const HOST_ERRORS: [Errno; 6] = [Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::ROFS, Errno::MFILE, Errno::NFILE];
 
+/// What is known of a job ahead of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ahead<'a> {
+    /// The script's, where it is another than ours.
+    pub user: Option<u32>,
+    /// The folder for its temporary files.
+    pub scratch: &'a Path,
+    /// The limit of the job before: the next one's is most often the same.
+    pub disk_bytes: u64,
+}
+
 /// A running keeper, as the process that forked it sees it.
 pub(super) struct Keeper {
     pub pid: i32,
@@ -37,16 +48,15 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Forks it, from a process with one thread in a root of [`super::root`], ahead of its job. `user` is the script's, where it is another
-    /// than ours; `scratch` the folder for its temporary files; `script` leads to the process that waits for what it is to run. Also
-    /// descriptors of its namespaces (of processes, of messages, of mounts) and of the script's Landlock rules.
-    pub fn start(user: Option<u32>, scratch: &Path, script: OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
+    /// Forks it, from a process with one thread in a root of [`super::root`]. `script` leads to the process that waits for what it is to run.
+    /// Also descriptors of its namespaces (of processes, of messages, of mounts) and of the script's Landlock rules.
+    pub fn start(ahead: Ahead, script: OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
         let (link, theirs) = system::socket_pair()?;
         // SAFETY: no process of a worker has a second thread.
         let Some(pid) = unsafe { system::fork_into(NAMESPACES) }.map_err(doing("namespaces of a job"))? else {
             // SAFETY: whoever owns a descriptor in this copy of the process is never come back to.
             unsafe { system::close_all_but([theirs.as_fd(), script.as_fd()]) };
-            if let Err(error) = keep(user, scratch, theirs.as_fd(), script) {
+            if let Err(error) = keep(ahead, theirs.as_fd(), script) {
                 let _ = say(theirs.as_fd(), &Err(error.to_string()), &[]);
             }
             system::exit_now(0)
@@ -84,10 +94,9 @@ impl Keeper {
     }
 
     fn said(&self) -> (Said, Vec<OwnedFd>) {
-        let mut message = vec![0; system::MAX_MESSAGE];
-        let (length, fds) = system::receive(self.link.as_fd(), &mut message).unwrap_or_default();
+        let (message, fds) = system::receive(self.link.as_fd()).unwrap_or_default();
         let killed = |_| Err("the keeper was killed".to_string());
-        (serde_json::from_slice(&message[..length]).unwrap_or_else(killed), fds)
+        (serde_json::from_slice(&message).unwrap_or_else(killed), fds)
     }
 }
 
@@ -99,31 +108,36 @@ fn say(link: BorrowedFd, said: &Said, fds: &[BorrowedFd]) -> io::Result<()> {
 }
 
 /// The keeper's life.
-fn keep(user: Option<u32>, scratch: &Path, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
+fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
     system::die_with_parent();
     system::new_session();
     system::handle_no_faults();
     rustix::process::umask(Mode::empty());
     let ended = system::child_ends()?;
-    enter(user, scratch)?;
+    enter(ahead)?;
     let mut roads = vec![];
     for name in ["pid", "ipc", "mnt"] {
         roads.push(OwnedFd::from(File::open(format!("/proc/self/ns/{name}")).map_err(doing("naming its namespaces"))?));
     }
     let writable: Vec<&Path> =
-        [WORKSPACE, "/dev/shm"].into_iter().chain(DEVICES).map(Path::new).chain([scratch]).collect();
+        [WORKSPACE, "/dev/shm"].into_iter().chain(DEVICES).map(Path::new).chain([ahead.scratch]).collect();
     roads.push(landlock::ruleset(&["/"], &writable, &[])?);
     say(link, &Ok(0.0), &roads.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(roads);
 
-    let mut message = vec![0; system::MAX_MESSAGE];
-    let (length, outputs) = system::receive(link, &mut message)?;
-    let job: Job = serde_json::from_slice(&message[..length])?;
-    let mut files = Files { user, laid: HashMap::new() };
-    let host = files.lay_out_all(&job, scratch)?;
+    let (message, outputs) = system::receive(link)?;
+    let job: Job = serde_json::from_slice(&message)?;
+    if job.limits.disk_bytes != ahead.disk_bytes {
+        for folder in [Path::new(WORKSPACE), ahead.scratch] {
+            let size = CString::new(format!("size={}", job.limits.disk_bytes))?;
+            mount_remount(folder, MountFlags::NOSUID | MountFlags::NODEV, size.as_c_str()).map_err(doing("its size"))?;
+        }
+    }
+    let mut files = Files { user: ahead.user, laid: HashMap::new() };
+    let host = files.lay_out_all(&job)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let kept =
-        if user.is_some() { CapabilitySet::DAC_READ_SEARCH | CapabilitySet::KILL } else { CapabilitySet::empty() };
+        if ahead.user.is_some() { CapabilitySet::DAC_READ_SEARCH | CapabilitySet::KILL } else { CapabilitySet::empty() };
     set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
     set_no_new_privs(true)?;
     // Whoever waits for the script knows whether it is there.
@@ -138,7 +152,7 @@ fn keep(user: Option<u32>, scratch: &Path, link: BorrowedFd, script: OwnedFd) ->
         }
     }
     // Read, or the answer would be lost with what is not.
-    system::receive(link, &mut [0; 16])?;
+    system::receive(link)?;
     system::end_namespace();
     files.carry_out(&job, host.as_fd())?;
     // Before anything is closed: with `host` goes the last of the host's mounts, which takes its time.
@@ -151,12 +165,13 @@ pub(super) fn begin_script(script: OwnedFd, job: &Job, outputs: &[BorrowedFd]) -
 }
 
 /// Mounts what is this job's own, in the slot's root.
-fn enter(user: Option<u32>, scratch: &Path) -> io::Result<()> {
+fn enter(ahead: Ahead) -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
     mount("proc", "/proc", "proc", flags, None).map_err(doing("mounting /proc"))?;
-    let user = user.unwrap_or(rustix::process::getuid().as_raw());
-    for folder in [Path::new(WORKSPACE), scratch] {
-        mount_tmpfs(folder, MountFlags::empty(), &format!("size=4k,nr_inodes={INODES},mode=700,uid={user}"))?;
+    let user = ahead.user.unwrap_or(rustix::process::getuid().as_raw());
+    let disk = format!("size={},nr_inodes={INODES},mode=700,uid={user}", ahead.disk_bytes);
+    for folder in [Path::new(WORKSPACE), ahead.scratch] {
+        mount_tmpfs(folder, MountFlags::empty(), &disk)?;
     }
     let shared = format!("size=16m,nr_inodes=1024,mode=700,uid={user}");
     mount_tmpfs(Path::new("/dev/shm"), MountFlags::empty(), &shared)?;
@@ -179,13 +194,8 @@ struct Files {
 }
 
 impl Files {
-    /// Lays out the job's files in its folders, as large as it may fill them, and leaves the host behind but for the job's folder, which is
-    /// returned.
-    fn lay_out_all(&mut self, job: &Job, scratch: &Path) -> io::Result<OwnedFd> {
-        for folder in [Path::new(WORKSPACE), scratch] {
-            let size = CString::new(format!("size={}", job.limits.disk_bytes))?;
-            mount_remount(folder, MountFlags::NOSUID | MountFlags::NODEV, size.as_c_str()).map_err(doing("its size"))?;
-        }
+    /// Lays out the job's files and leaves the host behind but for the job's folder, which is returned.
+    fn lay_out_all(&mut self, job: &Job) -> io::Result<OwnedFd> {
         let folder = old(&job.folder);
         let opening = || doing(format!("opening {}", job.folder.display()));
         let host = openat(CWD, &folder, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(opening())?;

@@ -201,7 +201,9 @@ def script_process(folder, fds):
         link = socket.socket(fileno=fds[0])
         settle(folder)
         seal(folder, fds)
-        run_script("", os.devnull)  # memory that is shared with the loader is copied when it is first touched: ahead of the job
+        # Memory that is shared with the loader is copied, and code mapped, when it is first touched: ahead of the job.
+        json.loads('["", {"": 1.0}]')
+        run_script("", os.devnull)
         script = await_job(link)
         FAILURE[0] = 0
         FAILURE.close()

@@ -3,7 +3,7 @@
 //!
 //! Two processes beside the script, because the fork of the loaded Python is what a job costs: this one is small, and forks the keeper.
 
-use super::keeper::{Keeper, begin_script, copy_data};
+use super::keeper::{Ahead, Keeper, begin_script, copy_data};
 use super::limits::Limits;
 use super::protocol::Job;
 use super::root::{self, OLD};
@@ -57,7 +57,7 @@ pub(super) enum Answer {
     Ready(i32),
     /// It ends, and why.
     Error(String),
-    /// What has to be killed to end the job: its keeper or, without namespaces, the script.
+    /// What has to be killed to end the job, the running one or the next: its keeper or, without namespaces, the script.
     Pid(i32),
     Ended(Ended),
 }
@@ -85,11 +85,11 @@ impl Ended {
 
 /// Receives one answer. An error when the other has ended.
 pub(super) fn receive_answer(from: BorrowedFd) -> io::Result<Answer> {
-    let mut buffer = vec![0; system::MAX_MESSAGE];
-    match system::receive(from, &mut buffer)?.0 {
-        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the fork-server or its loader has ended")),
-        length => Ok(serde_json::from_slice(&buffer[..length])?),
+    let (message, _) = system::receive(from)?;
+    if message.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the fork-server or its loader has ended"));
     }
+    Ok(serde_json::from_slice(&message)?)
 }
 
 fn answer(worker: BorrowedFd, answer: &Answer) -> io::Result<()> {
@@ -163,30 +163,31 @@ impl Server {
 
     /// Until the worker closes its end; an error when the loader has ended.
     fn serve(&self, worker: BorrowedFd) -> io::Result<()> {
-        let mut buffer = vec![0; system::MAX_MESSAGE];
         let mut keeper = None;
         loop {
-            let (length, outputs) = system::receive(worker, &mut buffer)?;
+            let (message, outputs) = system::receive(worker)?;
             let [stdout, stderr] = outputs.as_slice() else { return Ok(()) };
-            let job: Job = serde_json::from_slice(&buffer[..length])?;
-            let outputs = [stdout.as_fd(), stderr.as_fd()];
-            let ended = self.run(job, outputs, &mut keeper, |pid| answer(worker, &Answer::Pid(pid)))?;
+            let job: Job = serde_json::from_slice(&message)?;
+            let (outputs, disk_bytes) = ([stdout.as_fd(), stderr.as_fd()], job.limits.disk_bytes);
+            let tell = |pid| answer(worker, &Answer::Pid(pid));
+            let ended = self.run(job, outputs, &mut keeper, tell)?;
             // Until the next job comes, what waits for it must live in the limits of this one: as this one's own did.
             let is_next_ready = self.tier >= 2 && ended.signal.is_none() && ended.failure.is_none();
             answer(worker, &Answer::Ended(ended))?;
             keeper.take().into_iter().for_each(Keeper::wait);
-            keeper = is_next_ready.then(|| self.keeper().ok()).flatten();
+            keeper = is_next_ready.then(|| self.keeper(disk_bytes, tell).ok()).flatten();
         }
     }
 
     /// Runs one job to its end. `outputs` are stdout and stderr; `keeper` is the one that waits for a job, and afterwards the one that has
-    /// ended this. What fails before the script is in what is returned; an error means that this process cannot go on.
+    /// ended this; `tell` is told what is to be killed to end the job. What fails before the script is in what is returned; an error means
+    /// that this process cannot go on.
     fn run(
         &self,
         mut job: Job,
         outputs: [BorrowedFd; 2],
         keeper: &mut Option<Keeper>,
-        started: impl Fn(i32) -> io::Result<()>,
+        tell: impl Fn(i32) -> io::Result<()>,
     ) -> io::Result<Ended> {
         // In a user namespace of our own the keeper and our two processes count too. On the host's tree, as an ordinary user, all that
         // user's processes do: there the worker counts, and this only keeps a bomb small enough to be stopped.
@@ -202,20 +203,19 @@ impl Server {
                     self.fork_script(&job.folder, theirs, rules.as_slice())?;
                     // Whether it is there is in the loader's answer.
                     let _ = begin_script(script, &job, &outputs);
-                    self.ended(started)
+                    self.ended(tell)
                 }
                 Err(error) => Ok(Ended::not_run(&error)),
             };
         }
-        let keeper = match keeper.take().map_or_else(|| self.keeper(), Ok) {
+        let keeper = match keeper.take().map_or_else(|| self.keeper(job.limits.disk_bytes, &tell), Ok) {
             Ok(found) => keeper.insert(found),
             Err(error) => return Ok(Ended::not_run(&error)),
         };
-        started(keeper.pid)?;
         if keeper.begin(&job, outputs).is_err() {
             system::kill(keeper.pid);
         }
-        let mut ended = self.ended(started)?;
+        let mut ended = self.ended(tell)?;
         let (seconds, failure) = keeper.end();
         ended.cpu_seconds += seconds; // orphans of the script were the keeper's children
         ended.failure = failure.or(ended.failure);
@@ -223,10 +223,12 @@ impl Server {
     }
 
     /// A keeper, and a script's process in its namespaces, that wait for a job.
-    fn keeper(&self) -> io::Result<Keeper> {
+    fn keeper(&self, disk_bytes: u64, tell: impl Fn(i32) -> io::Result<()>) -> io::Result<Keeper> {
         let (script, theirs) = system::socket_pair()?;
-        let (keeper, roads) = Keeper::start(self.user, self.scratch, script)?;
+        let ahead = Ahead { user: self.user, scratch: self.scratch, disk_bytes };
+        let (keeper, roads) = Keeper::start(ahead, script)?;
         self.fork_script(Path::new(WORKSPACE), theirs, &roads)?;
+        tell(keeper.pid)?;
         Ok(keeper)
     }
 
@@ -249,11 +251,11 @@ impl Server {
         system::send(self.link.as_fd(), serde_json::json!({ "folder": folder }).to_string().as_bytes(), &fds)
     }
 
-    /// How the script's process has ended; what the loader says of its start goes to `started`.
-    fn ended(&self, started: impl Fn(i32) -> io::Result<()>) -> io::Result<Ended> {
+    /// How the script's process has ended; what the loader says of its start goes to `tell`.
+    fn ended(&self, tell: impl Fn(i32) -> io::Result<()>) -> io::Result<Ended> {
         loop {
             match receive_answer(self.link.as_fd())? {
-                Answer::Pid(pid) => started(pid)?,
+                Answer::Pid(pid) => tell(pid)?,
                 Answer::Ended(ended) => return Ok(ended),
                 Answer::Error(error) => return Err(io::Error::other(error)),
                 other => return Err(io::Error::other(format!("the loader answered {other:?}"))),

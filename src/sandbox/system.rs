@@ -76,10 +76,11 @@ pub(super) fn send(socket: BorrowedFd, message: &[u8], fds: &[BorrowedFd]) -> io
     }
 }
 
-/// Receives one message: its length (0 when the peer is gone) and the descriptors it carried, at most `MAX_FDS`.
-pub(super) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+/// Receives one message of at most `MAX_MESSAGE` bytes (empty when the peer is gone) and the descriptors it carried, at most `MAX_FDS`.
+pub(super) fn receive(socket: BorrowedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut message = Vec::<u8>::with_capacity(MAX_MESSAGE);
     let mut control = ControlBuffer([0; CONTROL_BYTES]);
-    let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut data = libc::iovec { iov_base: message.as_mut_ptr().cast(), iov_len: MAX_MESSAGE };
     // SAFETY: all-zero bytes are a valid msghdr.
     let mut header: libc::msghdr = unsafe { zeroed() };
     header.msg_iov = &raw mut data;
@@ -87,7 +88,7 @@ pub(super) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> io::Result<(usiz
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = CONTROL_BYTES as _;
     let length = loop {
-        // SAFETY: `header` points to `data` and `control`, both alive and writable for the call.
+        // SAFETY: `header` points to `data` and `control`, both alive and writable for the call, and `data` to room that is reserved.
         let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC) };
         if length >= 0 {
             break length as usize;
@@ -97,6 +98,8 @@ pub(super) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> io::Result<(usiz
             return Err(error);
         }
     };
+    // SAFETY: the kernel has written the first `length` bytes, no more than there is room for.
+    unsafe { message.set_len(length) };
     // SAFETY: the kernel filled `control` up to msg_controllen; a SCM_RIGHTS header is followed by as many descriptors as its length
     // says, which are new and ours.
     let fds = unsafe {
@@ -107,7 +110,7 @@ pub(super) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> io::Result<(usiz
             .map(|i| OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<libc::c_int>().add(i).read_unaligned()))
             .collect()
     };
-    Ok((length, fds))
+    Ok((message, fds))
 }
 
 /// Waits until one of `fds` can be read or its peer is gone, or the time is over. A flag for each.
@@ -470,16 +473,15 @@ mod tests {
         let (mut reader, writer) = std::io::pipe().unwrap();
         send(left.as_fd(), b"hello", &[writer.as_fd()]).unwrap();
         drop(writer);
-        let mut buffer = [0; 16];
-        let (length, mut fds) = receive(right.as_fd(), &mut buffer).unwrap();
-        assert_eq!(&buffer[..length], b"hello");
+        let (message, mut fds) = receive(right.as_fd()).unwrap();
+        assert_eq!(message, b"hello");
         use std::io::Write;
         std::fs::File::from(fds.remove(0)).write_all(b"through").unwrap();
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
         drop(left);
-        assert_eq!(receive(right.as_fd(), &mut buffer).unwrap().0, 0);
+        assert_eq!(receive(right.as_fd()).unwrap().0, b"");
     }
 
     #[test]

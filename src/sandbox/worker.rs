@@ -61,9 +61,8 @@ pub(super) struct Start {
 /// and then one message for each worker to fork: its slot's number and its end of its socket.
 pub fn helper_main() -> i32 {
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
-    let mut text = vec![0; system::MAX_MESSAGE];
-    let length = system::receive(control.as_fd(), &mut text).map_or(0, |(length, _)| length);
-    let Ok(start) = serde_json::from_slice::<Start>(&text[..length]) else {
+    let (message, _) = system::receive(control.as_fd()).unwrap_or_default();
+    let Ok(start) = serde_json::from_slice::<Start>(&message) else {
         eprintln!("{HELPER_ARGUMENT} is started by onestep itself");
         return 2;
     };
@@ -82,14 +81,13 @@ pub fn helper_main() -> i32 {
                 _ => break,
             }
         }
-        let mut text = [0; 16];
-        let message = system::receive(control.as_fd(), &mut text);
+        let message = system::receive(control.as_fd());
         disturbed = Instant::now();
         system::reap();
         kill_strays(Keep::Trees(&workers));
         bury(&mut workers);
-        match message.map(|(length, mut fds)| (length, fds.pop())) {
-            Ok((length, Some(link))) => {
+        match message.map(|(text, mut fds)| (text, fds.pop())) {
+            Ok((text, Some(link))) => {
                 // SAFETY: nothing has started a thread in this process.
                 match unsafe { system::fork() } {
                     Ok(None) => {
@@ -98,8 +96,7 @@ pub fn helper_main() -> i32 {
                         if system::null_stdin().is_err() {
                             return 1;
                         }
-                        let slot =
-                            std::str::from_utf8(&text[..length]).ok().and_then(|text| text.parse::<usize>().ok());
+                        let slot = std::str::from_utf8(&text).ok().and_then(|text| text.parse::<usize>().ok());
                         if let Some(&processor) = slot.and_then(|slot| start.processors.get(slot)) {
                             system::stay_on(processor);
                         }
@@ -110,7 +107,7 @@ pub fn helper_main() -> i32 {
                     Err(error) => eprintln!("cannot fork a sandbox worker: {error}"),
                 }
             }
-            Ok((1.., None)) => {}
+            Ok((text, None)) if !text.is_empty() => {}
             _ => break,
         }
     }

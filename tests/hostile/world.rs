@@ -178,6 +178,34 @@ pub fn processes_below(root: u32) -> Vec<Process> {
     found
 }
 
+/// Processes of a pool of `slots`, when there are no others than those of an idle one: of each slot the worker, its fork-server and the
+/// loader, and at most a keeper and a script's process that wait for a job. What it has instead after a minute is the error.
+pub fn idle_processes(helper: u32, slots: usize) -> Result<Vec<Process>, Vec<Process>> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let all = processes_below(helper);
+        let below = |pid: u32| all.iter().filter(move |process| process.parent == pid).collect::<Vec<_>>();
+        let is_idle = |worker: &Process| {
+            let [server] = below(worker.pid)[..] else { return false };
+            let (keepers, loaders): (Vec<_>, Vec<_>) =
+                below(server.pid).into_iter().partition(|process| process.name.ends_with("(onestep"));
+            let [loader] = loaders[..] else { return false };
+            let waiting = below(loader.pid);
+            keepers.len() <= 1
+                && keepers.len() == waiting.len()
+                && keepers.iter().chain(&waiting).all(|process| below(process.pid).is_empty())
+        };
+        let workers = below(helper);
+        if workers.len() == slots && workers.into_iter().all(is_idle) {
+            return Ok(all);
+        }
+        if Instant::now() >= deadline {
+            return Err(all);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// A System V segment that everybody may attach, with a text in it.
 struct SharedMemory(i32);
 
