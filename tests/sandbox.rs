@@ -380,6 +380,74 @@ fn a_job_whose_worker_or_fork_server_dies_is_done_by_another() {
 }
 
 #[test]
+fn a_worker_that_died_between_jobs_is_replaced() {
+    let pool = start(1);
+    let dead = worker_of(&pool);
+    signal(dead, "KILL");
+    wait_until("the worker is gone", || processes().iter().all(|process| process.pid != dead));
+    let (_folder, job) = job("print('done')", LIMITS);
+    assert_eq!(pool.run(job).unwrap().stdout, "done\n");
+    assert_ne!(worker_of(&pool), dead);
+}
+
+#[test]
+fn what_waits_for_a_job_may_die_and_the_job_is_done_all_the_same() {
+    let pool = start(1);
+    if pool.protection().tier < 2 {
+        println!("not possible here: in tier {} nothing waits for a job", pool.protection().tier);
+        return;
+    }
+    for victim in ["keeper", "script"] {
+        wait_idle(&pool, 1, 1);
+        let server = children(worker_of(&pool))[0];
+        let (loader, keeper) = (children(server)[0], children(server)[1]); // in the order in which they were made
+        let pid = if victim == "keeper" { keeper } else { children(loader)[0] };
+        signal(pid, "KILL");
+        wait_until("it is gone", || processes().iter().all(|process| process.pid != pid));
+        let (_folder, job) = job("print('done')", LIMITS);
+        let verdict = pool.run(job).unwrap();
+        assert_eq!((verdict.outcome, verdict.stdout.as_str()), (Outcome::Exited(0), "done\n"), "{victim}");
+    }
+}
+
+/// A small file system, which only root can have: unmounted when dropped.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn new() -> Option<Self> {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(folder.path()).output();
+        mount.is_ok_and(|output| output.status.success()).then(|| Self(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_file_that_the_host_has_no_room_for_is_an_error_and_no_verdict() {
+    let Some(disk) = SmallDisk::new() else {
+        println!("not possible here: mounting a small file system (needs root)");
+        return;
+    };
+    let pool = start(1); // after the mount, which it would not see
+    if pool.protection().tier < 2 {
+        println!("not possible here: in tier {} scripts write to the host itself", pool.protection().tier);
+        return;
+    }
+    std::fs::write(disk.0.path().join("train.py"), "open('submission.csv', 'wb').write(bytes(1 << 19))").unwrap();
+    let error = pool.run(Job::new(disk.0.path(), "train.py", LIMITS)).unwrap_err();
+    assert!(error.exit_code() == 1 && error.to_string().contains("No space left"), "{error}");
+    assert!(!disk.0.path().join("submission.csv").exists(), "a part of a file is left");
+    std::fs::write(disk.0.path().join("train.py"), "open('submission.csv', 'wb').write(bytes(1 << 10))").unwrap();
+    assert_eq!(pool.run(Job::new(disk.0.path(), "train.py", LIMITS)).unwrap().outcome, Outcome::Exited(0));
+    assert_eq!(std::fs::metadata(disk.0.path().join("submission.csv")).unwrap().len(), 1 << 10);
+}
+
+#[test]
 fn a_job_that_takes_three_workers_with_it_is_given_up_and_the_pool_lives_on() {
     let pool = start(1);
     let (_folder, deadly) = job(&format!("{BEGUN}time.sleep(1000)"), LIMITS);

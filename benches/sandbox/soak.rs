@@ -5,7 +5,7 @@ use onestep::sandbox::{Limits, Outcome, Pool};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const HONEST: &str = "import numpy as np\nopen('submission.csv', 'w').write('1')\nprint(np.arange(10).sum())\n";
 
@@ -125,8 +125,15 @@ pub(super) fn soak(bench: &Bench, cores: usize, jobs: usize) -> Value {
         let graded = folders.iter().filter(|folder| folder.path().join("submission.csv").is_file()).count();
         (wrong.count(), graded)
     };
+    // Each slot has run an honest job, and what is to run the next waits.
+    let settle = || {
+        let (_folders, jobs): (Vec<_>, Vec<_>) = (0..cores).map(|_| job("import time\ntime.sleep(0.2)", &LIMITS)).unzip();
+        pool.run_many(jobs).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+    };
     // Buffers and allocators have grown to what they need.
     batch(0, 1000.min(jobs / 4));
+    settle();
     let (before, bytes_before, start) = (Left::count(&pool), supervisor_bytes(&pool), Instant::now());
     let (mut done, mut unexpected, mut graded) = (0, 0, 0);
     while done < jobs {
@@ -143,6 +150,7 @@ pub(super) fn soak(bench: &Bench, cores: usize, jobs: usize) -> Value {
             );
         }
     }
+    settle();
     let (after, bytes_after) = (Left::count(&pool), supervisor_bytes(&pool));
     let growth = bytes_after as f64 / bytes_before as f64 - 1.0;
     println!(

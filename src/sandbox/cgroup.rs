@@ -17,8 +17,8 @@ pub(super) struct Cgroup {
 
 /// Processes in the groups that are no script's: the loader, which forks them.
 const OWN: u64 = 1;
-/// What a script's process that waits for its job has changed of the loader's memory.
-const OWN_BYTES: u64 = 4 << 20;
+/// At least what a script's process that waits for its job holds of its own: some 3 MB, of which the job has no part.
+const OWN_BYTES: u64 = 8 << 20;
 
 impl Cgroup {
     /// Groups called `name` below this process's own. Error: why that is not possible here.

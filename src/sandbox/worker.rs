@@ -77,14 +77,14 @@ pub fn helper_main() -> i32 {
         loop {
             let pause = if disturbed.elapsed() < AFTERMATH { SCAN } else { PATROL };
             match system::wait_readable([Some(control.as_fd())], pause) {
-                Ok([false]) => drop(kill_strays(Keep::Trees(&workers))),
+                Ok([false]) => drop(kill_strays(Keep::Trees(&workers), &mut || Ok(()))),
                 _ => break,
             }
         }
         let message = system::receive(control.as_fd());
         disturbed = Instant::now();
         system::reap();
-        kill_strays(Keep::Trees(&workers));
+        let _ = kill_strays(Keep::Trees(&workers), &mut || Ok(()));
         bury(&mut workers);
         match message.map(|(text, mut fds)| (text, fds.pop())) {
             Ok((text, Some(link))) => {
@@ -118,7 +118,7 @@ pub fn helper_main() -> i32 {
     }
     workers.iter().for_each(|&worker| system::kill(worker));
     while system::reap() && Instant::now() < deadline + SHUTDOWN_GRACE {
-        kill_strays(Keep::Only(&[]));
+        let _ = kill_strays(Keep::Only(&[]), &mut || Ok(()));
         std::thread::sleep(Duration::from_millis(2));
     }
     bury(&mut workers);
@@ -143,9 +143,9 @@ fn cgroup_name(worker: u32) -> String {
     format!("onestep-{worker}")
 }
 
-/// Kills every process below this one, at any depth, that is not in `keep`. True when there was any.
+/// Kills every process below this one, at any depth, that is not in `keep`. True when there was any. An error is one of `alive`.
 /// All are stopped first: while some are killed, others could fork on.
-fn kill_strays(keep: Keep) -> bool {
+fn kill_strays(keep: Keep, alive: &mut impl FnMut() -> io::Result<()>) -> io::Result<bool> {
     let own = std::process::id() as i32;
     let mut stopped = BTreeSet::new();
     loop {
@@ -163,9 +163,10 @@ fn kill_strays(keep: Keep) -> bool {
         }
         new.iter().for_each(|&pid| system::stop(pid));
         stopped.extend(new);
+        alive()?;
     }
     stopped.iter().for_each(|&pid| system::kill(pid));
-    !stopped.is_empty()
+    Ok(!stopped.is_empty())
 }
 
 /// Processes that are no strays.
@@ -179,7 +180,7 @@ enum Keep<'a> {
 /// Kills strays until there are none. An error when some do not go.
 fn clear_strays(keep: Keep, mut alive: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     let deadline = Instant::now() + KILL_GRACE;
-    while kill_strays(keep) {
+    while kill_strays(keep, &mut alive)? {
         if Instant::now() >= deadline {
             return Err(io::Error::other("killed processes do not end"));
         }
