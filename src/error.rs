@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::panic::UnwindSafe;
 use std::path::Path;
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Why something failed, as far as the exit code is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,8 +15,10 @@ pub enum Kind {
     Content,
     /// The system refused: disk full, permission, a process that died (exit 1).
     System,
-    /// Stopped by the user; a checkpoint was written where one is due (exit 130).
+    /// Stopped by the user, with nothing to go on from (exit 130).
     Interrupted,
+    /// Stopped by the user, with a checkpoint to go on from (exit 130).
+    Stopped,
 }
 
 /// An error whose message names what was being done, to what, and what to do about it.
@@ -58,9 +61,14 @@ impl Error {
         Self { kind, message: format!("{doing} {}: {source}", path.display()) }
     }
 
-    /// The run was stopped by Ctrl-C.
+    /// The user wants the program to stop.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self { kind: Kind::Interrupted, message: message.into() }
+    }
+
+    /// The same, when a checkpoint is there.
+    pub fn stopped(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Stopped, message: message.into() }
     }
 
     /// What was being done when this error came up, put in front of the message.
@@ -79,9 +87,14 @@ impl Error {
         match self.kind {
             Kind::Usage | Kind::Content => 2,
             Kind::System => 1,
-            Kind::Interrupted => 130,
+            Kind::Interrupted | Kind::Stopped => 130,
         }
     }
+}
+
+/// An error when the user wants to stop: when `interrupted` is set.
+pub fn check_interrupt(interrupted: &AtomicBool) -> Result<()> {
+    if interrupted.load(Ordering::SeqCst) { Err(Error::interrupted("interrupted")) } else { Ok(()) }
 }
 
 /// Calls into a library that panics on some malformed input: `None` when it did. Nothing is printed of that panic.

@@ -4,10 +4,9 @@
 use crate::agent::{self, Agent};
 use crate::config::Reward;
 use crate::environment::{Environment, State};
-use crate::error::Result;
+use crate::error::{Result, check_interrupt};
 use crate::model::Policy;
 use crate::rng::Philox;
-use crate::run::check_interrupt;
 use crate::task::Task;
 use crate::trajectory::Trajectory;
 use serde::{Deserialize, Serialize};

@@ -4,11 +4,10 @@
 use crate::agent;
 use crate::config::{Collect, Reward};
 use crate::environment::{Action, Environment, ReplyFormat, State, StepResult, action};
-use crate::error::Result;
+use crate::error::{Result, check_interrupt};
 use crate::ideas::{Axis, Library, draw_axes, draw_one};
 use crate::reward::Case;
 use crate::rng::Philox;
-use crate::run::check_interrupt;
 use crate::trajectory::Trajectory;
 use std::sync::atomic::AtomicBool;
 

@@ -62,11 +62,19 @@ pub fn train(
         let prompts = agent.prompts(environment, &states.iter().collect::<Vec<_>>())?;
         let streams: Vec<String> = (0..states.len()).map(|i| format!("rl {step} {i}")).collect();
         let actor = Policy { model: base, adapter: Some(&learner.actor) };
-        let replies = agent.act(actor, &prompts, settings.samples, seed, &streams)?;
-        let generated = clock.elapsed();
-
-        let actions = states.iter().zip(&replies).flat_map(|(s, rs)| rs.iter().map(|r| (s.clone(), r.text.clone())));
-        let results = environment.step_many(actions.collect())?;
+        let acted = agent.act(actor, &prompts, settings.samples, seed, &streams).and_then(|replies| {
+            let generated = clock.elapsed();
+            let texts = states.iter().zip(&replies).flat_map(|(s, rs)| rs.iter().map(|r| (s.clone(), r.text.clone())));
+            Ok((environment.step_many(texts.collect())?, replies, generated))
+        });
+        let (results, replies, generated) = match acted {
+            Ok(acted) => acted,
+            Err(error) => {
+                let saved = Saved { step: step - 1, reached: pool.reached().cloned().collect() };
+                let write = |dir: &Path| save(dir, environment, snapshots, record, learner);
+                return Err(run.step_undone(error, step - 1, settings.steps, &saved, write));
+            }
+        };
         let rewards: Vec<f64> = results.iter().map(|r| run.config.reward.of(r.case, r.share)).collect();
         let executed = clock.elapsed();
 
@@ -109,15 +117,24 @@ pub fn train(
             record.push(one_step(state, step, step_record, result));
         }
         refresh(pool, &results, seed, step);
-        let reached = || pool.reached().cloned().collect();
-        run.step_done(step, settings.steps, &Saved { step, reached: reached() }, |dir| {
-            environment.store.save(snapshots)?;
-            trajectory::write_jsonl(&dir.join(RECORD), record)?;
-            learner.save(dir)
-        })?;
+        let saved = Saved { step, reached: pool.reached().cloned().collect() };
+        run.step_done(step, settings.steps, &saved, |dir| save(dir, environment, snapshots, record, learner))?;
     }
     bar.finish_and_clear();
     learner.actor.copied(run.backend)
+}
+
+/// What a checkpoint holds beside [`Saved`].
+fn save(
+    dir: &Path,
+    environment: &Environment,
+    snapshots: &Path,
+    record: &[Trajectory],
+    learner: &Learner,
+) -> Result<()> {
+    environment.store.save(snapshots)?;
+    trajectory::write_jsonl(&dir.join(RECORD), record)?;
+    learner.save(dir)
 }
 
 /// Below this share of edits a policy is about to learn to do nothing.

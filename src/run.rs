@@ -3,7 +3,7 @@
 use crate::backend::Backend;
 use crate::checkpoint;
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result, check_interrupt};
 use crate::metrics::MetricsLog;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Serialize, de::DeserializeOwned};
@@ -68,13 +68,35 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let dir = checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.config.run.keep, state, write)?;
-        if stop && step < steps {
-            let (phase, dir) = (self.phase, dir.display());
-            return Err(Error::interrupted(format!(
-                "interrupted after {phase} step {step} of {steps}; checkpoint {dir}; the same command with --resume goes on"
-            )));
+        if stop && step < steps { Err(self.stopped(step, steps, &dir)) } else { Ok(()) }
+    }
+
+    /// What is to be returned for `error`, which has ended a step of `steps` before it changed anything: `step` is the one before it (0 is
+    /// none). When the user wants to stop there is a checkpoint of that step then.
+    pub fn step_undone(
+        &self,
+        error: Error,
+        step: usize,
+        steps: usize,
+        state: &impl Serialize,
+        write: impl FnOnce(&Path) -> Result<()>,
+    ) -> Error {
+        if error.kind() != Kind::Interrupted || step == 0 {
+            return error;
         }
-        Ok(())
+        let saved = match checkpoint::latest(&self.checkpoints) {
+            Ok(Some((newest, dir))) if newest == step as u64 => Ok(dir),
+            Ok(_) => checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.config.run.keep, state, write),
+            Err(error) => Err(error),
+        };
+        saved.map_or_else(|error| error, |dir| self.stopped(step, steps, &dir))
+    }
+
+    fn stopped(&self, step: usize, steps: usize, dir: &Path) -> Error {
+        let (phase, dir) = (self.phase, dir.display());
+        Error::stopped(format!(
+            "interrupted after {phase} step {step} of {steps}; checkpoint {dir}; the same command with --resume goes on"
+        ))
     }
 
     /// An error when the user wants to stop and there is nothing to save.
@@ -88,11 +110,6 @@ impl<'a> Run<'a> {
         bar.set_position(done as u64);
         bar
     }
-}
-
-/// An error when the user wants to stop.
-pub fn check_interrupt(interrupted: &AtomicBool) -> Result<()> {
-    if interrupted.load(Ordering::SeqCst) { Err(Error::interrupted("interrupted")) } else { Ok(()) }
 }
 
 /// A progress bar; invisible when stderr is no terminal.

@@ -2,13 +2,15 @@
 //! by how long something takes: limits are either far away or certain to be reached.
 #![allow(clippy::unwrap_used)]
 
+use onestep::error::Kind;
 use onestep::sandbox::worker::HELPER_ARGUMENT;
 use onestep::sandbox::{Job, Limits, Outcome, Pool, Python, Verdict, Wanted};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -377,6 +379,30 @@ fn a_job_whose_worker_or_fork_server_dies_is_done_by_another() {
         });
         wait_idle(&pool, 1, 1);
     }
+}
+
+#[test]
+fn cancelled_jobs_end_and_the_pool_lives_on() {
+    let flag = Arc::new(AtomicBool::new(false));
+    let pool = start(2).cancelled_by(flag.clone());
+    let endless = format!("{BEGUN}time.sleep(1000)");
+    let far = Limits { wall_seconds: 2000.0, ..LIMITS };
+    // More than there are slots: some wait.
+    let (_folders, jobs): (Vec<_>, Vec<_>) = (0..5).map(|_| job(&endless, far.clone())).unzip();
+    std::thread::scope(|scope| {
+        let waits = jobs[4].clone();
+        let batch = scope.spawn(|| pool.run_many(jobs[..4].to_vec()));
+        let single = scope.spawn(|| pool.run(waits));
+        wait_until("a script begins", || has_begun(&pool));
+        flag.store(true, Ordering::SeqCst);
+        assert_eq!(batch.join().unwrap().unwrap_err().kind(), Kind::Interrupted);
+        assert_eq!(single.join().unwrap().unwrap_err().kind(), Kind::Interrupted);
+    });
+    wait_until("the scripts are gone", || !has_begun(&pool));
+    let (_folder, next) = job("print('done')", LIMITS);
+    assert_eq!(pool.run(next.clone()).unwrap_err().kind(), Kind::Interrupted);
+    flag.store(false, Ordering::SeqCst);
+    assert_eq!(pool.run(next).unwrap().stdout, "done\n");
 }
 
 #[test]

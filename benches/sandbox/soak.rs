@@ -127,7 +127,8 @@ pub(super) fn soak(bench: &Bench, cores: usize, jobs: usize) -> Value {
     };
     // Each slot has run an honest job, and what is to run the next waits.
     let settle = || {
-        let (_folders, jobs): (Vec<_>, Vec<_>) = (0..cores).map(|_| job("import time\ntime.sleep(0.2)", &LIMITS)).unzip();
+        let (_folders, jobs): (Vec<_>, Vec<_>) =
+            (0..cores).map(|_| job("import time\ntime.sleep(0.2)", &LIMITS)).unzip();
         pool.run_many(jobs).unwrap();
         std::thread::sleep(Duration::from_millis(500));
     };

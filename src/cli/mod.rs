@@ -18,14 +18,14 @@ use clap::Parser;
 use std::process::ExitCode;
 
 /// Parses what was typed, does it, and says what went wrong on stderr. Exit codes: 0 done, 1 the system refused, 2 what was
-/// typed or given is wrong, 130 interrupted.
+/// typed or given is wrong, 130 interrupted, 143 terminated (0 when a checkpoint is there).
 pub fn main() -> ExitCode {
     let typed = Typed::parse();
     match run(typed.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::from(error.exit_code())
+            ExitCode::from(session::exit_code(&error))
         }
     }
 }

@@ -5,12 +5,12 @@ use super::session;
 use super::train::{self, collected, evaluated, reinforced, save_trajectories, snapshots, tuned};
 use crate::checkpoint;
 use crate::config::{Config, locate};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_interrupt};
 use crate::evaluate::{self, Evaluations};
 use crate::files::write_whole;
 use crate::metrics;
 use crate::report;
-use crate::run::{self, Run};
+use crate::run::Run;
 use crate::sft::Trained;
 use crate::trajectory;
 use serde_json::{Map, Value, json};
@@ -48,7 +48,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
 
     let mut evaluations = Evaluations::default();
     let evaluation = |name: &str, adapter, evaluations: &mut Evaluations| -> Result<()> {
-        run::check_interrupt(&world.interrupted)?;
+        check_interrupt(&world.interrupted)?;
         evaluated(&*backend, &config, &world, &speaker, adapter, name, out, evaluations)?;
         let e = &evaluations.policies[name];
         let show = |m: Option<evaluate::Mean>| {

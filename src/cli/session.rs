@@ -10,7 +10,7 @@ use crate::backend::cuda::{Cuda, library};
 use crate::checkpoint;
 use crate::config::{self, Config, Device};
 use crate::environment::{self, Environment, Store};
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::files::write_whole;
 use crate::model::Model;
 use crate::model::lora::{Adapter, LoraConfig, Module};
@@ -20,9 +20,10 @@ use crate::rollout::Engine;
 use crate::sandbox::{Pool, Python, Wanted};
 use crate::task::{PreparedTask, Task};
 use crate::tokenizer::Tokenizer;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 /// Settings from --config and overrides; a bare override key belongs to `section`.
 pub fn settings(layers: &[&Path], overrides: &[String], section: &str) -> Result<Config> {
@@ -43,15 +44,28 @@ pub fn cache() -> Result<PathBuf> {
     })
 }
 
-/// A flag that the first Ctrl-C sets; the second one ends the program at once with 130.
+/// Set by SIGTERM.
+static TERMINATED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// A flag that the first Ctrl-C or SIGTERM sets; the second one ends the program at once with 130 or 143.
 pub fn interrupt() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let failed = |e: std::io::Error| Error::system(format!("listening for Ctrl-C: {e}"));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone()).map_err(failed)?;
+    signal_hook::flag::register(SIGTERM, TERMINATED.clone()).map_err(failed)?;
+    for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
+        signal_hook::flag::register_conditional_shutdown(signal, code, flag.clone()).map_err(failed)?;
         signal_hook::flag::register(signal, flag.clone()).map_err(failed)?;
     }
     Ok(flag)
+}
+
+/// The program's exit code after `error`. Whoever sends SIGTERM wants to hear that nothing is lost: then it is 0.
+pub fn exit_code(error: &Error) -> u8 {
+    match error.kind() {
+        error::Kind::Stopped if TERMINATED.load(Ordering::SeqCst) => 0,
+        error::Kind::Interrupted if TERMINATED.load(Ordering::SeqCst) => 143,
+        _ => error.exit_code(),
+    }
 }
 
 /// The number asked for, or one for each core.
@@ -151,7 +165,7 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
     let (best, unsafe_without) = (config.run.sandbox_tier, config.run.unsafe_no_sandbox);
     let wanted = Wanted { best, unsafe_without, preload: preload(&tasks) };
-    let pool = Pool::start(&program, count(config.run.workers), &python, &wanted)?;
+    let pool = Pool::start(&program, count(config.run.workers), &python, &wanted)?.cancelled_by(interrupted.clone());
     let protection = pool.protection().notes.clone();
     let scratch = tempfile::Builder::new().prefix("onestep-").tempdir();
     let scratch = scratch.map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
@@ -250,9 +264,14 @@ fn module(name: &str) -> Result<Module> {
     })
 }
 
-/// An agent over the speaker's model.
-pub fn agent<'a>(backend: &'a dyn Backend, speaker: &'a Speaker, config: &'a Config) -> Result<Agent<'a>> {
-    let engine = Engine::new(backend, &speaker.model, &config.engine)?;
+/// An agent over the speaker's model, for the states of `world`.
+pub fn agent<'a>(
+    backend: &'a dyn Backend,
+    speaker: &'a Speaker,
+    config: &'a Config,
+    world: &'a World,
+) -> Result<Agent<'a>> {
+    let engine = Engine::new(backend, &speaker.model, &config.engine)?.interrupted_by(&world.interrupted);
     Ok(Agent::new(&speaker.dialog, engine, config))
 }
 

@@ -228,7 +228,7 @@ pub fn reinforced(
         Algorithm::Grpo => None,
     };
     let mut learner = Learner::new(backend, &speaker.model, &config.rl, reference, critic)?;
-    let mut agent = session::agent(backend, speaker, config)?;
+    let mut agent = session::agent(backend, speaker, config, world)?;
     let mut record = vec![];
     let folder = out.join("trajectories");
     let model = &speaker.model;
@@ -295,7 +295,7 @@ pub fn evaluated(
 ) -> Result<()> {
     let environment = &world.environment;
     let policy = Policy { model: &speaker.model, adapter };
-    let mut agent = session::agent(backend, speaker, config)?;
+    let mut agent = session::agent(backend, speaker, config, world)?;
     let tasks = names(environment);
     let plan = evaluate::Plan {
         name,

@@ -7,10 +7,11 @@ use super::scheduler::{Running, Scheduler, Work};
 use super::{Request, Sample};
 use crate::backend::Backend;
 use crate::config::{Engine as Settings, Sampling};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_interrupt};
 use crate::model::kv_cache::{KvCache, PagedPlan, Sequence};
 use crate::model::{self, Activations, Model, Policy};
 use crate::tensor::{DType, Tensor};
+use std::sync::atomic::AtomicBool;
 
 /// A model's cache and buffers, ready to sample with any adapter over the model.
 pub struct Engine<'a> {
@@ -22,6 +23,7 @@ pub struct Engine<'a> {
     bursts: Bursts,
     burst: usize,
     acts: Activations,
+    interrupted: Option<&'a AtomicBool>,
 }
 
 /// One sample as it grows.
@@ -42,7 +44,12 @@ impl<'a> Engine<'a> {
         let cache = KvCache::new(backend, &model.config, scheduler.blocks.total(), settings.block_size)?;
         let (bursts, acts, burst) =
             (Bursts::default(), Activations::default(), settings.burst.min(settings.block_size));
-        Ok(Self { backend, cache, scheduler, padding, bursts, burst, acts })
+        Ok(Self { backend, cache, scheduler, padding, bursts, burst, acts, interrupted: None })
+    }
+
+    /// While `flag` is set, sampling ends with an error (interrupted).
+    pub fn interrupted_by(self, flag: &'a AtomicBool) -> Self {
+        Self { interrupted: Some(flag), ..self }
     }
 
     /// The samples of each request, in order. A sample ends with one of `stop` or at its length limit.
@@ -79,6 +86,7 @@ impl<'a> Engine<'a> {
     ) -> Result<()> {
         self.scheduler.submit(requests)?;
         loop {
+            self.interrupted.map_or(Ok(()), check_interrupt)?;
             let (first, rows) = match self.scheduler.next(requests) {
                 Work::Prefill(chosen) => self.prefill(policy, requests, &chosen)?,
                 Work::Decode => {

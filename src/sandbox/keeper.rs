@@ -130,14 +130,18 @@ fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
     if job.limits.disk_bytes != ahead.disk_bytes {
         for folder in [Path::new(WORKSPACE), ahead.scratch] {
             let size = CString::new(format!("size={}", job.limits.disk_bytes))?;
-            mount_remount(folder, MountFlags::NOSUID | MountFlags::NODEV, size.as_c_str()).map_err(doing("its size"))?;
+            mount_remount(folder, MountFlags::NOSUID | MountFlags::NODEV, size.as_c_str())
+                .map_err(doing("its size"))?;
         }
     }
     let mut files = Files { user: ahead.user, laid: HashMap::new() };
     let host = files.lay_out_all(&job)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let kept =
-        if ahead.user.is_some() { CapabilitySet::DAC_READ_SEARCH | CapabilitySet::KILL } else { CapabilitySet::empty() };
+    let kept = if ahead.user.is_some() {
+        CapabilitySet::DAC_READ_SEARCH | CapabilitySet::KILL
+    } else {
+        CapabilitySet::empty()
+    };
     set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
     set_no_new_privs(true)?;
     // Whoever waits for the script knows whether it is there.

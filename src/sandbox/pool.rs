@@ -3,7 +3,7 @@
 use super::protocol::{HEARTBEAT, Isolation, Job, Outcome, Protection, Reply, Verdict, Wanted};
 use super::worker::{self, Start};
 use super::{Limits, Python, seccomp, system};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_interrupt};
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Write};
@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the helper may take to end by itself when the pool is dropped.
@@ -22,6 +22,8 @@ const SHUTDOWN: Duration = Duration::from_secs(10);
 const START: Duration = Duration::from_secs(300);
 /// A worker that has said nothing for two heartbeats hangs.
 const SILENCE: Duration = Duration::from_secs(2 * HEARTBEAT.as_secs());
+/// How often those who wait look whether they are to go on.
+const LOOK: Duration = Duration::from_millis(100);
 /// After so many workers that died or hung over it, a job is not tried again.
 const STRIKES: usize = 3;
 const PROBE: &str = include_str!("probe.py");
@@ -47,6 +49,7 @@ pub struct Pool {
     protection: Protection,
     /// Ids of jobs that are given up.
     quarantine: Mutex<HashSet<String>>,
+    cancelled: Arc<AtomicBool>,
 }
 
 /// Who waits for a slot, and who has one.
@@ -86,6 +89,8 @@ enum Lost {
     Failed(String),
     /// Its worker died or hung.
     Worker(String),
+    /// It is not wanted any more.
+    Cancelled(Error),
 }
 
 impl Pool {
@@ -134,6 +139,7 @@ impl Pool {
             workers,
             protection,
             quarantine: Mutex::default(),
+            cancelled: Arc::default(),
         };
         if let Some(control) = &pool.control {
             system::send(lock(control).as_fd(), &start, &[]).map_err(doing)?;
@@ -148,6 +154,12 @@ impl Pool {
         }
         pool.protection = pool.probe(isolation)?;
         Ok(pool)
+    }
+
+    /// While `flag` is set no job is begun and those that run are ended: their calls return an error (interrupted).
+    pub fn cancelled_by(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.cancelled = flag;
+        self
     }
 
     /// The protection in force, found by trying it in a sandbox of this pool.
@@ -168,7 +180,7 @@ impl Pool {
     /// Runs one job and waits for it. See [`Pool::run_many`].
     pub fn run(&self, job: Job) -> Result<Verdict> {
         let job = validated(job)?;
-        let mut slot = self.take(&job.group);
+        let mut slot = self.take(&job.group)?;
         let result = self.run_on(&mut slot, &job);
         self.give_back(slot, &job.group);
         result
@@ -183,7 +195,8 @@ impl Pool {
     ///
     /// # Errors
     /// Content: a folder that is none, a script outside it, data that is not there, a limit that is no positive number. System: no
-    /// worker can be started, or a job could not be sealed. After the first error no further job is begun.
+    /// worker can be started, or a job could not be sealed. Interrupted: see [`Pool::cancelled_by`]. After the first error no further job
+    /// is begun.
     pub fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>> {
         let order = round_robin(&jobs);
         let next = AtomicUsize::new(0);
@@ -208,22 +221,25 @@ impl Pool {
         results.flatten().collect()
     }
 
-    fn take(&self, group: &str) -> Slot {
+    fn take(&self, group: &str) -> Result<Slot> {
         let mut queue = lock(&self.queue);
         let own = queue.next_number;
         queue.next_number += 1;
         queue.waiting.push((own, group.to_string()));
         loop {
-            if queue.next() == Some(own)
-                && let Some(slot) = queue.idle.pop()
-            {
+            let is_wanted = check_interrupt(&self.cancelled);
+            let is_next = is_wanted.is_err() || queue.next() == Some(own);
+            let slot = if is_next { is_wanted.map(|()| queue.idle.pop()) } else { Ok(None) };
+            if let Some(taken) = slot.transpose() {
                 queue.waiting.retain(|(number, _)| *number != own);
-                *queue.running.entry(group.to_string()).or_default() += 1;
+                if taken.is_ok() {
+                    *queue.running.entry(group.to_string()).or_default() += 1;
+                }
                 // Another may be next now, and a second slot idle.
                 self.freed.notify_all();
-                return slot;
+                return taken;
             }
-            queue = self.freed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self.freed.wait_timeout(queue, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -246,6 +262,10 @@ impl Pool {
                 Ok(verdict) => return Ok(verdict),
                 Err(Lost::Failed(why)) => last = why,
                 Err(Lost::Worker(why)) => (strikes, last) = (strikes + 1, why),
+                Err(Lost::Cancelled(error)) => {
+                    slot.worker = None; // with its link closed it ends the job and itself
+                    return Err(error);
+                }
             }
             if let Some(Worker { process: Some(process), .. }) = slot.worker.take() {
                 system::kill_handle(process.as_fd());
@@ -291,6 +311,7 @@ impl Pool {
         };
         worker.link.get_mut().write_all(&line).map_err(|error| Lost::Worker(error.to_string()))?;
         loop {
+            self.await_reply(worker)?;
             match read_reply(&mut worker.link).map_err(|error| Lost::Worker(error.to_string()))? {
                 Reply::Alive => {}
                 Reply::Done(verdict) => return Ok(verdict),
@@ -298,6 +319,21 @@ impl Pool {
                 Reply::Ready(..) => return Err(Lost::Worker("it answered out of turn".to_string())),
             }
         }
+    }
+
+    /// Waits until a worker says something, as long as the job is wanted.
+    fn await_reply(&self, worker: &Worker) -> std::result::Result<(), Lost> {
+        let silent_until = Instant::now() + SILENCE;
+        while worker.link.buffer().is_empty() {
+            check_interrupt(&self.cancelled).map_err(Lost::Cancelled)?;
+            match system::wait_readable([Some(worker.link.get_ref().as_fd())], LOOK) {
+                Ok([false]) if Instant::now() >= silent_until => return Err(Lost::Worker("it hangs".to_string())),
+                Ok([false]) => {}
+                Ok([true]) => break,
+                Err(error) => return Err(Lost::Worker(error.to_string())),
+            }
+        }
+        Ok(())
     }
 
     /// Asks the helper for a worker. It cannot take jobs before it is ready.

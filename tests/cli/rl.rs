@@ -103,15 +103,14 @@ fn check_fields(out: &Path, ppo: bool) {
     assert!(shares("invalid") < 3.0, "no action was ever executed: {records:?}");
 }
 
-/// One whole run, and one that is stopped and goes on.
-fn stopped_equals_whole(algorithm: &str) -> (tempfile::TempDir, PathBuf) {
+/// One whole run, and one that `signal` stops, wherever in a step that is, and that goes on.
+fn stopped_equals_whole(algorithm: &str, signal: &str, code: i32) -> (tempfile::TempDir, PathBuf) {
     let folder = tempdir().unwrap();
     let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
     done(&arguments(&whole, algorithm, &[]));
     let run = arguments(&stopped, algorithm, &["run.threads=1"]);
-    // From here on a signal means: stop after the step under way.
-    let code = start(&run).signalled("INT", || stopped.join("config.toml").exists());
-    assert_eq!(code, Some(130));
+    let ended = start(&run).signalled(signal, || line_count(&stopped.join("metrics.jsonl")) >= 1);
+    assert_eq!(ended, Some(code));
     assert!((1..4).contains(&line_count(&stopped.join("metrics.jsonl"))) && !stopped.join("adapter").exists());
     let checkpoints: Vec<_> = fs::read_dir(stopped.join("checkpoints/rl")).unwrap().collect();
     assert_eq!(checkpoints.len(), 1);
@@ -139,7 +138,7 @@ fn expert_states_whose_files_are_not_there_are_refused() {
 
 #[test]
 fn grpo_logs_everything_and_goes_on_where_it_was_stopped() {
-    let (folder, whole) = stopped_equals_whole("algorithm=grpo");
+    let (folder, whole) = stopped_equals_whole("algorithm=grpo", "INT", 130);
     check_fields(&whole, false);
 
     // The same command again is the same run; another seed is not.
@@ -165,6 +164,6 @@ fn grpo_logs_everything_and_goes_on_where_it_was_stopped() {
 
 #[test]
 fn ppo_logs_its_critic_and_goes_on_where_it_was_stopped() {
-    let (_folder, whole) = stopped_equals_whole("algorithm=ppo");
+    let (_folder, whole) = stopped_equals_whole("algorithm=ppo", "TERM", 0);
     check_fields(&whole, true);
 }
