@@ -94,9 +94,7 @@ impl<'a> Run<'a> {
 
     fn stopped(&self, step: usize, steps: usize, dir: &Path) -> Error {
         let (phase, dir) = (self.phase, dir.display());
-        Error::stopped(format!(
-            "interrupted after {phase} step {step} of {steps}; checkpoint {dir}; the same command with --resume goes on"
-        ))
+        Error::stopped(format!("interrupted after {phase} step {step} of {steps}; checkpoint {dir}"))
     }
 
     /// An error when the user wants to stop and there is nothing to save.

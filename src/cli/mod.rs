@@ -12,7 +12,7 @@ mod sandbox;
 mod session;
 mod train;
 
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use args::{Command, Typed};
 use clap::Parser;
 use std::process::ExitCode;
@@ -21,10 +21,14 @@ use std::process::ExitCode;
 /// typed or given is wrong, 130 interrupted, 143 terminated (0 when a checkpoint is there).
 pub fn main() -> ExitCode {
     let typed = Typed::parse();
+    let can_resume = !matches!(typed.command, Command::Quickstart(_));
     match run(typed.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
+            if error.kind() == Kind::Stopped {
+                eprintln!("the same command {}", if can_resume { "with --resume goes on" } else { "begins anew" });
+            }
             ExitCode::from(session::exit_code(&error))
         }
     }
