@@ -15,9 +15,9 @@ pub enum Kind {
     Content,
     /// The system refused: disk full, permission, a process that died (exit 1).
     System,
-    /// Stopped by the user, with nothing to go on from (exit 130).
+    /// Stopped by the user, with nothing to go on from (exit 130; the command line has others after SIGTERM).
     Interrupted,
-    /// Stopped by the user, with a checkpoint to go on from (exit 130).
+    /// Stopped by the user, with a checkpoint to go on from (the same).
     Stopped,
 }
 

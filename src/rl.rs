@@ -28,7 +28,7 @@ struct Saved {
 }
 
 /// `rl.steps` rounds. Returns the trained actor. `record` receives the first sample of every state as a one-step trajectory.
-/// Errors: an empty pool; a gradient that is not finite; a sandbox that fails; interrupted (a checkpoint is there then).
+/// Errors: an empty pool; a gradient that is not finite; a sandbox that fails; interrupted (a checkpoint is there then, unless it was in the first step).
 #[allow(clippy::too_many_arguments)]
 pub fn train(
     run: &mut Run,

@@ -26,7 +26,7 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// The phase `phase` of the run in `out`: from its newest checkpoint with `resume`, else from its beginning (after what
-    /// earlier phases logged). `interrupted` is set by Ctrl-C.
+    /// earlier phases logged). `interrupted` is set when the user wants to stop.
     pub fn open(
         backend: &'a dyn Backend,
         config: &'a Config,

@@ -402,7 +402,57 @@ fn cancelled_jobs_end_and_the_pool_lives_on() {
     let (_folder, next) = job("print('done')", LIMITS);
     assert_eq!(pool.run(next.clone()).unwrap_err().kind(), Kind::Interrupted);
     flag.store(false, Ordering::SeqCst);
+    assert_eq!(pool.run(next.clone()).unwrap().stdout, "done\n");
+
+    // All processes are told to stop, as a service manager does it.
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| pool.run(jobs[0].clone()));
+        wait_until("a script begins", || has_begun(&pool));
+        flag.store(true, Ordering::SeqCst);
+        let told: Vec<String> = below(pool.helper_pid()).iter().map(|process| process.pid.to_string()).collect();
+        let _some_are_gone = Command::new("kill").arg("-TERM").args(told).arg(pool.helper_pid().to_string()).output();
+        assert_eq!(running.join().unwrap().unwrap_err().kind(), Kind::Interrupted);
+    });
+    flag.store(false, Ordering::SeqCst);
     assert_eq!(pool.run(next).unwrap().stdout, "done\n");
+}
+
+#[test]
+fn as_many_processes_as_allowed_may_live() {
+    // Seen over several scans of the worker; one more is refused or ends the job.
+    let script = |children: u32| {
+        format!(
+            "import os, time\ntry:\n  for _ in range({children}):\n    if os.fork() == 0: time.sleep(100)\nexcept OSError: pass\n\
+             time.sleep(0.5)\nprint('alive')"
+        )
+    };
+    for processes in [1, 3] {
+        let limits = Limits { processes, ..LIMITS };
+        let verdict = run(&script(processes as u32 - 1), limits.clone());
+        assert_eq!((verdict.outcome.clone(), verdict.stdout.as_str()), (Outcome::Exited(0), "alive\n"), "{verdict:?}");
+        let more = run(&script(processes as u32 + 400), limits);
+        let is_refused = more.outcome == Outcome::Exited(0) && pool().protection().tier >= 2;
+        assert!(is_refused || more.outcome == Outcome::ProcessLimit, "{more:?}");
+    }
+}
+
+#[test]
+fn what_a_job_has_written_is_not_charged_to_the_next() {
+    let pool = start(1);
+    let disk = Limits { memory_bytes: 1 << 29, file_bytes: 1 << 28, disk_bytes: 1 << 28, ..LIMITS };
+    let (_folder, large) = job(
+        "import os, tempfile\nopen('/tmp/large' if os.access('/tmp', 2) else 'large', 'wb').write(bytes(200 << 20))",
+        disk,
+    );
+    let (_other, small) = job("print(1)", Limits { memory_bytes: 1 << 24, ..LIMITS });
+    for _ in 0..3 {
+        assert_eq!(pool.run(large.clone()).unwrap().outcome, Outcome::Exited(0));
+        let worker = worker_of(&pool);
+        let verdict = pool.run(small.clone()).unwrap();
+        assert_eq!((verdict.outcome, verdict.stdout.as_str()), (Outcome::Exited(0), "1\n"));
+        assert!(verdict.peak_bytes < 150 << 20, "{}", verdict.peak_bytes);
+        assert_eq!(worker_of(&pool), worker, "a worker was lost over it");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 /// Parses what was typed, does it, and says what went wrong on stderr. Exit codes: 0 done, 1 the system refused, 2 what was
-/// typed or given is wrong, 130 interrupted, 143 terminated (0 when a checkpoint is there).
+/// typed or given is wrong, 130 interrupted, 143 terminated (0 when --resume goes on).
 pub fn main() -> ExitCode {
     let typed = Typed::parse();
     let can_resume = !matches!(typed.command, Command::Quickstart(_));
@@ -29,7 +29,7 @@ pub fn main() -> ExitCode {
             if error.kind() == Kind::Stopped {
                 eprintln!("the same command {}", if can_resume { "with --resume goes on" } else { "begins anew" });
             }
-            ExitCode::from(session::exit_code(&error))
+            ExitCode::from(session::exit_code(&error, can_resume))
         }
     }
 }

@@ -59,11 +59,11 @@ pub fn interrupt() -> Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-/// The program's exit code after `error`. Whoever sends SIGTERM wants to hear that nothing is lost: then it is 0.
-pub fn exit_code(error: &Error) -> u8 {
+/// The program's exit code after `error`. Whoever sends SIGTERM wants to hear whether the command `can_resume` without loss: then it is 0.
+pub fn exit_code(error: &Error, can_resume: bool) -> u8 {
     match error.kind() {
-        error::Kind::Stopped if TERMINATED.load(Ordering::SeqCst) => 0,
-        error::Kind::Interrupted if TERMINATED.load(Ordering::SeqCst) => 143,
+        error::Kind::Stopped if can_resume && TERMINATED.load(Ordering::SeqCst) => 0,
+        error::Kind::Stopped | error::Kind::Interrupted if TERMINATED.load(Ordering::SeqCst) => 143,
         _ => error.exit_code(),
     }
 }
@@ -147,7 +147,7 @@ pub fn task_list(config: &Config) -> Result<Vec<Task>> {
 pub struct World {
     /// Tasks, snapshots, remembered runs.
     pub environment: Environment,
-    /// Set by the first Ctrl-C.
+    /// Set by the first Ctrl-C or SIGTERM.
     pub interrupted: Arc<AtomicBool>,
     /// The protection in force, as lines for the user.
     pub protection: Vec<String>,

@@ -64,10 +64,10 @@ impl Keeper {
         drop(theirs);
         let keeper = Self { pid, link };
         match keeper.said() {
-            (Ok(_), roads) => Ok((keeper, roads)),
-            (Err(why), _) => {
+            (Ok(_), roads) if roads.len() == 4 => Ok((keeper, roads)),
+            (said, _) => {
                 keeper.wait();
-                Err(io::Error::other(why))
+                Err(io::Error::other(said.err().unwrap_or("no descriptors are left".to_string())))
             }
         }
     }

@@ -77,7 +77,10 @@ def seccomp(programs):
 
 
 def limit(which, soft, hard=None):
-    resource.setrlimit(which, (soft, soft if hard is None else hard))
+    """Never above the hard limit in force, which only some may raise."""
+    most = resource.getrlimit(which)[1]
+    values = soft, soft if hard is None else hard
+    resource.setrlimit(which, values if most == resource.RLIM_INFINITY else tuple(min(value, most) for value in values))
 
 
 def deny_from_the_start():
@@ -117,7 +120,7 @@ def fail(why):
 
 
 def seal(folder, fds):
-    """In the script's own process, ahead of its job."""
+    """In the script's own process, before it knows its job."""
     os.setsid()
     if TIER >= 3:
         # The kernel kills it before the loader, which is in its group.
@@ -302,6 +305,7 @@ def main():
             for fd in fds:
                 os.close(fd)
             answer({"ended": ended})
+            ended = None  # of no interest to the next script
     except BaseException as error:
         answer({"error": f"{type(error).__name__}: {error}"})
 

@@ -258,7 +258,9 @@ impl Pool {
         }
         let (mut strikes, mut last) = (0, String::new());
         for _attempt in 0..STRIKES {
-            match self.attempt(slot, job) {
+            // A worker may be gone because all processes were told to stop.
+            let stop = |lost| check_interrupt(&self.cancelled).map_or_else(Lost::Cancelled, |()| lost);
+            match self.attempt(slot, job).map_err(stop) {
                 Ok(verdict) => return Ok(verdict),
                 Err(Lost::Failed(why)) => last = why,
                 Err(Lost::Worker(why)) => (strikes, last) = (strikes + 1, why),
@@ -294,12 +296,10 @@ impl Pool {
     /// Runs a job once, by the slot's worker or a new one.
     fn attempt(&self, slot: &mut Slot, job: &Job) -> std::result::Result<Verdict, Lost> {
         let mut line = serde_json::to_vec(job).map_err(|error| Lost::Failed(error.to_string()))?;
-        if line.len() > system::MAX_MESSAGE {
-            return Err(Lost::Failed(format!(
-                "its names and paths have {} bytes, at most {}",
-                line.len(),
-                system::MAX_MESSAGE
-            )));
+        // On its way it gets longer by some digits.
+        let most = system::MAX_MESSAGE - 64;
+        if line.len() > most {
+            return Err(Lost::Failed(format!("its names and paths have {} bytes, at most {most}", line.len())));
         }
         line.push(b'\n');
         let worker = match &mut slot.worker {
@@ -314,7 +314,11 @@ impl Pool {
             self.await_reply(worker)?;
             match read_reply(&mut worker.link).map_err(|error| Lost::Worker(error.to_string()))? {
                 Reply::Alive => {}
-                Reply::Done(verdict) => return Ok(verdict),
+                Reply::Done(verdict) => {
+                    // Who wants this process to stop may have told the script's too.
+                    check_interrupt(&self.cancelled).map_err(Lost::Cancelled)?;
+                    return Ok(verdict);
+                }
                 Reply::Failed(why) => return Err(Lost::Failed(why)),
                 Reply::Ready(..) => return Err(Lost::Worker("it answered out of turn".to_string())),
             }
@@ -475,7 +479,10 @@ fn validated(mut job: Job) -> Result<Job> {
         }
         *source = source.canonicalize().map_err(|error| Error::io("opening the data", source, &error))?;
     }
-    let Limits { cpu_seconds, wall_seconds, .. } = job.limits;
+    let Limits { cpu_seconds, wall_seconds, disk_bytes, .. } = job.limits;
+    if disk_bytes == 0 {
+        return Err(Error::content("limit disk_bytes = 0: expected at least 1, like 33554432"));
+    }
     for (name, seconds) in [("cpu_seconds", cpu_seconds), ("wall_seconds", wall_seconds)] {
         if !(seconds > 0.0 && seconds <= 1e6) {
             return Err(Error::content(format!(

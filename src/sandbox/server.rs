@@ -57,9 +57,11 @@ pub(super) enum Answer {
     Ready(i32),
     /// It ends, and why.
     Error(String),
-    /// What has to be killed to end the job, the running one or the next: its keeper or, without namespaces, the script.
+    /// What has to be killed to end the job: its keeper or, without namespaces, the script.
     Pid(i32),
     Ended(Ended),
+    /// From tier 2 on, after each job: nothing of it is left, and the next one's keeper, if one waits already.
+    Free(Option<i32>),
 }
 
 /// How the script's process ended, as the loader's wait saw it.
@@ -153,7 +155,10 @@ impl Server {
         receive_answer(server.link.as_fd()).and_then(ready).map_err(doing("the loader"))?;
         let null = OpenOptions::new().write(true).open("/dev/null").map_err(doing("opening /dev/null"))?;
         let trial = Job::new(trial, TRIAL_SCRIPT.0, TRIAL);
-        match server.run(trial, [null.as_fd(); 2], &mut None, |_| Ok(()))? {
+        let mut keeper = None;
+        let ended = server.run(trial, [null.as_fd(); 2], &mut keeper, |_| Ok(()))?;
+        keeper.into_iter().for_each(Keeper::wait);
+        match ended {
             Ended { exit: Some(0), failure: None, .. } => Ok(server),
             Ended { failure: Some(failure), .. } => Err(io::Error::other(failure)),
             Ended { exit: Some(1), .. } => Err(io::Error::other("a script cannot read the interpreter's files")),
@@ -169,18 +174,20 @@ impl Server {
             let [stdout, stderr] = outputs.as_slice() else { return Ok(()) };
             let job: Job = serde_json::from_slice(&message)?;
             let (outputs, disk_bytes) = ([stdout.as_fd(), stderr.as_fd()], job.limits.disk_bytes);
-            let tell = |pid| answer(worker, &Answer::Pid(pid));
-            let ended = self.run(job, outputs, &mut keeper, tell)?;
+            let ended = self.run(job, outputs, &mut keeper, |pid| answer(worker, &Answer::Pid(pid)))?;
             // Until the next job comes, what waits for it must live in the limits of this one: as this one's own did.
-            let is_next_ready = self.tier >= 2 && ended.signal.is_none() && ended.failure.is_none();
+            let was_well = ended.signal.is_none() && ended.failure.is_none();
             answer(worker, &Answer::Ended(ended))?;
             keeper.take().into_iter().for_each(Keeper::wait);
-            keeper = is_next_ready.then(|| self.keeper(disk_bytes, tell).ok()).flatten();
+            if self.tier >= 2 {
+                keeper = was_well.then(|| self.keeper(disk_bytes).ok()).flatten();
+                answer(worker, &Answer::Free(keeper.as_ref().map(|keeper| keeper.pid)))?;
+            }
         }
     }
 
     /// Runs one job to its end. `outputs` are stdout and stderr; `keeper` is the one that waits for a job, and afterwards the one that has
-    /// ended this; `tell` is told what is to be killed to end the job. What fails before the script is in what is returned; an error means
+    /// ended this; `tell` is told what is to be killed to end the job, unless it waits already. What fails before the script is in what is returned; an error means
     /// that this process cannot go on.
     fn run(
         &self,
@@ -208,9 +215,15 @@ impl Server {
                 Err(error) => Ok(Ended::not_run(&error)),
             };
         }
-        let keeper = match keeper.take().map_or_else(|| self.keeper(job.limits.disk_bytes, &tell), Ok) {
-            Ok(found) => keeper.insert(found),
-            Err(error) => return Ok(Ended::not_run(&error)),
+        let keeper = match keeper {
+            Some(keeper) => keeper,
+            None => match self.keeper(job.limits.disk_bytes) {
+                Ok(made) => {
+                    tell(made.pid)?;
+                    keeper.insert(made)
+                }
+                Err(error) => return Ok(Ended::not_run(&error)),
+            },
         };
         if keeper.begin(&job, outputs).is_err() {
             system::kill(keeper.pid);
@@ -223,12 +236,11 @@ impl Server {
     }
 
     /// A keeper, and a script's process in its namespaces, that wait for a job.
-    fn keeper(&self, disk_bytes: u64, tell: impl Fn(i32) -> io::Result<()>) -> io::Result<Keeper> {
+    fn keeper(&self, disk_bytes: u64) -> io::Result<Keeper> {
         let (script, theirs) = system::socket_pair()?;
         let ahead = Ahead { user: self.user, scratch: self.scratch, disk_bytes };
         let (keeper, roads) = Keeper::start(ahead, script)?;
         self.fork_script(Path::new(WORKSPACE), theirs, &roads)?;
-        tell(keeper.pid)?;
         Ok(keeper)
     }
 
@@ -306,6 +318,7 @@ fn start_loader(start: &Start, Tried { tier, user }: Tried, scratch: &Path, stdi
     unsafe {
         command.pre_exec(|| {
             system::die_with_parent();
+            system::heed_requests(true);
             system::fix_addresses();
             Ok(())
         })

@@ -361,6 +361,14 @@ pub(super) fn adopt_orphans() {
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong) };
 }
 
+/// Requests to stop (SIGTERM, SIGINT) end this process, or (false) do nothing: they are meant for the trainer, with which it ends.
+pub(super) fn heed_requests(yes: bool) {
+    for number in [libc::SIGTERM, libc::SIGINT] {
+        // SAFETY: a plain call; neither choice runs code of ours in a handler.
+        unsafe { libc::signal(number, if yes { libc::SIG_DFL } else { libc::SIG_IGN }) };
+    }
+}
+
 /// Children that end are reaped by the kernel at once, or (false) by whoever waits for them.
 pub(super) fn reap_at_once(yes: bool) {
     // SAFETY: a plain call; neither choice runs code of ours in a handler.
@@ -411,12 +419,16 @@ pub(super) fn tasks_of_user() -> u64 {
 /// All processes below `root`, at any depth. Those that end meanwhile may be missing.
 pub(super) fn descendants(root: i32) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let table: Vec<Process> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|pid: i32| parse_stat(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?))
-        .collect();
+    let table: Vec<Process> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(process).collect();
     below(&table, &[root]).into_iter().cloned().collect()
+}
+
+/// None when it is gone.
+fn process(pid: i32) -> Option<Process> {
+    let mut line = [0; 1024]; // in one piece, and longer than any: this is read of all processes, over and over
+    let length = std::io::Read::read(&mut std::fs::File::open(format!("/proc/{pid}/stat")).ok()?, &mut line).ok()?;
+    parse_stat(pid, &String::from_utf8_lossy(&line[..length]))
 }
 
 /// Those of `table` below any of `roots`, at any depth.
@@ -447,8 +459,7 @@ fn parse_stat(pid: i32, line: &str) -> Option<Process> {
 
 /// Resident bytes of a process, shared pages included; 0 when it is gone.
 pub(super) fn resident_bytes(pid: i32) -> u64 {
-    let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    parse_stat(pid, &line).map_or(0, |process| process.resident_bytes)
+    process(pid).map_or(0, |process| process.resident_bytes)
 }
 
 /// Bytes of anonymous and shared memory of a process, pages shared with others by their share. None when it cannot be read.

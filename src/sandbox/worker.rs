@@ -10,7 +10,7 @@ use super::seccomp::Filters;
 use super::server::{self, Answer, Ended, Tried, receive_answer};
 use super::system;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -67,6 +67,7 @@ pub fn helper_main() -> i32 {
         return 2;
     };
     system::new_session();
+    system::heed_requests(false);
     system::adopt_orphans();
     // The first process of a pid namespace cannot end before all others are reaped, and those of a dead worker are ours.
     system::reap_at_once(true);
@@ -242,6 +243,8 @@ struct Worker {
     idle_bytes: u64,
     /// Resident bytes of the loader when it was idle first.
     loader_bytes: u64,
+    /// The keeper that waits for the next job.
+    waiting: Option<i32>,
 }
 
 impl Worker {
@@ -295,7 +298,7 @@ impl Worker {
         let Some(process) = unsafe { system::fork() }? else { server::serve(theirs, start, tried, &trial) };
         drop(theirs);
         let loader = receive_answer(server.as_fd()).and_then(server::ready).inspect_err(|_| end(process))?;
-        Ok(Self { server, process, loader, tier: tried.tier, cgroup, idle_bytes: 0, loader_bytes: 0 })
+        Ok(Self { server, process, loader, tier: tried.tier, cgroup, idle_bytes: 0, loader_bytes: 0, waiting: None })
     }
 
     /// Waits until the libraries are loaded.
@@ -324,14 +327,26 @@ impl Worker {
                 leftovers::tidy(&job.folder);
             }
             send_reply(link, &reply)?;
+            if self.tier >= 2 {
+                self.waiting = self.free()?;
+            }
             if system::resident_bytes(self.loader) > self.loader_bytes.saturating_add(MOST_GROWTH) {
                 return Err(io::Error::other("the fork-server has grown"));
             }
         }
     }
 
+    /// Waits until nothing of the last job is left: what it has in files counts against the next one's memory as long as it is. The
+    /// keeper that waits for the next.
+    fn free(&self) -> io::Result<Option<i32>> {
+        match receive_answer(self.server.as_fd())? {
+            Answer::Free(keeper) => Ok(keeper),
+            answer => Err(io::Error::other(format!("the fork-server answered {answer:?}"))),
+        }
+    }
+
     /// One job. An error when the fork-server dies or the trainer goes: then the worker ends.
-    fn run(&self, job: &Job, trainer: BorrowedFd, pulse: &mut Pulse) -> io::Result<Reply> {
+    fn run(&mut self, job: &Job, trainer: BorrowedFd, pulse: &mut Pulse) -> io::Result<Reply> {
         let limits = &job.limits;
         let started = Instant::now();
         let wall_limit = started + Duration::from_secs_f64(limits.wall_seconds);
@@ -349,9 +364,9 @@ impl Worker {
         system::send(self.server.as_fd(), &serde_json::to_vec(job)?, &writers)?;
         drop((stdout_writer, stderr_writer));
 
-        let mut group = None; // the pid of the keeper or, without namespaces, of the script, once known
+        let mut group = self.waiting.take(); // the pid of the keeper or, without namespaces, of the script, once known
         let mut stopped: Option<(Outcome, Instant)> = None; // why we killed it, and when it must be gone
-        let mut next_scan = started + SCAN;
+        let (mut next_scan, mut shares) = (started + SCAN, Shares::default());
         let ended = loop {
             let wake = stopped.as_ref().map_or(wall_limit.min(next_scan), |(_, gone)| *gone);
             let timeout = wake.min(pulse.next).saturating_duration_since(Instant::now());
@@ -387,7 +402,7 @@ impl Worker {
                 next_scan = now + SCAN;
                 // The kernel has killed one process of the group for memory; the rest might live on, below the limit.
                 let is_out_of_memory = self.cgroup.as_ref().is_some_and(|c| c.out_of_memory_kills() > kills_before);
-                stop = self.over_limit(limits).or(is_out_of_memory.then_some(Outcome::MemoryLimit));
+                stop = self.over_limit(limits, &mut shares).or(is_out_of_memory.then_some(Outcome::MemoryLimit));
             }
             if output.is_over() {
                 stop = Some(Outcome::OutputLimit);
@@ -420,7 +435,7 @@ impl Worker {
     }
 
     /// CPU time and memory of the running group, added up over its processes.
-    fn over_limit(&self, limits: &Limits) -> Option<Outcome> {
+    fn over_limit(&self, limits: &Limits, shares: &mut Shares) -> Option<Outcome> {
         let all = system::descendants(std::process::id() as i32);
         let group = || all.iter().filter(|process| process.pid != self.process && process.pid != self.loader);
         if group().count() as u64 > limits.processes + OWN_PROCESSES {
@@ -432,9 +447,39 @@ impl Worker {
         // Resident bytes count a shared page in each process: they only say whether the exact, slower sum is worth reading.
         // That goes over the fork-server too, with which pages are shared, less what it holds when it is alone.
         let at_most: u64 = group().map(|process| process.resident_bytes).sum();
-        let exact = || -> u64 { all.iter().filter_map(|process| system::proportional_bytes(process.pid)).sum() };
-        (at_most > limits.memory_bytes && exact() > limits.memory_bytes.saturating_add(self.idle_bytes))
+        (at_most > limits.memory_bytes && shares.sum(&all) > limits.memory_bytes.saturating_add(self.idle_bytes))
             .then_some(Outcome::MemoryLimit)
+    }
+}
+
+/// Bytes of processes, pages shared with others by their share, as they were last read. One is read in milliseconds, or in seconds where it
+/// forks all the time: those of many are read over several scans, so that a bomb's number is seen meanwhile.
+#[derive(Default)]
+struct Shares {
+    known: BTreeMap<i32, u64>,
+    /// The one that was read last.
+    last: i32,
+}
+
+impl Shares {
+    /// The sum over `all`, as far as it is known: those that were not read for longest are read now, as long as a scan may take.
+    fn sum(&mut self, all: &[system::Process]) -> u64 {
+        let until = Instant::now() + SCAN;
+        let mut pids: Vec<i32> = all.iter().map(|process| process.pid).collect();
+        pids.sort_unstable();
+        self.known.retain(|pid, _| pids.binary_search(pid).is_ok());
+        let next = pids.partition_point(|pid| *pid <= self.last);
+        pids.rotate_left(next);
+        for pid in pids {
+            if let Some(bytes) = system::proportional_bytes(pid) {
+                self.known.insert(pid, bytes);
+            }
+            self.last = pid;
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        self.known.values().sum()
     }
 }
 
