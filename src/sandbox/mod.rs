@@ -10,6 +10,7 @@ mod keeper;
 mod landlock;
 mod leftovers;
 pub mod limits;
+mod output;
 pub mod pool;
 pub mod protocol;
 pub mod python;

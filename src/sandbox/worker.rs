@@ -4,6 +4,7 @@
 use super::cgroup::Cgroup;
 use super::leftovers;
 use super::limits::Limits;
+use super::output::Output;
 use super::protocol::{HEARTBEAT, Isolation, Job, Outcome, Reply, Verdict, Wanted};
 use super::python::Folders;
 use super::seccomp::Filters;
@@ -11,7 +12,7 @@ use super::server::{self, Answer, Ended, Tried, receive_answer};
 use super::system;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -517,76 +518,6 @@ fn outcome(ended: &Ended, stopped: Option<Outcome>, output_over: bool, limits: &
     }
 }
 
-/// One captured stream.
-struct Stream {
-    reader: Option<PipeReader>,
-    kept: Vec<u8>,
-}
-
-impl Stream {
-    /// Lossy UTF-8. A character cut in two by the limit is left out.
-    fn text(&self) -> String {
-        let complete = match std::str::from_utf8(&self.kept) {
-            Err(error) if error.error_len().is_none() => &self.kept[..error.valid_up_to()],
-            _ => &self.kept,
-        };
-        String::from_utf8_lossy(complete).into_owned()
-    }
-}
-
-/// Both streams, read as far as the limit on their sum.
-struct Output {
-    stdout: Stream,
-    stderr: Stream,
-    left: u64,
-    over: bool,
-}
-
-impl Output {
-    fn new(stdout: PipeReader, stderr: PipeReader, limit: u64) -> io::Result<Self> {
-        system::set_nonblocking(stdout.as_fd())?;
-        system::set_nonblocking(stderr.as_fd())?;
-        let stream = |reader| Stream { reader: Some(reader), kept: Vec::new() };
-        Ok(Self { stdout: stream(stdout), stderr: stream(stderr), left: limit, over: false })
-    }
-
-    fn readers(&self) -> [Option<BorrowedFd<'_>>; 2] {
-        [&self.stdout, &self.stderr].map(|stream| stream.reader.as_ref().map(AsFd::as_fd))
-    }
-
-    fn is_over(&self) -> bool {
-        self.over
-    }
-
-    /// Reads what is there, without waiting. Past the limit both pipes are closed.
-    fn read(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 64 * 1024];
-        for stream in [&mut self.stdout, &mut self.stderr] {
-            while let Some(reader) = &mut stream.reader {
-                match reader.read(&mut buffer) {
-                    Ok(0) => stream.reader = None,
-                    Ok(length) => {
-                        let kept = (length as u64).min(self.left) as usize;
-                        stream.kept.extend_from_slice(&buffer[..kept]);
-                        self.left -= kept as u64;
-                        if kept < length {
-                            self.over = true;
-                            stream.reader = None;
-                        }
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        if self.over {
-            (self.stdout.reader, self.stderr.reader) = (None, None);
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -623,13 +554,5 @@ mod tests {
         for (ended, stopped, over, expected) in cases {
             assert_eq!(outcome(&ended, stopped, over, &limits), expected, "{ended:?}");
         }
-    }
-
-    #[test]
-    fn a_character_cut_by_the_limit_is_left_out_and_bad_bytes_are_shown() {
-        let text = |bytes: &[u8]| Stream { reader: None, kept: bytes.to_vec() }.text();
-        assert_eq!(text("né".as_bytes()), "né");
-        assert_eq!(text(&"né".as_bytes()[..2]), "n");
-        assert_eq!(text(b"a\xffb"), "a\u{fffd}b");
     }
 }
