@@ -445,6 +445,10 @@ impl Worker {
         if group().map(|process| process.cpu_seconds).sum::<f64>() > limits.cpu_seconds {
             return Some(Outcome::CpuLimit);
         }
+        // A control group counts memory itself; to read that of a process here would keep it from being freed when the process is killed.
+        if self.cgroup.is_some() {
+            return None;
+        }
         // Resident bytes count a shared page in each process: they only say whether the exact, slower sum is worth reading.
         // That goes over the fork-server too, with which pages are shared, less what it holds when it is alone.
         let at_most: u64 = group().map(|process| process.resident_bytes).sum();
