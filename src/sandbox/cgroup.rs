@@ -79,6 +79,7 @@ impl Cgroup {
             let _ = fs::write(self.memory.join("memory.max_usage_in_bytes"), "0"); // the peak begins anew
         }
         let allowed = (limits.memory_bytes.saturating_add(OWN_BYTES), limits.processes.saturating_add(OWN));
+        // Unknown until all is written.
         if self.allowed.replace(None) != Some(allowed) {
             fs::write(self.pids.join("pids.max"), allowed.1.to_string())?;
             if self.is_v2 {

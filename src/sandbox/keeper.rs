@@ -49,7 +49,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Forks it, from a process with one thread in a root of [`super::root`]. `script` leads to the process that waits for what it is to run.
-    /// Also descriptors of its namespaces (of processes, of messages, of mounts) and of the script's Landlock rules.
+    /// Returns also descriptors of its namespaces (of processes, of messages, of mounts) and of the script's Landlock rules.
     pub fn start(ahead: Ahead, script: OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
         let (link, theirs) = system::socket_pair()?;
         // SAFETY: no process of a worker has a second thread.

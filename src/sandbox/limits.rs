@@ -11,7 +11,7 @@ pub struct Limits {
     /// Seconds of wall time, far above the CPU limit.
     pub wall_seconds: f64,
     /// Bytes of memory beyond what the idle interpreter with its loaded libraries holds (shared by all jobs): data of each
-    /// process by the kernel, the sum over the group by a watch every 0.1 s.
+    /// process by the kernel, the sum over the group by its control group (with 8 MiB for what is no job's) or a watch every 0.1 s.
     pub memory_bytes: u64,
     /// Bytes of stdout and stderr together; past it the group is killed.
     pub output_bytes: u64,

@@ -245,7 +245,7 @@ def run(folder, fds, answer):
         "memory_error": MEMORY_ERROR[0] == 1,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": usage.ru_maxrss * 1024,
-        "failure": FAILURE[:2048].partition(b"\0")[0].decode(errors="replace") or None,
+        "failure": FAILURE[:].partition(b"\0")[0].decode(errors="replace") or None,
     }
 
 

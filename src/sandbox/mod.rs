@@ -3,7 +3,8 @@
 //! The trainer ([`Pool`]) starts one small helper process (our own binary), which forks workers ([`worker`]). A worker enforces from
 //! outside the limits on time, output and memory; it forks the fork-server of its slot (`server`), which enters the slot's isolation
 //! (`root`), keeps there a Python that has the libraries loaded (loader.py) and takes each job through its steps: `keeper` makes
-//! namespaces and lays out files, the loader forks the script into them under the rules of `landlock` and the filters of `seccomp`.
+//! namespaces, the loader forks the script's process into them under the rules of `landlock` and the filters of `seccomp`, both ahead of the
+//! job where there are namespaces; then `keeper` lays out the files and the script begins.
 
 mod cgroup;
 mod keeper;

@@ -227,10 +227,12 @@ impl Pool {
         queue.next_number += 1;
         queue.waiting.push((own, group.to_string()));
         loop {
-            let is_wanted = check_interrupt(&self.cancelled);
-            let is_next = is_wanted.is_err() || queue.next() == Some(own);
-            let slot = if is_next { is_wanted.map(|()| queue.idle.pop()) } else { Ok(None) };
-            if let Some(taken) = slot.transpose() {
+            let taken = match check_interrupt(&self.cancelled) {
+                Err(error) => Some(Err(error)),
+                Ok(()) if queue.next() == Some(own) => queue.idle.pop().map(Ok),
+                Ok(()) => None,
+            };
+            if let Some(taken) = taken {
                 queue.waiting.retain(|(number, _)| *number != own);
                 if taken.is_ok() {
                     *queue.running.entry(group.to_string()).or_default() += 1;

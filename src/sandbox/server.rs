@@ -1,5 +1,6 @@
 //! The fork-server of one slot: enters the isolation of a tier, keeps the loader (loader.py) inside it, and takes each job through its
-//! steps: the keeper lays out files in new namespaces, the loader forks the script into them, the keeper ends what is left.
+//! steps. From tier 2 on the next job's keeper, in new namespaces, and the script's process, which the loader forks into them, wait for it:
+//! then the keeper lays out the files and sends the script on its way, and afterwards ends what is left.
 //!
 //! Two processes beside the script, because the fork of the loaded Python is what a job costs: this one is small, and forks the keeper.
 
@@ -187,8 +188,8 @@ impl Server {
     }
 
     /// Runs one job to its end. `outputs` are stdout and stderr; `keeper` is the one that waits for a job, and afterwards the one that has
-    /// ended this; `tell` is told what is to be killed to end the job, unless it waits already. What fails before the script is in what is returned; an error means
-    /// that this process cannot go on.
+    /// ended this; `tell` is told what is to be killed to end the job, unless it waits already. What fails before the script is in what is
+    /// returned; an error means that this process cannot go on.
     fn run(
         &self,
         mut job: Job,
