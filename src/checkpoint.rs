@@ -15,6 +15,7 @@ use crate::weights::{self, WeightMap};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Loads the Hugging Face folder `dir`: config.json and safetensors. Weights stay in the map, in the type they are stored in.
 /// Returns notes for the user too (tensors that had to be copied). Errors name file, key or tensor.
@@ -87,7 +88,8 @@ pub fn load_optimizer(be: &dyn Backend, path: &Path, optimizer: &mut Optimizer) 
 const STATE: &str = "state.json";
 
 /// Publishes the checkpoint `root`/step-XXXXXXXX: `write` puts what it likes (adapters, optimizers) into the folder it is given,
-/// `state` becomes state.json, and the folder gets its name when all of it is on disk. Then only the newest `keep` stay (at least one).
+/// `state` becomes state.json, and the folder gets its name when all of it is on disk. Then only the `keep` that were written last stay,
+/// this one in any case.
 /// Errors leave older checkpoints as they were.
 pub fn save_checkpoint(
     root: &Path,
@@ -116,10 +118,21 @@ pub fn save_checkpoint(
     rename(&temporary, &target)?;
     files::sync_folder(root)?;
     remove_folder(&old)?;
-    let mut all = checkpoints(root)?;
-    all.truncate(all.len().saturating_sub(keep.max(1)));
-    all.iter().try_for_each(|(_, folder)| remove_folder(folder))?;
+    let mut others: Vec<(SystemTime, u64, PathBuf)> = checkpoints(root)?
+        .into_iter()
+        .filter(|(_, folder)| *folder != target)
+        .map(|(step, folder)| (written(&folder), step, folder))
+        .collect();
+    others.sort();
+    others.truncate(others.len().saturating_sub(keep.max(1) - 1));
+    others.iter().try_for_each(|(_, _, folder)| remove_folder(folder))?;
     Ok(target)
+}
+
+/// When a checkpoint's state was written. One whose time cannot be told counts as the oldest.
+fn written(checkpoint: &Path) -> SystemTime {
+    let time = std::fs::metadata(checkpoint.join(STATE)).and_then(|state| state.modified());
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// The newest checkpoint under `root` and its step; `None` when there is none.
@@ -152,19 +165,22 @@ fn checkpoints(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Copies what a model folder holds beside weights and configuration (tokenizer, chat template, generation settings).
+/// The files that a model folder may hold beside weights and configuration: tokenizer, chat template, generation settings.
+pub const TEXT_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
+/// Copies [`TEXT_FILES`], those that are there.
 pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
-    for name in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "generation_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-        "tokenizer.model",
-    ] {
+    for name in TEXT_FILES {
         let path = from.join(name);
         if path.exists() {
             let bytes = std::fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;

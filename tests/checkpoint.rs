@@ -387,3 +387,25 @@ fn checkpoints_appear_whole_and_old_ones_go() {
     save_checkpoint(&root, 30, 2, &33, write).unwrap();
     assert_eq!(names(&root), ["step-00000020", "step-00000030"]);
 }
+
+/// Checkpoints of higher steps that lie there, of another run perhaps, do not cost the one that was just written.
+#[test]
+fn what_was_just_written_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = |path: &Path| {
+        let mut names: Vec<String> =
+            std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let nothing = |_: &Path| Ok(());
+    for step in [100, 110] {
+        save_checkpoint(dir.path(), step, 2, &step, nothing).unwrap();
+    }
+    save_checkpoint(dir.path(), 3, 2, &3, nothing).unwrap();
+    assert_eq!(names(dir.path()), ["step-00000003", "step-00000110"]);
+    save_checkpoint(dir.path(), 4, 2, &4, nothing).unwrap();
+    assert_eq!(names(dir.path()), ["step-00000003", "step-00000004"]);
+    save_checkpoint(dir.path(), 2, 1, &2, nothing).unwrap();
+    assert_eq!(names(dir.path()), ["step-00000002"]);
+}
