@@ -5,7 +5,9 @@ use crate::agent::{self, Agent};
 use crate::config::Reward;
 use crate::environment::{Environment, State};
 use crate::error::{Result, check_interrupt};
+use crate::identity::Identity;
 use crate::model::Policy;
+use crate::progress::Progress;
 use crate::rng::Philox;
 use crate::task::Task;
 use crate::trajectory::Trajectory;
@@ -76,6 +78,9 @@ pub struct Evaluation {
     pub held_out: Option<Mean>,
     /// By task.
     pub tasks: BTreeMap<String, TaskScore>,
+    /// What was played: model, adapter, tasks, settings, seed. `None` in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub played: Option<Identity>,
 }
 
 /// evaluation.json: policies by name (base, sft, rl, ...) and how they differ.
@@ -89,9 +94,20 @@ pub struct Evaluations {
 }
 
 impl Evaluations {
-    /// Adds a policy and its differences to those already there.
+    /// The name for what is to be `played`: `wanted` when it is free or was given to the same, else `wanted`-2, `wanted`-3, ... `is_free`
+    /// says whether nothing else bears a name.
+    pub fn name_for(&self, wanted: &str, played: &Identity, is_free: impl Fn(&str) -> bool) -> String {
+        let fits = |name: &String| match self.policies.get(name) {
+            Some(earlier) => earlier.played.as_ref().is_some_and(|earlier| earlier.is_same_but_for_the_build(played)),
+            None => is_free(name),
+        };
+        let numbered = (2..).map(|number| format!("{wanted}-{number}"));
+        std::iter::once(wanted.to_string()).chain(numbered).find(fits).unwrap_or_default()
+    }
+
+    /// Adds a policy, in the place of an equal one, and its differences to those already there.
     pub fn insert(&mut self, name: &str, evaluation: Evaluation) {
-        for (other, before) in &self.policies {
+        for (other, before) in self.policies.iter().filter(|(other, _)| *other != name) {
             let mut differences = BTreeMap::new();
             for held_out in [false, true] {
                 let key = if held_out { "held_out" } else { "held_in" };
@@ -140,7 +156,8 @@ pub fn play(
             episodes.push(Episode { state: environment.reset(task)?, record });
         }
     }
-    loop {
+    let mut progress = Progress::new(format!("eval {name}"), environment.settings().max_steps, 0);
+    for round in 1.. {
         check_interrupt(plan.interrupted)?;
         let live: Vec<usize> = (0..episodes.len()).filter(|&i| !episodes[i].state.done).collect();
         if live.is_empty() {
@@ -158,13 +175,20 @@ pub fn play(
         let replies = agent.act(policy, &prompts, 1, seed, &streams)?;
         let actions = live.iter().zip(&replies).map(|(&i, r)| (episodes[i].state.clone(), r[0].text.clone()));
         let results = environment.step_many(actions.collect())?;
+        let drawn = replies.iter().flatten().map(|reply| reply.ids.len()).sum();
+        let mut rewards = 0.0;
         for (((&i, result), prompt), mut reply) in live.iter().zip(results).zip(prompts).zip(replies) {
             let episode = &mut episodes[i];
             let reward = plan.reward.of(result.case, result.share);
             episode.record.steps.push(agent::record_sampled(&episode.state, prompt, reply.remove(0), &result, reward));
             episode.state = result.next;
+            rewards += reward;
         }
+        let open = episodes.iter().filter(|e| !e.state.done).count();
+        let mean = rewards / live.len() as f64;
+        progress.advance(round, drawn, &format!("reward {mean:+.3}, {open} of {} episodes under way", episodes.len()));
     }
+    progress.finish();
     let finish = |Episode { state, mut record }: Episode| {
         (record.metric_final, record.metric_best) = (state.metric, state.best);
         (record.report_final, record.report_best) = (state.report, state.best_report);
@@ -188,7 +212,7 @@ pub fn score<'a>(tasks: impl IntoIterator<Item = &'a Task>, trajectories: &[Traj
             scores.values().filter(|s: &&TaskScore| s.held_out == held_out).map(|s| s.scores.as_slice()).collect();
         (!lists.is_empty()).then(|| bootstrap(&lists))
     };
-    Evaluation { held_in: mean(false), held_out: mean(true), tasks: scores }
+    Evaluation { held_in: mean(false), held_out: mean(true), tasks: scores, played: None }
 }
 
 fn task_score(task: &Task, own: &[&Trajectory]) -> TaskScore {

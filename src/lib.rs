@@ -4,11 +4,13 @@
 //! Modules in layer order; a file imports only from groups above its own, from its own group, or from its own folder.
 //! tests/layers.rs keeps that true.
 
+pub mod console;
 pub mod error;
 pub mod files;
 pub mod metrics;
 pub mod rng;
 pub mod tensor;
+pub mod version;
 
 pub mod backend;
 
@@ -43,7 +45,9 @@ pub mod expert;
 pub mod ideas;
 
 pub mod export;
+pub mod identity;
 pub mod plan;
+pub mod progress;
 pub mod run;
 
 pub mod evaluate;

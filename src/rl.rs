@@ -54,7 +54,7 @@ pub fn train(
         *record = trajectory::read_jsonl(&dir.join(RECORD))?;
         start = step;
     }
-    let bar = run.bar(settings.steps, start);
+    let mut progress = run.progress(settings.steps, start);
     let mut had_few_edits = false;
     for step in start + 1..=settings.steps {
         let clock = Instant::now();
@@ -105,11 +105,11 @@ pub fn train(
         run.log(step, &values)?;
         let edit_share = values["edit_share"].as_f64().unwrap_or_default();
         if edit_share < FEW_EDITS && !had_few_edits {
-            bar.suspend(|| eprintln!("{}", few_edits(step, edit_share)));
+            progress.say(&few_edits(step, edit_share));
         }
         had_few_edits = edit_share < FEW_EDITS;
-        bar.set_message(format!("reward {:+.3}", values["reward"].as_f64().unwrap_or_default()));
-        bar.inc(1);
+        let drawn = logprobs.iter().map(Vec::len).sum();
+        progress.advance(step, drawn, &format!("reward {:+.3}", values["reward"].as_f64().unwrap_or_default()));
 
         for (i, ((state, prompt), mut reply)) in states.iter().zip(prompts).zip(replies).enumerate() {
             let (result, reward) = (&results[i * settings.samples], rewards[i * settings.samples]);
@@ -120,7 +120,7 @@ pub fn train(
         let saved = Saved { step, reached: pool.reached().cloned().collect() };
         run.step_done(step, settings.steps, &saved, |dir| save(dir, environment, snapshots, record, learner))?;
     }
-    bar.finish_and_clear();
+    progress.finish();
     learner.actor.copied(run.backend)
 }
 

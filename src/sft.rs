@@ -121,7 +121,7 @@ pub fn train(
     }
     let mut grads = trained.gradients(backend, base)?;
     let mut acts = Activations::new(settings.recompute);
-    let bar = run.bar(steps.len(), start);
+    let mut progress = run.progress(steps.len(), start);
     for (index, packs) in steps.iter().enumerate().skip(start) {
         let step = index + 1;
         grads.zero(backend)?;
@@ -141,14 +141,14 @@ pub fn train(
         {
             run.log(step, &json!({"validation_loss": loss}))?;
         }
-        bar.set_message(format!("loss {loss:.3}"));
-        bar.inc(1);
+        let read = packs.iter().flatten().map(|&e| examples[e].ids.len()).sum();
+        progress.advance(step, read, &format!("loss {loss:.3}"));
         run.step_done(step, steps.len(), &State { step }, |dir| {
             trained.save(dir)?;
             checkpoint::save_optimizer(&dir.join("optimizer.safetensors"), &optimizer)
         })?;
     }
-    bar.finish_and_clear();
+    progress.finish();
     Ok(trained)
 }
 
