@@ -8,6 +8,7 @@ mod look;
 mod machine;
 mod plan;
 mod rl;
+mod runs;
 mod score;
 mod sft;
 mod store;
