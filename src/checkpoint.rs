@@ -1,36 +1,23 @@
 //! Models, adapters and optimizers in folders, and checkpoints that appear whole: Hugging Face and PEFT layouts.
 
+mod folder;
+mod hugging_face;
 mod peft;
 
-pub use peft::{load_adapter, save_adapter};
+pub use folder::{adapter_folder, check_model};
+pub use hugging_face::{load_model, read_config, read_config_with_notes, stored_dtype};
+pub use peft::{load_adapter, open_adapter, save_adapter};
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::files::{self, write_whole};
 use crate::model::Model;
-use crate::model::config::ModelConfig;
 use crate::optimizer::Optimizer;
 use crate::tensor::{DType, Tensor};
 use crate::weights::{self, WeightMap};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
-
-/// Loads the Hugging Face folder `dir`: config.json and safetensors. Weights stay in the map, in the type they are stored in.
-/// Returns notes for the user too (tensors that had to be copied). Errors name file, key or tensor.
-pub fn load_model(be: &dyn Backend, dir: &Path) -> Result<(Model, Vec<String>)> {
-    let config = read_config(dir)?;
-    let map = WeightMap::open(dir)?;
-    let mut host = |name: &str, shape: &[usize]| be.place(map.get(name, shape)?);
-    let model = Model::new(be, config, &mut host)?;
-    Ok((model, map.notes()))
-}
-
-/// The configuration in `dir`/config.json.
-pub fn read_config(dir: &Path) -> Result<ModelConfig> {
-    let path = dir.join("config.json");
-    ModelConfig::from_json(&read_text(&path)?, &path)
-}
 
 /// Writes config.json and model.safetensors to the folder `dir` (made when missing), the weights in `dtype`: f32, f16 or bf16.
 pub fn save_model(dir: &Path, model: &Model, dtype: DType) -> Result<()> {

@@ -269,9 +269,9 @@ pub struct ScoreArgs {
     /// JSONL, a line {"ids", "logprobs", "entropies"}
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
-    /// What computes: auto, cpu, cuda, cuda:1, or oracle (naive, for checking)
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub backend: String,
+    /// Where to compute: auto, cpu, cuda, cuda:1, or oracle (the CPU naively, for checking)
+    #[arg(long, alias = "backend", value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
 }
 
 /// Where tasks are found and run.

@@ -28,7 +28,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let config = session::settings(&[], &[], "run")?;
     session::threads(&config)?;
     let model = session::model(&Cpu, &args.model)?;
-    let adapter = session::adapter(&Cpu, &model, args.adapter.as_deref())?;
+    let adapter = session::adapter(&Cpu, &model, &args.model, args.adapter.as_deref())?;
     let policy = Policy { model: &model, adapter: adapter.as_ref() };
     let source = Source { policy, folder: &args.model };
     match args.format {

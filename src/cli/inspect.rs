@@ -33,7 +33,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     session::threads(&config)?;
     let backend = session::backend(&config, None)?;
     let speaker = session::speaker(&*backend, &args.model)?;
-    let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    let adapter = session::adapter(&*backend, &speaker.model, &args.model, args.adapter.as_deref())?;
     let prompt = match args.raw {
         true => speaker.dialog.tokenizer.encode(&args.prompt)?,
         false => speaker.dialog.prompt(&[Message::new("user", &args.prompt)])?,
@@ -68,17 +68,17 @@ const SCORE_TOKENS: usize = 2048;
 pub fn score(args: &ScoreArgs) -> Result<()> {
     let mut config = session::settings(&[], &[], "run")?;
     session::threads(&config)?;
-    let backend: Box<dyn Backend> = match args.backend.as_str() {
+    let backend: Box<dyn Backend> = match args.device.as_str() {
         "oracle" => Box::new(Oracle::f32()),
         device => {
             let device = Device::try_from(device.to_string());
             config.run.device =
-                device.map_err(|e| Error::usage(format!("--backend {}: {e}, or oracle", args.backend)))?;
+                device.map_err(|e| Error::usage(format!("--device {}: {e}, or oracle", args.device)))?;
             session::backend(&config, None)?
         }
     };
     let model = session::model(&*backend, &args.model)?;
-    let adapter = session::adapter(&*backend, &model, args.adapter.as_deref())?;
+    let adapter = session::adapter(&*backend, &model, &args.model, args.adapter.as_deref())?;
     let policy = Policy { model: &model, adapter: adapter.as_ref() };
     let input = File::open(&args.input).map_err(|e| Error::io("reading", &args.input, &e))?;
     let mut acts = Activations::default();
@@ -309,6 +309,9 @@ fn validate(config: &Config, args: &TaskArgs) -> Result<()> {
 pub fn data(command: &DataCommand) -> Result<()> {
     let open = |model: &Path, overrides: &[String]| {
         let config = session::settings(&[], overrides, "sft")?;
+        if !model.join("tokenizer.json").exists() {
+            checkpoint::check_model(model)?; // says what is there instead
+        }
         Ok::<_, Error>((config, Dialog::new(Tokenizer::open(model)?)?))
     };
     match command {

@@ -47,7 +47,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 fn shape(args: &PlanArgs) -> Result<(String, ModelConfig, Option<usize>)> {
     match (&args.model, &args.random_weights) {
         (Some(dir), _) => {
-            let model = checkpoint::read_config(dir)?;
+            let (model, notes) = checkpoint::read_config_with_notes(dir)?;
+            notes.iter().for_each(|note| eprintln!("note: {note}"));
             let files = std::fs::read_dir(dir).map_err(|e| Error::io("listing", dir, &e))?;
             let weights = files.flatten().filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
             let stored: u64 = weights.filter_map(|f| std::fs::metadata(f.path()).ok()).map(|m| m.len()).sum();

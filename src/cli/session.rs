@@ -103,9 +103,10 @@ pub fn present_gpu(config: &Config) -> Option<GpuInfo> {
     library::probe().ok()?.into_iter().nth(ordinal)
 }
 
-/// Refuses work on the model in `dir` that the GPU has no memory for, before anything is loaded. Error: what it asks, what is there, what
-/// would fit.
+/// Refuses a `dir` that is no model's folder, and work on its model that the GPU has no memory for, before anything is started or loaded.
+/// Error: what is there; what the work asks, what is there, what would fit.
 pub fn check_memory(config: &Config, dir: &Path, work: Work) -> Result<()> {
+    checkpoint::check_model(dir)?;
     let Some(gpu) = present_gpu(config) else { return Ok(()) };
     let planned = plan(&checkpoint::read_config(dir)?, config, Target::new(work, Kind::of_gpu(&gpu.name)));
     planned.check((gpu.memory as f64 * config.run.gpu_memory) as usize).map_err(|e| e.context(gpu.name))
@@ -226,7 +227,7 @@ pub struct Speaker {
     pub folder: PathBuf,
 }
 
-/// Opens a model folder with its tokenizer; notes about copied tensors go to stderr.
+/// Opens a model folder with its tokenizer; notes go to stderr.
 pub fn speaker(backend: &dyn Backend, dir: &Path) -> Result<Speaker> {
     let model = model(backend, dir)?;
     let tokenizer = Tokenizer::open(dir)?;
@@ -234,16 +235,19 @@ pub fn speaker(backend: &dyn Backend, dir: &Path) -> Result<Speaker> {
     Ok(Speaker { model, dialog: Dialog::new(tokenizer)?, folder: dir.to_path_buf() })
 }
 
-/// Opens a model folder without its tokenizer.
+/// Opens a model folder without its tokenizer; notes go to stderr.
 pub fn model(backend: &dyn Backend, dir: &Path) -> Result<Model> {
     let (model, notes) = checkpoint::load_model(backend, dir)?;
     notes.iter().for_each(|note| eprintln!("note: {note}"));
     Ok(model)
 }
 
-/// The adapter in `dir`, or none.
-pub fn adapter(backend: &dyn Backend, model: &Model, dir: Option<&Path>) -> Result<Option<Adapter>> {
-    dir.map(|dir| checkpoint::load_adapter(backend, &model.config, dir)).transpose()
+/// The adapter in `dir` (or where the run or checkpoint `dir` keeps it) for `model` from the folder `base`, or none; notes go to stderr.
+pub fn adapter(backend: &dyn Backend, model: &Model, base: &Path, dir: Option<&Path>) -> Result<Option<Adapter>> {
+    let Some(dir) = dir else { return Ok(None) };
+    let (adapter, notes) = checkpoint::open_adapter(backend, &model.config, base, dir)?;
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(Some(adapter))
 }
 
 /// A fresh adapter of the settings' shape.

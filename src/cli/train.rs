@@ -134,7 +134,7 @@ pub fn sft(args: &RunArgs) -> Result<()> {
     session::threads(&config)?;
     let backend = session::backend(&config, Some(&args.out))?;
     let speaker = session::speaker(&*backend, model)?;
-    let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    let start = session::adapter(&*backend, &speaker.model, model, args.adapter.as_deref())?;
     let (start, examples) = prepared(&*backend, &config, &speaker, start, data)?;
     session::write_config(&args.out, &config)?;
     let mut run = Run::open(&*backend, &config, &args.out, "sft", args.resume, &interrupted)?;
@@ -197,7 +197,7 @@ pub fn rl(args: &RunArgs) -> Result<()> {
     session::threads(&config)?;
     let backend = session::backend(&config, Some(&args.out))?;
     let speaker = session::speaker(&*backend, model)?;
-    let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    let start = session::adapter(&*backend, &speaker.model, model, args.adapter.as_deref())?;
     let reference = match start {
         Some(adapter) => adapter,
         None => session::new_adapter(&*backend, &speaker.model, &config, "rl adapter")?,
@@ -268,7 +268,7 @@ pub fn eval(args: &RunArgs) -> Result<()> {
     session::threads(&config)?;
     let backend = session::backend(&config, Some(&args.out))?;
     let speaker = session::speaker(&*backend, model)?;
-    let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    let adapter = session::adapter(&*backend, &speaker.model, model, args.adapter.as_deref())?;
     let path = args.out.join("evaluation.json");
     let mut evaluations: Evaluations =
         if path.exists() { checkpoint::read_json(&path)? } else { Evaluations::default() };

@@ -6,6 +6,7 @@ mod disk_full;
 mod export;
 mod look;
 mod machine;
+mod models;
 mod plan;
 mod rl;
 mod score;
