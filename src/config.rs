@@ -69,6 +69,7 @@ section! {
     Sft {
         epochs: usize, learning_rate: f32, schedule: Schedule, warmup: usize, batch_tokens: usize, micro_tokens: usize,
         max_tokens: usize, weight_decay: f32, max_norm: f32, full: bool, recompute: Recompute, validation_share: f64,
+        save_dtype: SaveDtype,
     }
 }
 section! {
@@ -150,6 +151,10 @@ impl From<Device> for String {
 choice! {
     /// Learning-rate schedule after the warm-up.
     Schedule { Cosine, Constant }
+}
+choice! {
+    /// The type that fully trained weights are written in.
+    SaveDtype { Base, Bf16, F16, F32 }
 }
 choice! {
     /// How advantages are made.

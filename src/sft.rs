@@ -74,7 +74,10 @@ impl Trained {
     fn save(&self, dir: &Path) -> Result<()> {
         match self {
             Trained::Adapter(adapter) => checkpoint::save_adapter(&dir.join("adapter"), adapter, ""),
-            Trained::Weights { model, folder } => export::trained(&dir.join("model"), model, DType::F32, folder),
+            Trained::Weights { model, folder } => {
+                // In f32 whatever the base has, so that a resumed run goes on bit for bit.
+                export::trained(&dir.join("model"), model, DType::F32, folder).map(drop)
+            }
         }
     }
 

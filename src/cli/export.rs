@@ -46,13 +46,14 @@ fn folder(args: &ExportArgs, source: Source) -> Result<()> {
             return Err(Error::usage("--dtype q8_0 is a type of GGUF: add --format gguf, or take bf16, f16 or f32"));
         }
     };
-    let shards = export::hugging_face(
+    let (shards, notes) = export::hugging_face(
         &Cpu,
         source,
         &args.out,
         dtype,
         session::bytes("--shard-size", args.shard_size.as_deref().unwrap_or("5GB"))?,
     )?;
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
     println!("{shards} weight files of {dtype:?} written to {}", args.out.display());
     if args.verify {
         let found = export::verify(&Cpu, source, &args.out, dtype)?;

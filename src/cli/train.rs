@@ -4,7 +4,7 @@ use super::args::RunArgs;
 use super::session::{self, World};
 use crate::backend::Backend;
 use crate::checkpoint;
-use crate::config::{Algorithm, Config};
+use crate::config::{Algorithm, Config, SaveDtype};
 use crate::dataset::{self, Example};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
@@ -136,16 +136,37 @@ pub fn sft(args: &RunArgs) -> Result<()> {
     let speaker = session::speaker(&*backend, model)?;
     let start = session::adapter(&*backend, &speaker.model, model, args.adapter.as_deref())?;
     let (start, examples) = prepared(&*backend, &config, &speaker, start, data)?;
+    let dtype = saved_dtype(&config, model)?;
     session::write_config(&args.out, &config)?;
     let mut run = Run::open(&*backend, &config, &args.out, "sft", args.resume, &interrupted)?;
     match tuned(&mut run, &speaker, start, examples)? {
         Trained::Adapter(adapter) => save_adapter(&args.out, &adapter, model),
         Trained::Weights { model, folder } => {
             let target = args.out.join("model");
-            export::trained(&target, &model, DType::BF16, &folder)?;
-            println!("model written to {}", target.display());
+            let notes = export::trained(&target, &model, dtype, &folder)?;
+            notes.iter().for_each(|note| eprintln!("note: {note}"));
+            println!("model written to {} in {dtype:?}", target.display());
             Ok(())
         }
+    }
+}
+
+/// The type that trained weights are written in (sft.save_dtype), of the base in `folder`. Error: a type for an adapter, which is always
+/// written in f32.
+fn saved_dtype(config: &Config, folder: &Path) -> Result<DType> {
+    match config.sft.save_dtype {
+        SaveDtype::Base if config.sft.full => {
+            let (dtype, note) = checkpoint::stored_dtype(folder)?;
+            note.into_iter().for_each(|note| eprintln!("note: {note}"));
+            Ok(dtype)
+        }
+        SaveDtype::Base => Ok(DType::F32),
+        _ if !config.sft.full => Err(Error::usage(
+            "sft.save_dtype without sft.full=true: an adapter is written in f32; leave it at sft.save_dtype=base",
+        )),
+        SaveDtype::Bf16 => Ok(DType::BF16),
+        SaveDtype::F16 => Ok(DType::F16),
+        SaveDtype::F32 => Ok(DType::F32),
     }
 }
 

@@ -75,7 +75,7 @@ pub fn furnish(folder: &Path) {
     fixture::byte_tokenizer_files(&base, &[], &json!({"eos_token": "<|im_end|>", "bos_token": null}));
     std::fs::write(base.join("generation_config.json"), r#"{"eos_token_id": [257, 3], "bos_token_id": 256}"#).unwrap();
     let source = Source { policy: Policy { model: &model, adapter: None }, folder: &base };
-    assert_eq!(hugging_face(&Cpu, source, &folder.join("sharded"), DType::BF16, 5000).unwrap(), 2);
+    assert_eq!(hugging_face(&Cpu, source, &folder.join("sharded"), DType::BF16, 5000).unwrap().0, 2);
     let lora = LoraConfig { rank: 2, alpha: 4.0, rslora: false, modules: vec![Module::Q, Module::Down] };
     save_adapter(&folder.join("adapter"), &Adapter::new(&Cpu, &shape(), lora, &mut Philox::new(1, 0)).unwrap(), "b")
         .unwrap();
