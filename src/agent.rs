@@ -3,11 +3,12 @@
 use crate::chat::ChatTemplate;
 use crate::config::Config;
 use crate::environment::{Environment, State, StepResult};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::message::Message;
 use crate::model::Policy;
 use crate::rollout::{Engine, Request};
 use crate::tokenizer::Tokenizer;
-use crate::trajectory::{Message, Step};
+use crate::trajectory::Step;
 
 /// Text to ids and back, as one model's conversations go.
 pub struct Dialog {
@@ -17,19 +18,30 @@ pub struct Dialog {
     pub template: ChatTemplate,
     /// Ids that end a reply; the first closes replies that are written for the model.
     pub stop: Vec<u32>,
+    unusable: Option<String>,
 }
 
 impl Dialog {
-    /// Of a tokenizer and its own template.
-    pub fn new(tokenizer: Tokenizer) -> Result<Self> {
-        let template = ChatTemplate::of(&tokenizer)?;
-        let stop = template.stop_ids(&tokenizer)?;
-        Ok(Self { tokenizer, template, stop })
+    /// Of a tokenizer and its own template, which gets `arguments` (such as `enable_thinking`) in every conversation.
+    pub fn new(tokenizer: Tokenizer, arguments: &toml::Table) -> Result<Self> {
+        let arguments = serde_json::to_value(arguments).ok().and_then(|v| v.as_object().cloned()).unwrap_or_default();
+        let template = ChatTemplate::of(&tokenizer)?.with_arguments(arguments);
+        let template = template.map_err(|e| e.context("chat.template_arguments"))?;
+        // A folder whose template fits no roll-out still serves whoever brings tokens.
+        let (stop, unusable) = match template.stop_ids(&tokenizer) {
+            Ok(stop) => (stop, None),
+            Err(why) => (tokenizer.eos_ids().to_vec(), Some(why.to_string())),
+        };
+        Ok(Self { tokenizer, template, stop, unusable })
     }
 
-    /// The ids from which a reply is sampled.
+    /// The ids from which a reply is sampled. Error: the template cannot render the conversation, or closes replies with no token that
+    /// would end one.
     pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.template.prompt_ids(messages, &self.tokenizer)
+        match &self.unusable {
+            Some(why) => Err(Error::content(why.clone())),
+            None => self.template.prompt_ids(messages, &self.tokenizer),
+        }
     }
 
     /// A reply's text: without the token that ends it.

@@ -25,7 +25,7 @@ macro_rules! section {
 section! {
     /// A whole run's settings.
     Config {
-        run: Run, tasks: Tasks, environment: Environment, reward: Reward, sampling: Sampling, engine: Engine, lora: Lora,
+        run: Run, tasks: Tasks, chat: Chat, environment: Environment, reward: Reward, sampling: Sampling, engine: Engine, lora: Lora,
         sft: Sft, rl: Rl, eval: Eval, collect: Collect, pretrain: Pretrain,
     }
 }
@@ -40,6 +40,10 @@ section! {
 section! {
     /// `[tasks]`
     Tasks { dir: PathBuf, ideas: PathBuf, expert: PathBuf, names: Vec<String> }
+}
+section! {
+    /// `[chat]`
+    Chat { template_arguments: Table }
 }
 section! {
     /// `[environment]`
@@ -311,6 +315,8 @@ fn set(merged: &mut Table, defaults: &Table, section: &str, key: &str, value: Va
     };
     let value = match (default, value) {
         (Value::Float(_), Value::Integer(n)) => Value::Float(n as f64),
+        // JSON is what chat templates' arguments are written in elsewhere.
+        (Value::Table(_), Value::String(s)) => serde_json::from_str(&s).map_or(Value::String(s), Value::Table),
         (Value::Array(_), Value::String(s)) => Value::Array(s.split(',').map(|x| x.trim().into()).collect()),
         (_, value) => value,
     };

@@ -25,6 +25,8 @@ pub mod sandbox;
 
 pub mod task;
 
+pub mod message;
+
 pub mod reward;
 pub mod trajectory;
 

@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["checkpoint", "optimizer"],
     &["sandbox"],
     &["task"],
+    &["message"],
     &["reward", "trajectory"],
     &["chat", "tokenizer"],
     &["environment"],

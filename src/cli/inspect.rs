@@ -2,22 +2,20 @@
 
 use super::args::{DataCommand, GenerateArgs, ReportArgs, ScoreArgs, TaskArgs, TaskCommand};
 use super::{audit, session};
-use crate::agent::Dialog;
 use crate::backend::Backend;
 use crate::backend::oracle::Oracle;
 use crate::batch::{self, LossBatch};
 use crate::checkpoint;
 use crate::config::{Config, Device};
-use crate::dataset::{self, Severity};
+use crate::dataset::{self, Limit, Severity};
 use crate::environment::{Environment, Files};
 use crate::error::{Error, Result};
 use crate::files::publish;
+use crate::message::Message;
 use crate::model::{Activations, Policy};
 use crate::report;
 use crate::rollout::{Engine, Request};
 use crate::task::{Grade, Task};
-use crate::tokenizer::Tokenizer;
-use crate::trajectory::Message;
 use serde::Deserialize;
 use serde_json::json;
 use std::fs::File;
@@ -32,7 +30,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     let config = session::settings(&[], &overrides, "sampling")?;
     session::threads(&config)?;
     let backend = session::backend(&config, None)?;
-    let speaker = session::speaker(&*backend, &args.model)?;
+    let speaker = session::speaker(&*backend, &args.model, &config)?;
     let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
     let prompt = match args.raw {
         true => speaker.dialog.tokenizer.encode(&args.prompt)?,
@@ -309,20 +307,26 @@ fn validate(config: &Config, args: &TaskArgs) -> Result<()> {
 pub fn data(command: &DataCommand) -> Result<()> {
     let open = |model: &Path, overrides: &[String]| {
         let config = session::settings(&[], overrides, "sft")?;
-        Ok::<_, Error>((config, Dialog::new(Tokenizer::open(model)?)?))
+        // A folder with a tokenizer only has no positions to exceed.
+        let positions = match model.join("config.json").exists() {
+            true => checkpoint::read_config(model)?.max_positions,
+            false => usize::MAX,
+        };
+        let limit = Limit { max_tokens: config.sft.max_tokens, positions };
+        Ok::<_, Error>((session::dialog(model, &config)?, limit))
     };
     match command {
         DataCommand::Preview { model, data, examples, overrides } => {
-            let (config, dialog) = open(model, overrides)?;
-            let list = dataset::load(data, &dialog.tokenizer, &dialog.template, config.sft.max_tokens)?;
+            let (dialog, limit) = open(model, overrides)?;
+            let loaded = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
+            session::warn(&loaded.notes);
             let coloured = std::io::stdout().is_terminal();
-            print!("{}", dataset::preview(&list, &dialog.tokenizer, *examples, coloured));
-            println!("{} examples", list.len());
+            print!("{}", dataset::preview(&loaded.examples, &dialog.tokenizer, *examples, coloured));
+            println!("{} examples", loaded.examples.len());
             Ok(())
         }
         DataCommand::Validate { model, data, overrides } => {
-            let (config, dialog) = open(model, overrides)?;
-            let limit = config.sft.max_tokens.min(checkpoint::read_config(model)?.max_positions);
+            let (dialog, limit) = open(model, overrides)?;
             let report = dataset::validate(data, &dialog.tokenizer, &dialog.template, limit)?;
             print!("{report}");
             match report.count(Severity::Error) {

@@ -43,7 +43,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     print_recipe(&config);
     let backend = session::backend(&config, Some(out))?;
     let model_dir = locate(Path::new(MODEL))?;
-    let speaker = session::speaker(&*backend, &model_dir)?;
+    let speaker = session::speaker(&*backend, &model_dir, &config)?;
     clock.lap("setup");
 
     let mut evaluations = Evaluations::default();

@@ -227,11 +227,28 @@ pub struct Speaker {
 }
 
 /// Opens a model folder with its tokenizer; notes about copied tensors go to stderr.
-pub fn speaker(backend: &dyn Backend, dir: &Path) -> Result<Speaker> {
+pub fn speaker(backend: &dyn Backend, dir: &Path, config: &Config) -> Result<Speaker> {
     let model = model(backend, dir)?;
-    let tokenizer = Tokenizer::open(dir)?;
-    tokenizer.check(model.config.vocab)?;
-    Ok(Speaker { model, dialog: Dialog::new(tokenizer)?, folder: dir.to_path_buf() })
+    let dialog = dialog(dir, config)?;
+    dialog.tokenizer.check(model.config.vocab)?;
+    Ok(Speaker { model, dialog, folder: dir.to_path_buf() })
+}
+
+/// The tokenizer and chat template of a model folder; template arguments that the template does not read are named on stderr.
+pub fn dialog(dir: &Path, config: &Config) -> Result<Dialog> {
+    let dialog = Dialog::new(Tokenizer::open(dir)?, &config.chat.template_arguments)?;
+    for name in dialog.template.unread_arguments() {
+        eprintln!(
+            "warning: chat.template_arguments has `{name}`, which the chat template in {} does not read",
+            dir.display()
+        );
+    }
+    Ok(dialog)
+}
+
+/// Says on stderr what a file holds that is not used.
+pub fn warn(notes: &[String]) {
+    notes.iter().for_each(|note| eprintln!("warning: {note}"));
 }
 
 /// Opens a model folder without its tokenizer.

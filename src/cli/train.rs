@@ -5,7 +5,7 @@ use super::session::{self, World};
 use crate::backend::Backend;
 use crate::checkpoint;
 use crate::config::{Algorithm, Config};
-use crate::dataset::{self, Example};
+use crate::dataset::{self, Example, Limit, Loaded};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluations};
@@ -60,7 +60,7 @@ pub fn pretrain(args: &RunArgs) -> Result<()> {
     let backend = session::backend(&config, Some(&args.out))?;
     std::fs::create_dir_all(&target).map_err(|e| Error::io("making", &target, &e))?;
     exercises::save_tokenizer(&target, config.run.seed)?;
-    let dialog = crate::agent::Dialog::new(crate::tokenizer::Tokenizer::open(&target)?)?;
+    let dialog = session::dialog(&target, &config)?;
     let model = pretrain::model(&*backend, &config.pretrain, &dialog, config.run.seed)?;
     println!("{} parameters, {} steps", model.parameters(), config.pretrain.steps);
     session::write_config(&args.out, &config)?;
@@ -133,7 +133,7 @@ pub fn sft(args: &RunArgs) -> Result<()> {
     let interrupted = session::interrupt()?;
     session::threads(&config)?;
     let backend = session::backend(&config, Some(&args.out))?;
-    let speaker = session::speaker(&*backend, model)?;
+    let speaker = session::speaker(&*backend, model, &config)?;
     let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
     let (start, examples) = prepared(&*backend, &config, &speaker, start, data)?;
     session::write_config(&args.out, &config)?;
@@ -166,8 +166,9 @@ pub fn prepared(
     data: &Path,
 ) -> Result<(Trained, Vec<Example>)> {
     let (dialog, model) = (&speaker.dialog, &speaker.model);
-    let limit = config.sft.max_tokens.min(model.config.max_positions);
-    let examples = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
+    let limit = Limit { max_tokens: config.sft.max_tokens, positions: model.config.max_positions };
+    let Loaded { examples, notes } = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
+    session::warn(&notes);
     let weights = |model| Trained::Weights { model, folder: speaker.folder.clone() };
     let trained = match (config.sft.full, start) {
         (true, Some(adapter)) => weights(model.merged(backend, &adapter)?.widen(backend)?),
@@ -196,7 +197,7 @@ pub fn rl(args: &RunArgs) -> Result<()> {
     world.announce();
     session::threads(&config)?;
     let backend = session::backend(&config, Some(&args.out))?;
-    let speaker = session::speaker(&*backend, model)?;
+    let speaker = session::speaker(&*backend, model, &config)?;
     let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
     let reference = match start {
         Some(adapter) => adapter,
@@ -267,7 +268,7 @@ pub fn eval(args: &RunArgs) -> Result<()> {
     world.announce();
     session::threads(&config)?;
     let backend = session::backend(&config, Some(&args.out))?;
-    let speaker = session::speaker(&*backend, model)?;
+    let speaker = session::speaker(&*backend, model, &config)?;
     let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
     let path = args.out.join("evaluation.json");
     let mut evaluations: Evaluations =

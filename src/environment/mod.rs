@@ -19,10 +19,10 @@ pub use snapshot::{Files, SnapshotId, SnapshotStore};
 pub use store::Store;
 
 use crate::error::{Error, Result};
+use crate::message::Message;
 use crate::reward::Case;
 use crate::sandbox::{Job, Pool, Verdict};
 use crate::task::{Flag, Labels, PreparedTask};
-use crate::trajectory::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

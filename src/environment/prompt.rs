@@ -4,8 +4,8 @@ use super::action::ReplyFormat;
 use super::snapshot::Files;
 use super::{Settings, State, cut_middle};
 use crate::error::{Error, Result};
+use crate::message::Message;
 use crate::task::{PreparedTask, Task};
-use crate::trajectory::Message;
 use serde::{Deserialize, Serialize};
 
 /// How a state is told.

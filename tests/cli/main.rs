@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod data;
 mod disk_full;
 mod export;
 mod look;

@@ -4,7 +4,7 @@ use super::world::*;
 use onestep::environment::action::{self, Action};
 use onestep::environment::*;
 use onestep::error::Kind;
-use onestep::trajectory::Message;
+use onestep::message::Message;
 
 #[test]
 fn compact_prompt() {
