@@ -12,3 +12,4 @@ mod score;
 mod sft;
 mod store;
 mod support;
+mod task_run;
