@@ -4,7 +4,7 @@
 use crate::agent::{self, Agent};
 use crate::config::Reward;
 use crate::environment::{Environment, State};
-use crate::error::{Result, check_interrupt};
+use crate::error::{Error, Result, check_interrupt};
 use crate::model::Policy;
 use crate::rng::Philox;
 use crate::task::Task;
@@ -120,7 +120,10 @@ pub struct Plan<'a> {
 }
 
 /// Plays the planned episodes of every task in lockstep: each live episode's next action is sampled in one batch and executed
-/// in one batch. Errors: a sandbox that fails; interrupted.
+/// in one batch. An episode whose prompt no longer fits ends with its last graded state, and stderr says how many did.
+///
+/// # Errors
+/// Content: not one episode's first prompt fits. A sandbox that fails; interrupted.
 pub fn play(
     agent: &mut Agent,
     policy: Policy,
@@ -140,6 +143,7 @@ pub fn play(
             episodes.push(Episode { state: environment.reset(task)?, record });
         }
     }
+    let mut too_long: BTreeMap<String, (usize, Error)> = BTreeMap::new();
     loop {
         check_interrupt(plan.interrupted)?;
         let live: Vec<usize> = (0..episodes.len()).filter(|&i| !episodes[i].state.done).collect();
@@ -147,7 +151,20 @@ pub fn play(
             break;
         }
         let states: Vec<&State> = live.iter().map(|&i| &episodes[i].state).collect();
-        let prompts = agent.prompts(environment, &states)?;
+        let (mut playable, mut prompts) = (vec![], vec![]);
+        for (i, prompt) in live.into_iter().zip(agent.prompts(environment, &states, 1)?) {
+            match prompt {
+                Ok(prompt) => {
+                    playable.push(i);
+                    prompts.push(prompt);
+                }
+                Err(problem) => {
+                    episodes[i].state.done = true;
+                    too_long.entry(episodes[i].record.task.clone()).or_insert((0, problem)).0 += 1;
+                }
+            }
+        }
+        let live = playable;
         let streams: Vec<String> = live
             .iter()
             .map(|&i| {
@@ -164,6 +181,14 @@ pub fn play(
             episode.record.steps.push(agent::record_sampled(&episode.state, prompt, reply.remove(0), &result, reward));
             episode.state = result.next;
         }
+    }
+    for (task, (count, problem)) in too_long {
+        if episodes.iter().all(|episode| episode.record.steps.is_empty()) {
+            return Err(problem);
+        }
+        eprintln!(
+            "note: {count} of {trajectories} episodes of {task} ended before their last step and score as their last graded state: {problem}"
+        );
     }
     let finish = |Episode { state, mut record }: Episode| {
         (record.metric_final, record.metric_best) = (state.metric, state.best);

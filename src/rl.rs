@@ -59,7 +59,8 @@ pub fn train(
     for step in start + 1..=settings.steps {
         let clock = Instant::now();
         let states = pool.draw(settings.states, step, seed, settings.initial_share, settings.refresh_share);
-        let prompts = agent.prompts(environment, &states.iter().collect::<Vec<_>>())?;
+        let prompts = agent.prompts(environment, &states.iter().collect::<Vec<_>>(), settings.samples)?;
+        let prompts = prompts.into_iter().collect::<Result<Vec<_>>>()?;
         let streams: Vec<String> = (0..states.len()).map(|i| format!("rl {step} {i}")).collect();
         let actor = Policy { model: base, adapter: Some(&learner.actor) };
         let acted = agent.act(actor, &prompts, settings.samples, seed, &streams).and_then(|replies| {

@@ -238,9 +238,9 @@ impl Environment {
     pub fn messages_within(
         &self,
         state: &State,
-        count: &dyn Fn(&[Message]) -> usize,
+        count: &dyn Fn(&[Message]) -> Result<usize>,
         limit: usize,
-    ) -> Result<Vec<Message>> {
+    ) -> Result<std::result::Result<Vec<Message>, usize>> {
         let prepared = self.task(&state.task)?;
         prompt::messages_within(state, &self.files(state)?, prepared, &self.settings, count, limit)
     }

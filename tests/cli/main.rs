@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod context;
 mod disk_full;
 mod export;
 mod look;
