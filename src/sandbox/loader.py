@@ -7,6 +7,7 @@ which its process waits for its job, sealed, then the namespaces to join, then L
 """
 
 import _io
+import _signal
 import atexit
 import builtins
 import ctypes
@@ -268,8 +269,8 @@ def end(code):
                 ignored(error, stream)
     stream = None
     for number in range(1, signal.NSIG):
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
+        if callable(_signal.getsignal(number)):
+            _signal.signal(number, _signal.SIG_DFL)
     try:
         gc.collect()
         drop_modules()
@@ -345,6 +346,7 @@ def script_process(folder, fds):
         # Memory that is shared with the loader is copied, and code mapped, when it is first touched: ahead of the job.
         json.loads('["", {"": 1.0}]')
         run_script("", os.devnull)
+        BUILTINS.copy()
         script = await_job(link)
         FAILURE[0] = 0
         FAILURE.close()
