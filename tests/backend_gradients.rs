@@ -3,7 +3,8 @@
 
 use onestep::backend::oracle::Oracle;
 use onestep::backend::{
-    Backend, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, QkNorm, Segments, ValueInputs,
+    Backend, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, QkNorm, Segments, Surrogate,
+    ValueInputs,
 };
 use onestep::rng::Philox;
 use onestep::tensor::Tensor;
@@ -347,6 +348,7 @@ fn ppo_loss() {
             let mut rng = Philox::new(case as u64, 8);
             let m = 24;
             let params = PpoParams {
+                surrogate: Surrogate::Clip,
                 clip_low: 0.2,
                 clip_high: 0.3,
                 dual_clip,
@@ -370,6 +372,26 @@ fn ppo_loss() {
             check_gradient(&what, &inputs, &[1.0], |inputs| vec![run(inputs).0], &analytic);
         }
     }
+}
+
+#[test]
+fn value_head() {
+    let (oracle, mut rng, m, c) = (Oracle::f64(), Philox::new(0, 10), 5, 7);
+    let inputs = [normal(&mut rng, m * c), normal(&mut rng, c), normal(&mut rng, 1)];
+    let dvalue = normal(&mut rng, m);
+    let tensors =
+        |inputs: &[Vec<f64>]| [tensor(&[m, c], &inputs[0]), tensor(&[1, c], &inputs[1]), tensor(&[1], &inputs[2])];
+    let forward = |inputs: &[Vec<f64>]| {
+        let ([x, w, bias], mut value) = (tensors(inputs), junk(&[m]));
+        oracle.value_head(&x, &w, &bias, &mut value).unwrap();
+        value.slice::<f64>().to_vec()
+    };
+    let start = [normal(&mut rng, c), normal(&mut rng, 1)];
+    let ([x, w, _], mut dx) = (tensors(&inputs), junk(&[m, c]));
+    let (mut dw, mut dbias) = (tensor(&[1, c], &start[0]), tensor(&[1], &start[1]));
+    oracle.value_head_backward(&x, &w, &tensor(&[m], &dvalue), &mut dx, &mut dw, &mut dbias).unwrap();
+    let analytic = [dx.slice().to_vec(), added(&dw, &start[0]), added(&dbias, &start[1])];
+    check_gradient("value_head", &inputs, &dvalue, forward, &analytic);
 }
 
 #[test]
