@@ -378,7 +378,7 @@ fn params(s: &Rl) -> PpoParams {
 }
 
 /// GSPO's log ratio is a reply's mean over its tokens (arXiv 2507.18071 eq. 7), with the gradient of each token's own log-probability
-/// (eq. 14): that of a behaviour which lies below the token's log-probability by the mean.
+/// (its token form): that of a behaviour which lies below the token's log-probability by the mean.
 fn sequence_behaviour(logp: &[f32], behaviour: &[f32], samples: &[Range<usize>]) -> Vec<f32> {
     let of_reply = |span: &Range<usize>| {
         let moved = span.clone().map(|i| f64::from(logp[i]) - f64::from(behaviour[i])).sum::<f64>();
