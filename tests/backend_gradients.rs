@@ -358,18 +358,26 @@ fn ppo_loss() {
             };
             let inputs = [normal(&mut rng, m), normal(&mut rng, m)];
             let rest = [0; 4].map(|_| tensor(&[m], &normal(&mut rng, m)));
-            let run = |inputs: &[Vec<f64>]| {
+            let run = |params: &PpoParams, inputs: &[Vec<f64>], weight: &Tensor| {
                 let (logp, entropy) = (tensor(&[m], &inputs[0]), tensor(&[m], &inputs[1]));
-                let [behaviour, reference, advantage, weight] = &rest;
+                let [behaviour, reference, advantage, _] = &rest;
                 let given = PpoInputs { logp: &logp, entropy: &entropy, behaviour, reference, advantage, weight };
                 let (mut dlogp, mut dentropy) = (junk(&[m]), junk(&[m]));
-                let stats = oracle.ppo_loss(&params, &given, &mut dlogp, &mut dentropy).unwrap();
-                (stats.loss, dlogp, dentropy)
+                let stats = oracle.ppo_loss(params, &given, &mut dlogp, &mut dentropy).unwrap();
+                (stats, dlogp, dentropy)
             };
-            let (_, dlogp, dentropy) = run(&inputs);
+            let (_, dlogp, dentropy) = run(&params, &inputs, &rest[3]);
             let analytic = [dlogp, dentropy].map(|t| t.slice().to_vec());
+            // The ratio that weighs the KL term has no gradient: it stays what it was.
+            let (behaviour, weight) = (rest[0].slice::<f64>(), rest[3].slice::<f64>());
+            let weighed: Vec<f64> = (0..m).map(|i| weight[i] * (inputs[0][i] - behaviour[i]).exp()).collect();
+            let (weighed, without) = (tensor(&[m], &weighed), PpoParams { kl_coefficient: 0.0, ..params });
+            let loss = |inputs: &[Vec<f64>]| {
+                let kl = run(&params, inputs, &weighed).0.kl;
+                vec![run(&without, inputs, &rest[3]).0.loss + f64::from(params.kl_coefficient) * kl]
+            };
             let what = format!("ppo_loss {kl_estimator:?} {dual_clip:?}");
-            check_gradient(&what, &inputs, &[1.0], |inputs| vec![run(inputs).0], &analytic);
+            check_gradient(&what, &inputs, &[1.0], loss, &analytic);
         }
     }
 }

@@ -278,10 +278,10 @@ fn rounds_that_do_not_belong_together_are_refused() {
     };
     refused(|s| s.rewards[3] = f64::NEG_INFINITY, "reply 3 earned -inf");
     refused(|s| s.rewards[0] = f64::NAN, "reward.clip");
-    refused(|s| drop(s.rewards.pop()), "7 rewards");
-    refused(|s| drop(s.is_truncated.pop()), "7 flags");
-    refused(|s| drop(s.logprobs[2].pop()), "do not belong together");
-    refused(|s| drop(s.groups[1].replies.pop()), "7 replies");
+    refused(|s| s.rewards.truncate(7), "7 rewards");
+    refused(|s| s.is_truncated.truncate(7), "7 flags");
+    refused(|s| s.logprobs[2].truncate(1), "do not belong together");
+    refused(|s| s.groups[1].replies.truncate(1), "7 replies");
 }
 
 #[test]

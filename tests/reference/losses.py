@@ -335,7 +335,7 @@ def run_adamw(case, dtype):
 
 
 adamw = []
-for steps, decay, max_norm, size, beta2 in [(1, 0.0, 1e9, 1.0, 0.95), (6, 0.1, 1.0, 1.0, 0.999), (30, 0.01, 0.5, 10.0, 0.95), (3, 0.1, 1.0, 1e-6, 0.999)]:
+for steps, decay, max_norm, size, beta2 in [(1, 0.0, 1e9, 1.0, 0.95), (6, 0.1, 1.0, 1.0, 0.95), (30, 0.01, 0.5, 10.0, 0.95), (3, 0.1, 1.0, 1e-6, 0.999)]:
     shapes = [[3, 5], [7], [2, 2]]
     draw = lambda scale: [f32(random.randn(int(np.prod(s))) * scale).tolist() for s in shapes]
     case = dict(shapes=shapes, params=draw(1.0), grads=[draw(size) for _ in range(steps)], lr=float(f32(1e-2)), beta1=float(f32(0.9)),
