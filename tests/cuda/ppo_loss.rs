@@ -67,7 +67,7 @@ fn a_log_probability_that_is_no_number_is_not_hidden() {
     use crate::simt::Order;
     let be = crate::support::gpu(Order::Forward, 0, true);
     let draw = Draw::new(&be, 1);
-    let put = |value: f32| draw.put(&[1], &[value], be.accumulator());
+    let put = |value: f32| draw.put(&[1], &[value], draw.backend.accumulator());
     for surrogate in [Surrogate::Clip, Surrogate::Cispo] {
         let (mut dlogp, mut dentropy) = (put(0.0), put(0.0));
         let inputs = PpoInputs {
