@@ -254,12 +254,16 @@ fn gspo_has_one_ratio_a_reply() {
     let sampled = Sampled::new(0.6);
     let (stats, ..) = updates(&sampled, &grpo(&["objective=gspo"]), 1);
     // Behaviour was moved away from the policy by a known pattern: a reply's ratio is e to the mean of what it was moved by.
-    let (mut token, mut greatest) = (0, 0.0_f64);
+    let (mut token, mut greatest, mut approx_kl) = (0, 0.0_f64, 0.0);
     for reply in &sampled.logprobs {
         let moved = (token..token + reply.len()).map(|i| -((i % 7) as f64 - 3.0) / 3.0 * 0.6);
-        greatest = greatest.max((moved.sum::<f64>() / reply.len() as f64).exp());
+        let mean = moved.sum::<f64>() / reply.len() as f64;
+        greatest = greatest.max(mean.exp());
+        approx_kl += reply.len() as f64 * (mean.exp() - 1.0 - mean);
         token += reply.len();
     }
+    approx_kl /= token as f64;
+    assert!((stats[0].policy.approx_kl - approx_kl).abs() < 1e-5, "{:?} for {approx_kl}", stats[0].policy.approx_kl);
     assert!((stats[0].policy.ratio_max - greatest).abs() < 1e-5, "{:?} for {greatest}", stats[0].policy.ratio_max);
     let by_token = updates(&sampled, &grpo(&[]), 1).0[0].policy.ratio_max;
     assert!((by_token - 0.6_f64.exp()).abs() < 1e-5, "{by_token}");
