@@ -57,6 +57,8 @@ pub struct Reply {
     pub ids: Vec<u32>,
     /// Log-probability of each id when it was sampled.
     pub logprobs: Vec<f32>,
+    /// True when it was cut off: it does not end with a token that ends replies.
+    pub is_truncated: bool,
 }
 
 /// Samples actions for states.
@@ -104,6 +106,7 @@ impl<'a> Agent<'a> {
         let played = self.engine.generate(policy, &requests, &self.config.sampling, &self.dialog.stop)?;
         let reply = |sample: crate::rollout::Sample| Reply {
             text: self.dialog.text(&sample.ids),
+            is_truncated: !sample.ids.last().is_some_and(|id| self.dialog.stop.contains(id)),
             ids: sample.ids,
             logprobs: sample.logprobs,
         };

@@ -1,9 +1,11 @@
 //! Settings: every one stands in data/config/default.toml; a file and `section.key=value` overrides are laid over it.
 //! No setting has a default in code, and none is read from the environment.
 
+use crate::backend::KlEstimator;
 use crate::environment::{ReplyFormat, Style};
 use crate::error::{Error, Result};
 use crate::model::Recompute;
+use crate::optimizer;
 use crate::reward::{self, Case, Form};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -50,7 +52,7 @@ section! {
 }
 section! {
     /// `[reward]`
-    Reward { form: Form, clip: f64 }
+    Reward { form: Form, clip: f64, flagged: Flagged }
 }
 section! {
     /// `[sampling]`
@@ -68,19 +70,21 @@ section! {
     /// `[sft]`
     Sft {
         epochs: usize, learning_rate: f32, schedule: Schedule, warmup: usize, batch_tokens: usize, micro_tokens: usize,
-        max_tokens: usize, weight_decay: f32, max_norm: f32, full: bool, recompute: Recompute, validation_share: f64,
+        max_tokens: usize, beta1: f32, beta2: f32, weight_decay: f32, max_norm: f32, full: bool, recompute: Recompute, validation_share: f64,
     }
 }
 section! {
     /// `[rl]`
     Rl {
         algorithm: Algorithm, steps: usize, states: usize, samples: usize, initial_share: f64, refresh_share: f64,
-        learning_rate: f32, critic_learning_rate: f32, epochs: usize, minibatches: usize, micro_tokens: usize,
-        recompute: Recompute,
-        clip_low: f32, clip_high: f32, dual_clip: f32, value_clip: f32, gamma: f32, lambda: f32, kl_in: KlIn,
-        kl_estimator: crate::backend::KlEstimator, kl_coefficient: f32, entropy_coefficient: f32, whiten: bool,
-        group_epsilon: f32, group_deviation: bool, loss_average: LossAverage, reply_scale: f32, max_norm: f32,
-        critic_warmup: usize,
+        learning_rate: f32, critic_learning_rate: f32, schedule: Schedule, warmup: usize, beta1: f32, beta2: f32,
+        weight_decay: f32, max_norm: f32,
+        epochs: usize, minibatches: usize, target_kl: f32, micro_tokens: usize, recompute: Recompute,
+        objective: Objective, clip_low: f32, clip_high: f32, dual_clip: f32, value_clip: f32, gamma: f32, lambda: f32,
+        kl_in: KlIn, kl_estimator: KlEstimator, kl_coefficient: f32, entropy_coefficient: f32, whiten: bool,
+        group_baseline: GroupBaseline, group_deviation: GroupDeviation, group_epsilon: f32, drop_dead_groups: bool,
+        overlong: Overlong, overlong_penalty: f32, overlong_buffer: usize, loss_average: LossAverage,
+        reply_scale: f32, critic_warmup: usize,
     }
 }
 section! {
@@ -149,11 +153,31 @@ impl From<Device> for String {
 
 choice! {
     /// Learning-rate schedule after the warm-up.
-    Schedule { Cosine, Constant }
+    Schedule { Constant, Cosine, Linear }
 }
 choice! {
     /// How advantages are made.
     Algorithm { Ppo, Grpo }
+}
+choice! {
+    /// What clips the policy loss: PPO's token ratios, CISPO's weights, or GSPO's sequence ratios.
+    Objective { Clip, Cispo, Gspo }
+}
+choice! {
+    /// What a reply's score is compared with.
+    GroupBaseline { Mean, LeaveOneOut }
+}
+choice! {
+    /// What group advantages are divided by.
+    GroupDeviation { Group, Batch, None }
+}
+choice! {
+    /// What becomes of replies that reach the limit of their tokens.
+    Overlong { Keep, Mask, Penalise, Soft }
+}
+choice! {
+    /// What a submission that looks suspicious earns.
+    Flagged { Full, Neutral }
 }
 choice! {
     /// Where the KL to the reference enters.
@@ -164,9 +188,24 @@ choice! {
     LossAverage { Token, Sample, Reply }
 }
 
+impl Schedule {
+    /// The schedule of a run of `steps` steps, `warmup` of them warming up.
+    pub fn over(self, warmup: usize, steps: usize) -> optimizer::Schedule {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (warmup, total) = (count(warmup), count(steps));
+        match self {
+            Schedule::Constant => optimizer::Schedule::Constant { warmup },
+            Schedule::Cosine => optimizer::Schedule::Cosine { warmup, total, floor: 0.0 },
+            Schedule::Linear => optimizer::Schedule::Linear { warmup, total },
+        }
+    }
+}
+
 impl Reward {
-    /// The reward of a step by these settings.
-    pub fn of(&self, case: Case, share: f64) -> f64 {
+    /// The reward of a step by these settings; `is_flagged`: its submission looks suspicious.
+    pub fn of(&self, case: Case, share: f64, is_flagged: bool) -> f64 {
+        let case =
+            if is_flagged && case == Case::Edit && self.flagged == Flagged::Neutral { Case::Neutral } else { case };
         reward::reward(self.form, case, share, (self.clip > 0.0).then_some(self.clip))
     }
 }

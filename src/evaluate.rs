@@ -160,7 +160,7 @@ pub fn play(
         let results = environment.step_many(actions.collect())?;
         for (((&i, result), prompt), mut reply) in live.iter().zip(results).zip(prompts).zip(replies) {
             let episode = &mut episodes[i];
-            let reward = plan.reward.of(result.case, result.share);
+            let reward = plan.reward.of(result.case, result.share, !result.flags.is_empty());
             episode.record.steps.push(agent::record_sampled(&episode.state, prompt, reply.remove(0), &result, reward));
             episode.state = result.next;
         }

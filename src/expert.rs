@@ -75,7 +75,7 @@ pub fn play(environment: &Environment, tasks: &[String], expert: &Expert) -> Res
             let Some(result) = result else { continue };
             let play = &mut plays[i];
             let messages = environment.messages(&play.state)?;
-            let reward = reward.of(result.case, result.share);
+            let reward = reward.of(result.case, result.share, !result.flags.is_empty());
             play.record.steps.push(agent::record(&play.state, messages, step.reply, &result, reward));
             play.record.ideas.extend(step.idea.map(|(_, name)| name));
             play.state = result.next;

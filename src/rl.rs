@@ -55,7 +55,7 @@ pub fn train(
         start = step;
     }
     let bar = run.bar(settings.steps, start);
-    let mut had_few_edits = false;
+    let (mut had_few_edits, mut dead_steps) = (false, 0);
     for step in start + 1..=settings.steps {
         let clock = Instant::now();
         let states = pool.draw(settings.states, step, seed, settings.initial_share, settings.refresh_share);
@@ -75,7 +75,8 @@ pub fn train(
                 return Err(run.step_undone(error, step - 1, settings.steps, &saved, write));
             }
         };
-        let rewards: Vec<f64> = results.iter().map(|r| run.config.reward.of(r.case, r.share)).collect();
+        let rewards: Vec<f64> =
+            results.iter().map(|r| run.config.reward.of(r.case, r.share, !r.flags.is_empty())).collect();
         let executed = clock.elapsed();
 
         let groups: Vec<Group> = prompts
@@ -84,15 +85,21 @@ pub fn train(
             .map(|(p, rs)| Group { prompt: p.ids.clone(), replies: rs.iter().map(|r| r.ids.clone()).collect() })
             .collect();
         let logprobs: Vec<Vec<f32>> = replies.iter().flatten().map(|r| r.logprobs.clone()).collect();
-        let temperature = run.config.sampling.temperature;
-        let round = Round { groups: &groups, logprobs: &logprobs, rewards: &rewards, temperature };
+        let is_truncated: Vec<bool> = replies.iter().flatten().map(|r| r.is_truncated).collect();
+        let round = Round {
+            groups: &groups,
+            logprobs: &logprobs,
+            rewards: &rewards,
+            is_truncated: &is_truncated,
+            max_tokens: run.config.sampling.max_tokens,
+            temperature: run.config.sampling.temperature,
+        };
         let stats = learner.update(&round)?;
         let updated = clock.elapsed();
-        if stats.gauge > GAUGE_LIMIT {
+        if let Some(gauge) = stats.gauge.filter(|&gauge| gauge > GAUGE_LIMIT) {
             return Err(Error::system(format!(
-                "rl step {step}: engine and trainer disagree on log-probabilities by {:.4} a token (limit {GAUGE_LIMIT}): what \
-                 was sampled is not what is trained; the newest checkpoint is older than this step",
-                stats.gauge
+                "rl step {step}: engine and trainer disagree on log-probabilities by {gauge:.4} a token (limit {GAUGE_LIMIT}): what \
+                 was sampled is not what is trained; the newest checkpoint is older than this step"
             )));
         }
 
@@ -108,6 +115,10 @@ pub fn train(
             bar.suspend(|| eprintln!("{}", few_edits(step, edit_share)));
         }
         had_few_edits = edit_share < FEW_EDITS;
+        dead_steps = if stats.dead_groups == Some(1.0) { dead_steps + 1 } else { 0 };
+        if dead_steps == MOST_DEAD_STEPS {
+            bar.suspend(|| eprintln!("{}", all_dead(step)));
+        }
         bar.set_message(format!("reward {:+.3}", values["reward"].as_f64().unwrap_or_default()));
         bar.inc(1);
 
@@ -146,6 +157,16 @@ fn few_edits(step: usize, share: f64) -> String {
          rl.kl_coefficient holds it closer to where it started",
         100.0 * share,
         100.0 * FEW_EDITS
+    )
+}
+
+/// Steps in a row in which the replies of every group earned the same, until it is said.
+const MOST_DEAD_STEPS: usize = 3;
+
+fn all_dead(step: usize) -> String {
+    format!(
+        "warning: rl step {step}: in {MOST_DEAD_STEPS} steps in a row the replies of every group earned equal rewards: nothing is learnt \
+         from them; more rl.samples, a higher sampling.temperature or other tasks help"
     )
 }
 
@@ -224,6 +245,12 @@ fn summary(
         "value_loss": stats.value_loss,
         "explained_variance": stats.explained_variance,
         "grad_norm": stats.grad_norm,
+        "ratio_max": stats.policy.ratio_max,
+        "passes": stats.passes,
+        "learning_rate_factor": stats.rate_factor,
+        "dead_groups": stats.dead_groups,
+        "dropped_groups": stats.dropped_groups,
+        "truncated": stats.truncated,
         "reply_tokens": logprobs.iter().map(Vec::len).sum::<usize>() as f64 / n,
         "gauge": stats.gauge,
         "gauge_max": stats.gauge_max,

@@ -3,13 +3,13 @@
 use crate::backend::Backend;
 use crate::batch::{self, LossBatch};
 use crate::checkpoint;
-use crate::config::{Schedule as ScheduleKind, Sft};
+use crate::config::Sft;
 use crate::dataset::{self, Example};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::model::lora::Adapter;
 use crate::model::{Activations, Gradients, Model, Policy};
-use crate::optimizer::{AdamWConfig, Optimizer, Schedule};
+use crate::optimizer::{AdamWConfig, Optimizer};
 use crate::rng::Philox;
 use crate::run::Run;
 use crate::tensor::{DType, Tensor};
@@ -109,10 +109,11 @@ pub fn train(
     if examples.is_empty() {
         return Err(Error::content("no example to train on"));
     }
-    let constants = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: settings.weight_decay };
-    let mut optimizer = Optimizer::new(backend, trained.params(), constants)?;
+    let Sft { beta1, beta2, weight_decay, .. } = *settings;
+    let constants = AdamWConfig { beta1, beta2, eps: 1e-8, weight_decay };
+    let mut optimizer = Optimizer::new(backend, &*trained.params(), constants)?;
     let steps = plan(examples, settings, run.config.run.seed);
-    let schedule = schedule(settings, steps.len());
+    let schedule = settings.schedule.over(settings.warmup, steps.len());
     let mut start = 0;
     if let Some((dir, State { step })) = run.resumed()? {
         trained.load(backend, base, &dir)?;
@@ -150,14 +151,6 @@ pub fn train(
     }
     bar.finish_and_clear();
     Ok(trained)
-}
-
-fn schedule(settings: &Sft, steps: usize) -> Schedule {
-    let warmup = settings.warmup as u32;
-    match settings.schedule {
-        ScheduleKind::Cosine => Schedule::Cosine { warmup, total: steps as u32, floor: 0.0 },
-        ScheduleKind::Constant => Schedule::Constant { warmup },
-    }
 }
 
 /// The examples of every step, as packs of one pass each: shuffled by epoch, cut into steps of about equal tokens within

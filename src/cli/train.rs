@@ -4,7 +4,7 @@ use super::args::RunArgs;
 use super::session::{self, World};
 use crate::backend::Backend;
 use crate::checkpoint;
-use crate::config::{Algorithm, Config};
+use crate::config::Config;
 use crate::dataset::{self, Example};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
@@ -14,10 +14,10 @@ use crate::expert::{self, Expert};
 use crate::export;
 use crate::files::write_whole;
 use crate::ideas::{Library, Selection};
+use crate::model::Policy;
 use crate::model::lora::Adapter;
-use crate::model::{Model, Policy};
 use crate::plan::Work;
-use crate::ppo::{Critic, Learner};
+use crate::ppo::Learner;
 use crate::pretrain;
 use crate::rl;
 use crate::run::Run;
@@ -223,11 +223,7 @@ pub fn reinforced(
     let (backend, config) = (run.backend, run.config);
     let environment = &world.environment;
     println!("state pool: {} states ({})", pool.len(), pool.summary());
-    let critic = match config.rl.algorithm {
-        Algorithm::Ppo => Some(critic(backend, &speaker.model, config)?),
-        Algorithm::Grpo => None,
-    };
-    let mut learner = Learner::new(backend, &speaker.model, &config.rl, reference, critic)?;
+    let mut learner = Learner::new(backend, &speaker.model, &config.rl, reference)?;
     let mut agent = session::agent(backend, speaker, config, world)?;
     let mut record = vec![];
     let folder = out.join("trajectories");
@@ -236,10 +232,6 @@ pub fn reinforced(
     let actor = rl::train(run, model, &mut agent, environment, &mut pool, &mut learner, &snapshots, &mut record)?;
     save_trajectories(&folder.join("rl.jsonl"), environment, &record)?;
     Ok(actor)
-}
-
-fn critic(backend: &dyn Backend, model: &Model, config: &Config) -> Result<Critic> {
-    Critic::new(backend, model, session::new_adapter(backend, model, config, "critic adapter")?)
 }
 
 /// The states of the expert's steps on `tasks`, and each task's first state.
