@@ -188,13 +188,13 @@ def kl(estimator, p, q):
     return {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) - 1 + d}[estimator]
 
 
-def gae(rewards, values, lengths, gamma, lam):
+def gae(run, rewards, values, lengths, gamma, lam):
     advantages = torch.zeros_like(rewards)
     for i, n in enumerate(lengths.tolist()):
         following, running = 0.0, 0.0
         for t in reversed(range(n)):
             delta = rewards[i, t] + gamma * following - values[i, t]
-            running = delta + gamma * lam * running
+            running = run.carried(delta + gamma * lam * running)
             advantages[i, t], following = running, values[i, t]
     return advantages
 
@@ -315,11 +315,11 @@ class Learner:
             q = run.carried(self.reference.scores(replies, self.temperature)[0])
             token_rewards = torch.zeros_like(q)
             if s["kl_in"] == "reward":
-                token_rewards = -s["kl_coefficient"] * kl(s["kl_estimator"], behaviour, q) * replies.is_token
+                token_rewards = run.carried(-s["kl_coefficient"] * kl(s["kl_estimator"], behaviour, q) * replies.is_token)
             token_rewards[torch.arange(len(rewards)), replies.lengths - 1] += rewards
             if self.critic:
                 old = run.carried(self.critic.values(replies))
-                advantage = gae(token_rewards, old, replies.lengths, s["gamma"], s["lambda"])
+                advantage = gae(run, token_rewards, old, replies.lengths, s["gamma"], s["lambda"])
                 target = run.carried(advantage + old)
                 chosen = target[counted]
                 found["explained_variance"] = 1 - (chosen - old[counted]).var() / chosen.var()
@@ -382,7 +382,7 @@ class Learner:
                 if beyond > 0:
                     break
         found |= {key: torch.stack([x[key] for x in statistics]).mean() for key in statistics[0]}
-        found |= dict(passes=torch.tensor(float(passes)), ratio_max=torch.tensor(ratio_max), grad_norms=torch.stack(norms))
+        found |= dict(passes=torch.tensor(float(passes)), ratio_max=torch.tensor(ratio_max), grad_norms=torch.stack(norms), losses=torch.stack([x["loss"] for x in statistics]))
         found["factor"] = torch.tensor(factor(s, u), dtype=torch.float64)
         if critic_norms:
             found["critic_grad_norms"] = torch.stack(critic_norms)
