@@ -35,6 +35,7 @@ DEFAULTS = dict(
     group_deviation="group", group_epsilon=0.02, drop_dead_groups=False, overlong="keep", overlong_penalty=1.0, overlong_buffer=0,
     loss_average="token", reply_scale=8.0, max_norm=1.0, critic_warmup=0, beta1=0.9, beta2=0.999, weight_decay=0.01,
     schedule="constant", warmup=0, target_kl=0.0,
+    micro_tokens=8192,  # how many tokens one pass holds changes nothing here: losses are sums over a minibatch
 )
 
 
@@ -48,24 +49,24 @@ def case(model, temperature=1.0, spread=0.4, rounds=2, max_tokens=9, truncated=F
 ppo = dict(algorithm="ppo", states=6, samples=2, kl_coefficient=0.125, gamma=0.99, **{"lambda": 0.95})
 in_loss = dict(kl_in="loss", kl_coefficient=0.25)
 CASES = {
-    "ppo": case("qwen3-tied", **ppo, dual_clip=1.5),
+    "ppo": case("qwen3-tied", **ppo, dual_clip=1.5, micro_tokens=40),
     "ppo, plain values, uneven minibatches": case(
         "llama-tied-biased", **ppo | dict(states=5, gamma=1.0, **{"lambda": 1.0}), whiten=False, value_clip=0.0, dual_clip=0.0, max_norm=0.0),
     "ppo, k3 in the loss": case("qwen2-tied", **ppo | in_loss, kl_estimator="k3", loss_average="reply", max_norm=0.125),
     "ppo, critic first": case("qwen3-untied-biased", **ppo, critic_warmup=1),
-    "ppo, overlong masked, a whole minibatch": case("qwen2-untied-yarn", **ppo, overlong="mask", truncated=True, minibatches=6),
+    "ppo, overlong masked, a whole minibatch": case("qwen2-untied-yarn", **ppo, overlong="mask", truncated=True, minibatches=6, micro_tokens=1),
     "grpo, k2 in the loss": case("qwen3-tied", **in_loss, kl_estimator="k2"),
-    "grpo, k3 in the loss": case("llama3", **in_loss, kl_estimator="k3", loss_average="reply", clip_high=0.28),
+    "grpo, k3 in the loss": case("llama3", **in_loss, kl_estimator="k3", loss_average="reply", clip_high=0.28, micro_tokens=1),
     "grpo, k3 in the reward, batch, leave one out": case(
         "qwen2-untied-yarn", kl_coefficient=0.25, kl_estimator="k3", group_deviation="batch", group_baseline="leave_one_out"),
     "grpo, leave one out, group": case("qwen2-tied", group_baseline="leave_one_out", kl_coefficient=0.25, kl_estimator="k2"),
     "dr. grpo": case("llama-yarn", group_deviation="none", loss_average="sample", max_norm=0.0, dual_clip=0.0),
     "cispo": case("qwen3-tied", objective="cispo", clip_high=0.28, dual_clip=1.5, **in_loss, kl_estimator="k2", spread=0.5),
     "gspo": case("llama3", objective="gspo", loss_average="reply", clip_low=0.1, clip_high=0.15, dual_clip=1.25, spread=0.5,
-                 kl_coefficient=0.125),
+                 kl_coefficient=0.125, micro_tokens=1),
     "dead groups dropped": case("qwen2-tied", drop_dead_groups=True, minibatches=4, dead=[(0, 1), (1, 3)], kl_coefficient=0.25),
     "dead groups kept": case("qwen3-untied-biased", dead=[(0, 1), (1, 3), (1, 0)], kl_coefficient=0.25, loss_average="sample"),
-    "overlong masked": case("llama-yarn", overlong="mask", truncated=True, loss_average="reply"),
+    "overlong masked": case("llama-yarn", overlong="mask", truncated=True, loss_average="reply", micro_tokens=1),
     "overlong penalised": case("qwen2-untied-yarn", overlong="penalise", overlong_penalty=0.75, truncated=True),
     "overlong punished softly": case("llama-tied-biased", overlong="soft", overlong_buffer=4, overlong_penalty=0.5, truncated=True),
     "entropy bonus": case("qwen3-tied", entropy_coefficient=0.125, temperature=0.75),
@@ -382,7 +383,8 @@ class Learner:
                 if beyond > 0:
                     break
         found |= {key: torch.stack([x[key] for x in statistics]).mean() for key in statistics[0]}
-        found |= dict(passes=torch.tensor(float(passes)), ratio_max=torch.tensor(ratio_max), grad_norms=torch.stack(norms), losses=torch.stack([x["loss"] for x in statistics]))
+        found |= dict(passes=torch.tensor(float(passes)), ratio_max=torch.tensor(ratio_max), grad_norms=torch.stack(norms))
+        found["losses"] = torch.stack([x["loss"] for x in statistics])
         found["factor"] = torch.tensor(factor(s, u), dtype=torch.float64)
         if critic_norms:
             found["critic_grad_norms"] = torch.stack(critic_norms)
