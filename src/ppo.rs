@@ -378,7 +378,7 @@ fn params(s: &Rl) -> PpoParams {
 }
 
 /// GSPO's log ratio is a reply's mean over its tokens (arXiv 2507.18071 eq. 7), with the gradient of each token's own log-probability
-/// (eq. 14): that of a behaviour which lies below the token's log-probability by the mean.
+/// (its token form): that of a behaviour which lies below the token's log-probability by the mean.
 fn sequence_behaviour(logp: &[f32], behaviour: &[f32], samples: &[Range<usize>]) -> Vec<f32> {
     let of_reply = |span: &Range<usize>| {
         let moved = span.clone().map(|i| f64::from(logp[i]) - f64::from(behaviour[i])).sum::<f64>();
@@ -386,42 +386,4 @@ fn sequence_behaviour(logp: &[f32], behaviour: &[f32], samples: &[Range<usize>])
         span.clone().map(move |i| (f64::from(logp[i]) - mean) as f32)
     };
     samples.iter().flat_map(of_reply).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gae_with_gamma_and_lambda_one_is_return_minus_value() {
-        let (advantages, targets) = gae(&[0.0, -0.5, 2.0], &[0.25, 0.5, 1.0], 1.0, 1.0);
-        assert_eq!(advantages, [1.25, 1.0, 1.0]);
-        assert_eq!(targets, [1.5, 1.5, 2.0]);
-    }
-
-    #[test]
-    fn gae_with_lambda_zero_is_the_one_step_error() {
-        let (advantages, _) = gae(&[1.0, 2.0], &[0.5, 3.0], 0.5, 0.0);
-        assert_eq!(advantages, [1.0 + 0.5 * 3.0 - 0.5, 2.0 - 3.0]);
-    }
-
-    #[test]
-    fn groups_are_normalised_each_for_itself() {
-        let a = group_advantages(&[1.0, 3.0, 5.0, 5.0], 2, true, 0.0);
-        let root = std::f32::consts::FRAC_1_SQRT_2;
-        assert!((a[0] + root).abs() < 1e-6 && (a[1] - root).abs() < 1e-6, "{a:?}");
-        assert!(a[2].is_nan() || a[2] == 0.0);
-        assert_eq!(group_advantages(&[1.0, 3.0, 5.0, 5.0], 2, false, 0.02), [-1.0, 1.0, 0.0, 0.0]);
-        assert_eq!(group_advantages(&[5.0, 5.0], 2, true, 0.02), [0.0, 0.0]);
-    }
-
-    #[test]
-    fn whitening_and_explained_variance() {
-        let mut x = [1.0, 2.0, 3.0];
-        whiten(&mut x);
-        assert!((x[0] + 1.0).abs() < 1e-6 && x[1].abs() < 1e-6 && (x[2] - 1.0).abs() < 1e-6, "{x:?}");
-        assert_eq!(explained_variance(&[1.0, 2.0], &[1.0, 2.0]), Some(1.0));
-        assert_eq!(explained_variance(&[0.0, 0.0], &[1.0, 3.0]), Some(0.0));
-        assert_eq!(explained_variance(&[0.0, 0.0], &[1.0, 1.0]), None);
-    }
 }

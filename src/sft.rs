@@ -114,6 +114,13 @@ pub fn train(
     let mut optimizer = Optimizer::new(backend, &*trained.params(), constants)?;
     let steps = plan(examples, settings, run.config.run.seed);
     let schedule = settings.schedule.over(settings.warmup, steps.len());
+    if settings.warmup >= steps.len() {
+        eprintln!(
+            "warning: sft.warmup = {}: training has {} optimizer steps, so sft.learning_rate is never reached",
+            settings.warmup,
+            steps.len()
+        );
+    }
     let mut start = 0;
     if let Some((dir, State { step })) = run.resumed()? {
         trained.load(backend, base, &dir)?;

@@ -25,14 +25,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
-/// Settings from --config and overrides; a bare override key belongs to `section`.
+/// Settings from --config and overrides; a bare override key belongs to `section`. Those that do nothing are named on stderr.
 pub fn settings(layers: &[&Path], overrides: &[String], section: &str) -> Result<Config> {
     let read = |path: &&Path| {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading the configuration", path, &e))?;
         Ok((path.display().to_string(), text))
     };
     let layers = layers.iter().map(read).collect::<Result<Vec<_>>>()?;
-    Config::load(&layers, overrides, section)
+    let (config, notes) = Config::load_noting(&layers, overrides, section)?;
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(config)
 }
 
 /// Where private environments and prepared data are kept between runs.

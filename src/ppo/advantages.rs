@@ -149,7 +149,9 @@ pub fn group_advantages(
             GroupDeviation::Batch => of_all + epsilon,
             GroupDeviation::None => 1.0,
         };
-        group.iter().map(|score| ((score - mean) * factor / scale) as f32).collect::<Vec<_>>()
+        // Without deviation and epsilon all scores are equal.
+        let inverse = if scale > 0.0 { factor / scale } else { 0.0 };
+        group.iter().map(|score| ((score - mean) * inverse) as f32).collect::<Vec<_>>()
     };
     scores.chunks(size).flat_map(normalise).collect()
 }
@@ -194,4 +196,66 @@ pub fn explained_variance(values: &[f32], targets: &[f32]) -> Option<f64> {
     let errors: Vec<f64> = targets.iter().zip(values).map(|(t, &v)| t - f64::from(v)).collect();
     let whole = variance(&targets);
     (whole > 1e-12).then(|| 1.0 - variance(&errors) / whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gae_with_gamma_and_lambda_one_is_return_minus_value() {
+        let (advantages, targets) = gae(&[0.0, -0.5, 2.0], &[0.25, 0.5, 1.0], 1.0, 1.0);
+        assert_eq!(advantages, [1.25, 1.0, 1.0]);
+        assert_eq!(targets, [1.5, 1.5, 2.0]);
+    }
+
+    #[test]
+    fn gae_with_lambda_zero_is_the_one_step_error() {
+        let (advantages, _) = gae(&[1.0, 2.0], &[0.5, 3.0], 0.5, 0.0);
+        assert_eq!(advantages, [1.0 + 0.5 * 3.0 - 0.5, 2.0 - 3.0]);
+    }
+
+    #[test]
+    fn groups_are_normalised_each_for_itself() {
+        use GroupBaseline::{LeaveOneOut, Mean};
+        use GroupDeviation::{Batch, Group, None};
+        let scores = [1.0, 3.0, 5.0, 5.0];
+        let root = std::f32::consts::FRAC_1_SQRT_2;
+        // All four: mean 3.5, squares 6.25 + 0.25 + 2.25 + 2.25, over 3.
+        let batch = (11.0_f32 / 3.0).sqrt();
+        for (baseline, deviation, epsilon, expected) in [
+            (Mean, Group, 0.0, [-root, root, 0.0, 0.0]),
+            (Mean, None, 0.02, [-1.0, 1.0, 0.0, 0.0]),
+            (LeaveOneOut, None, 0.02, [-2.0, 2.0, 0.0, 0.0]),
+            (Mean, Batch, 0.5, [-1.0 / (batch + 0.5), 1.0 / (batch + 0.5), 0.0, 0.0]),
+            (LeaveOneOut, Group, 0.0, [-2.0 * root, 2.0 * root, 0.0, 0.0]),
+        ] {
+            let found = group_advantages(&scores, 2, baseline, deviation, epsilon);
+            let near = found.iter().zip(expected).all(|(a, b): (&f32, f32)| (a - b).abs() < 1e-6);
+            assert!(near, "{baseline:?} {deviation:?}: {found:?} for {expected:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_without_a_loss_do_not_count_in_averages() {
+        let (lengths, is_live) = ([2, 1, 3], [true, false, true]);
+        for (average, expected) in [
+            (LossAverage::Token, [0.2, 0.2, 0.0, 0.2, 0.2, 0.2]),
+            (LossAverage::Sample, [0.125, 0.125, 0.0, 0.125, 0.125, 0.125]),
+            (LossAverage::Reply, [0.25, 0.25, 0.0, 1.0 / 6.0, 1.0 / 6.0, 1.0 / 6.0]),
+        ] {
+            assert_eq!(loss_weights(average, &lengths, &is_live, 4.0), expected, "{average:?}");
+        }
+        assert_eq!(loss_weights(LossAverage::Token, &[2], &[false], 1.0), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn whitening_and_explained_variance() {
+        let mut x = [1.0, 2.0, 3.0];
+        whiten(&mut x);
+        assert!((x[0] + 1.0).abs() < 1e-6 && x[1].abs() < 1e-6 && (x[2] - 1.0).abs() < 1e-6, "{x:?}");
+        assert_eq!(explained_variance(&[1.0, 2.0], &[1.0, 2.0]), Some(1.0));
+        assert_eq!(explained_variance(&[0.0, 0.0], &[1.0, 3.0]), Some(0.0));
+        assert_eq!(explained_variance(&[0.0, 0.0], &[1.0, 1.0]), None);
+    }
 }

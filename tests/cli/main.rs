@@ -9,6 +9,7 @@ mod machine;
 mod plan;
 mod rl;
 mod score;
+mod settings;
 mod sft;
 mod store;
 mod support;
