@@ -173,7 +173,7 @@ impl<'a> Learner<'a> {
         let (reference, values) = self.scored(round, &parts)?;
         let signal = signal(settings, round, &reference, &values);
         let known = Known { behaviour: round.logprobs.concat(), reference, values, signal };
-        let minibatches = self.minibatches(round, parts, &known.signal.is_live);
+        let minibatches = self.minibatches(parts, &known.signal.is_live);
 
         let factor = settings.schedule.over(settings.warmup, settings.steps).factor(self.updates as u32);
         let mut stats = UpdateStats::new(round, &known.signal, &known.values, factor);
@@ -239,9 +239,9 @@ impl<'a> Learner<'a> {
             if let (Some(critic), Some(grads)) = (&self.critic, critic_grads.as_mut()) {
                 let old_value = self.vector(&known.values[micro.tokens.clone()])?;
                 let target = self.vector(&known.signal.targets[micro.tokens.clone()])?;
-                let inputs = CriticInputs { old_value: &old_value, target: &target, weight: &weight };
                 let clip = (settings.value_clip > 0.0).then_some(settings.value_clip);
-                sums.value_loss += critic.pass(backend, self.model, micro, &inputs, clip, &mut self.acts, grads)?;
+                let inputs = CriticInputs { clip, old_value: &old_value, target: &target, weight: &weight };
+                sums.value_loss += critic.pass(backend, self.model, micro, &inputs, &mut self.acts, grads)?;
             }
         }
         let grads = actor_grads.adapter.as_deref().unwrap_or_default();
@@ -293,7 +293,7 @@ impl<'a> Learner<'a> {
     }
 
     /// The minibatches with the weights of their tokens.
-    fn minibatches(&self, round: &Round, parts: Vec<Vec<Micro>>, is_live: &[bool]) -> Vec<Minibatch> {
+    fn minibatches(&self, parts: Vec<Vec<Micro>>, is_live: &[bool]) -> Vec<Minibatch> {
         let (mut token, mut reply) = (0, 0);
         let one = |parts: Vec<Micro>| {
             let lengths: Vec<usize> = parts.iter().flat_map(|m| m.batch.samples.iter().map(Range::len)).collect();
@@ -303,7 +303,6 @@ impl<'a> Learner<'a> {
             (token, reply) = (tokens.end, reply + lengths.len());
             Minibatch { parts, tokens, weights }
         };
-        debug_assert_eq!(is_live.len(), round.rewards.len());
         parts.into_iter().map(one).collect()
     }
 

@@ -28,8 +28,10 @@ pub(super) struct CriticGradients {
     head: Vec<Tensor>,
 }
 
-/// The inputs of one pass, each (M).
+/// What the loss of one pass takes beside the values; tensors are (M).
 pub(super) struct CriticInputs<'a> {
+    /// See `Backend::value_loss`.
+    pub clip: Option<f32>,
     pub old_value: &'a Tensor,
     pub target: &'a Tensor,
     pub weight: &'a Tensor,
@@ -69,20 +71,19 @@ impl Critic {
         Ok(CriticGradients { adapter: Gradients::new(backend, self.policy(model), false)?, head })
     }
 
-    /// Forward, loss and backward on one part; returns the weighted loss. `clip`: see `Backend::value_loss`.
+    /// Forward, loss and backward on one part; returns the weighted loss.
     pub(super) fn pass(
         &self,
         backend: &dyn Backend,
         model: &Model,
         micro: &Micro,
         inputs: &CriticInputs,
-        clip: Option<f32>,
         acts: &mut Activations,
         grads: &mut CriticGradients,
     ) -> Result<f64> {
         let (value, hidden) = self.values(backend, model, &micro.batch, true, acts)?;
         let mut dvalue = backend.alloc(value.shape(), backend.accumulator())?;
-        let CriticInputs { old_value, target, weight } = *inputs;
+        let CriticInputs { clip, old_value, target, weight } = *inputs;
         let loss = backend.value_loss(clip, &ValueInputs { value: &value, old_value, target, weight }, &mut dvalue)?;
         let mut drows = backend.alloc(hidden.shape(), backend.activation())?;
         if let [dw, dbias] = &mut grads.head[..] {
