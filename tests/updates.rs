@@ -1,11 +1,11 @@
-//! Whole updates of reinforcement learning against PyTorch, transformers and PEFT (tests/reference/updates.json, made by updates.py; needs
-//! no PyTorch): advantages, losses, statistics, gradient norms, and the change of every tensor of actor and critic, over consecutive
-//! rounds of every algorithm and option.
+//! Whole updates of reinforcement learning against PyTorch, transformers and PEFT (tests/reference/updates.json, made by updates.py;
+//! needs no PyTorch): advantages, targets, losses, statistics, gradient norms, and the change of every tensor of actor and critic,
+//! over consecutive rounds of every algorithm and option.
 //!
-//! Two bars. With the naive backend in f64 an update is off by what the host carries in f32: advantages, targets, weights, log-probabilities,
-//! rates. The reference was computed again with those numbers off by as much as four roundings, in eight draws: ours may be off by
-//! twice the worst of them. With the fast backend in f32 it is twice the error of PyTorch's own f32, the largest of sixteen runs
-//! that sum in other orders; the tensors of one adapter share it, as in tests/reference.rs.
+//! There are two bars. With the naive backend in f64 an update is off by what the host carries in f32: advantages, targets, weights,
+//! log-probabilities, values, rates. The reference was computed again with those numbers off by up to four roundings, in eight draws;
+//! ours may be off by twice the worst of them. With the fast backend in f32 the bar is twice the error of PyTorch's own f32, the
+//! largest of sixteen runs that sum in other orders; the tensors of one adapter share it, as in tests/reference.rs.
 #![allow(clippy::unwrap_used)]
 
 use onestep::backend::Backend;
@@ -139,7 +139,10 @@ fn played(be: &dyn Backend, case: &Case) -> BTreeMap<String, Vec<f64>> {
     let model = load_model(be, &folder).unwrap().0;
     let adapter = || load_adapter(be, &model.config, &folder.join("adapter")).unwrap();
     let start = tensors(&adapter());
-    let keys = case.settings.iter().map(|(key, value)| format!("{key} = {value}\n"));
+    // A round has as many states as it has groups; the key must be divisible by the minibatches, which a test's round need not be.
+    let mut keys = case.settings.clone();
+    keys["states"] = keys["minibatches"].clone();
+    let keys = keys.iter().map(|(key, value)| format!("{key} = {value}\n"));
     let layer = (case.name.clone(), format!("[rl]\n{}", keys.collect::<String>()));
     let settings = Config::load(&[layer], &[], "rl").unwrap().rl;
     let mut learner = Learner::new(be, &model, &settings, adapter()).unwrap();
@@ -177,8 +180,8 @@ fn played(be: &dyn Backend, case: &Case) -> BTreeMap<String, Vec<f64>> {
     found
 }
 
-/// The largest difference: a share of the largest magnitude, or of 1 where that is below it, but for tensors. Infinite when there are
-/// more or fewer numbers.
+/// The largest difference, as a share of the largest magnitude; where that is below 1, of 1, but for tensors. Infinite when there
+/// are more or fewer numbers.
 fn error(name: &str, exact: &[f64], found: &[f64]) -> f64 {
     if exact.len() != found.len() {
         return f64::INFINITY;

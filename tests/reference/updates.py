@@ -9,8 +9,9 @@ Written from the papers, not from the Rust code: PPO arXiv 1707.06347 eq. 7, dua
 torch.optim.AdamW.
 
 A case has its settings, the rounds' inputs, and quantities by name: their values, by how much these move when the numbers that a
-trainer's host holds in f32 are rounded, and by how much PyTorch is off that computes everything in f32. Both errors are shares of the
-largest magnitude; where that is below 1, of 1, but for tensors. The values of a tensor are projections of its change since the start.
+trainer's host holds in f32 are rounded, and by how much PyTorch is off that computes everything in f32. Both errors are shares of
+the largest magnitude; where that is below 1, of 1, but for tensors. The values of a tensor are projections of its change since the
+start. No token lies so near to a clip's bound that rounding decides.
 """
 import contextlib
 import json
@@ -55,7 +56,8 @@ CASES = {
         max_norm=0.0),
     "ppo, k3 in the loss": case("qwen2-tied", **ppo | in_loss, kl_estimator="k3", loss_average="reply", max_norm=0.125),
     "ppo, critic first": case("qwen3-untied-biased", **ppo, critic_warmup=1),
-    "ppo, overlong masked, a whole minibatch": case("qwen2-untied-yarn", **ppo, overlong="mask", truncated=True, minibatches=6, micro_tokens=1),
+    "ppo, overlong masked, a whole minibatch": case(
+        "qwen2-untied-yarn", **ppo, overlong="mask", truncated=True, minibatches=6, micro_tokens=1),
     "grpo, k2 in the loss": case("qwen3-tied", **in_loss, kl_estimator="k2"),
     "grpo, k3 in the loss": case("llama3", **in_loss, kl_estimator="k3", loss_average="reply", clip_high=0.28, micro_tokens=1),
     "grpo, k3 in the reward, batch, leave one out": case(
@@ -63,8 +65,9 @@ CASES = {
     "grpo, leave one out, group": case("qwen2-tied", group_baseline="leave_one_out", kl_coefficient=0.25, kl_estimator="k2"),
     "dr. grpo": case("llama-yarn", group_deviation="none", loss_average="sample", max_norm=0.0, dual_clip=0.0),
     "cispo": case("qwen3-tied", objective="cispo", clip_high=0.28, dual_clip=1.5, **in_loss, kl_estimator="k2", spread=0.5),
-    "gspo": case("llama3", objective="gspo", states=6, loss_average="reply", clip_low=0.1, clip_high=0.15, dual_clip=1.25, spread=1.0,
-                 kl_coefficient=0.125, micro_tokens=1),
+    "gspo": case(
+        "llama3", objective="gspo", states=6, loss_average="reply", clip_low=0.1, clip_high=0.15, dual_clip=1.25, spread=1.0,
+        kl_coefficient=0.125, micro_tokens=1),
     "dead groups dropped": case("qwen2-tied", drop_dead_groups=True, minibatches=4, dead=[(0, 1), (1, 3)], kl_coefficient=0.25),
     "dead groups kept": case("qwen3-untied-biased", dead=[(0, 1), (1, 3), (1, 0)], kl_coefficient=0.25, loss_average="sample"),
     "overlong masked": case("llama-yarn", overlong="mask", truncated=True, loss_average="reply", micro_tokens=1),
@@ -93,7 +96,7 @@ class Run:
         if self.noise is None:
             return x
         off = torch.rand(x.shape, generator=self.noise, dtype=self.dtype) * 2 - 1
-        return x * (1 + off * 2.0**-22)
+        return x * (1 + off * 2.0**-22)  # up to four roundings to the nearest f32
 
     def near(self, distance, is_counted):
         if is_counted.any():
@@ -260,7 +263,7 @@ def optimizer_of(s, parameters):
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=1.0, betas=(s["beta1"], s["beta2"]), eps=1e-8, foreach=False)
 
 
-def step(run, s, optimizer, loss, rate, makes_step=True):
+def step(run, s, optimizer, loss, rate, is_trained=True):
     """Returns the gradient's norm before clipping."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad()
@@ -272,7 +275,7 @@ def step(run, s, optimizer, loss, rate, makes_step=True):
         p.grad *= scale
     for group in optimizer.param_groups:
         group["lr"] = run.carried(torch.tensor(rate, dtype=torch.float64)).item()
-    if makes_step:
+    if is_trained:
         optimizer.step()
     return norm
 
@@ -364,7 +367,8 @@ class Learner:
                 )
                 moved.append(figures["approx_kl"])
                 ratio_max = max(ratio_max, ratio[cut(counted)].max().item())
-                norms.append(step(run, s, self.actor_optimizer, total(token), rate, makes_step=u >= s["critic_warmup"] or not self.critic))
+                is_trained = u >= s["critic_warmup"] or not self.critic
+                norms.append(step(run, s, self.actor_optimizer, total(token), rate, is_trained))
                 figures["grad_norm"] = norms[-1]
                 if self.critic:
                     v, before, goal = self.critic.values(some), cut(old), cut(target)
@@ -490,8 +494,8 @@ def make(name, models):
     print(name, seed, *(f"{key} {exact[f'{u}.{key}'][0]:.3g}" for u in range(case["rounds"]) for key in shown), flush=True)
     worst = [max((q[kind], key) for key, q in quantities.items()) for kind in (1, 2)]
     print("   ", worst, flush=True)
-    return dict(name=name, model=case["model"], temperature=case["temperature"], max_tokens=case["max_tokens"], settings=case["settings"],
-                rounds=rounds, quantities=quantities)
+    kept = {key: case[key] for key in ("model", "temperature", "max_tokens", "settings")}
+    return dict(name=name, **kept, rounds=rounds, quantities=quantities)
 
 
 def main():
