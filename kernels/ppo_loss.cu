@@ -1,25 +1,28 @@
-// The clipped policy loss (PPO with dual clip, KL term and entropy bonus): gradients and the five weighted sums in one pass.
-// A token's arithmetic is in f64, as in the oracle: M is thousands, so this costs microseconds, and sums of differences keep their
-// digits. Block sums go out as partials; the host, which wants the statistics anyway, adds them in order. No more than that here.
+// The policy loss (PPO's clip with dual clip, or CISPO's; KL term and entropy bonus): gradients, six weighted sums and the greatest ratio
+// in one pass. A token's arithmetic is in f64, as in the oracle: M is thousands, so this costs microseconds, and sums of differences keep
+// their digits. Block sums go out as partials; the host, which wants the statistics anyway, adds them in order. No more than that here.
 #include "device.cuh"
 
 constexpr int THREADS = 256;
-enum { POLICY_LOSS, KL, ENTROPY, CLIP_FRACTION, APPROX_KL, SUMS };
+enum { POLICY_LOSS, KL_LOSS, KL, ENTROPY, CLIP_FRACTION, APPROX_KL, SUMS };
+// Log ratios and differences are held within this; outside they have no gradient.
+constexpr double MOST = 20.;
 
-struct Clip { float low, high, dual; };
+struct Clip { float low, high, dual; int is_cispo; };
+struct Policy { double loss, dlogp; bool is_clipped; };
 
-// The objective of one token, its derivative by logp, and whether a clip was in force. clip.dual 0: none.
-DEVICE void objective(const Clip& clip, double ratio, double advantage, double* value, double* derivative, bool* is_clipped) {
-  double plain = ratio * advantage;
-  double clipped = fmin(fmax(ratio, 1. - clip.low), 1. + clip.high) * advantage;
-  double floor = clip.dual * advantage;
-  if (clip.dual > 0. && advantage < 0. && fmin(plain, clipped) < floor) {
-    *value = floor, *derivative = 0., *is_clipped = true;
-  } else if (clipped < plain) {
-    *value = clipped, *derivative = 0., *is_clipped = true;
-  } else {
-    *value = plain, *derivative = plain, *is_clipped = false;
-  }
+// NaN stays NaN, which fmin and fmax would swallow.
+DEVICE double clamped(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+
+// The policy part of one token; `moves` is the derivative of the log ratio by logp. clip.dual 0: none.
+DEVICE Policy policy(const Clip& clip, double logp, double ratio, double moves, double advantage) {
+  double within = clamped(ratio, 1. - clip.low, 1. + clip.high);
+  double plain = -advantage * ratio, clipped = -advantage * within;
+  if (clip.is_cispo) return {clipped * logp, clipped, within != ratio};
+  bool is_clipped = clipped > plain;
+  double loss = is_clipped ? clipped : plain, most = -advantage * clip.dual;
+  bool is_bounded = clip.dual > 0. && advantage < 0. && loss > most;
+  return {is_bounded ? most : loss, is_clipped || is_bounded ? 0. : plain * moves, is_clipped};
 }
 
 // The estimate of one token (0: k1, 1: k2, 2: k3) and its derivative by logp, from d = logp - reference and
@@ -34,34 +37,42 @@ DEVICE void kl_estimate(int estimator, double d, double inverse, double* value, 
   }
 }
 
-// All (M); partials (blocks, SUMS).
+// All (M); partials (blocks, SUMS + 1), the greatest ratio last.
 KERNEL(256) ppo_loss(const float* logp, const float* entropy, const float* behaviour, const float* reference, const float* advantage,
-                     const float* weight, float* dlogp, float* dentropy, double* partials, i64 m, float clip_low, float clip_high,
-                     float dual_clip, int kl_estimator, float kl_coefficient, float entropy_coefficient) {
+                     const float* weight, float* dlogp, float* dentropy, double* partials, i64 m, int is_cispo, float clip_low,
+                     float clip_high, float dual_clip, int kl_estimator, float kl_coefficient, float entropy_coefficient) {
   SHARED(double, shared, THREADS / 32);
-  Clip clip = {clip_low, clip_high, dual_clip};
+  SHARED(float, shared_max, THREADS / 32);
+  Clip clip = {clip_low, clip_high, dual_clip, is_cispo};
   double sums[SUMS] = {};
+  float ratio_max = 0.f;
 #pragma unroll 1
   for (i64 i = (i64)blockIdx.x * THREADS + threadIdx.x; i < m; i += (i64)gridDim.x * THREADS) {
     double w = weight[i], now = logp[i], moved = now - behaviour[i], d = now - reference[i], ratio = 1., inverse = 1.;
+    double moves = fabs(moved) > MOST ? 0. : 1., kl_moves = fabs(d) > MOST ? 0. : 1.;
+    moved = clamped(moved, -MOST, MOST), d = clamped(d, -MOST, MOST);
 #pragma unroll 1
     for (int turn = 0; turn < 2; turn++) ratio = inverse, inverse = exp(turn ? -d : moved);  // one copy of exp: two are a call that spills
-    double value, derivative, kl, dkl;
-    bool is_clipped;
-    objective(clip, ratio, advantage[i], &value, &derivative, &is_clipped);
+    double kl, dkl;
+    Policy part = policy(clip, now, ratio, moves, advantage[i]);
     kl_estimate(kl_estimator, d, inverse, &kl, &dkl);
-    sums[POLICY_LOSS] -= w * value;
+    sums[POLICY_LOSS] += w * part.loss;
+    sums[KL_LOSS] += w * ratio * kl;
     sums[KL] += w * kl;
     sums[ENTROPY] += w * entropy[i];
-    sums[CLIP_FRACTION] += is_clipped ? w : 0.;
+    sums[CLIP_FRACTION] += part.is_clipped ? w : 0.;
     sums[APPROX_KL] += w * (ratio - 1. - moved);
-    dlogp[i] = (float)(w * ((double)kl_coefficient * dkl - derivative));
+    if (w > 0.) ratio_max = fmaxf(ratio_max, (float)ratio);
+    dlogp[i] = (float)(w * (part.dlogp + (double)kl_coefficient * ratio * dkl * kl_moves));
     dentropy[i] = (float)(-w * (double)entropy_coefficient);
   }
+  double* out = partials + (i64)blockIdx.x * (SUMS + 1);
 #pragma unroll
   for (int s = 0; s < SUMS; s++) {
     double total = block_sum<THREADS / 32>(sums[s], shared);
-    if (threadIdx.x == 0) partials[(i64)blockIdx.x * SUMS + s] = total;
+    if (threadIdx.x == 0) out[s] = total;
   }
+  ratio_max = block_max<THREADS / 32>(ratio_max, shared_max);
+  if (threadIdx.x == 0) out[SUMS] = ratio_max;
 }
 EXPORT(ppo_loss)

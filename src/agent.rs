@@ -2,12 +2,13 @@
 
 use crate::chat::ChatTemplate;
 use crate::config::Config;
-use crate::environment::{Environment, State, StepResult};
-use crate::error::Result;
+use crate::environment::{Environment, State, StepResult, Style};
+use crate::error::{Error, Result};
+use crate::message::Message;
 use crate::model::Policy;
 use crate::rollout::{Engine, Request};
 use crate::tokenizer::Tokenizer;
-use crate::trajectory::{Message, Step};
+use crate::trajectory::Step;
 
 /// Text to ids and back, as one model's conversations go.
 pub struct Dialog {
@@ -17,19 +18,30 @@ pub struct Dialog {
     pub template: ChatTemplate,
     /// Ids that end a reply; the first closes replies that are written for the model.
     pub stop: Vec<u32>,
+    unusable: Option<String>,
 }
 
 impl Dialog {
-    /// Of a tokenizer and its own template.
-    pub fn new(tokenizer: Tokenizer) -> Result<Self> {
-        let template = ChatTemplate::of(&tokenizer)?;
-        let stop = template.stop_ids(&tokenizer)?;
-        Ok(Self { tokenizer, template, stop })
+    /// Of a tokenizer and its own template, which gets `arguments` (such as `enable_thinking`) in every conversation.
+    pub fn new(tokenizer: Tokenizer, arguments: &toml::Table) -> Result<Self> {
+        let arguments = serde_json::to_value(arguments).ok().and_then(|v| v.as_object().cloned()).unwrap_or_default();
+        let template = ChatTemplate::of(&tokenizer)?.with_arguments(arguments);
+        let template = template.map_err(|e| e.context("chat.template_arguments"))?;
+        // A folder whose template fits no roll-out still serves whoever brings tokens.
+        let (stop, unusable) = match template.stop_ids(&tokenizer) {
+            Ok(stop) => (stop, None),
+            Err(why) => (tokenizer.eos_ids().to_vec(), Some(why.to_string())),
+        };
+        Ok(Self { tokenizer, template, stop, unusable })
     }
 
-    /// The ids from which a reply is sampled.
+    /// The ids from which a reply is sampled. Error: the template cannot render the conversation, or closes replies with no token that
+    /// would end one.
     pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.template.prompt_ids(messages, &self.tokenizer)
+        match &self.unusable {
+            Some(why) => Err(Error::content(why.clone())),
+            None => self.template.prompt_ids(messages, &self.tokenizer),
+        }
     }
 
     /// A reply's text: without the token that ends it.
@@ -57,6 +69,16 @@ pub struct Reply {
     pub ids: Vec<u32>,
     /// Log-probability of each id when it was sampled.
     pub logprobs: Vec<f32>,
+    /// True when it was cut off: it does not end with a token that ends replies.
+    pub is_truncated: bool,
+}
+
+/// What limits a prompt.
+#[derive(Debug, Clone, Copy)]
+enum Binding {
+    Positions,
+    Context,
+    Cache,
 }
 
 /// Samples actions for states.
@@ -72,16 +94,60 @@ impl<'a> Agent<'a> {
         Self { dialog, engine, config }
     }
 
-    /// What the agent sees in each state; the history is shortened to the context limit.
-    pub fn prompts(&self, environment: &Environment, states: &[&State]) -> Result<Vec<Prompt>> {
-        let limit = self.config.environment.context_limit.saturating_sub(self.config.sampling.max_tokens);
-        let one = |state: &&State| {
-            let count = |messages: &[Message]| self.dialog.prompt(messages).map_or(usize::MAX, |ids| ids.len());
-            let messages = environment.messages_within(state, &count, limit)?;
-            let ids = self.dialog.prompt(&messages)?;
-            Ok(Prompt { messages, ids })
+    /// What the agent sees in each state, its history shortened to the limit that binds where `samples` replies are asked for.
+    ///
+    /// # Errors
+    /// Those of the environment and of the chat template. A prompt that cannot be shortened enough is an answer: content, naming the limit.
+    pub fn prompts(&self, environment: &Environment, states: &[&State], samples: usize) -> Result<Vec<Result<Prompt>>> {
+        let (limit, binding) = self.prompt_limit(samples);
+        let count = |messages: &[Message]| Ok(self.dialog.prompt(messages)?.len());
+        let one = |state: &&State| match environment.messages_within(state, &count, limit)? {
+            Ok(messages) => Ok(Ok(Prompt { ids: self.dialog.prompt(&messages)?, messages })),
+            Err(tokens) => Ok(Err(self.too_long(&state.task, tokens, limit, binding))),
         };
         states.iter().map(one).collect()
+    }
+
+    /// The most tokens that a prompt may have, so that `samples` replies fit behind it, and what leaves no more.
+    fn prompt_limit(&self, samples: usize) -> (usize, Binding) {
+        let (reply, context) = (self.config.sampling.max_tokens, self.config.environment.context_limit);
+        let limits = [
+            (self.engine.positions().saturating_sub(reply), Binding::Positions),
+            (context.saturating_sub(reply), Binding::Context),
+            (self.engine.longest_prompt(samples, reply), Binding::Cache),
+        ];
+        let [first, rest @ ..] = limits;
+        rest.into_iter().fold(first, |least, next| if next.0 < least.0 { next } else { least })
+    }
+
+    /// What is said of a prompt that has `tokens` tokens when it is as short as can be.
+    fn too_long(&self, task: &str, tokens: usize, limit: usize, binding: Binding) -> Error {
+        let (reply, positions) = (self.config.sampling.max_tokens, self.engine.positions());
+        let (cause, remedy) = match binding {
+            Binding::Positions => (
+                format!("the model has {positions} positions"),
+                match positions.saturating_sub(tokens) {
+                    0 => "take a model with more positions".to_string(),
+                    left => format!("set sampling.max_tokens={left} or lower"),
+                },
+            ),
+            Binding::Context => (
+                format!("environment.context_limit is {}", self.config.environment.context_limit),
+                format!("set environment.context_limit={} or higher", tokens.saturating_add(reply)),
+            ),
+            Binding::Cache => (
+                format!("engine.cache_tokens is {}", self.config.engine.cache_tokens),
+                "raise it, or lower sampling.max_tokens or the number of samples".to_string(),
+            ),
+        };
+        let shorter = match self.config.environment.prompt {
+            Style::Full => ", or environment.prompt=compact",
+            Style::Compact => "",
+        };
+        Error::content(format!(
+            "the prompt of task {task} has {tokens} tokens at least and may have {limit}: {cause}, which a reply of \
+             sampling.max_tokens={reply} must fit in too; {remedy}{shorter}"
+        ))
     }
 
     /// `samples` replies to each prompt; `streams` name the random stream of each prompt.
@@ -104,6 +170,7 @@ impl<'a> Agent<'a> {
         let played = self.engine.generate(policy, &requests, &self.config.sampling, &self.dialog.stop)?;
         let reply = |sample: crate::rollout::Sample| Reply {
             text: self.dialog.text(&sample.ids),
+            is_truncated: !sample.ids.last().is_some_and(|id| self.dialog.stop.contains(id)),
             ids: sample.ids,
             logprobs: sample.logprobs,
         };

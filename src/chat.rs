@@ -1,25 +1,35 @@
 //! Chat templates (Jinja, as transformers renders them) and the tokens of a conversation with their loss mask. Knows no files.
 
+mod carried;
+mod dialect;
+mod python;
+
 use crate::error::{Error, Result};
+use crate::message::{Context, Conversation, Message};
 use crate::tokenizer::Tokenizer;
-use crate::trajectory::Message;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, ErrorKind, context};
-use regex::{Captures, Regex};
-use serde::Serialize;
-use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter, Serializer};
-use std::io::{self, Write};
+use dialect::Dialect;
+use minijinja::{Environment, ErrorKind};
+use python::chain;
+use serde_json::{Map, Value, json};
+use std::collections::HashSet;
+use std::sync::OnceLock;
 
 /// What a folder without a template of its own gets: ChatML.
 pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\
                           {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
+/// Names that a template gets from its caller, which are therefore no template arguments.
+const RESERVED: [&str; 5] = ["messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"];
+
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos: String,
-    eos: String,
+    sources: Vec<String>,
+    special: Map<String, Value>,
+    arguments: Map<String, Value>,
+    dialect: OnceLock<Dialect>,
+    unusable: Option<String>,
 }
 
 /// A conversation as tokens.
@@ -27,7 +37,7 @@ pub struct ChatTemplate {
 pub struct Masked {
     /// Token ids (T).
     pub ids: Vec<u32>,
-    /// (T): true where the agent produces the token: its replies, each with the token that ends it.
+    /// (T): true where the agent produces the token and learns it: its replies, each with the token that ends it.
     pub is_sampled: Vec<bool>,
 }
 
@@ -44,33 +54,125 @@ impl ChatTemplate {
                 Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
             },
         );
-        environment.add_function("strftime_now", strftime);
-        environment.add_filter("tojson", tojson);
-        environment
-            .add_template_owned("chat", without_generation_tags(source))
-            .map_err(|e| Error::content(format!("chat template: {}", chain(&e))))?;
-        Ok(Self { environment, bos: bos.to_string(), eos: eos.to_string() })
+        environment.add_function("strftime_now", python::strftime);
+        environment.add_filter("tojson", python::tojson);
+        let special = [("bos_token", bos), ("eos_token", eos)].map(|(key, token)| (key.to_string(), json!(token)));
+        let template = Self {
+            environment,
+            sources: vec![],
+            special: Map::from_iter(special),
+            arguments: Map::new(),
+            dialect: OnceLock::new(),
+            unusable: None,
+        };
+        template.with_source("default", source)
     }
 
-    /// The template of a tokenizer's folder; ChatML where it has none.
+    fn with_source(mut self, name: &'static str, source: &str) -> Result<Self> {
+        self.environment
+            .add_template_owned(name, python::without_generation_tags(source))
+            .map_err(|e| Error::content(format!("chat template: {}", chain(&e))))?;
+        self.sources.push(source.to_string());
+        Ok(self)
+    }
+
+    /// The template of a tokenizer's folder; ChatML where it has none. Where ChatML's marks are no tokens of this tokenizer either, every
+    /// rendering is an error that says so.
     pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
-        Self::new(
-            tokenizer.chat_template().unwrap_or(CHATML),
-            tokenizer.bos().unwrap_or_default(),
-            tokenizer.eos().unwrap_or_default(),
-        )
+        let source = tokenizer.chat_template();
+        let (bos, eos) = (tokenizer.bos().unwrap_or_default(), tokenizer.eos().unwrap_or_default());
+        let mut template = Self::new(source.unwrap_or(CHATML), bos, eos)?;
+        template.special.extend(tokenizer.special_tokens().iter().map(|(key, token)| (key.clone(), json!(token))));
+        if let Some(source) = tokenizer.tool_template() {
+            template = template.with_source("tool_use", source)?;
+        }
+        let is_token = |text: &str| tokenizer.encode(text).is_ok_and(|ids| ids.len() == 1);
+        if source.is_none() && !(is_token("<|im_start|>") && is_token("<|im_end|>")) {
+            template.unusable = Some(format!(
+                "{}: it has no chat template, and ChatML, which is taken then, needs the tokens <|im_start|> and <|im_end|>, which \
+                 this tokenizer does not have: put the model's own template there as chat_template.jinja",
+                tokenizer.folder().display()
+            ));
+        }
+        Ok(template)
+    }
+
+    /// The same with template arguments for every conversation, such as `enable_thinking`; a conversation's own win. Error: an argument
+    /// that is not one's to give.
+    pub fn with_arguments(mut self, arguments: Map<String, Value>) -> Result<Self> {
+        Self::check_arguments(&arguments)?;
+        self.arguments = arguments;
+        Ok(self)
+    }
+
+    /// Refuses arguments that every template gets from its caller.
+    pub fn check_arguments(arguments: &Map<String, Value>) -> Result<()> {
+        match arguments.keys().find(|key| RESERVED.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => Err(Error::content(format!(
+                "template argument `{key}` is set by the program itself; expected one that the chat template reads, such as \
+                 enable_thinking = false"
+            ))),
+        }
+    }
+
+    /// The arguments given with `with_arguments` that the template does not read.
+    pub fn unread_arguments(&self) -> Vec<&str> {
+        let read = self.variables();
+        self.arguments.keys().map(String::as_str).filter(|key| !read.contains(*key)).collect()
+    }
+
+    /// Names that the template looks up and does not set itself.
+    pub fn variables(&self) -> HashSet<String> {
+        self.environment.templates().flat_map(|(_, template)| template.undeclared_variables(false)).collect()
+    }
+
+    /// Whether the template's text has `key` as a field: `.key`, `'key'` or `"key"`.
+    pub fn reads_field(&self, key: &str) -> bool {
+        let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+        self.sources.iter().any(|source| {
+            let dotted = source.split('.').skip(1).any(|rest| rest.strip_prefix(key).is_some_and(ends));
+            dotted || source.contains(&format!("'{key}'")) || source.contains(&format!("\"{key}\""))
+        })
     }
 
     /// The text of a conversation, with the opening of the agent's reply behind it when asked for.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_with(messages, &Context::default(), add_generation_prompt)
+    }
+
+    /// The same with tools and template arguments.
+    pub fn render_with(&self, messages: &[Message], context: &Context, add_generation_prompt: bool) -> Result<String> {
+        if let Some(why) = &self.unusable {
+            return Err(Error::content(why.clone()));
+        }
+        let messages = messages.iter().map(|message| self.dialect().value(message)).collect();
+        self.text(messages, context, add_generation_prompt)
+    }
+
+    /// As `render_with`, of messages as they are. Names are those that transformers gives.
+    fn text(&self, messages: Value, context: &Context, add_generation_prompt: bool) -> Result<String> {
         let fail = |e: minijinja::Error| Error::content(format!("chat template: {}", chain(&e)));
-        let template = self.environment.get_template("chat").map_err(fail)?;
-        template
-            .render(context! {
-                messages => messages, add_generation_prompt => add_generation_prompt,
-                bos_token => self.bos, eos_token => self.eos, tools => (), documents => (),
-            })
-            .map_err(fail)
+        let named = if context.tools.is_some() { self.environment.get_template("tool_use").ok() } else { None };
+        let template = named.map_or_else(|| self.environment.get_template("default"), Ok).map_err(fail)?;
+        let mut values = Map::from_iter([("documents".to_string(), Value::Null)]);
+        for more in [&self.special, &self.arguments, &context.arguments] {
+            values.extend(more.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        values.insert("messages".to_string(), messages);
+        values.insert("tools".to_string(), json!(context.tools));
+        values.insert("add_generation_prompt".to_string(), json!(add_generation_prompt));
+        template.render(minijinja::Value::from_serialize(&values)).map_err(fail)
+    }
+
+    fn dialect(&self) -> &Dialect {
+        self.dialect.get_or_init(|| Dialect::of(&|messages| self.text(messages, &Context::default(), false).ok()))
+    }
+
+    /// Whether the arguments of a call are handed over in another form (object, JSON text) than they are written in, because the template
+    /// only reads that one.
+    pub fn converts(&self, arguments: &Value) -> bool {
+        self.dialect().converts(arguments)
     }
 
     /// The tokens from which the agent's next reply is sampled.
@@ -78,47 +180,60 @@ impl ChatTemplate {
         tokenizer.encode(&self.render(messages, true)?)
     }
 
-    /// Ids at which a reply ends: the tokenizer's eos ids and the special token with which this template closes a reply. (A base
-    /// model's eos is often another one than its template's: Qwen2.5 has `<|endoftext|>` and `<|im_end|>`.)
+    /// Ids at which a reply ends: the tokenizer's eos ids and the token with which this template closes a reply. (A base model's eos is
+    /// often another one than its template's: Qwen2.5 has `<|endoftext|>` and `<|im_end|>`.) Error: replies are closed by no such token,
+    /// so a roll-out would not stop.
     pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let mut ids = tokenizer.eos_ids().to_vec();
         let probe = [Message::new("user", "ask"), Message::new("assistant", "answer")];
         let text = self.render(&probe, false)?;
         let tail = text.rsplit_once("answer").map_or("", |(_, tail)| tail);
-        if let Some(&closing) = tokenizer.encode(tail)?.iter().find(|&&id| tokenizer.is_special(id))
-            && !ids.contains(&closing)
-        {
-            ids.push(closing);
+        // A mark that is one token though nobody declared it: what stands behind the reply, whole.
+        let is_mark = |id: u32| {
+            let token = tokenizer.decode(&[id]);
+            let token = token.trim();
+            token.len() > 2 && token.starts_with(['<', '[']) && tail.trim() == token
+        };
+        let behind = tokenizer.encode(tail)?;
+        let closing = behind.iter().find(|&&id| ids.contains(&id) || tokenizer.is_added(id) || is_mark(id));
+        match closing {
+            Some(&closing) if !ids.contains(&closing) => ids.push(closing),
+            Some(_) => {}
+            None => return Err(unclosed(tail, tokenizer)),
         }
         Ok(ids)
     }
 
-    /// The tokens of a conversation and where the agent produced them: one sequence, or more where the template rewrites earlier messages
+    /// The tokens of a conversation and where the agent learns them: one sequence, or more where the template rewrites earlier messages
     /// once others follow (reasoning models drop the thoughts of earlier replies). Then each reply is learnt behind the prompt that it
-    /// would be sampled from: a new sequence begins at every reply whose prompt does not continue the sequence before. Messages after the last
-    /// reply are left out.
+    /// would be sampled from: a new sequence begins at every reply whose prompt does not continue the sequence before. Messages after the
+    /// last reply that is learnt are left out.
     ///
     /// A reply is what `messages[..=i]` adds to `messages[..i]` with generation prompt, cut behind its last token of `stop_ids`
     /// (templates write a line break there that nobody samples). The boundary is one of tokens too, as it is when sampling: no
-    /// token spans it. A reply that is not rendered behind its prompt is an error that names the message.
+    /// token spans it. Errors name the message: a reply that is not rendered behind its prompt, or not closed by a token of `stop_ids`;
+    /// a text, thought, tool or call that the template leaves out.
     pub fn render_with_mask(
         &self,
-        messages: &[Message],
+        conversation: &Conversation,
         tokenizer: &Tokenizer,
         stop_ids: &[u32],
     ) -> Result<Vec<Masked>> {
+        let Conversation { messages, is_learnt, context } = conversation;
         let mut sequences: Vec<Masked> = Vec::new();
         let mut text = String::new();
-        for (i, _) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
+        for (i, _) in is_learnt.iter().enumerate().filter(|(_, learnt)| **learnt) {
             let at = |e: Error| e.context(format!("message {i}"));
-            let prompt = self.render(&messages[..i], true).map_err(at)?;
-            let whole = self.render(&messages[..=i], false).map_err(at)?;
+            let prompt = self.render_with(&messages[..i], context, true).map_err(at)?;
+            let whole = self.render_with(&messages[..=i], context, false).map_err(at)?;
             if !whole.starts_with(&prompt) {
                 return Err(Error::content(format!(
                     "chat template, message {i} (assistant): the reply is not rendered behind the generation prompt; a loss mask needs \
-                     a template whose `add_generation_prompt` writes what a reply begins with"
+                     a template whose `add_generation_prompt` writes what a reply begins with, and template arguments (such as \
+                     enable_thinking) that fit the reply"
                 )));
             }
+            self.check_reply(conversation, i, &prompt, &whole)?;
             let mut masked = match sequences.pop() {
                 Some(masked) if prompt.starts_with(&text) => masked,
                 before => {
@@ -131,15 +246,34 @@ impl ChatTemplate {
             masked.is_sampled.resize(masked.ids.len(), false);
             masked.extend(&prompt, &whole, tokenizer)?;
             let reply = &masked.ids[masked.is_sampled.len()..];
-            let sampled = reply.iter().rposition(|id| stop_ids.contains(id)).map_or(reply.len(), |end| end + 1);
-            masked.is_sampled.resize(masked.is_sampled.len() + sampled, true);
+            let end = reply.iter().rposition(|id| stop_ids.contains(id));
+            let Some(end) = end.filter(|&end| tokenizer.decode(&reply[end + 1..]).trim().is_empty()) else {
+                return Err(at(unclosed(&whole[prompt.len()..], tokenizer)));
+            };
+            masked.is_sampled.resize(masked.is_sampled.len() + end + 1, true);
             masked.is_sampled.resize(masked.ids.len(), false);
             sequences.push(masked);
             text = whole;
         }
+        if let Some(last) = is_learnt.iter().rposition(|&learnt| learnt) {
+            self.check_prompt(conversation, last)?;
+        }
         sequences.iter_mut().for_each(Masked::trim);
         Ok(sequences)
     }
+}
+
+/// The error of a template whose replies end in `text` and not in a token that stops a roll-out.
+fn unclosed(text: &str, tokenizer: &Tokenizer) -> Error {
+    let stops: Vec<String> = tokenizer.eos_ids().iter().map(|&id| format!("{:?}", tokenizer.decode(&[id]))).collect();
+    let tail: String = text.chars().skip(text.chars().count().saturating_sub(20)).collect();
+    Error::content(format!(
+        "chat template of {}: a reply ends in {tail:?}, not in a token that ends a roll-out (eos is {}), so a model that learns it would \
+         never stop: write {{{{ eos_token }}}} or another token of this tokenizer behind each reply in chat_template.jinja, or use the \
+         template that came with this tokenizer",
+        tokenizer.folder().display(),
+        if stops.is_empty() { "not named".to_string() } else { stops.join(", ") }
+    ))
 }
 
 impl Masked {
@@ -161,82 +295,6 @@ impl Masked {
         self.ids.truncate(end);
         self.is_sampled.truncate(end);
     }
-}
-
-/// `{% generation %}` and `{% endgeneration %}`, with which templates mark replies for transformers, as a block that is always there; where
-/// they strip white space, it does.
-fn without_generation_tags(source: &str) -> String {
-    let Ok(tags) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else { return source.to_string() };
-    let block =
-        |c: &Captures| format!("{{%{} {} {}%}}", &c[1], if c.get(2).is_some() { "endif" } else { "if true" }, &c[3]);
-    tags.replace_all(source, block).into_owned()
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, which is what transformers gives templates under this name.
-fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
-    let indent = indent.map_or_else(|| options.get::<Option<Value>>("indent"), |indent| Ok(Some(indent)))?;
-    let indent = indent.filter(|i| !i.is_none()).map(usize::try_from).transpose()?;
-    options.assert_all_used()?;
-    let mut text = Vec::new();
-    let written = match indent.map(|n| " ".repeat(n)) {
-        Some(indent) => {
-            let lines = PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut Serializer::with_formatter(&mut text, lines))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut text, Spaced(CompactFormatter))),
-    };
-    let wrong = |e: &dyn std::fmt::Display| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"));
-    written.map_err(|e| wrong(&e))?;
-    Ok(Value::from(String::from_utf8(text).map_err(|e| wrong(&e))?))
-}
-
-/// JSON in one line as Python writes it: a space behind `,` and `:`.
-struct Spaced(CompactFormatter);
-
-impl Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.0.begin_array_value(writer, first)?;
-        if first { Ok(()) } else { writer.write_all(b" ") }
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.0.begin_object_key(writer, first)?;
-        if first { Ok(()) } else { writer.write_all(b" ") }
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.0.begin_object_value(writer)?;
-        writer.write_all(b" ")
-    }
-}
-
-/// An error of minijinja with its causes, in one line.
-fn chain(error: &minijinja::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-/// `strftime_now` of transformers on one fixed day, the one Llama 3 falls back to: a prompt must not depend on the day of the run.
-fn strftime(format: &str) -> String {
-    let fields = [
-        ("%d", "26"),
-        ("%m", "07"),
-        ("%b", "Jul"),
-        ("%B", "July"),
-        ("%Y", "2024"),
-        ("%y", "24"),
-        ("%a", "Fri"),
-        ("%A", "Friday"),
-        ("%H", "00"),
-        ("%M", "00"),
-        ("%S", "00"),
-    ];
-    fields.iter().fold(format.to_string(), |text, (field, value)| text.replace(field, value))
 }
 
 #[cfg(test)]
@@ -298,7 +356,7 @@ mod tests {
         let check = |source: &str, expected: &[&str]| {
             let template = ChatTemplate::new(source, "<s>", "<|im_end|>").unwrap();
             let stop = template.stop_ids(&tokenizer).unwrap();
-            let masked = template.render_with_mask(&talk(), &tokenizer, &stop).unwrap().remove(0);
+            let masked = template.render_with_mask(&talk().into(), &tokenizer, &stop).unwrap().remove(0);
             assert_eq!(sampled(&masked, &tokenizer), expected);
             let prompt = template.prompt_ids(&talk()[..2], &tokenizer).unwrap();
             assert_eq!(masked.ids[..prompt.len()], prompt, "trained on what is sampled from");
@@ -325,7 +383,8 @@ mod tests {
         let template = ChatTemplate::of(&tokenizer).unwrap();
         let mut longer = talk();
         longer.push(Message::new("user", "three?"));
-        let mask = |messages: &[Message]| template.render_with_mask(messages, &tokenizer, &[257]).unwrap();
+        let mask =
+            |messages: &[Message]| template.render_with_mask(&messages.to_vec().into(), &tokenizer, &[257]).unwrap();
         assert_eq!(mask(&longer), mask(&talk()));
         assert!(mask(&longer[..2]).is_empty(), "no reply, no tokens");
     }
@@ -337,7 +396,7 @@ mod tests {
                          {% if add_generation_prompt %}assistant:{% endif %}";
         let tokenizer = byte_tokenizer(&[]);
         let template = ChatTemplate::new(forgetful, "", "").unwrap();
-        let sequences = template.render_with_mask(&talk()[1..], &tokenizer, &[257]).unwrap();
+        let sequences = template.render_with_mask(&talk()[1..].to_vec().into(), &tokenizer, &[257]).unwrap();
         let texts: Vec<String> = sequences.iter().map(|m| tokenizer.decode(&m.ids)).collect();
         let first = "user:one?<|im_end|>assistant:1<|im_end|>";
         assert_eq!(texts, [first, "user:one?<|im_end|>assistant:<|im_end|>user:two?<|im_end|>assistant:2\n<|im_end|>"]);
@@ -350,7 +409,7 @@ mod tests {
         let tokenizer = byte_tokenizer(&[]);
         let no_prompt = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}GO{% endif %}";
         let template = ChatTemplate::new(no_prompt, "", "").unwrap();
-        let error = template.render_with_mask(&talk(), &tokenizer, &[257]).unwrap_err();
+        let error = template.render_with_mask(&talk().into(), &tokenizer, &[257]).unwrap_err();
         assert!(error.to_string().contains("message 2") && error.to_string().contains("generation prompt"), "{error}");
     }
 

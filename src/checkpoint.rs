@@ -1,36 +1,24 @@
 //! Models, adapters and optimizers in folders, and checkpoints that appear whole: Hugging Face and PEFT layouts.
 
+mod folder;
+mod hugging_face;
 mod peft;
 
-pub use peft::{load_adapter, save_adapter};
+pub use folder::{adapter_folder, check_model};
+pub use hugging_face::{load_model, read_config, read_config_with_notes, stored_dtype};
+pub use peft::{load_adapter, open_adapter, save_adapter};
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::files::{self, write_whole};
 use crate::model::Model;
-use crate::model::config::ModelConfig;
 use crate::optimizer::Optimizer;
 use crate::tensor::{DType, Tensor};
 use crate::weights::{self, WeightMap};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
-
-/// Loads the Hugging Face folder `dir`: config.json and safetensors. Weights stay in the map, in the type they are stored in.
-/// Returns notes for the user too (tensors that had to be copied). Errors name file, key or tensor.
-pub fn load_model(be: &dyn Backend, dir: &Path) -> Result<(Model, Vec<String>)> {
-    let config = read_config(dir)?;
-    let map = WeightMap::open(dir)?;
-    let mut host = |name: &str, shape: &[usize]| be.place(map.get(name, shape)?);
-    let model = Model::new(be, config, &mut host)?;
-    Ok((model, map.notes()))
-}
-
-/// The configuration in `dir`/config.json.
-pub fn read_config(dir: &Path) -> Result<ModelConfig> {
-    let path = dir.join("config.json");
-    ModelConfig::from_json(&read_text(&path)?, &path)
-}
+use std::time::SystemTime;
 
 /// Writes config.json and model.safetensors to the folder `dir` (made when missing), the weights in `dtype`: f32, f16 or bf16.
 pub fn save_model(dir: &Path, model: &Model, dtype: DType) -> Result<()> {
@@ -87,7 +75,8 @@ pub fn load_optimizer(be: &dyn Backend, path: &Path, optimizer: &mut Optimizer) 
 const STATE: &str = "state.json";
 
 /// Publishes the checkpoint `root`/step-XXXXXXXX: `write` puts what it likes (adapters, optimizers) into the folder it is given,
-/// `state` becomes state.json, and the folder gets its name when all of it is on disk. Then only the newest `keep` stay (at least one).
+/// `state` becomes state.json, and the folder gets its name when all of it is on disk. Then only the `keep` that were written last stay,
+/// this one in any case.
 /// Errors leave older checkpoints as they were.
 pub fn save_checkpoint(
     root: &Path,
@@ -116,10 +105,21 @@ pub fn save_checkpoint(
     rename(&temporary, &target)?;
     files::sync_folder(root)?;
     remove_folder(&old)?;
-    let mut all = checkpoints(root)?;
-    all.truncate(all.len().saturating_sub(keep.max(1)));
-    all.iter().try_for_each(|(_, folder)| remove_folder(folder))?;
+    let mut others: Vec<(SystemTime, u64, PathBuf)> = checkpoints(root)?
+        .into_iter()
+        .filter(|(_, folder)| *folder != target)
+        .map(|(step, folder)| (written(&folder), step, folder))
+        .collect();
+    others.sort();
+    others.truncate(others.len().saturating_sub(keep.max(1) - 1));
+    others.iter().try_for_each(|(_, _, folder)| remove_folder(folder))?;
     Ok(target)
+}
+
+/// When a checkpoint's state was written. One whose time cannot be told counts as the oldest.
+fn written(checkpoint: &Path) -> SystemTime {
+    let time = std::fs::metadata(checkpoint.join(STATE)).and_then(|state| state.modified());
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// The newest checkpoint under `root` and its step; `None` when there is none.
@@ -152,19 +152,22 @@ fn checkpoints(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Copies what a model folder holds beside weights and configuration (tokenizer, chat template, generation settings).
+/// The files that a model folder may hold beside weights and configuration: tokenizer, chat template, generation settings.
+pub const TEXT_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
+/// Copies [`TEXT_FILES`], those that are there.
 pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
-    for name in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "generation_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-        "tokenizer.model",
-    ] {
+    for name in TEXT_FILES {
         let path = from.join(name);
         if path.exists() {
             let bytes = std::fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;

@@ -1,13 +1,18 @@
 //! Settings: every one stands in data/config/default.toml; a file and `section.key=value` overrides are laid over it.
 //! No setting has a default in code, and none is read from the environment.
 
+use crate::backend::KlEstimator;
 use crate::environment::{ReplyFormat, Style};
 use crate::error::{Error, Result};
 use crate::model::Recompute;
+use crate::optimizer;
 use crate::reward::{self, Case, Form};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
+
+mod check;
 
 /// The defaults, as text: the reference of all settings.
 pub const DEFAULTS: &str = include_str!("../data/config/default.toml");
@@ -25,7 +30,7 @@ macro_rules! section {
 section! {
     /// A whole run's settings.
     Config {
-        run: Run, tasks: Tasks, environment: Environment, reward: Reward, sampling: Sampling, engine: Engine, lora: Lora,
+        run: Run, tasks: Tasks, chat: Chat, environment: Environment, reward: Reward, sampling: Sampling, engine: Engine, lora: Lora,
         sft: Sft, rl: Rl, eval: Eval, collect: Collect, pretrain: Pretrain,
     }
 }
@@ -42,6 +47,10 @@ section! {
     Tasks { dir: PathBuf, ideas: PathBuf, expert: PathBuf, names: Vec<String> }
 }
 section! {
+    /// `[chat]`
+    Chat { template_arguments: Table }
+}
+section! {
     /// `[environment]`
     Environment {
         prompt: Style, format: ReplyFormat, max_steps: usize, episode_seconds: f64, observation_limit: usize,
@@ -50,7 +59,7 @@ section! {
 }
 section! {
     /// `[reward]`
-    Reward { form: Form, clip: f64 }
+    Reward { form: Form, clip: f64, flagged: Flagged }
 }
 section! {
     /// `[sampling]`
@@ -68,19 +77,22 @@ section! {
     /// `[sft]`
     Sft {
         epochs: usize, learning_rate: f32, schedule: Schedule, warmup: usize, batch_tokens: usize, micro_tokens: usize,
-        max_tokens: usize, weight_decay: f32, max_norm: f32, full: bool, recompute: Recompute, validation_share: f64,
+        max_tokens: usize, beta1: f32, beta2: f32, weight_decay: f32, max_norm: f32, full: bool, recompute: Recompute, validation_share: f64,
+        save_dtype: SaveDtype,
     }
 }
 section! {
     /// `[rl]`
     Rl {
         algorithm: Algorithm, steps: usize, states: usize, samples: usize, initial_share: f64, refresh_share: f64,
-        learning_rate: f32, critic_learning_rate: f32, epochs: usize, minibatches: usize, micro_tokens: usize,
-        recompute: Recompute,
-        clip_low: f32, clip_high: f32, dual_clip: f32, value_clip: f32, gamma: f32, lambda: f32, kl_in: KlIn,
-        kl_estimator: crate::backend::KlEstimator, kl_coefficient: f32, entropy_coefficient: f32, whiten: bool,
-        group_epsilon: f32, group_deviation: bool, loss_average: LossAverage, reply_scale: f32, max_norm: f32,
-        critic_warmup: usize,
+        learning_rate: f32, critic_learning_rate: f32, schedule: Schedule, warmup: usize, beta1: f32, beta2: f32,
+        weight_decay: f32, max_norm: f32,
+        epochs: usize, minibatches: usize, target_kl: f32, micro_tokens: usize, recompute: Recompute,
+        objective: Objective, clip_low: f32, clip_high: f32, dual_clip: f32, value_clip: f32, gamma: f32, lambda: f32,
+        kl_in: KlIn, kl_estimator: KlEstimator, kl_coefficient: f32, entropy_coefficient: f32, whiten: bool,
+        group_baseline: GroupBaseline, group_deviation: GroupDeviation, group_epsilon: f32, drop_dead_groups: bool,
+        overlong: Overlong, overlong_penalty: f32, overlong_buffer: usize, loss_average: LossAverage,
+        reply_scale: f32, critic_warmup: usize,
     }
 }
 section! {
@@ -149,11 +161,35 @@ impl From<Device> for String {
 
 choice! {
     /// Learning-rate schedule after the warm-up.
-    Schedule { Cosine, Constant }
+    Schedule { Constant, Cosine, Linear }
+}
+choice! {
+    /// The type that fully trained weights are written in.
+    SaveDtype { Base, Bf16, F16, F32 }
 }
 choice! {
     /// How advantages are made.
     Algorithm { Ppo, Grpo }
+}
+choice! {
+    /// What clips the policy loss: PPO's token ratios, CISPO's weights, or GSPO's sequence ratios.
+    Objective { Clip, Cispo, Gspo }
+}
+choice! {
+    /// What a reply's score is compared with.
+    GroupBaseline { Mean, LeaveOneOut }
+}
+choice! {
+    /// What group advantages are divided by.
+    GroupDeviation { Group, Batch, None }
+}
+choice! {
+    /// What becomes of replies that reach the limit of their tokens.
+    Overlong { Keep, Mask, Penalise, Soft }
+}
+choice! {
+    /// What a submission that looks suspicious earns.
+    Flagged { Full, Neutral }
 }
 choice! {
     /// Where the KL to the reference enters.
@@ -164,19 +200,67 @@ choice! {
     LossAverage { Token, Sample, Reply }
 }
 
+impl Schedule {
+    /// The schedule of a run of `steps` steps, `warmup` of them warming up.
+    pub fn over(self, warmup: usize, steps: usize) -> optimizer::Schedule {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (warmup, total) = (count(warmup), count(steps));
+        match self {
+            Schedule::Constant => optimizer::Schedule::Constant { warmup },
+            Schedule::Cosine => optimizer::Schedule::Cosine { warmup, total, floor: 0.0 },
+            Schedule::Linear => optimizer::Schedule::Linear { warmup, total },
+        }
+    }
+}
+
 impl Reward {
-    /// The reward of a step by these settings.
-    pub fn of(&self, case: Case, share: f64) -> f64 {
+    /// The reward of a step by these settings; `is_flagged`: its submission looks suspicious.
+    pub fn of(&self, case: Case, share: f64, is_flagged: bool) -> f64 {
+        let case =
+            if is_flagged && case == Case::Edit && self.flagged == Flagged::Neutral { Case::Neutral } else { case };
         reward::reward(self.form, case, share, (self.clip > 0.0).then_some(self.clip))
+    }
+}
+
+/// The settings file the program brings for its quickstart. Its keys stand for several algorithms: none is noted as doing nothing.
+const BUNDLED: &str = "data/config/quickstart.toml";
+
+/// Where each key that was given got its value.
+#[derive(Default)]
+struct Origins(BTreeMap<String, Origin>);
+
+struct Origin {
+    /// `run.toml, line 3` or `override \`gamma=7\``.
+    place: String,
+    is_override: bool,
+}
+
+impl Origins {
+    /// `text` with the places where `keys` were given in front, as an error of whoever gave them.
+    fn error(&self, keys: &[&str], text: &str) -> Error {
+        let given: Vec<&Origin> = keys.iter().filter_map(|key| self.0.get(*key)).collect();
+        let places: Vec<&str> = given.iter().map(|origin| origin.place.as_str()).collect();
+        let text = if places.is_empty() { text.to_string() } else { format!("{}: {text}", places.join(", ")) };
+        if given.iter().any(|origin| origin.is_override) { Error::usage(text) } else { Error::content(text) }
     }
 }
 
 impl Config {
     /// Defaults, then `layers` (name, TOML text) in order, then overrides `section.key=value` (a bare key belongs to
-    /// `section`). Errors name the file and line or the override, what was expected and a valid value.
+    /// `section`, that of the command). Settings are checked together when all are known. Errors name the file and line or the override,
+    /// what was expected and a valid value.
     pub fn load(layers: &[(String, String)], overrides: &[String], section: &str) -> Result<Self> {
+        Ok(Self::load_noting(layers, overrides, section)?.0)
+    }
+
+    /// `load`, and a note for each setting that was given and does nothing beside the others.
+    pub fn load_noting(
+        layers: &[(String, String)],
+        overrides: &[String],
+        section: &str,
+    ) -> Result<(Self, Vec<String>)> {
         let defaults: Table = DEFAULTS.parse().map_err(|e| Error::system(format!("data/config/default.toml: {e}")))?;
-        let mut merged = defaults.clone();
+        let (mut merged, mut origins, mut telling) = (defaults.clone(), Origins::default(), vec![]);
         for (name, text) in layers {
             let table: Table = text.parse().map_err(|e| Error::content(format!("{name}: {e}")))?;
             for (section, value) in &table {
@@ -195,10 +279,17 @@ impl Config {
                     )));
                 }
                 for (key, value) in entries {
-                    set(&mut merged, &defaults, section, key, value.clone()).map_err(|e| e.context(place(key)))?;
+                    let path =
+                        set(&mut merged, &defaults, section, key, value.clone()).map_err(|e| e.context(place(key)))?;
+                    // A run's own config.toml gives every key: only what differs from the defaults says something.
+                    let differs =
+                        merged.get(section).and_then(|t| t.get(key)) != defaults.get(section).and_then(|t| t.get(key));
+                    if differs && !Path::new(name).ends_with(BUNDLED) {
+                        telling.push(path.clone());
+                    }
+                    origins.0.insert(path, Origin { place: place(key), is_override: false });
                 }
             }
-            Self::from_table(&merged).map_err(|e| e.context(name))?;
         }
         for text in overrides {
             let Some((path, value)) = text.split_once('=') else {
@@ -210,12 +301,14 @@ impl Config {
             let (section, key) = path.trim().split_once('.').unwrap_or((section, path.trim()));
             let value = format!("v = {}", value.trim()).parse::<Table>().ok().and_then(|t| t.get("v").cloned());
             let value = value.unwrap_or_else(|| Value::String(text[path.len() + 1..].trim().to_string()));
-            let applied = set(&mut merged, &defaults, section, key, value);
-            applied
-                .and_then(|()| Self::from_table(&merged).map(drop))
+            let path = set(&mut merged, &defaults, section, key, value)
                 .map_err(|e| Error::usage(format!("override `{text}`: {e}")))?;
+            telling.push(path.clone());
+            origins.0.insert(path, Origin { place: format!("override `{text}`"), is_override: true });
         }
-        Self::from_table(&merged)
+        let config = Self::checked(&merged, &origins, section)?;
+        let notes = if section == "rl" { config.notes(&telling, &origins) } else { vec![] };
+        Ok((config, notes))
     }
 
     /// The settings as TOML, as they are written beside the results.
@@ -223,73 +316,37 @@ impl Config {
         toml::to_string(self).map_err(|e| Error::system(format!("writing the configuration: {e}")))
     }
 
-    fn from_table(table: &Table) -> Result<Self> {
+    /// The settings in `table`, their types, ranges and combinations checked for a command of `section`.
+    fn checked(table: &Table, origins: &Origins, section: &str) -> Result<Self> {
+        if let Some((key, value)) = check::not_finite(table) {
+            return Err(origins.error(&[&key], &format!("{key} = {value}: expected a finite number")));
+        }
+        let fault = |fault: check::Fault| Err(origins.error(&fault.keys, &fault.text));
+        if let Some(found) = check::ranges(table) {
+            return fault(found);
+        }
         let config: Self = serde_path_to_error::deserialize(Value::Table(table.clone())).map_err(|e| {
             let path = e.path().to_string();
-            Error::content(format!("{path}: {}", e.into_inner().message()))
+            let key = path.split(['.', '[']).take(2).collect::<Vec<_>>().join(".");
+            origins.error(&[&key], &format!("{path}: {}", e.into_inner().message()))
         })?;
-        config.check()?;
-        Ok(config)
+        check::combinations(&config, section).map_or(Ok(config), fault)
     }
 
-    /// Ranges that types cannot say.
-    fn check(&self) -> Result<()> {
-        let (sft, rl, sampling, engine) = (&self.sft, &self.rl, &self.sampling, &self.engine);
-        let positive = [
-            ("rl.steps", rl.steps),
-            ("rl.states", rl.states),
-            ("rl.samples", rl.samples),
-            ("rl.epochs", rl.epochs),
-            ("rl.minibatches", rl.minibatches),
-            ("rl.micro_tokens", rl.micro_tokens),
-            ("sft.batch_tokens", sft.batch_tokens),
-            ("sft.micro_tokens", sft.micro_tokens),
-            ("lora.rank", self.lora.rank),
-            ("sampling.max_tokens", sampling.max_tokens),
-            ("engine.block_size", engine.block_size),
-            ("engine.cache_tokens", engine.cache_tokens),
-            ("engine.prefill_tokens", engine.prefill_tokens),
-            ("engine.max_running", engine.max_running),
-            ("eval.trajectories", self.eval.trajectories),
-            ("environment.max_steps", self.environment.max_steps),
-            ("run.checkpoint_every", self.run.checkpoint_every),
-            ("run.keep", self.run.keep),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(Error::content(format!("{key} = 0: expected a whole number above 0, for example 8")));
-        }
-        let shares = [
-            ("rl.initial_share", rl.initial_share),
-            ("rl.refresh_share", rl.refresh_share),
-            ("sft.validation_share", sft.validation_share),
-            ("collect.other_share", self.collect.other_share),
-        ];
-        if let Some((key, value)) = shares.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
-            return Err(Error::content(format!("{key} = {value}: expected a share from 0 to 1, for example 0.3")));
-        }
-        let rates = [
-            ("sft.learning_rate", sft.learning_rate),
-            ("rl.learning_rate", rl.learning_rate),
-            ("rl.critic_learning_rate", rl.critic_learning_rate),
-            ("sampling.temperature", sampling.temperature),
-            ("rl.kl_coefficient", rl.kl_coefficient),
-            ("sft.max_norm", sft.max_norm),
-            ("rl.max_norm", rl.max_norm),
-        ];
-        if let Some((key, value)) = rates.iter().find(|(_, value)| !value.is_finite() || *value < 0.0) {
-            return Err(Error::content(format!("{key} = {value}: expected a finite number of at least 0")));
-        }
-        if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
-            let p = sampling.top_p;
-            return Err(Error::content(format!("sampling.top_p = {p}: expected a number in (0, 1], for example 1.0")));
-        }
-        if rl.algorithm == Algorithm::Grpo && rl.samples < 2 {
-            return Err(Error::content(
-                "rl.samples = 1 with rl.algorithm = \"grpo\": a group needs 2 or more samples, for example 8",
-            ));
-        }
-        Ok(())
+    /// A note for each of the keys `telling` that does nothing.
+    fn notes(&self, telling: &[String], origins: &Origins) -> Vec<String> {
+        let idle = check::idle(self);
+        let note = |(key, why): &(&str, String)| {
+            let place = origins.0.get(*key).map(|origin| origin.place.as_str()).unwrap_or_default();
+            format!("{key} does nothing with {why} ({place})")
+        };
+        idle.iter().filter(|(key, _)| telling.iter().any(|given| given == key)).map(note).collect()
     }
+}
+
+/// A setting's word as it is written in TOML.
+fn word(value: &impl Serialize) -> String {
+    Value::try_from(value).ok().and_then(|value| value.as_str().map(String::from)).unwrap_or_default()
 }
 
 fn keys(table: &Table) -> String {
@@ -301,8 +358,8 @@ fn example(defaults: &Table, section: &str) -> String {
     entry.map_or_else(|| "seed=1".to_string(), |(k, v)| format!("{k}={v}"))
 }
 
-/// Puts one value in, when the key exists and its type is the default's (whole numbers serve as floats).
-fn set(merged: &mut Table, defaults: &Table, section: &str, key: &str, value: Value) -> Result<()> {
+/// Puts one value in, when the key exists and its type is the default's (whole numbers serve as floats). Returns section.key.
+fn set(merged: &mut Table, defaults: &Table, section: &str, key: &str, value: Value) -> Result<String> {
     let Some(known) = defaults.get(section).and_then(Value::as_table) else {
         return Err(Error::content(format!("unknown section `{section}`; sections are {}", keys(defaults))));
     };
@@ -311,6 +368,8 @@ fn set(merged: &mut Table, defaults: &Table, section: &str, key: &str, value: Va
     };
     let value = match (default, value) {
         (Value::Float(_), Value::Integer(n)) => Value::Float(n as f64),
+        // JSON is what chat templates' arguments are written in elsewhere.
+        (Value::Table(_), Value::String(s)) => serde_json::from_str(&s).map_or(Value::String(s), Value::Table),
         (Value::Array(_), Value::String(s)) => Value::Array(s.split(',').map(|x| x.trim().into()).collect()),
         (_, value) => value,
     };
@@ -324,7 +383,7 @@ fn set(merged: &mut Table, defaults: &Table, section: &str, key: &str, value: Va
     if let Some(Value::Table(table)) = merged.get_mut(section) {
         table.insert(key.to_string(), value);
     }
-    Ok(())
+    Ok(format!("{section}.{key}"))
 }
 
 /// The line (from 1) on which a section's key is set; the file's first line when it cannot be told.
@@ -388,13 +447,53 @@ mod tests {
             ("x = 1\n", &[], &["line 1", "outside a section"]),
             ("[rl]\nsteps = \"many\"\n", &[], &["line 2", "rl.steps", "integer", "39"]),
             ("[rl\n", &[], &["run.toml"]),
-            ("[rl]\nalgorithm = \"dpo\"\n", &[], &["rl.algorithm", "ppo", "grpo"]),
+            ("[rl]\nalgorithm = \"dpo\"\n", &[], &["run.toml, line 2", "rl.algorithm", "ppo", "grpo"]),
             ("", &["stepz=1"], &["stepz=1", "keys are", "steps"]),
             ("", &["steps"], &["section.key=value"]),
-            ("", &["steps=0"], &["rl.steps = 0", "above 0"]),
+            ("", &["steps=0"], &["`steps=0`", "rl.steps = 0", "above 0"]),
             ("", &["steps=-1"], &["rl.steps"]),
             ("", &["initial_share=1.5"], &["share"]),
-            ("", &["algorithm=grpo"], &["rl.samples"]),
+            ("", &["algorithm=grpo"], &["`algorithm=grpo`", "rl.samples"]),
+            ("[rl]\nalgorithm = \"grpo\"\n", &["samples=1"], &["run.toml, line 2", "`samples=1`"]),
+            // Each that learns something else than it says, in both places it can stand.
+            ("", &["sampling.top_p=0.9"], &["`sampling.top_p=0.9`", "biased", "top_p=1.0"]),
+            ("[sampling]\ntop_p = 0.9\n", &[], &["run.toml, line 2", "sampling.top_p"]),
+            ("", &["sampling.top_k=20"], &["sampling.top_k = 20", "biased", "top_k=0"]),
+            ("", &["sampling.top_k=-1"], &["sampling.top_k = -1", "0, which keeps all"]),
+            ("", &["sampling.temperature=0"], &["sampling.temperature = 0", "above 0"]),
+            ("", &["kl_in=loss"], &["`kl_in=loss`", "k1", "k2"]),
+            ("", &["kl_estimator=k1", "kl_in=loss"], &["`kl_estimator=k1`", "`kl_in=loss`"]),
+            ("", &["clip_low=-0.5"], &["rl.clip_low = -0.5", "[0, 1)", "0.2"]),
+            ("", &["clip_low=1"], &["rl.clip_low"]),
+            ("", &["clip_high=-0.1"], &["rl.clip_high"]),
+            ("", &["gamma=7"], &["`gamma=7`", "rl.gamma = 7", "from 0 to 1"]),
+            ("", &["lambda=-0.1"], &["rl.lambda"]),
+            ("", &["entropy_coefficient=-3"], &["rl.entropy_coefficient = -3", "at least 0"]),
+            ("", &["gamma=nan"], &["`gamma=nan`", "finite"]),
+            ("", &["learning_rate=inf"], &["rl.learning_rate", "finite"]),
+            ("", &["learning_rate=1e300"], &["rl.learning_rate", "finite"]),
+            ("[run]\ngpu_memory = nan\n", &[], &["run.toml, line 2", "run.gpu_memory", "finite"]),
+            ("", &["reply_scale=0"], &["rl.reply_scale = 0", "above 0"]),
+            ("", &["group_epsilon=-1"], &["rl.group_epsilon"]),
+            ("", &["dual_clip=1"], &["rl.dual_clip = 1", "above 1", "3.0"]),
+            ("", &["dual_clip=-2"], &["rl.dual_clip"]),
+            ("", &["weight_decay=-0.1"], &["rl.weight_decay"]),
+            ("", &["sft.weight_decay=-0.1"], &["sft.weight_decay"]),
+            ("", &["beta1=1"], &["rl.beta1 = 1", "[0, 1)"]),
+            ("", &["beta2=-0.1"], &["rl.beta2"]),
+            ("", &["sft.beta1=1.0"], &["sft.beta1"]),
+            ("", &["sft.beta2=2"], &["sft.beta2"]),
+            ("", &["value_clip=-1"], &["rl.value_clip"]),
+            ("", &["max_norm=-1"], &["rl.max_norm"]),
+            ("", &["target_kl=-1"], &["rl.target_kl"]),
+            ("", &["overlong_penalty=-1"], &["rl.overlong_penalty"]),
+            ("", &["overlong=soft"], &["`overlong=soft`", "rl.overlong_buffer = 0", "1024"]),
+            ("", &["overlong_buffer=64", "overlong=soft", "sampling.max_tokens=64"], &["`sampling.max_tokens=64`"]),
+            ("", &["states=24", "minibatches=7"], &["`minibatches=7`", "`states=24`", "rl.minibatches=6"]),
+            ("", &["warmup=39"], &["rl.warmup = 39", "rl.steps = 39"]),
+            ("", &["critic_warmup=40", "steps=20"], &["rl.critic_warmup = 40", "never be trained"]),
+            ("", &["reward.clip=-1"], &["reward.clip"]),
+            ("", &["reward.flagged=none"], &["reward.flagged", "full", "neutral"]),
         ];
         for (file, overrides, parts) in cases {
             let error = load(file, overrides).unwrap_err();
@@ -402,6 +501,81 @@ mod tests {
             for part in *parts {
                 assert!(error.to_string().contains(part), "{error} lacks {part}");
             }
+        }
+    }
+
+    #[test]
+    fn settings_are_checked_together_in_any_order() {
+        let cases: &[(&str, &[&str])] = &[
+            ("", &["algorithm=grpo", "samples=8"]),
+            ("", &["samples=8", "algorithm=grpo"]),
+            ("[rl]\nalgorithm = \"grpo\"\n", &["samples=8"]),
+            ("", &["kl_in=loss", "kl_estimator=k2"]),
+            ("", &["kl_in=loss", "kl_coefficient=0"]),
+            ("", &["minibatches=3", "states=24"]),
+            ("", &["warmup=50", "steps=60"]),
+            ("", &["overlong=soft", "overlong_buffer=256"]),
+            ("", &["dual_clip=0", "max_norm=0", "value_clip=0"]),
+        ];
+        for (file, overrides) in cases {
+            load(file, overrides).unwrap_or_else(|e| panic!("{overrides:?}: {e}"));
+        }
+        // What biases learning is nobody's concern elsewhere.
+        for text in ["sampling.top_p=0.9", "sampling.top_k=20", "sampling.temperature=0"] {
+            Config::load(&[], &[text.to_string()], "eval").unwrap();
+        }
+    }
+
+    #[test]
+    fn settings_that_do_nothing_are_named() {
+        let cases: &[(&str, &[&str], &[&str])] = &[
+            (
+                "",
+                &["algorithm=grpo", "samples=8", "gamma=0.9"],
+                &["rl.gamma does nothing with rl.algorithm = \"grpo\""],
+            ),
+            ("", &["whiten=true", "samples=8", "algorithm=grpo"], &["rl.whiten does nothing"]),
+            ("[rl]\nlambda = 0.9\nsamples = 2\n", &["algorithm=grpo"], &["rl.lambda", "run.toml, line 2"]),
+            ("", &["group_epsilon=0.1"], &["rl.group_epsilon does nothing with rl.algorithm = \"ppo\""]),
+            ("", &["drop_dead_groups=true"], &["rl.drop_dead_groups"]),
+            ("", &["objective=cispo", "dual_clip=4"], &["rl.dual_clip does nothing with rl.objective = \"cispo\""]),
+            ("", &["overlong_penalty=2"], &["rl.overlong_penalty does nothing with rl.overlong = \"keep\""]),
+            ("", &["overlong=penalise", "overlong_buffer=9"], &["rl.overlong_buffer"]),
+            ("", &["reply_scale=4"], &["rl.reply_scale does nothing with rl.loss_average = \"token\""]),
+            (
+                "",
+                &["kl_coefficient=0", "kl_estimator=k3"],
+                &["rl.kl_estimator does nothing with rl.kl_coefficient = 0"],
+            ),
+            ("", &["target_kl=0.1"], &["rl.target_kl does nothing with rl.epochs = 1"]),
+            ("[reward]\nform = \"sigmoid\"\nclip = 2.0\n", &[], &["reward.clip does nothing with reward.form"]),
+            ("", &["gamma=0.9", "states=64"], &[]),
+            // What stands as it would without being written says nothing.
+            ("[rl]\ngroup_epsilon = 0.02\n", &[], &[]),
+        ];
+        for (file, overrides, parts) in cases {
+            let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+            let layers = [("run.toml".to_string(), file.to_string())];
+            let (_, notes) = Config::load_noting(&layers, &overrides, "rl").unwrap();
+            assert_eq!(notes.len(), usize::from(!parts.is_empty()), "{overrides:?}: {notes:?}");
+            assert!(parts.iter().all(|part| notes[0].contains(part)), "{notes:?} lack {parts:?}");
+        }
+        let bundled = include_str!("../data/config/quickstart.toml").to_string();
+        let (_, notes) = Config::load_noting(&[(format!("/x/{BUNDLED}"), bundled)], &[], "rl").unwrap();
+        assert!(notes.is_empty(), "{notes:?}");
+    }
+
+    #[test]
+    fn flagged_submissions_earn_what_is_said() {
+        for (flagged, case, expected) in [
+            ("full", Case::Edit, 0.3),
+            ("neutral", Case::Edit, 0.0),
+            ("neutral", Case::Error, -1.0),
+            ("neutral", Case::Invalid, -1.0),
+        ] {
+            let reward = load("", &[&format!("reward.flagged={flagged}")]).unwrap().reward;
+            assert_eq!(reward.of(case, 0.3, true), expected, "{flagged} {case:?}");
+            assert_eq!(reward.of(Case::Edit, 0.3, false), 0.3);
         }
     }
 }

@@ -3,16 +3,22 @@
 
 mod file;
 mod format;
+mod json;
+mod keys;
+mod notes;
+mod tools;
 mod validate;
 
 pub use validate::{Report, Severity, validate};
 
 use crate::chat::{ChatTemplate, Masked};
 use crate::error::{Error, Result};
+use crate::message::{Conversation, Message};
 use crate::rng::Philox;
 use crate::tokenizer::Tokenizer;
-use crate::trajectory::{self, Message, Step};
-use format::{EXPECTED, Format, brief};
+use crate::trajectory::{self, Step};
+use format::{EXPECTED, Format, Parsed, brief};
+use notes::Notes;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -30,18 +36,39 @@ pub struct Example {
 
 const NO_REPLY: &str = "no reply of the agent, so nothing to learn from; expected at least one assistant message";
 
+/// How long an example may be, in tokens: whichever is less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// `sft.max_tokens`.
+    pub max_tokens: usize,
+    /// The model's positions.
+    pub positions: usize,
+}
+
+/// Supervised data, read.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The examples in the order of the file.
+    pub examples: Vec<Example>,
+    /// What stands in the file and is not used, a line for each key: its name, where it stands first, how often.
+    pub notes: Vec<String>,
+}
+
 /// Reads supervised data. The format shows in the content, item by item: ShareGPT (`conversations`), OpenAI (`messages`), Alpaca
 /// (`instruction`) or trajectories (`steps`, each step an example, from its own ids where it has some); one JSON object a line, one JSON
-/// array, or the rows of a parquet file. A conversation is one example, or several where the template rewrites earlier messages (see
-/// `ChatTemplate::render_with_mask`).
+/// array, objects that spread over lines, or the rows of a parquet file. A conversation is one example, or several where the template
+/// rewrites earlier messages (see `ChatTemplate::render_with_mask`).
 ///
-/// Refused, with file and line (or item, or row): anything malformed, an empty file, an example without a reply of the agent, and one
-/// longer than `max_tokens`: cutting it would teach replies to prompts that were never seen whole.
-pub fn load(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, max_tokens: usize) -> Result<Vec<Example>> {
-    let reader = Reader::new(tokenizer, template, max_tokens)?;
-    let mut examples = Vec::new();
+/// Refused, with file and line (or item, or row): anything malformed, an empty file, an example without a reply to learn, a key that
+/// would change what is learnt and is not understood, whatever the template leaves out, and an example beyond `limit`: cutting it would
+/// teach replies to prompts that were never seen whole.
+pub fn load(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, limit: Limit) -> Result<Loaded> {
+    let reader = Reader::new(tokenizer, template, limit)?;
+    let (mut examples, mut notes) = (Vec::new(), Notes::default());
     for (place, item) in file::items(path)? {
-        examples.extend(reader.read(&item?, &place)?.examples);
+        let item = reader.read(&item?, &place.to_string())?;
+        notes.add(&place, item.notes);
+        examples.extend(item.examples);
     }
     if examples.is_empty() {
         return Err(Error::content(format!(
@@ -49,14 +76,14 @@ pub fn load(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, max_tok
             path.display()
         )));
     }
-    Ok(examples)
+    Ok(Loaded { examples, notes: notes.counted() })
 }
 
 struct Reader<'a> {
     tokenizer: &'a Tokenizer,
     template: &'a ChatTemplate,
     stop_ids: Vec<u32>,
-    max_tokens: usize,
+    limit: Limit,
 }
 
 /// One item of a file, understood.
@@ -66,11 +93,13 @@ struct Item {
     examples: Vec<Example>,
     /// Of a conversation; none of a trajectory.
     messages: Vec<Message>,
+    /// What is in it and not used.
+    notes: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(tokenizer: &'a Tokenizer, template: &'a ChatTemplate, max_tokens: usize) -> Result<Self> {
-        Ok(Self { tokenizer, template, stop_ids: template.stop_ids(tokenizer)?, max_tokens })
+    fn new(tokenizer: &'a Tokenizer, template: &'a ChatTemplate, limit: Limit) -> Result<Self> {
+        Ok(Self { tokenizer, template, stop_ids: template.stop_ids(tokenizer)?, limit })
     }
 
     fn read(&self, item: &Value, place: &str) -> Result<Item> {
@@ -82,31 +111,33 @@ impl<'a> Reader<'a> {
             let trajectory = trajectory::from_line(&item.to_string(), place)?;
             let steps = trajectory.steps.iter().enumerate();
             let examples = steps.map(|(i, step)| self.example(self.step(step), place, &format!("{place}, step {i}")));
-            return Ok(Item { format, examples: examples.collect::<Result<_>>()?, messages: vec![] });
+            return Ok(Item { format, examples: examples.collect::<Result<_>>()?, messages: vec![], notes: vec![] });
         }
-        let messages = format.messages(object).map_err(|e| e.context(place))?;
-        let sequences = self.conversation(&messages).map_err(|e| e.context(place))?;
+        let Parsed { conversation, mut notes } =
+            format::parse(format, object, self.template).map_err(|e| e.context(place))?;
+        let sequences = self.conversation(&conversation).map_err(|e| e.context(place))?;
         if sequences.is_empty() {
             return Err(Error::content(format!("{place}: {NO_REPLY}")));
         }
+        let unread = self.template.unread_fields(&conversation);
+        notes.extend(unread.into_iter().map(|key| format::unused(&key, "a message")));
         let examples = sequences.into_iter().map(|masked| self.example(Ok(masked), place, place));
-        Ok(Item { format, examples: examples.collect::<Result<_>>()?, messages })
+        Ok(Item { format, examples: examples.collect::<Result<_>>()?, messages: conversation.messages, notes })
     }
 
-    fn conversation(&self, messages: &[Message]) -> Result<Vec<Masked>> {
-        self.template.render_with_mask(messages, self.tokenizer, &self.stop_ids)
+    fn conversation(&self, conversation: &Conversation) -> Result<Vec<Masked>> {
+        self.template.render_with_mask(conversation, self.tokenizer, &self.stop_ids)
     }
 
     /// The tokens a step was played with, or those of its text where it has none.
     fn step(&self, step: &Step) -> Result<Masked> {
         if step.ids.is_empty() {
-            let mut messages = step.prompt.clone();
-            messages.push(Message::new("assistant", step.reply.as_str()));
+            let mut conversation = Conversation::from(step.prompt.clone());
             // Earlier replies are part of what the agent saw, not of this step.
-            let Some(mut masked) = self.conversation(&messages)?.pop() else { return Err(Error::content(NO_REPLY)) };
-            let reply = masked.is_sampled.iter().rposition(|&s| !s).map_or(0, |end| end + 1);
-            masked.is_sampled[..reply].fill(false);
-            return Ok(masked);
+            conversation.is_learnt.fill(false);
+            conversation.messages.push(Message::new("assistant", step.reply.as_str()));
+            conversation.is_learnt.push(true);
+            return self.conversation(&conversation)?.pop().ok_or_else(|| Error::content(NO_REPLY));
         }
         let sampled: Vec<u32> = step.ids.iter().zip(&step.is_sampled).filter(|(_, s)| **s).map(|(&id, _)| id).collect();
         if !self.tokenizer.decode(&sampled).trim_start().starts_with(step.reply.trim()) {
@@ -127,11 +158,17 @@ impl<'a> Reader<'a> {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.tokenizer.vocab_size()) {
             return wrong(format!("token id {id}; this tokenizer's ids end at {}", self.tokenizer.vocab_size() - 1));
         }
-        if ids.len() > self.max_tokens {
+        let Limit { max_tokens, positions } = self.limit;
+        if ids.len() > positions {
             return wrong(format!(
-                "{} tokens, more than max_tokens = {}; shorten it, take it out, or set sft.max_tokens={}",
-                ids.len(),
-                self.max_tokens,
+                "{} tokens, more than the {positions} positions of this model (max_position_embeddings in its config.json); shorten it, \
+                 take it out, or use a model with more positions: a larger sft.max_tokens does not help",
+                ids.len()
+            ));
+        }
+        if ids.len() > max_tokens {
+            return wrong(format!(
+                "{0} tokens, more than sft.max_tokens = {max_tokens}; shorten it, take it out, or set sft.max_tokens={0}",
                 ids.len()
             ));
         }

@@ -3,9 +3,12 @@
 
 use crate::agent::{self, Agent};
 use crate::config::Reward;
+use crate::console::errln;
 use crate::environment::{Environment, State};
-use crate::error::{Result, check_interrupt};
+use crate::error::{Error, Result, check_interrupt};
+use crate::identity::Identity;
 use crate::model::Policy;
+use crate::progress::Progress;
 use crate::rng::Philox;
 use crate::task::Task;
 use crate::trajectory::Trajectory;
@@ -76,6 +79,9 @@ pub struct Evaluation {
     pub held_out: Option<Mean>,
     /// By task.
     pub tasks: BTreeMap<String, TaskScore>,
+    /// What was played: model, adapter, tasks, settings, seed. `None` in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub played: Option<Identity>,
 }
 
 /// evaluation.json: policies by name (base, sft, rl, ...) and how they differ.
@@ -89,9 +95,20 @@ pub struct Evaluations {
 }
 
 impl Evaluations {
-    /// Adds a policy and its differences to those already there.
+    /// The name for what is to be `played`: `wanted` when it is free or was given to the same, else `wanted`-2, `wanted`-3, ... `is_free`
+    /// says whether nothing else bears a name.
+    pub fn name_for(&self, wanted: &str, played: &Identity, is_free: impl Fn(&str) -> bool) -> String {
+        let fits = |name: &String| match self.policies.get(name) {
+            Some(earlier) => earlier.played.as_ref().is_some_and(|earlier| earlier.is_same_but_for_the_build(played)),
+            None => is_free(name),
+        };
+        let numbered = (2..).map(|number| format!("{wanted}-{number}"));
+        std::iter::once(wanted.to_string()).chain(numbered).find(fits).unwrap_or_default()
+    }
+
+    /// Adds a policy, in the place of an equal one, and its differences to those already there.
     pub fn insert(&mut self, name: &str, evaluation: Evaluation) {
-        for (other, before) in &self.policies {
+        for (other, before) in self.policies.iter().filter(|(other, _)| *other != name) {
             let mut differences = BTreeMap::new();
             for held_out in [false, true] {
                 let key = if held_out { "held_out" } else { "held_in" };
@@ -120,7 +137,10 @@ pub struct Plan<'a> {
 }
 
 /// Plays the planned episodes of every task in lockstep: each live episode's next action is sampled in one batch and executed
-/// in one batch. Errors: a sandbox that fails; interrupted.
+/// in one batch. An episode whose prompt no longer fits ends with its last graded state, and stderr says how many did.
+///
+/// # Errors
+/// Content: not one episode's first prompt fits. A sandbox that fails; interrupted.
 pub fn play(
     agent: &mut Agent,
     policy: Policy,
@@ -140,14 +160,29 @@ pub fn play(
             episodes.push(Episode { state: environment.reset(task)?, record });
         }
     }
-    loop {
+    let mut progress = Progress::new(format!("eval {name}"), environment.settings().max_steps, 0);
+    let mut too_long: BTreeMap<String, (usize, Error)> = BTreeMap::new();
+    for round in 1.. {
         check_interrupt(plan.interrupted)?;
         let live: Vec<usize> = (0..episodes.len()).filter(|&i| !episodes[i].state.done).collect();
         if live.is_empty() {
             break;
         }
         let states: Vec<&State> = live.iter().map(|&i| &episodes[i].state).collect();
-        let prompts = agent.prompts(environment, &states)?;
+        let (mut playable, mut prompts) = (vec![], vec![]);
+        for (i, prompt) in live.into_iter().zip(agent.prompts(environment, &states, 1)?) {
+            match prompt {
+                Ok(prompt) => {
+                    playable.push(i);
+                    prompts.push(prompt);
+                }
+                Err(problem) => {
+                    episodes[i].state.done = true;
+                    too_long.entry(episodes[i].record.task.clone()).or_insert((0, problem)).0 += 1;
+                }
+            }
+        }
+        let live = playable;
         let streams: Vec<String> = live
             .iter()
             .map(|&i| {
@@ -158,12 +193,27 @@ pub fn play(
         let replies = agent.act(policy, &prompts, 1, seed, &streams)?;
         let actions = live.iter().zip(&replies).map(|(&i, r)| (episodes[i].state.clone(), r[0].text.clone()));
         let results = environment.step_many(actions.collect())?;
+        let drawn = replies.iter().flatten().map(|reply| reply.ids.len()).sum();
+        let mut rewards = 0.0;
         for (((&i, result), prompt), mut reply) in live.iter().zip(results).zip(prompts).zip(replies) {
             let episode = &mut episodes[i];
-            let reward = plan.reward.of(result.case, result.share);
+            let reward = plan.reward.of(result.case, result.share, !result.flags.is_empty());
             episode.record.steps.push(agent::record_sampled(&episode.state, prompt, reply.remove(0), &result, reward));
             episode.state = result.next;
+            rewards += reward;
         }
+        let open = episodes.iter().filter(|e| !e.state.done).count();
+        let mean = rewards / live.len().max(1) as f64;
+        progress.advance(round, drawn, &format!("reward {mean:+.3}, {open} of {} episodes under way", episodes.len()));
+    }
+    progress.finish();
+    for (task, (count, problem)) in too_long {
+        if episodes.iter().all(|episode| episode.record.steps.is_empty()) {
+            return Err(problem);
+        }
+        errln!(
+            "note: {count} of {trajectories} episodes of {task} ended before their last step and score as their last graded state: {problem}"
+        );
     }
     let finish = |Episode { state, mut record }: Episode| {
         (record.metric_final, record.metric_best) = (state.metric, state.best);
@@ -188,7 +238,7 @@ pub fn score<'a>(tasks: impl IntoIterator<Item = &'a Task>, trajectories: &[Traj
             scores.values().filter(|s: &&TaskScore| s.held_out == held_out).map(|s| s.scores.as_slice()).collect();
         (!lists.is_empty()).then(|| bootstrap(&lists))
     };
-    Evaluation { held_in: mean(false), held_out: mean(true), tasks: scores }
+    Evaluation { held_in: mean(false), held_out: mean(true), tasks: scores, played: None }
 }
 
 fn task_score(task: &Task, own: &[&Trajectory]) -> TaskScore {

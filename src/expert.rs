@@ -6,6 +6,7 @@ use crate::config::{Collect, Reward};
 use crate::environment::{Action, Environment, ReplyFormat, State, StepResult, action};
 use crate::error::{Result, check_interrupt};
 use crate::ideas::{Axis, Library, draw_axes, draw_one};
+use crate::progress::Progress;
 use crate::reward::Case;
 use crate::rng::Philox;
 use crate::trajectory::Trajectory;
@@ -52,7 +53,11 @@ pub fn play(environment: &Environment, tasks: &[String], expert: &Expert) -> Res
             plays.push(Play { state: environment.reset(task)?, record, todo, rng });
         }
     }
-    while plays.iter().any(|p| !p.state.done) {
+    let mut progress = Progress::new("collect", environment.settings().max_steps, 0);
+    for round in 1.. {
+        if plays.iter().all(|p| p.state.done) {
+            break;
+        }
         check_interrupt(interrupted)?;
         let live: Vec<usize> = (0..plays.len()).filter(|&i| !plays[i].state.done).collect();
         let mut moves: Vec<Move> =
@@ -75,12 +80,15 @@ pub fn play(environment: &Environment, tasks: &[String], expert: &Expert) -> Res
             let Some(result) = result else { continue };
             let play = &mut plays[i];
             let messages = environment.messages(&play.state)?;
-            let reward = reward.of(result.case, result.share);
+            let reward = reward.of(result.case, result.share, !result.flags.is_empty());
             play.record.steps.push(agent::record(&play.state, messages, step.reply, &result, reward));
             play.record.ideas.extend(step.idea.map(|(_, name)| name));
             play.state = result.next;
         }
+        let open = plays.iter().filter(|p| !p.state.done).count();
+        progress.advance(round, 0, &format!("{open} of {} trajectories under way", plays.len()));
     }
+    progress.finish();
     let finish = |Play { state, mut record, .. }: Play| {
         (record.metric_final, record.metric_best) = (state.metric, state.best);
         (record.report_final, record.report_best) = (state.report, state.best_report);

@@ -3,10 +3,11 @@
 
 pub mod gguf;
 
+mod pre_tokenizer;
 mod vocabulary;
 
 use crate::backend::Backend;
-use crate::chat::CHATML;
+use crate::chat::{CHATML, ChatTemplate};
 use crate::checkpoint::{self, read_json, write_json};
 use crate::error::{Error, Result};
 use crate::files::{self, write_whole};
@@ -42,16 +43,17 @@ impl<'a> Source<'a> {
 
 /// Writes the whole folder `out`: shards of at most `shard_bytes` (a larger tensor has one to itself) in `dtype` (f32, f16, bf16), the
 /// configuration with that type and all other keys as they were, generation settings, tokenizer and chat template. Returns the
-/// number of shards. Errors: `out` is not empty; nothing is left of it then.
+/// number of shards, and notes for the user. Errors: `out` is not empty, a weight that `dtype` cannot hold; nothing is left of it then.
 pub fn hugging_face(
     backend: &dyn Backend,
     source: Source,
     out: &Path,
     dtype: DType,
     shard_bytes: usize,
-) -> Result<usize> {
+) -> Result<(usize, Vec<String>)> {
     let model = source.policy.model;
     let shards = split(model, dtype, shard_bytes);
+    let mut notes = vec![];
     files::publish_folder(out, |folder| {
         let mut weight_map = BTreeMap::new();
         for (number, shard) in shards.iter().enumerate() {
@@ -68,14 +70,15 @@ pub fn hugging_face(
             let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
             write_json(&folder.join("model.safetensors.index.json"), &index)?;
         }
-        describe(folder, source.folder, model, dtype)
+        notes = describe(folder, source.folder, model, dtype)?;
+        Ok(())
     })?;
-    Ok(shards.len())
+    Ok((shards.len(), notes))
 }
 
 /// Writes a model whose weights were trained to the folder `dir` (made when missing), complete as by `hugging_face`: what stands beside the
-/// weights comes from `folder`, where training began.
-pub fn trained(dir: &Path, model: &Model, dtype: DType, folder: &Path) -> Result<()> {
+/// weights comes from `folder`, where training began. Returns notes for the user.
+pub fn trained(dir: &Path, model: &Model, dtype: DType, folder: &Path) -> Result<Vec<String>> {
     let tensors: Vec<_> = model.names.iter().cloned().zip(&model.weights).collect();
     weights::save(&dir.join("model.safetensors"), &tensors, Some(dtype))?;
     describe(dir, folder, model, dtype)
@@ -100,35 +103,57 @@ fn split(model: &Model, dtype: DType, shard_bytes: usize) -> Vec<Vec<usize>> {
     shards
 }
 
-/// Everything that stands beside the weights.
-fn describe(to: &Path, from: &Path, model: &Model, dtype: DType) -> Result<()> {
+/// Everything that stands beside the weights. Returns notes for the user.
+fn describe(to: &Path, from: &Path, model: &Model, dtype: DType) -> Result<Vec<String>> {
     checkpoint::copy_text_files(from, to)?;
     write_whole(&to.join("config.json"), configuration(from, model, dtype)?.as_bytes())?;
     if !from.join("tokenizer.json").exists() {
-        return Ok(()); // a model of ids alone
+        return Ok(vec![]); // a model of ids alone
     }
     let tokenizer = Tokenizer::open(from)?;
     if tokenizer.chat_template().is_none() {
         // What this program renders with when a folder has none; another program would refuse to chat.
         write_whole(&to.join("chat_template.jinja"), CHATML.as_bytes())?;
     }
-    let generation = to.join("generation_config.json");
-    if !generation.exists() {
-        let mut settings = Map::new();
-        if !tokenizer.eos_ids().is_empty() {
-            settings.insert("eos_token_id".into(), tokenizer.eos_ids().into());
-        }
+    let (stop, note) = stop_ids(&tokenizer);
+    let path = to.join("generation_config.json");
+    let mut settings: Map<String, Value> = match path.exists() {
+        true => read_json(&path)?,
+        false => Map::new(),
+    };
+    if settings.is_empty() {
         for (key, id) in
             [("bos_token_id", tokenizer.bos().and_then(|t| tokenizer.id(t))), ("pad_token_id", tokenizer.pad_id())]
         {
             id.into_iter().for_each(|id| drop(settings.insert(key.into(), id.into())));
         }
-        write_json(&generation, &settings)?;
     }
-    Ok(())
+    if !stop.is_empty() {
+        settings.insert("eos_token_id".into(), stop.into());
+    }
+    write_json(&path, &settings)?;
+    Ok(note.into_iter().collect())
 }
 
-/// The source's config.json with the type of the weights that were written; of a folder without one, made from the model.
+/// The ids that end a reply, for other programs: first those with which the chat template closes one and that the folder does not name
+/// as its end (a base tuned for chat goes on after them otherwise), then those that it names. Where the template does not render, a
+/// note, and those that the folder names.
+fn stop_ids(tokenizer: &Tokenizer) -> (Vec<u32>, Option<String>) {
+    let named = tokenizer.eos_ids().to_vec();
+    match ChatTemplate::of(tokenizer).and_then(|template| template.stop_ids(tokenizer)) {
+        Ok(stop) => {
+            let (mut ids, rest): (Vec<u32>, Vec<u32>) = stop.iter().partition(|&id| !named.contains(id));
+            ids.extend(rest);
+            (ids, None)
+        }
+        Err(error) => {
+            (named, Some(format!("{error}; the end tokens that are written are those that the folder names")))
+        }
+    }
+}
+
+/// The source's config.json with the type of the weights that were written, and whether the head is the embedding; of a folder without one,
+/// made from the model.
 fn configuration(from: &Path, model: &Model, dtype: DType) -> Result<String> {
     let torch_dtype = checkpoint::torch_dtype(dtype)?;
     let path = from.join("config.json");
@@ -140,6 +165,9 @@ fn configuration(from: &Path, model: &Model, dtype: DType) -> Result<String> {
     let key = if map.contains_key("dtype") && !map.contains_key("torch_dtype") { "dtype" } else { "torch_dtype" };
     map.shift_remove(if key == "dtype" { "torch_dtype" } else { "dtype" });
     map.insert(key.into(), torch_dtype.into());
+    if map.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false) != model.config.tied {
+        map.insert("tie_word_embeddings".into(), model.config.tied.into());
+    }
     Ok(format!("{:#}\n", Value::Object(map)))
 }
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part. Errors leave the old file as it was.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -59,6 +59,28 @@ pub fn publish_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     sync_folder(folder)
 }
 
+/// Renames the file or folder `path` to the first free one of `path`.1, `path`.2, ..., and returns that name. Errors: there is no such
+/// file; it cannot be renamed.
+pub fn set_aside(path: &Path) -> Result<PathBuf> {
+    for number in 1.. {
+        let target = numbered(path, number);
+        if target.symlink_metadata().is_err() {
+            std::fs::rename(path, &target).map_err(|e| Error::io("renaming", path, &e))?;
+            sync_folder(parent(path))?;
+            return Ok(target);
+        }
+    }
+    Err(Error::system(format!("renaming {}: no number is free", path.display())))
+}
+
+/// `path` with a number behind its name.
+fn numbered(path: &Path, number: u64) -> PathBuf {
+    // Through the components, so that a slash at the end does not put the number into the folder.
+    let mut name: OsString = path.components().collect::<PathBuf>().into_os_string();
+    name.push(format!(".{number}"));
+    PathBuf::from(name)
+}
+
 /// The folder of `path`, made when it is not there, and how the name of a temporary sibling begins.
 fn sibling(path: &Path) -> Result<(&Path, OsString)> {
     let folder = parent(path);
@@ -106,6 +128,20 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         write_whole(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_is_set_aside_takes_the_next_free_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        for number in 1..=3 {
+            std::fs::create_dir(&path).unwrap();
+            std::fs::write(path.join("x"), number.to_string()).unwrap();
+            let expected = dir.path().join(format!("run.{number}"));
+            assert_eq!(set_aside(&path.join("")).unwrap(), expected);
+            assert_eq!(std::fs::read_to_string(expected.join("x")).unwrap(), number.to_string());
+        }
+        assert!(!path.exists());
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! Modules in layer order; a file imports only from groups above its own, from its own group, or from its own folder.
 //! tests/layers.rs keeps that true.
 
+pub mod console;
 pub mod error;
 pub mod files;
 pub mod metrics;
 pub mod rng;
 pub mod tensor;
+pub mod version;
 
 pub mod backend;
 
@@ -24,6 +26,8 @@ pub mod optimizer;
 pub mod sandbox;
 
 pub mod task;
+
+pub mod message;
 
 pub mod reward;
 pub mod trajectory;
@@ -43,7 +47,9 @@ pub mod expert;
 pub mod ideas;
 
 pub mod export;
+pub mod identity;
 pub mod plan;
+pub mod progress;
 pub mod run;
 
 pub mod evaluate;

@@ -37,19 +37,36 @@ const CLIP_EPS: f64 = 1e-6;
 
 impl Optimizer {
     /// Fresh state for `params`.
-    pub fn new(be: &dyn Backend, params: &[Tensor], config: AdamWConfig) -> Result<Self> {
-        let zeros = || params.iter().map(|p| be.alloc(p.shape(), be.accumulator())).collect::<Result<Vec<_>>>();
+    pub fn new<'t>(
+        be: &dyn Backend,
+        params: impl IntoIterator<Item = &'t Tensor>,
+        config: AdamWConfig,
+    ) -> Result<Self> {
+        let shapes: Vec<&[usize]> = params.into_iter().map(Tensor::shape).collect();
+        let zeros = || shapes.iter().map(|shape| be.alloc(shape, be.accumulator())).collect::<Result<Vec<_>>>();
         Ok(Self { config, steps: 0, m: zeros()?, v: zeros()? })
     }
 
-    /// One step with learning rate `lr`; gradients whose global norm is above `max_norm` are scaled down to it first
-    /// (`f32::INFINITY`: never). Returns the norm before clipping. Errors, all before anything is changed: lists that do not
+    /// One step with learning rate `lr`; gradients whose global norm is above `max_norm` are scaled down to it first (0 or
+    /// `f32::INFINITY`: never). Returns the norm before clipping. Errors, all before anything is changed: lists that do not
     /// belong together, frozen parameters, a gradient that is not finite.
     pub fn step(
         &mut self,
         be: &dyn Backend,
         params: &mut [Tensor],
         grads: &[Tensor],
+        lr: f32,
+        max_norm: f32,
+    ) -> Result<f32> {
+        self.step_lists(be, params.iter_mut().collect(), &grads.iter().collect::<Vec<_>>(), lr, max_norm)
+    }
+
+    /// `step` for parameters and gradients that do not lie side by side.
+    pub fn step_lists(
+        &mut self,
+        be: &dyn Backend,
+        params: Vec<&mut Tensor>,
+        grads: &[&Tensor],
         lr: f32,
         max_norm: f32,
     ) -> Result<f32> {
@@ -60,34 +77,36 @@ impl Optimizer {
         if let Some(frozen) = params.iter().find(|p| p.is_mapped() || p.dtype() != be.accumulator()) {
             return Err(Error::system(format!("{frozen:?} cannot be trained; widen the model first")));
         }
-        let norm = be.squared_norm(&grads.iter().collect::<Vec<_>>())?.sqrt();
+        let norm = be.squared_norm(grads)?.sqrt();
         if !norm.is_finite() {
             return Err(Error::system(format!(
                 "gradient is not finite (global norm {norm}) at optimizer step {}; nothing was updated; a lower learning rate helps",
                 self.steps + 1
             )));
         }
-        let grad_scale = (f64::from(max_norm) / (norm + CLIP_EPS)).min(1.0) as f32;
+        let limit = if max_norm == 0.0 { f64::INFINITY } else { f64::from(max_norm) };
+        let grad_scale = (limit / (norm + CLIP_EPS)).min(1.0) as f32;
         self.steps += 1;
-        for decays in [true, false] {
-            let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
-            let weight_decay = if decays { weight_decay } else { 0.0 };
+        let mut lists = [vec![], vec![]];
+        for (index, param) in params.into_iter().enumerate() {
+            lists[usize::from(param.shape().len() > 1)].push((index, param));
+        }
+        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+        for (list, weight_decay) in lists.into_iter().zip([0.0, weight_decay]) {
             let step = AdamW { lr, beta1, beta2, eps, weight_decay, step: self.steps, grad_scale };
-            let chosen = |param: &Tensor| (param.shape().len() > 1) == decays;
-            let (mut p, mut g, mut m, mut v) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            let state = self.m.iter_mut().zip(&mut self.v);
-            for ((param, grad), (first, second)) in params.iter_mut().zip(grads).zip(state) {
-                if chosen(param) {
-                    p.push(param);
-                    g.push(grad);
-                    m.push(first);
-                    v.push(second);
-                }
-            }
+            let (chosen, mut p): (Vec<usize>, Vec<&mut Tensor>) = list.into_iter().unzip();
+            let g: Vec<&Tensor> = chosen.iter().map(|&i| grads[i]).collect();
+            let mut m = of(&mut self.m, &chosen);
+            let mut v = of(&mut self.v, &chosen);
             be.adamw(&step, &mut p, &g, &mut m, &mut v)?;
         }
         Ok(norm as f32)
     }
+}
+
+/// The tensors at `chosen`, which ascends.
+fn of<'t>(tensors: &'t mut [Tensor], chosen: &[usize]) -> Vec<&'t mut Tensor> {
+    tensors.iter_mut().enumerate().filter(|(i, _)| chosen.binary_search(i).is_ok()).map(|(_, t)| t).collect()
 }
 
 /// How the learning rate goes over the steps.
@@ -108,21 +127,30 @@ pub enum Schedule {
         /// Where it ends, as a share of the peak.
         floor: f32,
     },
+    /// Linear warm-up, then a line down to 0 at step `total`.
+    Linear {
+        /// Steps of the warm-up.
+        warmup: u32,
+        /// Steps of the run.
+        total: u32,
+    },
 }
 
 impl Schedule {
     /// The factor on the peak learning rate in step `step`, counted from 0.
     pub fn factor(&self, step: u32) -> f32 {
-        let warm = |warmup: u32| (step + 1) as f32 / (warmup as f32 + 1.0);
+        let (Schedule::Constant { warmup } | Schedule::Cosine { warmup, .. } | Schedule::Linear { warmup, .. }) = *self;
+        if step < warmup {
+            return (step + 1) as f32 / (warmup as f32 + 1.0);
+        }
+        let done = |total: u32| (f64::from(step - warmup) / f64::from(total.saturating_sub(warmup).max(1))).min(1.0);
         match *self {
-            Schedule::Constant { warmup } if step < warmup => warm(warmup),
             Schedule::Constant { .. } => 1.0,
-            Schedule::Cosine { warmup, .. } if step < warmup => warm(warmup),
-            Schedule::Cosine { warmup, total, floor } => {
-                let done = f64::from(step - warmup) / f64::from(total.saturating_sub(warmup).max(1));
-                let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos());
+            Schedule::Cosine { total, floor, .. } => {
+                let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done(total)).cos());
                 (f64::from(floor) + (1.0 - f64::from(floor)) * cosine) as f32
             }
+            Schedule::Linear { total, .. } => (1.0 - done(total)) as f32,
         }
     }
 }
@@ -171,6 +199,19 @@ mod tests {
     }
 
     #[test]
+    fn a_norm_of_zero_does_not_clip() {
+        let be = &Oracle::f32();
+        let run = |max_norm: f32| {
+            let mut params = tensors([1.0; 2], [1.0; 2]);
+            let mut optimizer = Optimizer::new(be, &params, CONFIG).unwrap();
+            optimizer.step(be, &mut params, &tensors([3.0, 0.0], [0.0, 4.0]), 0.1, max_norm).unwrap();
+            optimizer.m.iter().flat_map(|t| t.slice::<f32>().to_vec()).collect::<Vec<_>>()
+        };
+        assert_eq!(run(0.0), run(f32::INFINITY));
+        assert_ne!(run(0.0), run(2.5));
+    }
+
+    #[test]
     fn a_gradient_that_is_not_finite_changes_nothing() {
         let be = &Oracle::f32();
         let mut params = tensors([1.0, 2.0], [3.0, 4.0]);
@@ -201,6 +242,8 @@ mod tests {
         for (found, expected) in found.into_iter().zip([0.5, 1.0, 0.6, 0.2, 0.2]) {
             assert!((found - expected).abs() <= f32::EPSILON, "{found} against {expected}");
         }
+        let linear = Schedule::Linear { warmup: 1, total: 5 };
+        assert_eq!([0, 1, 2, 3, 5, 9].map(|step| linear.factor(step)), [0.5, 1.0, 0.75, 0.5, 0.0, 0.0]);
         let none = Schedule::Cosine { warmup: 0, total: 0, floor: 0.0 };
         assert_eq!(none.factor(0), 1.0);
     }

@@ -1,118 +1,29 @@
-//! Advantages and the update of one round of single-step samples: PPO with a critic, or group-normalised advantages (GRPO).
-//! One frozen base; actor, critic and reference are adapters over it. Knows no task, no sandbox, no text.
+//! The update of one round of single-step samples: PPO with a critic, or group-normalised advantages (GRPO); their policy loss clipped by
+//! token (PPO), as CISPO's, or by sequence (GSPO). One frozen base; actor, critic and reference are adapters over it. Knows no task, no
+//! sandbox, no text. docs/rl.md has the equations.
 
-use crate::backend::{Backend, Linear, LinearGrads, PpoInputs, PpoParams, PpoStats, ValueInputs};
+use crate::backend::{Backend, PpoInputs, PpoParams, Surrogate};
 use crate::batch::{self, Group, LossBatch};
 use crate::checkpoint;
-use crate::config::{Algorithm, KlIn, LossAverage, Rl};
-use crate::error::Result;
+use crate::config::{Algorithm, KlIn, Objective, Rl};
+use crate::error::{Error, Result};
 use crate::model::lora::Adapter;
 use crate::model::{Activations, Gradients, Model, Policy};
 use crate::optimizer::{AdamWConfig, Optimizer};
 use crate::tensor::Tensor;
-use crate::weights::{self, WeightMap};
 use std::ops::Range;
 use std::path::Path;
 
-/// Generalised advantage estimation (arXiv 1506.02438) over one sample's tokens: rewards and values as long as the sample,
-/// the value after the last token is 0. Returns (advantages, targets of the value function).
-pub fn gae(rewards: &[f32], values: &[f32], gamma: f32, lambda: f32) -> (Vec<f32>, Vec<f32>) {
-    let mut advantages = vec![0.0; rewards.len()];
-    let mut running = 0.0;
-    for t in (0..rewards.len()).rev() {
-        let next = values.get(t + 1).copied().unwrap_or(0.0);
-        running = rewards[t] + gamma * next - values[t] + gamma * lambda * running;
-        advantages[t] = running;
-    }
-    let targets = advantages.iter().zip(values).map(|(a, v)| a + v).collect();
-    (advantages, targets)
-}
+pub mod advantages;
+mod critic;
+mod stats;
 
-/// Group-normalised advantages (GRPO, arXiv 2402.03300 section 4.1.2): (r - mean) / (deviation + epsilon) within each group
-/// of `size` consecutive scores; without `deviation` only the mean is subtracted. The deviation divides by size - 1.
-pub fn group_advantages(scores: &[f64], size: usize, deviation: bool, epsilon: f64) -> Vec<f32> {
-    let normalise = |group: &[f64]| {
-        let mean = group.iter().sum::<f64>() / group.len() as f64;
-        let squares = group.iter().map(|r| (r - mean) * (r - mean)).sum::<f64>();
-        let scale = if deviation { (squares / (group.len() - 1).max(1) as f64).sqrt() + epsilon } else { 1.0 };
-        group.iter().map(|r| ((r - mean) / scale) as f32).collect::<Vec<_>>()
-    };
-    scores.chunks(size).flat_map(normalise).collect()
-}
+pub use critic::Critic;
+pub use stats::{MinibatchStats, UpdateStats};
 
-/// To mean 0 and deviation 1 over all values.
-pub fn whiten(values: &mut [f32]) {
-    let n = values.len() as f64;
-    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-    let variance = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    let scale = 1.0 / (variance + 1e-8).sqrt();
-    values.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) * scale) as f32);
-}
-
-/// The share of each token in the loss of a minibatch with replies of `lengths` tokens, one after the other. `Token`: 1 / tokens
-/// (DAPO, arXiv 2503.14476 eq. 8); `Sample`: 1 / (replies * reply_scale) (Dr. GRPO, arXiv 2503.20783); `Reply`: 1 / (replies * tokens of
-/// its reply) (GRPO, arXiv 2402.03300 eq. 3).
-pub fn loss_weights(average: LossAverage, lengths: &[usize], reply_scale: f32) -> Vec<f32> {
-    let (tokens, replies) = (lengths.iter().sum::<usize>() as f32, lengths.len() as f32);
-    let share = |length: usize| match average {
-        LossAverage::Token => 1.0 / tokens,
-        LossAverage::Sample => 1.0 / (replies * reply_scale),
-        LossAverage::Reply => 1.0 / (replies * length as f32),
-    };
-    lengths.iter().flat_map(|&n| std::iter::repeat_n(share(n), n)).collect()
-}
-
-/// 1 - Var(target - value) / Var(target); `None` when the targets do not vary.
-pub fn explained_variance(values: &[f32], targets: &[f32]) -> Option<f64> {
-    let variance = |x: &[f64]| {
-        let mean = x.iter().sum::<f64>() / x.len() as f64;
-        x.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / x.len() as f64
-    };
-    let targets: Vec<f64> = targets.iter().map(|&t| f64::from(t)).collect();
-    let errors: Vec<f64> = targets.iter().zip(values).map(|(t, &v)| t - f64::from(v)).collect();
-    let whole = variance(&targets);
-    (whole > 1e-12).then(|| 1.0 - variance(&errors) / whole)
-}
-
-/// AdamW's constants in reinforcement learning; adapters do not decay.
-const ADAMW: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 };
-
-/// The value function: an adapter of its own over the base and a linear head.
-pub struct Critic {
-    /// Low-rank change of the base.
-    pub adapter: Adapter,
-    /// w (1, C) and b (1).
-    pub head: Vec<Tensor>,
-}
-
-impl Critic {
-    /// A critic that says 0 everywhere: `adapter` (B zero) and a zero head.
-    pub fn new(backend: &dyn Backend, model: &Model, adapter: Adapter) -> Result<Self> {
-        let dtype = backend.accumulator();
-        let head = vec![backend.alloc(&[1, model.config.hidden], dtype)?, backend.alloc(&[1], dtype)?];
-        Ok(Self { adapter, head })
-    }
-
-    fn linear(&self) -> Linear<'_> {
-        Linear { w: &self.head[0], bias: Some(&self.head[1]), lora: None }
-    }
-
-    /// Values (M) of the loss rows and their hidden states (M, C).
-    fn values(
-        &self,
-        backend: &dyn Backend,
-        model: &Model,
-        batch: &LossBatch,
-        keep: bool,
-        acts: &mut Activations,
-    ) -> Result<(Tensor, Tensor)> {
-        let policy = Policy { model, adapter: Some(&self.adapter) };
-        let hidden = batch::forward_hidden(backend, policy, batch, keep, acts)?;
-        let mut values = backend.alloc(&[batch.loss_rows(), 1], backend.activation())?;
-        backend.linear(&hidden, &self.linear(), &mut values, 0, None)?;
-        Ok((values.reshape(&[batch.loss_rows()]), hidden))
-    }
-}
+use advantages::{Signal, loss_weights, signal};
+use critic::{CriticGradients, CriticInputs};
+use stats::{Gauge, Sums};
 
 /// What was sampled in one round and what it earned.
 pub struct Round<'a> {
@@ -122,25 +33,51 @@ pub struct Round<'a> {
     pub logprobs: &'a [Vec<f32>],
     /// Reward of each reply.
     pub rewards: &'a [f64],
+    /// True for each reply that was cut off: it reached `max_tokens` without a token that ends it.
+    pub is_truncated: &'a [bool],
+    /// Tokens a reply may have.
+    pub max_tokens: usize,
     /// The temperature they were sampled at.
     pub temperature: f32,
 }
 
-/// What one update did.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct UpdateStats {
-    /// Means over tokens of the last pass (loss terms as they were weighted).
-    pub policy: PpoStats,
-    /// Mean value loss of the last pass.
-    pub value_loss: Option<f64>,
-    /// Of the values before the update.
-    pub explained_variance: Option<f64>,
-    /// Norm of the actor's gradient before clipping, last optimizer step.
-    pub grad_norm: f64,
-    /// Mean |log p(engine) - log p(trainer)| of the first minibatch, before any update.
-    pub gauge: f64,
-    /// Its largest value.
-    pub gauge_max: f64,
+impl Round<'_> {
+    /// The tokens of each reply in the round's flat order.
+    fn spans(&self) -> Vec<Range<usize>> {
+        let mut end = 0;
+        let span = |reply: &Vec<f32>| {
+            end += reply.len();
+            end - reply.len()..end
+        };
+        self.logprobs.iter().map(span).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        let replies: Vec<&Vec<u32>> = self.groups.iter().flat_map(|g| &g.replies).collect();
+        let samples = self.groups.first().map_or(0, |g| g.replies.len());
+        let same = replies.len() == self.logprobs.len()
+            && replies.len() == self.rewards.len()
+            && replies.len() == self.is_truncated.len()
+            && self.groups.iter().all(|g| g.replies.len() == samples)
+            && replies.iter().zip(self.logprobs).all(|(ids, logprobs)| !ids.is_empty() && ids.len() == logprobs.len());
+        if !same || samples == 0 {
+            return Err(Error::system(format!(
+                "update: {} groups, {} replies, {} lists of log-probabilities, {} rewards and {} flags do not belong together",
+                self.groups.len(),
+                replies.len(),
+                self.logprobs.len(),
+                self.rewards.len(),
+                self.is_truncated.len()
+            )));
+        }
+        match self.rewards.iter().position(|r| !r.is_finite()) {
+            Some(i) => Err(Error::system(format!(
+                "update: reply {i} earned {}; a reward must be finite: set reward.clip above 0, for example 1.0",
+                self.rewards[i]
+            ))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Actor, critic, reference and their optimizers.
@@ -156,8 +93,6 @@ pub struct Learner<'a> {
     pub critic: Option<Critic>,
     /// Of the actor.
     pub actor_optimizer: Optimizer,
-    /// Of the critic's adapter and of its head.
-    pub critic_optimizers: Option<(Optimizer, Optimizer)>,
     acts: Activations,
     updates: usize,
 }
@@ -169,31 +104,40 @@ struct Micro {
     tokens: Range<usize>,
 }
 
+/// One optimizer step's part of a round.
+struct Minibatch {
+    parts: Vec<Micro>,
+    /// Its tokens in the round's flat order.
+    tokens: Range<usize>,
+    /// The weight of each of its tokens in the loss; all 0 when no reply has a loss.
+    weights: Vec<f32>,
+}
+
+/// What is known of each token of a round, in its flat order.
+struct Known {
+    behaviour: Vec<f32>,
+    reference: Vec<f32>,
+    /// Before the update; empty without a critic.
+    values: Vec<f32>,
+    signal: Signal,
+}
+
 impl<'a> Learner<'a> {
-    /// The actor starts as a copy of `reference`; `critic` is given with PPO.
-    pub fn new(
-        backend: &'a dyn Backend,
-        model: &'a Model,
-        settings: &'a Rl,
-        reference: Adapter,
-        critic: Option<Critic>,
-    ) -> Result<Self> {
-        let actor_optimizer = Optimizer::new(backend, &reference.tensors, ADAMW)?;
-        let critic_optimizers = match &critic {
-            Some(c) => {
-                Some((Optimizer::new(backend, &c.adapter.tensors, ADAMW)?, Optimizer::new(backend, &c.head, ADAMW)?))
-            }
-            None => None,
+    /// Actor and, with PPO, critic start as copies of `reference`; the critic's head is zero.
+    pub fn new(backend: &'a dyn Backend, model: &'a Model, settings: &'a Rl, reference: Adapter) -> Result<Self> {
+        let constants = constants(settings);
+        let critic = match settings.algorithm {
+            Algorithm::Ppo => Some(Critic::new(backend, model, reference.copied(backend)?, constants)?),
+            Algorithm::Grpo => None,
         };
         Ok(Self {
             backend,
             model,
             settings,
             actor: reference.copied(backend)?,
+            actor_optimizer: Optimizer::new(backend, &reference.tensors, constants)?,
             reference,
             critic,
-            actor_optimizer,
-            critic_optimizers,
             acts: Activations::new(settings.recompute),
             updates: 0,
         })
@@ -204,14 +148,7 @@ impl<'a> Learner<'a> {
         checkpoint::save_adapter(&dir.join("actor"), &self.actor, "")?;
         checkpoint::save_adapter(&dir.join("reference"), &self.reference, "")?;
         checkpoint::save_optimizer(&dir.join("actor_optimizer.safetensors"), &self.actor_optimizer)?;
-        if let (Some(critic), Some((adapter, head))) = (&self.critic, &self.critic_optimizers) {
-            checkpoint::save_adapter(&dir.join("critic"), &critic.adapter, "")?;
-            let tensors = [("weight".to_string(), &critic.head[0]), ("bias".to_string(), &critic.head[1])];
-            weights::save(&dir.join("critic_head.safetensors"), &tensors, None)?;
-            checkpoint::save_optimizer(&dir.join("critic_optimizer.safetensors"), adapter)?;
-            checkpoint::save_optimizer(&dir.join("critic_head_optimizer.safetensors"), head)?;
-        }
-        Ok(())
+        self.critic.as_ref().map_or(Ok(()), |critic| critic.save(dir))
     }
 
     /// Reads back what `save` wrote after `updates` updates; the learner must have been made with the same settings.
@@ -220,99 +157,110 @@ impl<'a> Learner<'a> {
         self.actor = checkpoint::load_adapter(backend, config, &dir.join("actor"))?;
         self.reference = checkpoint::load_adapter(backend, config, &dir.join("reference"))?;
         checkpoint::load_optimizer(backend, &dir.join("actor_optimizer.safetensors"), &mut self.actor_optimizer)?;
-        if let (Some(critic), Some((adapter, head))) = (&mut self.critic, &mut self.critic_optimizers) {
-            critic.adapter = checkpoint::load_adapter(backend, config, &dir.join("critic"))?;
-            let map = WeightMap::open_file(&dir.join("critic_head.safetensors"))?;
-            for (tensor, name) in critic.head.iter_mut().zip(["weight", "bias"]) {
-                backend.write(tensor, &map.get(name, tensor.shape())?)?;
-            }
-            checkpoint::load_optimizer(backend, &dir.join("critic_optimizer.safetensors"), adapter)?;
-            checkpoint::load_optimizer(backend, &dir.join("critic_head_optimizer.safetensors"), head)?;
+        if let Some(critic) = &mut self.critic {
+            critic.load(backend, self.model, dir)?;
         }
         self.updates = updates;
         Ok(())
     }
 
-    /// One round's update: `epochs` passes of `minibatches` optimizer steps.
+    /// One round's update: `epochs` passes of `minibatches` optimizer steps. Errors: a round whose parts do not belong together, a reward or
+    /// a gradient that is not finite.
     pub fn update(&mut self, round: &Round) -> Result<UpdateStats> {
-        let (backend, settings) = (self.backend, self.settings);
-        let lengths: Vec<usize> = round.groups.iter().flat_map(|g| g.replies.iter().map(Vec::len)).collect();
-        let behaviour: Vec<f32> = round.logprobs.concat();
-        let minibatches = self.minibatches(round)?;
+        round.check()?;
+        let settings = self.settings;
+        let parts = self.parts(round)?;
+        let (reference, values) = self.scored(round, &parts)?;
+        let signal = signal(settings, round, &reference, &values);
+        let known = Known { behaviour: round.logprobs.concat(), reference, values, signal };
+        let minibatches = self.minibatches(parts, &known.signal.is_live);
 
-        let (mut reference, mut values) = (vec![], vec![]);
-        for micro in minibatches.iter().flatten() {
-            let policy = Policy { model: self.model, adapter: Some(&self.reference) };
-            let scores = batch::forward(backend, policy, &micro.batch, round.temperature, false, &mut self.acts)?;
-            reference.extend(backend.read(&scores.logp)?);
-            if let Some(critic) = &self.critic {
-                let (value, _) = critic.values(backend, self.model, &micro.batch, false, &mut self.acts)?;
-                values.extend(backend.read(&value)?);
-            }
-        }
-        let (advantages, targets) = self.advantages(round, &lengths, &behaviour, &reference, &values);
-
-        let mut stats = UpdateStats { explained_variance: explained_variance(&values, &targets), ..Default::default() };
-        let mut actor_grads = Gradients::new(backend, self.policy(&self.actor), false)?;
+        let factor = settings.schedule.over(settings.warmup, settings.steps).factor(self.updates as u32);
+        let mut stats = UpdateStats::new(round, &known.signal, &known.values, factor);
+        let mut actor_grads = Gradients::new(self.backend, self.policy(&self.actor), false)?;
         let mut critic_grads = match &self.critic {
-            Some(c) => Some((Gradients::new(backend, self.policy(&c.adapter), false)?, zeros_like(backend, &c.head)?)),
+            Some(critic) => Some(critic.gradients(self.backend, self.model)?),
             None => None,
         };
-        let train_actor = self.updates >= settings.critic_warmup || self.critic.is_none();
-        for epoch in 0..settings.epochs {
-            for (index, minibatch) in minibatches.iter().enumerate() {
-                let span = minibatch[0].tokens.start..minibatch[minibatch.len() - 1].tokens.end;
-                let replies: Vec<usize> =
-                    minibatch.iter().flat_map(|m| m.batch.samples.iter().map(Range::len)).collect();
-                let weight = loss_weights(settings.loss_average, &replies, settings.reply_scale);
-                actor_grads.zero(backend)?;
-                let mut sums = Sums::default();
-                for micro in minibatch {
-                    let part = |all: &[f32]| self.vector(&all[micro.tokens.clone()]);
-                    let here = micro.tokens.start - span.start..micro.tokens.end - span.start;
-                    let weights = self.vector(&weight[here])?;
-                    let inputs = [part(&behaviour)?, part(&reference)?, part(&advantages)?];
-                    let scores =
-                        self.actor_pass(micro, round.temperature, &inputs, &weights, &mut actor_grads, &mut sums)?;
-                    if epoch == 0 && index == 0 {
-                        sums.gauge(&backend.read(&scores)?, &behaviour[micro.tokens.clone()]);
-                    }
-                    if let Some((grads, head)) = &mut critic_grads {
-                        let inputs =
-                            [self.vector(&values[micro.tokens.clone()])?, self.vector(&targets[micro.tokens.clone()])?];
-                        sums.value_loss += self.critic_pass(micro, &inputs, &weights, grads, head)?;
-                    }
-                }
-                if train_actor {
-                    let grads = actor_grads.adapter.as_deref().unwrap_or_default();
-                    let norm = self.actor_optimizer.step(
-                        backend,
-                        &mut self.actor.tensors,
-                        grads,
-                        settings.learning_rate,
-                        settings.max_norm,
-                    )?;
-                    stats.grad_norm = f64::from(norm);
-                }
-                if let (Some(critic), Some((adapter, head)), Some((grads, dhead))) =
-                    (&mut self.critic, &mut self.critic_optimizers, &mut critic_grads)
-                {
-                    let (lr, max_norm) = (settings.critic_learning_rate, settings.max_norm);
-                    let adapter_grads = grads.adapter.as_deref().unwrap_or_default();
-                    adapter.step(backend, &mut critic.adapter.tensors, adapter_grads, lr, max_norm)?;
-                    head.step(backend, &mut critic.head, dhead, lr, max_norm)?;
-                    grads.zero(backend)?;
-                    dhead.iter_mut().try_for_each(|t| backend.fill(t, 0.0))?;
-                }
-                sums.finish(&mut stats, weight.iter().map(|&w| f64::from(w)).sum(), critic_grads.is_some());
+        let mut gauge = Gauge::default();
+        for pass in 0..settings.epochs {
+            let before = stats.minibatches.len();
+            for minibatch in minibatches.iter().filter(|m| m.weights.iter().any(|&w| w > 0.0)) {
+                // Until the first step the trainer's log-probabilities are those of the policy that sampled.
+                let measured = stats.minibatches.is_empty().then_some(&mut gauge);
+                let one = self.step(
+                    minibatch,
+                    &known,
+                    round.temperature,
+                    factor,
+                    &mut actor_grads,
+                    &mut critic_grads,
+                    measured,
+                )?;
+                stats.minibatches.push(one);
+            }
+            stats.passes = pass + 1;
+            let moved = stats::mean(stats.minibatches[before..].iter().map(|m| m.policy.approx_kl));
+            if settings.target_kl > 0.0 && moved > f64::from(settings.target_kl) {
+                break;
             }
         }
         self.updates += 1;
+        stats.finish(gauge);
         Ok(stats)
     }
 
+    /// One optimizer step of the actor (none while the critic warms up) and one of the critic.
+    #[allow(clippy::too_many_arguments)]
+    fn step(
+        &mut self,
+        minibatch: &Minibatch,
+        known: &Known,
+        temperature: f32,
+        factor: f32,
+        actor_grads: &mut Gradients,
+        critic_grads: &mut Option<CriticGradients>,
+        mut gauge: Option<&mut Gauge>,
+    ) -> Result<MinibatchStats> {
+        let (backend, settings) = (self.backend, self.settings);
+        let mut sums = Sums::default();
+        actor_grads.zero(backend)?;
+        for micro in &minibatch.parts {
+            let start = minibatch.tokens.start;
+            let weights = &minibatch.weights[micro.tokens.start - start..micro.tokens.end - start];
+            if weights.iter().all(|&w| w == 0.0) {
+                continue;
+            }
+            let weight = self.vector(weights)?;
+            let logp = self.actor_pass(micro, temperature, known, &weight, actor_grads, &mut sums)?;
+            if let Some(gauge) = gauge.as_deref_mut() {
+                gauge.add(&logp, &known.behaviour[micro.tokens.clone()]);
+            }
+            if let (Some(critic), Some(grads)) = (&self.critic, critic_grads.as_mut()) {
+                let old_value = self.vector(&known.values[micro.tokens.clone()])?;
+                let target = self.vector(&known.signal.targets[micro.tokens.clone()])?;
+                let clip = (settings.value_clip > 0.0).then_some(settings.value_clip);
+                let inputs = CriticInputs { clip, old_value: &old_value, target: &target, weight: &weight };
+                sums.value_loss += critic.pass(backend, self.model, micro, &inputs, &mut self.acts, grads)?;
+            }
+        }
+        let grads = actor_grads.adapter.as_deref().unwrap_or_default();
+        let norm = if self.updates >= settings.critic_warmup || self.critic.is_none() {
+            let lr = settings.learning_rate * factor;
+            self.actor_optimizer.step(backend, &mut self.actor.tensors, grads, lr, settings.max_norm)?
+        } else {
+            backend.squared_norm(&grads.iter().collect::<Vec<_>>())?.sqrt() as f32
+        };
+        if let (Some(critic), Some(grads)) = (&mut self.critic, critic_grads) {
+            let lr = settings.critic_learning_rate * factor;
+            sums.critic_norm = Some(critic.step(backend, grads, lr, settings.max_norm)?);
+        }
+        let total = minibatch.weights.iter().map(|&w| f64::from(w)).sum();
+        Ok(sums.finish(total, norm))
+    }
+
     /// The round cut into minibatches of whole groups, and these into passes within `micro_tokens`.
-    fn minibatches(&self, round: &Round) -> Result<Vec<Vec<Micro>>> {
+    fn parts(&self, round: &Round) -> Result<Vec<Vec<Micro>>> {
         let per_minibatch = round.groups.len().div_ceil(self.settings.minibatches);
         let mut tokens = 0;
         let mut cut = |groups: &[Group]| -> Result<Vec<Micro>> {
@@ -328,115 +276,71 @@ impl<'a> Learner<'a> {
         round.groups.chunks(per_minibatch).map(&mut cut).collect()
     }
 
-    /// Advantages and value targets of every token, in the round's flat order.
-    fn advantages(
-        &self,
-        round: &Round,
-        lengths: &[usize],
-        behaviour: &[f32],
-        reference: &[f32],
-        values: &[f32],
-    ) -> (Vec<f32>, Vec<f32>) {
-        let s = self.settings;
-        let mut rewards = vec![0.0f32; behaviour.len()];
-        if s.kl_in == KlIn::Reward {
-            for (reward, (p, q)) in rewards.iter_mut().zip(behaviour.iter().zip(reference)) {
-                *reward = -s.kl_coefficient * kl(s.kl_estimator, *p, *q);
+    /// Log-probabilities under the reference, and values when there is a critic, of all tokens before the update.
+    fn scored(&mut self, round: &Round, parts: &[Vec<Micro>]) -> Result<(Vec<f32>, Vec<f32>)> {
+        let backend = self.backend;
+        let (mut reference, mut values) = (vec![], vec![]);
+        for micro in parts.iter().flatten() {
+            let policy = Policy { model: self.model, adapter: Some(&self.reference) };
+            let scores = batch::forward(backend, policy, &micro.batch, round.temperature, false, &mut self.acts)?;
+            reference.extend(backend.read(&scores.logp)?);
+            if let Some(critic) = &self.critic {
+                let (value, _) = critic.values(backend, self.model, &micro.batch, false, &mut self.acts)?;
+                values.extend(backend.read(&value)?);
             }
         }
-        let ends = lengths.iter().scan(0, |end, n| {
-            *end += n;
-            Some(*end)
-        });
-        let spans: Vec<Range<usize>> = ends.zip(lengths).map(|(end, n)| end - n..end).collect();
-        match s.algorithm {
-            Algorithm::Ppo => {
-                let (mut advantages, mut targets) = (vec![], vec![]);
-                for (span, reward) in spans.into_iter().zip(round.rewards) {
-                    rewards[span.end - 1] += *reward as f32;
-                    let (a, t) = gae(&rewards[span.clone()], &values[span], s.gamma, s.lambda);
-                    advantages.extend(a);
-                    targets.extend(t);
-                }
-                if s.whiten {
-                    whiten(&mut advantages);
-                }
-                (advantages, targets)
-            }
-            Algorithm::Grpo => {
-                let score = |(span, reward): (&Range<usize>, &f64)| {
-                    reward + rewards[span.clone()].iter().map(|&r| f64::from(r)).sum::<f64>()
-                };
-                let scores: Vec<f64> = spans.iter().zip(round.rewards).map(score).collect();
-                let epsilon = f64::from(s.group_epsilon);
-                let per_reply = group_advantages(&scores, s.samples, s.group_deviation, epsilon);
-                let tokens = spans.iter().zip(per_reply).flat_map(|(span, a)| std::iter::repeat_n(a, span.len()));
-                (tokens.collect(), vec![])
-            }
-        }
+        Ok((reference, values))
     }
 
-    /// Forward, loss and backward of the actor on one part; returns the log-probabilities. `inputs`: behaviour, reference,
-    /// advantage (M).
+    /// The minibatches with the weights of their tokens.
+    fn minibatches(&self, parts: Vec<Vec<Micro>>, is_live: &[bool]) -> Vec<Minibatch> {
+        let (mut token, mut reply) = (0, 0);
+        let one = |parts: Vec<Micro>| {
+            let lengths: Vec<usize> = parts.iter().flat_map(|m| m.batch.samples.iter().map(Range::len)).collect();
+            let live = &is_live[reply..reply + lengths.len()];
+            let weights = loss_weights(self.settings.loss_average, &lengths, live, self.settings.reply_scale);
+            let tokens = token..token + weights.len();
+            (token, reply) = (tokens.end, reply + lengths.len());
+            Minibatch { parts, tokens, weights }
+        };
+        parts.into_iter().map(one).collect()
+    }
+
+    /// Forward, loss and backward of the actor on one part; returns the log-probabilities.
     fn actor_pass(
         &mut self,
         micro: &Micro,
         temperature: f32,
-        inputs: &[Tensor; 3],
+        known: &Known,
         weight: &Tensor,
         grads: &mut Gradients,
         sums: &mut Sums,
-    ) -> Result<Tensor> {
+    ) -> Result<Vec<f32>> {
         let (backend, s) = (self.backend, self.settings);
         let policy = Policy { model: self.model, adapter: Some(&self.actor) };
         let scores = batch::forward(backend, policy, &micro.batch, temperature, true, &mut self.acts)?;
-        let params = PpoParams {
-            clip_low: s.clip_low,
-            clip_high: s.clip_high,
-            dual_clip: (s.dual_clip > 1.0).then_some(s.dual_clip),
-            kl_coefficient: if s.kl_in == KlIn::Loss { s.kl_coefficient } else { 0.0 },
-            kl_estimator: s.kl_estimator,
-            entropy_coefficient: s.entropy_coefficient,
+        let logp = backend.read(&scores.logp)?;
+        let part = |all: &[f32]| self.vector(&all[micro.tokens.clone()]);
+        let behaviour = match s.objective {
+            Objective::Gspo => {
+                self.vector(&sequence_behaviour(&logp, &known.behaviour[micro.tokens.clone()], &micro.batch.samples))?
+            }
+            Objective::Clip | Objective::Cispo => part(&known.behaviour)?,
         };
         let ppo = PpoInputs {
             logp: &scores.logp,
             entropy: &scores.entropy,
-            behaviour: &inputs[0],
-            reference: &inputs[1],
-            advantage: &inputs[2],
+            behaviour: &behaviour,
+            reference: &part(&known.reference)?,
+            advantage: &part(&known.signal.advantages)?,
             weight,
         };
         let vector = || backend.alloc(&[micro.batch.loss_rows()], backend.accumulator());
         let (mut dlogp, mut dentropy) = (vector()?, vector()?);
-        sums.add(&backend.ppo_loss(&params, &ppo, &mut dlogp, &mut dentropy)?);
+        sums.add(&backend.ppo_loss(&params(s), &ppo, &mut dlogp, &mut dentropy)?);
         let dentropy = (s.entropy_coefficient != 0.0).then_some(&dentropy);
         batch::backward(backend, policy, &micro.batch, temperature, &mut self.acts, &scores, &dlogp, dentropy, grads)?;
-        Ok(scores.logp)
-    }
-
-    /// Forward, loss and backward of the critic on one part; returns the loss. `inputs`: old value, target (M).
-    fn critic_pass(
-        &mut self,
-        micro: &Micro,
-        inputs: &[Tensor; 2],
-        weight: &Tensor,
-        grads: &mut Gradients,
-        dhead: &mut [Tensor],
-    ) -> Result<f64> {
-        let (backend, clip) = (self.backend, self.settings.value_clip);
-        let Some(critic) = &self.critic else { return Ok(0.0) };
-        let (value, hidden) = critic.values(backend, self.model, &micro.batch, true, &mut self.acts)?;
-        let mut dvalue = backend.alloc(value.shape(), backend.activation())?;
-        let inputs = ValueInputs { value: &value, old_value: &inputs[0], target: &inputs[1], weight };
-        let loss = backend.value_loss((clip > 0.0).then_some(clip), &inputs, &mut dvalue)?;
-        let dvalue = dvalue.reshape(&[micro.batch.loss_rows(), 1]);
-        let mut drows = backend.alloc(hidden.shape(), backend.activation())?;
-        let [dw, dbias] = dhead else { return Ok(loss) };
-        let head_grads = LinearGrads { lora: None, w: Some(dw), bias: Some(dbias) };
-        backend.linear_backward(&hidden, &critic.linear(), &dvalue, 0, None, Some(&mut drows), head_grads)?;
-        let policy = Policy { model: self.model, adapter: Some(&critic.adapter) };
-        batch::backward_hidden(backend, policy, &micro.batch, &mut self.acts, &drows, grads)?;
-        Ok(loss)
+        Ok(logp)
     }
 
     fn policy<'b>(&'b self, adapter: &'b Adapter) -> Policy<'b> {
@@ -450,102 +354,35 @@ impl<'a> Learner<'a> {
     }
 }
 
-/// A KL estimate of one token from log p (policy) and log q (reference).
-pub fn kl(estimator: crate::backend::KlEstimator, p: f32, q: f32) -> f32 {
-    use crate::backend::KlEstimator::{K1, K2, K3};
-    match estimator {
-        K1 => p - q,
-        K2 => 0.5 * (p - q) * (p - q),
-        K3 => (q - p).exp() - 1.0 - (q - p),
+/// Added to the root of AdamW's second moment: PyTorch's value.
+const ADAM_EPS: f32 = 1e-8;
+
+/// AdamW's constants in reinforcement learning.
+fn constants(settings: &Rl) -> AdamWConfig {
+    let Rl { beta1, beta2, weight_decay, .. } = *settings;
+    AdamWConfig { beta1, beta2, eps: ADAM_EPS, weight_decay }
+}
+
+/// The token's loss by the settings.
+fn params(s: &Rl) -> PpoParams {
+    PpoParams {
+        surrogate: if s.objective == Objective::Cispo { Surrogate::Cispo } else { Surrogate::Clip },
+        clip_low: s.clip_low,
+        clip_high: s.clip_high,
+        dual_clip: (s.objective == Objective::Clip && s.dual_clip > 1.0).then_some(s.dual_clip),
+        kl_coefficient: if s.kl_in == KlIn::Loss { s.kl_coefficient } else { 0.0 },
+        kl_estimator: s.kl_estimator,
+        entropy_coefficient: s.entropy_coefficient,
     }
 }
 
-fn zeros_like(backend: &dyn Backend, tensors: &[Tensor]) -> Result<Vec<Tensor>> {
-    tensors.iter().map(|t| backend.alloc(t.shape(), backend.accumulator())).collect()
-}
-
-/// Weighted sums over the parts of one minibatch.
-#[derive(Default)]
-struct Sums {
-    policy: PpoStats,
-    value_loss: f64,
-    gauge_sum: f64,
-    gauge_max: f64,
-    gauge_tokens: usize,
-}
-
-impl Sums {
-    fn add(&mut self, s: &PpoStats) {
-        let p = &mut self.policy;
-        p.loss += s.loss;
-        p.policy_loss += s.policy_loss;
-        p.kl += s.kl;
-        p.entropy += s.entropy;
-        p.clip_fraction += s.clip_fraction;
-        p.approx_kl += s.approx_kl;
-    }
-
-    fn gauge(&mut self, trainer: &[f32], engine: &[f32]) {
-        for difference in trainer.iter().zip(engine).map(|(a, b)| f64::from((a - b).abs())) {
-            self.gauge_sum += difference;
-            self.gauge_max = self.gauge_max.max(difference);
-            self.gauge_tokens += 1;
-        }
-    }
-
-    /// Weighted sums to means: the weights of a minibatch sum to `total`.
-    fn finish(self, stats: &mut UpdateStats, total: f64, has_critic: bool) {
-        let p = self.policy;
-        stats.policy = PpoStats {
-            loss: p.loss,
-            policy_loss: p.policy_loss,
-            kl: p.kl / total,
-            entropy: p.entropy / total,
-            clip_fraction: p.clip_fraction / total,
-            approx_kl: p.approx_kl / total,
-        };
-        stats.value_loss = has_critic.then_some(self.value_loss / total);
-        if self.gauge_tokens > 0 {
-            stats.gauge = self.gauge_sum / self.gauge_tokens as f64;
-            stats.gauge_max = self.gauge_max;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gae_with_gamma_and_lambda_one_is_return_minus_value() {
-        let (advantages, targets) = gae(&[0.0, -0.5, 2.0], &[0.25, 0.5, 1.0], 1.0, 1.0);
-        assert_eq!(advantages, [1.25, 1.0, 1.0]);
-        assert_eq!(targets, [1.5, 1.5, 2.0]);
-    }
-
-    #[test]
-    fn gae_with_lambda_zero_is_the_one_step_error() {
-        let (advantages, _) = gae(&[1.0, 2.0], &[0.5, 3.0], 0.5, 0.0);
-        assert_eq!(advantages, [1.0 + 0.5 * 3.0 - 0.5, 2.0 - 3.0]);
-    }
-
-    #[test]
-    fn groups_are_normalised_each_for_itself() {
-        let a = group_advantages(&[1.0, 3.0, 5.0, 5.0], 2, true, 0.0);
-        let root = std::f32::consts::FRAC_1_SQRT_2;
-        assert!((a[0] + root).abs() < 1e-6 && (a[1] - root).abs() < 1e-6, "{a:?}");
-        assert!(a[2].is_nan() || a[2] == 0.0);
-        assert_eq!(group_advantages(&[1.0, 3.0, 5.0, 5.0], 2, false, 0.02), [-1.0, 1.0, 0.0, 0.0]);
-        assert_eq!(group_advantages(&[5.0, 5.0], 2, true, 0.02), [0.0, 0.0]);
-    }
-
-    #[test]
-    fn whitening_and_explained_variance() {
-        let mut x = [1.0, 2.0, 3.0];
-        whiten(&mut x);
-        assert!((x[0] + 1.0).abs() < 1e-6 && x[1].abs() < 1e-6 && (x[2] - 1.0).abs() < 1e-6, "{x:?}");
-        assert_eq!(explained_variance(&[1.0, 2.0], &[1.0, 2.0]), Some(1.0));
-        assert_eq!(explained_variance(&[0.0, 0.0], &[1.0, 3.0]), Some(0.0));
-        assert_eq!(explained_variance(&[0.0, 0.0], &[1.0, 1.0]), None);
-    }
+/// GSPO's log ratio is a reply's mean over its tokens (arXiv 2507.18071 eq. 7), with the gradient of each token's own log-probability
+/// (its token form): that of a behaviour which lies below the token's log-probability by the mean.
+fn sequence_behaviour(logp: &[f32], behaviour: &[f32], samples: &[Range<usize>]) -> Vec<f32> {
+    let of_reply = |span: &Range<usize>| {
+        let moved = span.clone().map(|i| f64::from(logp[i]) - f64::from(behaviour[i])).sum::<f64>();
+        let mean = moved / span.len() as f64;
+        span.clone().map(move |i| (f64::from(logp[i]) - mean) as f32)
+    };
+    samples.iter().flat_map(of_reply).collect()
 }

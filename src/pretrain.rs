@@ -8,13 +8,13 @@ use crate::checkpoint;
 use crate::config::Pretrain;
 use crate::error::Result;
 use crate::exercises::{Exercise, Exercises};
+use crate::message::Message;
 use crate::model::config::ModelConfig;
 use crate::model::{Activations, Gradients, Model, Policy};
 use crate::optimizer::{AdamWConfig, Optimizer};
 use crate::rng::Philox;
 use crate::run::Run;
 use crate::tensor::{DType, Tensor};
-use crate::trajectory::Message;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -62,7 +62,7 @@ pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> 
     }
     let mut grads = Gradients::new(backend, Policy { model: &model, adapter: None }, true)?;
     let mut acts = Activations::default();
-    let bar = run.bar(settings.steps, start);
+    let mut progress = run.progress(settings.steps, start);
     for step in start + 1..=settings.steps {
         let drawn: Vec<Exercise> = (0..settings.exercises)
             .map(|i| exercises.draw(&mut Philox::named(seed, &format!("exercise {step} {i}")), settings.replies))
@@ -86,14 +86,13 @@ pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> 
         let grad_norm = optimizer.step(backend, &mut model.weights, weights, lr, settings.max_norm)?;
         let tokens = batch.batch.tokens();
         run.log(step, &json!({"loss": loss, "learning_rate": lr, "grad_norm": grad_norm, "tokens": tokens}))?;
-        bar.set_message(format!("loss {loss:.3}"));
-        bar.inc(1);
+        progress.advance(step, tokens, &format!("loss {loss:.3}"));
         run.step_done(step, settings.steps, &State { step }, |dir| {
             checkpoint::save_model(&dir.join("model"), &model, DType::F32)?;
             checkpoint::save_optimizer(&dir.join("optimizer.safetensors"), &optimizer)
         })?;
     }
-    bar.finish_and_clear();
+    progress.finish();
     Ok(model)
 }
 

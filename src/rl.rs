@@ -54,12 +54,13 @@ pub fn train(
         *record = trajectory::read_jsonl(&dir.join(RECORD))?;
         start = step;
     }
-    let bar = run.bar(settings.steps, start);
-    let mut had_few_edits = false;
+    let mut progress = run.progress(settings.steps, start);
+    let (mut had_few_edits, mut dead_steps) = (false, 0);
     for step in start + 1..=settings.steps {
         let clock = Instant::now();
         let states = pool.draw(settings.states, step, seed, settings.initial_share, settings.refresh_share);
-        let prompts = agent.prompts(environment, &states.iter().collect::<Vec<_>>())?;
+        let prompts = agent.prompts(environment, &states.iter().collect::<Vec<_>>(), settings.samples)?;
+        let prompts = prompts.into_iter().collect::<Result<Vec<_>>>()?;
         let streams: Vec<String> = (0..states.len()).map(|i| format!("rl {step} {i}")).collect();
         let actor = Policy { model: base, adapter: Some(&learner.actor) };
         let acted = agent.act(actor, &prompts, settings.samples, seed, &streams).and_then(|replies| {
@@ -75,7 +76,8 @@ pub fn train(
                 return Err(run.step_undone(error, step - 1, settings.steps, &saved, write));
             }
         };
-        let rewards: Vec<f64> = results.iter().map(|r| run.config.reward.of(r.case, r.share)).collect();
+        let rewards: Vec<f64> =
+            results.iter().map(|r| run.config.reward.of(r.case, r.share, !r.flags.is_empty())).collect();
         let executed = clock.elapsed();
 
         let groups: Vec<Group> = prompts
@@ -84,15 +86,21 @@ pub fn train(
             .map(|(p, rs)| Group { prompt: p.ids.clone(), replies: rs.iter().map(|r| r.ids.clone()).collect() })
             .collect();
         let logprobs: Vec<Vec<f32>> = replies.iter().flatten().map(|r| r.logprobs.clone()).collect();
-        let temperature = run.config.sampling.temperature;
-        let round = Round { groups: &groups, logprobs: &logprobs, rewards: &rewards, temperature };
+        let is_truncated: Vec<bool> = replies.iter().flatten().map(|r| r.is_truncated).collect();
+        let round = Round {
+            groups: &groups,
+            logprobs: &logprobs,
+            rewards: &rewards,
+            is_truncated: &is_truncated,
+            max_tokens: run.config.sampling.max_tokens,
+            temperature: run.config.sampling.temperature,
+        };
         let stats = learner.update(&round)?;
         let updated = clock.elapsed();
-        if stats.gauge > GAUGE_LIMIT {
+        if let Some(gauge) = stats.gauge.filter(|&gauge| gauge > GAUGE_LIMIT) {
             return Err(Error::system(format!(
-                "rl step {step}: engine and trainer disagree on log-probabilities by {:.4} a token (limit {GAUGE_LIMIT}): what \
-                 was sampled is not what is trained; the newest checkpoint is older than this step",
-                stats.gauge
+                "rl step {step}: engine and trainer disagree on log-probabilities by {gauge:.4} a token (limit {GAUGE_LIMIT}): what \
+                 was sampled is not what is trained; the newest checkpoint is older than this step"
             )));
         }
 
@@ -105,11 +113,15 @@ pub fn train(
         run.log(step, &values)?;
         let edit_share = values["edit_share"].as_f64().unwrap_or_default();
         if edit_share < FEW_EDITS && !had_few_edits {
-            bar.suspend(|| eprintln!("{}", few_edits(step, edit_share)));
+            progress.say(&few_edits(step, edit_share));
         }
         had_few_edits = edit_share < FEW_EDITS;
-        bar.set_message(format!("reward {:+.3}", values["reward"].as_f64().unwrap_or_default()));
-        bar.inc(1);
+        dead_steps = if stats.dead_groups == Some(1.0) { dead_steps + 1 } else { 0 };
+        if dead_steps == MOST_DEAD_STEPS {
+            progress.say(&all_dead(step));
+        }
+        let drawn = logprobs.iter().map(Vec::len).sum();
+        progress.advance(step, drawn, &format!("reward {:+.3}", values["reward"].as_f64().unwrap_or_default()));
 
         for (i, ((state, prompt), mut reply)) in states.iter().zip(prompts).zip(replies).enumerate() {
             let (result, reward) = (&results[i * settings.samples], rewards[i * settings.samples]);
@@ -120,7 +132,7 @@ pub fn train(
         let saved = Saved { step, reached: pool.reached().cloned().collect() };
         run.step_done(step, settings.steps, &saved, |dir| save(dir, environment, snapshots, record, learner))?;
     }
-    bar.finish_and_clear();
+    progress.finish();
     learner.actor.copied(run.backend)
 }
 
@@ -146,6 +158,16 @@ fn few_edits(step: usize, share: f64) -> String {
          rl.kl_coefficient holds it closer to where it started",
         100.0 * share,
         100.0 * FEW_EDITS
+    )
+}
+
+/// Steps in a row in which the replies of every group earned the same, until it is said.
+const MOST_DEAD_STEPS: usize = 3;
+
+fn all_dead(step: usize) -> String {
+    format!(
+        "warning: rl step {step}: in {MOST_DEAD_STEPS} steps in a row the replies of every group earned equal rewards: nothing is learnt \
+         from them; more rl.samples, a higher sampling.temperature or other tasks help"
     )
 }
 
@@ -224,6 +246,12 @@ fn summary(
         "value_loss": stats.value_loss,
         "explained_variance": stats.explained_variance,
         "grad_norm": stats.grad_norm,
+        "ratio_max": stats.policy.ratio_max,
+        "passes": stats.passes,
+        "learning_rate_factor": stats.rate_factor,
+        "dead_groups": stats.dead_groups,
+        "dropped_groups": stats.dropped_groups,
+        "truncated": stats.truncated,
         "reply_tokens": logprobs.iter().map(Vec::len).sum::<usize>() as f64 / n,
         "gauge": stats.gauge,
         "gauge_max": stats.gauge_max,

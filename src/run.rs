@@ -1,11 +1,16 @@
 //! What every training loop needs of its run: where it writes, its log, its checkpoints, and whether the user wants it to stop.
 
+mod folder;
+
+pub use folder::{Folder, Place, write_config};
+
 use crate::backend::Backend;
-use crate::checkpoint;
+use crate::checkpoint::{self, write_json};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result, check_interrupt};
+use crate::identity;
 use crate::metrics::MetricsLog;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::progress::Progress;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -21,32 +26,31 @@ pub struct Run<'a> {
     checkpoints: PathBuf,
     log: MetricsLog,
     interrupted: &'a AtomicBool,
-    resumed: Option<(u64, PathBuf)>,
+    folder: &'a Folder,
 }
 
 impl<'a> Run<'a> {
-    /// The phase `phase` of the run in `out`: from its newest checkpoint with `resume`, else from its beginning (after what
-    /// earlier phases logged). `interrupted` is set when the user wants to stop.
+    /// The phase `phase` of the run in `folder`: from the checkpoint it goes on from, else from its beginning (after what earlier phases
+    /// logged). `interrupted` is set when the user wants to stop.
     pub fn open(
         backend: &'a dyn Backend,
         config: &'a Config,
-        out: &Path,
+        folder: &'a Folder,
         phase: &'static str,
-        resume: bool,
         interrupted: &'a AtomicBool,
     ) -> Result<Self> {
-        let checkpoints = out.join("checkpoints").join(phase);
-        let resumed = if resume { checkpoint::latest(&checkpoints)? } else { None };
-        let log = match &resumed {
-            Some((step, _)) => MetricsLog::resume(out, phase, *step)?,
-            None => MetricsLog::restart(out, phase)?,
+        let log = match &folder.resumed {
+            Some((step, _)) => MetricsLog::resume(&folder.path, phase, *step)?,
+            None => MetricsLog::restart(&folder.path, phase)?,
         };
-        Ok(Self { backend, config, phase, checkpoints, log, interrupted, resumed })
+        let checkpoints = folder::checkpoints(&folder.path, phase);
+        Ok(Self { backend, config, phase, checkpoints, log, interrupted, folder })
     }
 
     /// The checkpoint this phase goes on from: its folder and the caller's state.
     pub fn resumed<T: DeserializeOwned>(&self) -> Result<Option<(PathBuf, T)>> {
-        self.resumed.as_ref().map(|(_, dir)| Ok((dir.clone(), checkpoint::load_state(dir)?))).transpose()
+        let resumed = self.folder.resumed.as_ref();
+        resumed.map(|(_, dir)| Ok((dir.clone(), checkpoint::load_state(dir)?))).transpose()
     }
 
     /// Appends a record to metrics.jsonl.
@@ -67,7 +71,7 @@ impl<'a> Run<'a> {
         if !stop && step < steps && !step.is_multiple_of(self.config.run.checkpoint_every) {
             return Ok(());
         }
-        let dir = checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.config.run.keep, state, write)?;
+        let dir = self.save(step, state, write)?;
         if stop && step < steps { Err(self.stopped(step, steps, &dir)) } else { Ok(()) }
     }
 
@@ -84,12 +88,18 @@ impl<'a> Run<'a> {
         if error.kind() != Kind::Interrupted || step == 0 {
             return error;
         }
-        let saved = match checkpoint::latest(&self.checkpoints) {
-            Ok(Some((newest, dir))) if newest == step as u64 => Ok(dir),
-            Ok(_) => checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.config.run.keep, state, write),
-            Err(error) => Err(error),
-        };
+        let newest = checkpoint::latest(&self.checkpoints).map(|found| found.filter(|(at, _)| *at == step as u64));
+        let saved = newest.and_then(|found| found.map_or_else(|| self.save(step, state, write), |(_, dir)| Ok(dir)));
         saved.map_or_else(|error| error, |dir| self.stopped(step, steps, &dir))
+    }
+
+    /// Writes the checkpoint of `step`, with the run's identity in it.
+    fn save(&self, step: usize, state: &impl Serialize, write: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let with_identity = |dir: &Path| {
+            write_json(&dir.join(identity::FILE), &self.folder.identity)?;
+            write(dir)
+        };
+        checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.config.run.keep, state, with_identity)
     }
 
     fn stopped(&self, step: usize, steps: usize, dir: &Path) -> Error {
@@ -102,20 +112,8 @@ impl<'a> Run<'a> {
         check_interrupt(self.interrupted)
     }
 
-    /// A progress bar over `steps`; invisible when stderr is no terminal.
-    pub fn bar(&self, steps: usize, done: usize) -> ProgressBar {
-        let bar = bar(steps, self.phase);
-        bar.set_position(done as u64);
-        bar
+    /// The progress over `steps`, `done` of which are behind.
+    pub fn progress(&self, steps: usize, done: usize) -> Progress {
+        Progress::new(self.phase, steps, done)
     }
-}
-
-/// A progress bar; invisible when stderr is no terminal.
-pub fn bar(steps: usize, label: &'static str) -> ProgressBar {
-    let bar = ProgressBar::new(steps as u64).with_prefix(label);
-    let style = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {pos}/{len} {elapsed}<{eta} {msg}");
-    if let Ok(style) = style {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
 }

@@ -3,13 +3,13 @@
 use crate::backend::Backend;
 use crate::batch::{self, LossBatch};
 use crate::checkpoint;
-use crate::config::{Schedule as ScheduleKind, Sft};
+use crate::config::Sft;
 use crate::dataset::{self, Example};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::model::lora::Adapter;
 use crate::model::{Activations, Gradients, Model, Policy};
-use crate::optimizer::{AdamWConfig, Optimizer, Schedule};
+use crate::optimizer::{AdamWConfig, Optimizer};
 use crate::rng::Philox;
 use crate::run::Run;
 use crate::tensor::{DType, Tensor};
@@ -74,7 +74,10 @@ impl Trained {
     fn save(&self, dir: &Path) -> Result<()> {
         match self {
             Trained::Adapter(adapter) => checkpoint::save_adapter(&dir.join("adapter"), adapter, ""),
-            Trained::Weights { model, folder } => export::trained(&dir.join("model"), model, DType::F32, folder),
+            Trained::Weights { model, folder } => {
+                // In f32 whatever the base has, so that a resumed run goes on bit for bit.
+                export::trained(&dir.join("model"), model, DType::F32, folder).map(drop)
+            }
         }
     }
 
@@ -109,10 +112,18 @@ pub fn train(
     if examples.is_empty() {
         return Err(Error::content("no example to train on"));
     }
-    let constants = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: settings.weight_decay };
-    let mut optimizer = Optimizer::new(backend, trained.params(), constants)?;
+    let Sft { beta1, beta2, weight_decay, .. } = *settings;
+    let constants = AdamWConfig { beta1, beta2, eps: 1e-8, weight_decay };
+    let mut optimizer = Optimizer::new(backend, &*trained.params(), constants)?;
     let steps = plan(examples, settings, run.config.run.seed);
-    let schedule = schedule(settings, steps.len());
+    let schedule = settings.schedule.over(settings.warmup, steps.len());
+    if settings.warmup >= steps.len() {
+        eprintln!(
+            "warning: sft.warmup = {}: training has {} optimizer steps, so sft.learning_rate is never reached",
+            settings.warmup,
+            steps.len()
+        );
+    }
     let mut start = 0;
     if let Some((dir, State { step })) = run.resumed()? {
         trained.load(backend, base, &dir)?;
@@ -121,7 +132,7 @@ pub fn train(
     }
     let mut grads = trained.gradients(backend, base)?;
     let mut acts = Activations::new(settings.recompute);
-    let bar = run.bar(steps.len(), start);
+    let mut progress = run.progress(steps.len(), start);
     for (index, packs) in steps.iter().enumerate().skip(start) {
         let step = index + 1;
         grads.zero(backend)?;
@@ -141,23 +152,15 @@ pub fn train(
         {
             run.log(step, &json!({"validation_loss": loss}))?;
         }
-        bar.set_message(format!("loss {loss:.3}"));
-        bar.inc(1);
+        let read = packs.iter().flatten().map(|&e| examples[e].ids.len()).sum();
+        progress.advance(step, read, &format!("loss {loss:.3}"));
         run.step_done(step, steps.len(), &State { step }, |dir| {
             trained.save(dir)?;
             checkpoint::save_optimizer(&dir.join("optimizer.safetensors"), &optimizer)
         })?;
     }
-    bar.finish_and_clear();
+    progress.finish();
     Ok(trained)
-}
-
-fn schedule(settings: &Sft, steps: usize) -> Schedule {
-    let warmup = settings.warmup as u32;
-    match settings.schedule {
-        ScheduleKind::Cosine => Schedule::Cosine { warmup, total: steps as u32, floor: 0.0 },
-        ScheduleKind::Constant => Schedule::Constant { warmup },
-    }
 }
 
 /// The examples of every step, as packs of one pass each: shuffled by epoch, cut into steps of about equal tokens within

@@ -1,6 +1,8 @@
 //! Text to token ids and back, from the tokenizer files of a Hugging Face folder. Adds no special tokens of its own: a chat
 //! template writes them. Does not render conversations (chat.rs does).
 
+mod added;
+
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -11,16 +13,23 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
     chat_template: Option<String>,
-    bos: Option<String>,
-    eos: Option<String>,
+    tool_template: Option<String>,
+    special: Vec<(String, String)>,
     pad_id: Option<u32>,
     eos_ids: Vec<u32>,
     size: usize,
 }
 
 impl Tokenizer {
-    /// Reads tokenizer.json of `dir` and, where present: tokenizer_config.json (bos, eos, pad, chat template), chat_template.jinja
-    /// (wins over the template in the config, as in transformers), generation_config.json and config.json (eos_token_id).
+    /// Reads tokenizer.json of `dir`, and what is there of the files beside it that transformers reads too:
+    ///
+    /// - tokenizer_config.json: the named special tokens, `added_tokens_decoder`, `additional_special_tokens` and
+    ///   `extra_special_tokens` (tokens that tokenizer.json may lack), `chat_template`; `split_special_tokens = true` is refused. Other
+    ///   keys do not change the ids of a rendered conversation (`add_bos_token` and `add_eos_token`: the template writes those tokens).
+    /// - special_tokens_map.json: special tokens that tokenizer_config.json does not name; it wins where that has no `added_tokens_decoder`.
+    /// - added_tokens.json: tokens that tokenizer.json lacks, where tokenizer_config.json has no `added_tokens_decoder`.
+    /// - chat_template.jinja wins over the template in the config, additional_chat_templates/tool_use.jinja over its `tool_use`.
+    /// - generation_config.json and config.json: `eos_token_id`.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;
@@ -29,24 +38,26 @@ impl Tokenizer {
         })?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::content(format!("{}: {e}", path.display())))?;
+
+        let config_path = dir.join("tokenizer_config.json");
+        let config = read_object(&config_path)?;
+        if config["split_special_tokens"] == true {
+            return Err(Error::content(format!(
+                "{}: split_special_tokens = true would write a chat template's tokens in pieces; expected false",
+                config_path.display()
+            )));
+        }
+        let folder = added::Folder::read(dir, config, config_path)?;
+        let special = folder.special_tokens()?;
+        folder.add_missing(&mut inner, &path, &special)?;
         let size = inner.get_vocab(true).values().map(|&id| id as usize + 1).max().unwrap_or(0);
         if size == 0 {
             return Err(Error::content(format!("{}: it has no tokens; expected at least one", path.display())));
         }
 
-        let config_path = dir.join("tokenizer_config.json");
-        let config = read_object(&config_path)?;
-        let named = |key: &str| special_token(&config, key, &config_path);
-        let (bos, eos, pad) = (named("bos_token")?, named("eos_token")?, named("pad_token")?);
-        let id_of = |name: &Option<String>, key: &str| match name {
-            None => Ok(None),
-            Some(token) => inner.token_to_id(token).map(Some).ok_or_else(|| {
-                Error::content(format!("{}: {key} {token:?} is no token of {}", config_path.display(), path.display()))
-            }),
-        };
-        id_of(&bos, "bos_token")?;
-        let pad_id = id_of(&pad, "pad_token")?;
-        let mut eos_ids: Vec<u32> = id_of(&eos, "eos_token")?.into_iter().collect();
+        let id_of = |key: &str| special.iter().find(|(name, _)| name == key).and_then(|(_, t)| inner.token_to_id(t));
+        let pad_id = id_of("pad_token");
+        let mut eos_ids: Vec<u32> = id_of("eos_token").into_iter().collect();
         for file in ["generation_config.json", "config.json"] {
             for id in ids_of(&dir.join(file), "eos_token_id")? {
                 if !eos_ids.contains(&id) {
@@ -54,14 +65,23 @@ impl Tokenizer {
                 }
             }
         }
-
-        let jinja = dir.join("chat_template.jinja");
-        let chat_template = match std::fs::read_to_string(&jinja) {
-            Ok(text) => Some(text),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => template_in(&config, &config_path)?,
-            Err(e) => return Err(Error::io("reading", &jinja, &e)),
+        let chat_template = read_text(&dir.join("chat_template.jinja"))?;
+        let tool_template = read_text(&dir.join("additional_chat_templates/tool_use.jinja"))?;
+        // A template of its own file is for conversations with tools, too, whatever the config has.
+        let (default, tool_use) = match &chat_template {
+            Some(_) => (None, None),
+            None => folder.templates()?,
         };
-        Ok(Self { inner, path, chat_template, bos, eos, pad_id, eos_ids, size })
+        Ok(Self {
+            inner,
+            path,
+            chat_template: chat_template.or(default),
+            tool_template: tool_template.or(tool_use),
+            special,
+            pad_id,
+            eos_ids,
+            size,
+        })
     }
 
     /// The ids of `text`; special tokens that stand in it are recognised, none is added.
@@ -91,20 +111,39 @@ impl Tokenizer {
             .is_some_and(|t| self.inner.get_added_vocabulary().is_special_token(&t))
     }
 
+    /// Whether `id` was added to the vocabulary as a whole (special or not) and is no white space: a mark rather than a piece of text.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.inner.get_added_vocabulary().simple_id_to_token(id).is_some_and(|token| !token.trim().is_empty())
+    }
+
+    /// The folder it was read from.
+    pub fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
     /// Ids that end a reply: the tokenizer's own eos first, then those of generation_config.json and config.json.
     /// What a chat template closes a reply with may differ: see `ChatTemplate::stop_ids`.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
     }
 
+    /// The named special tokens (`bos_token`, `eos_token`, `pad_token`, ...), as a chat template knows them.
+    pub fn special_tokens(&self) -> &[(String, String)] {
+        &self.special
+    }
+
+    fn special_token(&self, key: &str) -> Option<&str> {
+        self.special.iter().find(|(name, _)| name == key).map(|(_, token)| token.as_str())
+    }
+
     /// The token that opens a text, as a chat template's `bos_token`.
     pub fn bos(&self) -> Option<&str> {
-        self.bos.as_deref()
+        self.special_token("bos_token")
     }
 
     /// The token that ends a text, as a chat template's `eos_token`.
     pub fn eos(&self) -> Option<&str> {
-        self.eos.as_deref()
+        self.special_token("eos_token")
     }
 
     /// The padding id, where one is named.
@@ -115,6 +154,11 @@ impl Tokenizer {
     /// The folder's own chat template.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
+    }
+
+    /// The folder's template for conversations with tools, where it has one apart.
+    pub fn tool_template(&self) -> Option<&str> {
+        self.tool_template.as_deref()
     }
 
     /// The largest id plus one: how many rows an embedding needs.
@@ -146,30 +190,11 @@ fn parsed(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
 
 /// A JSON object from a file that may be absent (then empty).
 fn read_object(path: &Path) -> Result<Value> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Object(serde_json::Map::new())),
-        Err(e) => return Err(Error::io("reading", path, &e)),
-    };
+    let Some(text) = read_text(path)? else { return Ok(Value::Object(serde_json::Map::new())) };
     match serde_json::from_str(&text) {
         Ok(value @ Value::Object(_)) => Ok(value),
         Ok(_) => Err(Error::content(format!("{}: expected a JSON object", path.display()))),
         Err(e) => Err(Error::content(format!("{}: {e}; expected a JSON object", path.display()))),
-    }
-}
-
-/// A special token: absent, null, its text, or an object with `content`.
-fn special_token(config: &Value, key: &str, path: &Path) -> Result<Option<String>> {
-    match &config[key] {
-        Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text.clone())),
-        Value::Object(object) if object.get("content").is_some_and(Value::is_string) => {
-            Ok(object["content"].as_str().map(str::to_string))
-        }
-        other => Err(Error::content(format!(
-            "{}: {key} is {other}; expected a token such as \"<|im_end|>\", or {{\"content\": \"<|im_end|>\"}}",
-            path.display()
-        ))),
     }
 }
 
@@ -188,22 +213,12 @@ fn ids_of(path: &Path, key: &str) -> Result<Vec<u32>> {
     }
 }
 
-/// `chat_template` of tokenizer_config.json: text, or a list of named templates of which `default` is taken.
-fn template_in(config: &Value, path: &Path) -> Result<Option<String>> {
-    let wrong = || {
-        Error::content(format!(
-            "{}: chat_template is neither text nor a list with {{\"name\": \"default\", \"template\": \"...\"}}",
-            path.display()
-        ))
-    };
-    match &config["chat_template"] {
-        Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text.clone())),
-        Value::Array(list) => {
-            let default = list.iter().find(|entry| entry["name"] == "default").ok_or_else(wrong)?;
-            default["template"].as_str().map(|t| Some(t.to_string())).ok_or_else(wrong)
-        }
-        _ => Err(wrong()),
+/// The text of a file that may be absent.
+fn read_text(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("reading", path, &e)),
     }
 }
 

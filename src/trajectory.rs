@@ -2,30 +2,15 @@
 
 use crate::error::{Error, Result};
 use crate::files::write_whole;
+use crate::message::{self, Message};
 use crate::reward::Case;
 use crate::task::Flag;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Message {
-    /// system, user, assistant or tool.
-    pub role: String,
-    /// Its text.
-    pub content: String,
-}
-
-impl Message {
-    /// A message.
-    pub fn new(role: &str, content: impl Into<String>) -> Self {
-        Self { role: role.to_string(), content: content.into() }
-    }
-}
-
 /// One action and what came of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Step {
     /// What the agent saw.
     pub prompt: Vec<Message>,
@@ -67,6 +52,7 @@ pub struct Step {
 
 /// One episode, or a single step cut out of one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Trajectory {
     /// The task's name.
     pub task: String,
@@ -117,6 +103,13 @@ pub fn from_line(line: &str, place: &str) -> Result<Trajectory> {
     let trajectory: Trajectory =
         serde_json::from_str(line).map_err(|e| Error::content(format!("{place}: {e}; {EXPECTED}")))?;
     for (i, step) in trajectory.steps.iter().enumerate() {
+        let mut keys = step.prompt.iter().flat_map(|message| message.more.keys());
+        if let Some(key) = keys.find(|key| !message::FIELDS.contains(&key.as_str())) {
+            let known = message::FIELDS.join(", ");
+            return Err(Error::content(format!(
+                "{place}: step {i}: unknown key `{key}` of a message; expected role, content, {known}"
+            )));
+        }
         let sampled = step.is_sampled.iter().filter(|&&s| s).count();
         if step.ids.len() != step.is_sampled.len() || !(step.logprobs.is_empty() || step.logprobs.len() == sampled) {
             return Err(Error::content(format!(

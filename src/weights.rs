@@ -20,6 +20,9 @@ const MAX_RANK: usize = 8;
 /// Bytes of a file's name, as Linux takes them.
 const MAX_NAME: usize = 255;
 
+/// How the file begins that Git leaves where a large one was not fetched.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
 /// A read-only map of a whole file.
 struct FileMap(memmap2::Mmap);
 
@@ -45,6 +48,8 @@ pub struct WeightMap {
     /// Name to shard.
     places: BTreeMap<String, usize>,
     notes: Mutex<Vec<String>>,
+    /// The tensors that were asked for.
+    read: Mutex<BTreeSet<String>>,
 }
 
 impl WeightMap {
@@ -69,7 +74,7 @@ impl WeightMap {
     pub fn open_file(path: &Path) -> Result<Self> {
         let shard = Shard::open(path)?;
         let places = shard.metadata.offset_keys().into_iter().map(|name| (name, 0)).collect();
-        Ok(Self { shards: vec![shard], places, notes: Mutex::default() })
+        Ok(Self { shards: vec![shard], places, notes: Mutex::default(), read: Mutex::default() })
     }
 
     fn open_index(dir: &Path, index: &Path) -> Result<Self> {
@@ -119,7 +124,7 @@ impl WeightMap {
             }
             places.insert(name, place);
         }
-        Ok(Self { shards, places, notes: Mutex::default() })
+        Ok(Self { shards, places, notes: Mutex::default(), read: Mutex::default() })
     }
 
     /// The tensor `name`, in place where its bytes are aligned for its type, else copied and noted. Errors name the file: no
@@ -140,8 +145,15 @@ impl WeightMap {
     pub fn get_any(&self, name: &str) -> Result<Tensor> {
         let Some(&place) = self.places.get(name) else {
             let files: Vec<_> = self.shards.iter().map(|s| s.path.display().to_string()).collect();
-            return Err(Error::content(format!("{}: no tensor {name}", files.join(", "))));
+            let found: Vec<&str> = self.names().take(3).collect();
+            let more = self.places.len().saturating_sub(found.len());
+            return Err(Error::content(format!(
+                "{}: no tensor {name}; it holds {} and {more} more",
+                files.join(", "),
+                found.join(", ")
+            )));
         };
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_string());
         let shard = &self.shards[place];
         let info = shard
             .metadata
@@ -173,6 +185,28 @@ impl WeightMap {
         self.places.keys().map(String::as_str)
     }
 
+    /// Names of tensors in the files that nobody asked for so far, sorted: those that an index leaves out too.
+    pub fn unread(&self) -> Vec<String> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let stored: BTreeSet<String> = self.shards.iter().flat_map(|shard| shard.metadata.offset_keys()).collect();
+        stored.difference(&read).cloned().collect()
+    }
+
+    /// The float types of the tensors, each with how many elements are stored in it.
+    pub fn dtypes(&self) -> Vec<(DType, usize)> {
+        let mut counts: Vec<(DType, usize)> = vec![];
+        for (name, &place) in &self.places {
+            let Some(info) = self.shards[place].metadata.info(name) else { continue };
+            let Some(dtype) = from_stored(info.dtype).filter(|&dtype| dtype != DType::I32) else { continue };
+            let elements = (info.data_offsets.1 - info.data_offsets.0) / dtype.size();
+            match counts.iter_mut().find(|(known, _)| *known == dtype) {
+                Some((_, count)) => *count += elements,
+                None => counts.push((dtype, elements)),
+            }
+        }
+        counts
+    }
+
     /// What the user may want to know: the tensors that had to be copied so far.
     pub fn notes(&self) -> Vec<String> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -186,7 +220,10 @@ impl Shard {
         // handed to the user by `WeightMap::open`; this crate replaces files only by renaming, which leaves the old inode alone.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, &e))?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
-            let what = culprit(&map).unwrap_or_else(|| e.to_string());
+            let what = match map.starts_with(LFS_POINTER) {
+                true => "a Git LFS pointer in its place (git lfs pull fetches it)".to_string(),
+                false => culprit(&map).unwrap_or_else(|| e.to_string()),
+            };
             Error::content(format!(
                 "{}: not a whole safetensors file of {} bytes: {what}; download or write it again",
                 path.display(),
@@ -314,6 +351,7 @@ impl Stored<'_, '_> {
             return Err(Error::system(format!("tensor {name} has shape {:?}, expected {shape:?}", tensor.shape())));
         }
         let copy = tensor.host_copy()?;
+        check_range(name, copy.as_ref().unwrap_or(tensor), *dtype)?;
         match (given, copy) {
             (Given::Held(tensor), None) if tensor.dtype() == *dtype => Ok(Cow::Borrowed(tensor.as_bytes())),
             (Given::Held(tensor), None) => Ok(Cow::Owned(converted(tensor, *dtype).as_bytes().to_vec())),
@@ -321,6 +359,29 @@ impl Stored<'_, '_> {
                 Ok(Cow::Owned(converted(&tensor, *dtype).as_bytes().to_vec()))
             }
         }
+    }
+}
+
+/// Refuses to write a number that `dtype` cannot hold: it would become infinite.
+fn check_range(name: &str, tensor: &Tensor, dtype: DType) -> Result<()> {
+    if tensor.dtype() == dtype || !matches!(dtype, DType::F16 | DType::BF16 | DType::F32) {
+        return Ok(());
+    }
+    let most = match dtype {
+        DType::F16 => 65519.0, // still rounds to the greatest f16
+        DType::BF16 => 3.396e38,
+        _ => f64::from(f32::MAX),
+    };
+    let beyond = |x: f64| x.is_finite() && x.abs() > most;
+    let found = match tensor.dtype() {
+        DType::F32 => tensor.slice::<f32>().iter().map(|&x| f64::from(x)).find(|&x| beyond(x)),
+        DType::F64 => tensor.slice::<f64>().iter().copied().find(|&x| beyond(x)),
+        DType::BF16 => tensor.slice::<bf16>().iter().map(|&x| f64::from(f32::from(x))).find(|&x| beyond(x)),
+        DType::F16 | DType::I32 => None,
+    };
+    match found {
+        None => Ok(()),
+        Some(x) => Err(Error::content(format!("tensor {name} holds {x:e}, which {dtype:?} cannot; write it in f32"))),
     }
 }
 

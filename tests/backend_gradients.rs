@@ -3,7 +3,8 @@
 
 use onestep::backend::oracle::Oracle;
 use onestep::backend::{
-    Backend, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, QkNorm, Segments, ValueInputs,
+    Backend, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, QkNorm, Segments, Surrogate,
+    ValueInputs,
 };
 use onestep::rng::Philox;
 use onestep::tensor::Tensor;
@@ -347,6 +348,7 @@ fn ppo_loss() {
             let mut rng = Philox::new(case as u64, 8);
             let m = 24;
             let params = PpoParams {
+                surrogate: Surrogate::Clip,
                 clip_low: 0.2,
                 clip_high: 0.3,
                 dual_clip,
@@ -356,20 +358,48 @@ fn ppo_loss() {
             };
             let inputs = [normal(&mut rng, m), normal(&mut rng, m)];
             let rest = [0; 4].map(|_| tensor(&[m], &normal(&mut rng, m)));
-            let run = |inputs: &[Vec<f64>]| {
+            let run = |params: &PpoParams, inputs: &[Vec<f64>], weight: &Tensor| {
                 let (logp, entropy) = (tensor(&[m], &inputs[0]), tensor(&[m], &inputs[1]));
-                let [behaviour, reference, advantage, weight] = &rest;
+                let [behaviour, reference, advantage, _] = &rest;
                 let given = PpoInputs { logp: &logp, entropy: &entropy, behaviour, reference, advantage, weight };
                 let (mut dlogp, mut dentropy) = (junk(&[m]), junk(&[m]));
-                let stats = oracle.ppo_loss(&params, &given, &mut dlogp, &mut dentropy).unwrap();
-                (stats.loss, dlogp, dentropy)
+                let stats = oracle.ppo_loss(params, &given, &mut dlogp, &mut dentropy).unwrap();
+                (stats, dlogp, dentropy)
             };
-            let (_, dlogp, dentropy) = run(&inputs);
+            let (_, dlogp, dentropy) = run(&params, &inputs, &rest[3]);
             let analytic = [dlogp, dentropy].map(|t| t.slice().to_vec());
+            // The ratio that weighs the KL term has no gradient: it stays what it was.
+            let (behaviour, weight) = (rest[0].slice::<f64>(), rest[3].slice::<f64>());
+            let weighed: Vec<f64> = (0..m).map(|i| weight[i] * (inputs[0][i] - behaviour[i]).exp()).collect();
+            let (weighed, without) = (tensor(&[m], &weighed), PpoParams { kl_coefficient: 0.0, ..params });
+            let loss = |inputs: &[Vec<f64>]| {
+                let kl = run(&params, inputs, &weighed).0.kl;
+                vec![run(&without, inputs, &rest[3]).0.loss + f64::from(params.kl_coefficient) * kl]
+            };
             let what = format!("ppo_loss {kl_estimator:?} {dual_clip:?}");
-            check_gradient(&what, &inputs, &[1.0], |inputs| vec![run(inputs).0], &analytic);
+            check_gradient(&what, &inputs, &[1.0], loss, &analytic);
         }
     }
+}
+
+#[test]
+fn value_head() {
+    let (oracle, mut rng, m, c) = (Oracle::f64(), Philox::new(0, 10), 5, 7);
+    let inputs = [normal(&mut rng, m * c), normal(&mut rng, c), normal(&mut rng, 1)];
+    let dvalue = normal(&mut rng, m);
+    let tensors =
+        |inputs: &[Vec<f64>]| [tensor(&[m, c], &inputs[0]), tensor(&[1, c], &inputs[1]), tensor(&[1], &inputs[2])];
+    let forward = |inputs: &[Vec<f64>]| {
+        let ([x, w, bias], mut value) = (tensors(inputs), junk(&[m]));
+        oracle.value_head(&x, &w, &bias, &mut value).unwrap();
+        value.slice::<f64>().to_vec()
+    };
+    let start = [normal(&mut rng, c), normal(&mut rng, 1)];
+    let ([x, w, _], mut dx) = (tensors(&inputs), junk(&[m, c]));
+    let (mut dw, mut dbias) = (tensor(&[1, c], &start[0]), tensor(&[1], &start[1]));
+    oracle.value_head_backward(&x, &w, &tensor(&[m], &dvalue), &mut dx, &mut dw, &mut dbias).unwrap();
+    let analytic = [dx.slice().to_vec(), added(&dw, &start[0]), added(&dbias, &start[1])];
+    check_gradient("value_head", &inputs, &dvalue, forward, &analytic);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use onestep::backend::oracle::Oracle;
 use onestep::backend::{
     AdamW, Backend, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling,
-    Segments, ValueInputs,
+    Segments, Surrogate, ValueInputs,
 };
 use onestep::error::{Kind, Result};
 use onestep::rng::{Philox, philox4x32, unit_f32};
@@ -236,6 +236,7 @@ fn sample_refuses_broken_rows_and_settings() {
 }
 
 const PPO: PpoParams = PpoParams {
+    surrogate: Surrogate::Clip,
     clip_low: 0.25,
     clip_high: 0.5,
     dual_clip: None,
@@ -266,6 +267,7 @@ fn near(a: f64, b: f64) {
 #[test]
 fn ppo_clips_where_the_objective_would_gain() {
     let dual = PpoParams { dual_clip: Some(3.0), ..PPO };
+    let cispo = PpoParams { surrogate: Surrogate::Cispo, ..dual };
     // (parameters, ratio, advantage) -> (objective, d objective / d logp, clipped)
     for (params, ratio, advantage, objective, gradient, clipped) in [
         (&PPO, 1.0, 2.0, 2.0, 2.0, 0.0),
@@ -275,9 +277,15 @@ fn ppo_clips_where_the_objective_would_gain() {
         (&PPO, 0.5, -2.0, -1.5, 0.0, 1.0),
         (&PPO, 2.0, -2.0, -4.0, -4.0, 0.0),
         (&PPO, 8.0, -2.0, -16.0, -16.0, 0.0),
-        (&dual, 8.0, -2.0, -6.0, 0.0, 1.0),
+        (&dual, 8.0, -2.0, -6.0, 0.0, 0.0),
         (&dual, 2.0, -2.0, -4.0, -4.0, 0.0),
         (&dual, 8.0, 2.0, 3.0, 0.0, 1.0),
+        // CISPO: the clipped ratio weighs log p = -1.5, on both sides and whatever the advantage's sign; no dual clip.
+        (&cispo, 1.0, 2.0, -3.0, 2.0, 0.0),
+        (&cispo, 2.0, 2.0, -4.5, 3.0, 1.0),
+        (&cispo, 0.5, 2.0, -2.25, 1.5, 1.0),
+        (&cispo, 8.0, -2.0, 4.5, -3.0, 1.0),
+        (&cispo, 0.5, -2.0, 2.25, -1.5, 1.0),
     ] {
         let (stats, dlogp, dentropy) = token(params, ratio, advantage);
         near(stats.policy_loss, -objective);
@@ -286,7 +294,65 @@ fn ppo_clips_where_the_objective_would_gain() {
         assert_eq!(stats.clip_fraction, clipped, "ratio {ratio}, advantage {advantage}");
         near(stats.approx_kl, ratio - 1.0 - ratio.ln());
         assert_eq!((stats.entropy, dentropy), (2.0, 0.0));
+        near(stats.ratio_max, ratio);
     }
+}
+
+#[test]
+fn log_ratios_are_held_within_20_and_have_no_gradient_outside() {
+    // (log ratio, advantage) -> (policy loss, d policy loss / d logp); nothing is clipped on the side that the advantage chooses.
+    let e20 = 20.0_f64.exp();
+    for (log_ratio, advantage, loss, gradient) in
+        [(19.0, -1.0, 19.0_f64.exp(), 19.0_f64.exp()), (25.0, -1.0, e20, 0.0), (-25.0, 1.0, -1.0 / e20, 0.0)]
+    {
+        let (stats, dlogp, _) = token(&PPO, f64::exp(log_ratio), advantage);
+        near(stats.policy_loss / loss, 1.0);
+        near(dlogp / loss, gradient / loss);
+    }
+    // The KL's difference too: d = -1.5 - 30.
+    let logp = [-31.5, -1.5];
+    for (estimator, kl) in [(KlEstimator::K1, -20.0), (KlEstimator::K2, 200.0), (KlEstimator::K3, e20 - 21.0)] {
+        let params = PpoParams { kl_estimator: estimator, kl_coefficient: 1.0, ..PPO };
+        let (mut dlogp, mut dentropy) = (zeros(&[1]), zeros(&[1]));
+        let inputs = PpoInputs {
+            logp: &floats(&logp[..1]),
+            entropy: &floats(&[0.0]),
+            behaviour: &floats(&logp[..1]),
+            reference: &floats(&logp[1..]),
+            advantage: &floats(&[0.0]),
+            weight: &floats(&[1.0]),
+        };
+        let stats = Oracle::f64().ppo_loss(&params, &inputs, &mut dlogp, &mut dentropy).unwrap();
+        near(stats.kl / kl, 1.0);
+        assert_eq!(dlogp.slice::<f64>(), [0.0], "{estimator:?}");
+    }
+}
+
+#[test]
+fn the_kl_of_the_loss_is_weighed_by_a_ratio_without_a_gradient() {
+    // d = log p - log q = -0.5; ratio 2 in the second pass, no advantage.
+    for (kl_estimator, kl, gradient) in
+        [(KlEstimator::K2, 0.125, -0.5), (KlEstimator::K3, 0.5_f64.exp() - 1.5, 1.0 - 0.5_f64.exp())]
+    {
+        let (stats, dlogp, _) = token(&PpoParams { kl_estimator, kl_coefficient: 0.25, ..PPO }, 2.0, 0.0);
+        near(stats.kl, kl);
+        near(stats.loss, 0.25 * 2.0 * kl);
+        near(dlogp, 0.25 * 2.0 * gradient);
+    }
+}
+
+#[test]
+fn the_greatest_ratio_is_one_of_a_token_with_a_loss() {
+    let (mut dlogp, mut dentropy) = (zeros(&[3]), zeros(&[3]));
+    let inputs = PpoInputs {
+        logp: &floats(&[-1.0; 3]),
+        entropy: &floats(&[0.0; 3]),
+        behaviour: &floats(&[-1.0, -1.5, -4.0]),
+        reference: &floats(&[-1.0; 3]),
+        advantage: &floats(&[1.0; 3]),
+        weight: &floats(&[0.5, 0.5, 0.0]),
+    };
+    near(Oracle::f64().ppo_loss(&PPO, &inputs, &mut dlogp, &mut dentropy).unwrap().ratio_max, 0.5_f64.exp());
 }
 
 #[test]

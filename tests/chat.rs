@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use onestep::chat::{CHATML, ChatTemplate, Masked};
+use onestep::dataset::{Limit, load};
+use onestep::message::Message;
 use onestep::tokenizer::Tokenizer;
-use onestep::trajectory::Message;
 use proptest::prelude::*;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -73,7 +74,7 @@ fn masks_are_those_of_transformers() {
     each_case(|what, case, template, tokenizer, messages| {
         let Some(expected) = case["masked"].as_array() else { return };
         let stop = template.stop_ids(tokenizer).unwrap();
-        let found = template.render_with_mask(messages, tokenizer, &stop).unwrap();
+        let found = template.render_with_mask(&messages.to_vec().into(), tokenizer, &stop).unwrap();
         let sequence = |v: &Value| Masked {
             ids: ids(&v["ids"]),
             is_sampled: serde_json::from_value(v["is_sampled"].clone()).unwrap(),
@@ -83,6 +84,33 @@ fn masks_are_those_of_transformers() {
         split += usize::from(found.len() > 1);
     });
     assert!(compared >= 60 && split >= 2, "{compared} compared, {split} in several sequences");
+}
+
+/// Items of data files, read as `sft` reads them: thoughts, tools, calls, template arguments.
+#[test]
+fn items_are_learnt_as_transformers_renders_them() {
+    let reference = reference();
+    let folder_of_data = tempfile::tempdir().unwrap();
+    let path = folder_of_data.path().join("data.jsonl");
+    let items = reference["items"].as_array().unwrap();
+    for item in items {
+        let (what, name) = (text(&item["label"]), text(&item["template"]));
+        let tokenizer = tokenizer(text(&item["tokenizer"]));
+        let source = std::fs::read_to_string(folder().join(format!("templates/{name}.jinja"))).unwrap();
+        let template = ChatTemplate::new(&source, "", tokenizer.eos().unwrap()).unwrap();
+        std::fs::write(&path, item["item"].to_string()).unwrap();
+        let limit = Limit { max_tokens: 10_000, positions: 10_000 };
+        let loaded = load(&path, &tokenizer, &template, limit).unwrap();
+        assert!(loaded.notes.is_empty(), "{name}, {what}: {:?}", loaded.notes);
+        let expected = item["masked"].as_array().unwrap();
+        assert_eq!(loaded.examples.len(), expected.len(), "{name}, {what}");
+        for (found, expected) in loaded.examples.iter().zip(expected) {
+            let texts = || (tokenizer.decode(&found.ids), tokenizer.decode(&ids(&expected["ids"])));
+            assert_eq!(found.ids, ids(&expected["ids"]), "{name}, {what}: {:?}", texts());
+            assert_eq!(serde_json::json!(found.is_sampled), expected["is_sampled"], "{name}, {what}");
+        }
+    }
+    assert!(items.len() >= 13);
 }
 
 #[test]

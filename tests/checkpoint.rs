@@ -153,7 +153,7 @@ fn a_model_folder_that_disagrees_with_its_configuration_is_refused() {
         assert!(error.to_string().contains(expected), "{error} should contain {expected:?}");
     }
     let error = load_model(be, &dir.path().join("none")).map(|_| ()).unwrap_err();
-    assert!(error.to_string().contains("none/config.json") && error.kind() == Kind::Content, "{error}");
+    assert!(error.to_string().contains("none: no such folder") && error.kind() == Kind::Content, "{error}");
 }
 
 #[test]
@@ -386,4 +386,26 @@ fn checkpoints_appear_whole_and_old_ones_go() {
     assert_eq!((step, load_state::<u64>(&folder).unwrap()), (30, 32));
     save_checkpoint(&root, 30, 2, &33, write).unwrap();
     assert_eq!(names(&root), ["step-00000020", "step-00000030"]);
+}
+
+/// Checkpoints of higher steps that lie there, of another run perhaps, do not cost the one that was just written.
+#[test]
+fn what_was_just_written_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = |path: &Path| {
+        let mut names: Vec<String> =
+            std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let nothing = |_: &Path| Ok(());
+    for step in [100, 110] {
+        save_checkpoint(dir.path(), step, 2, &step, nothing).unwrap();
+    }
+    save_checkpoint(dir.path(), 3, 2, &3, nothing).unwrap();
+    assert_eq!(names(dir.path()), ["step-00000003", "step-00000110"]);
+    save_checkpoint(dir.path(), 4, 2, &4, nothing).unwrap();
+    assert_eq!(names(dir.path()), ["step-00000003", "step-00000004"]);
+    save_checkpoint(dir.path(), 2, 1, &2, nothing).unwrap();
+    assert_eq!(names(dir.path()), ["step-00000002"]);
 }

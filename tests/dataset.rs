@@ -6,13 +6,15 @@
 mod fixture;
 
 use onestep::chat::ChatTemplate;
-use onestep::dataset::{Example, Severity, load, pack, preview, split_validation, validate};
+use onestep::dataset::{Example, Limit, Severity, load, pack, preview, split_validation, validate};
+use onestep::message::Message;
 use onestep::tokenizer::Tokenizer;
-use onestep::trajectory::{Message, Step, Trajectory, write_jsonl};
+use onestep::trajectory::{Step, Trajectory, write_jsonl};
 use onestep::{error::Error, reward::Case};
 use proptest::prelude::*;
 use serde_json::json;
 
+const LIMIT: Limit = Limit { max_tokens: 1000, positions: 2000 };
 const LINE: &str = r#"{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}"#;
 
 fn tokenizer() -> Tokenizer {
@@ -26,7 +28,8 @@ fn load_bytes(bytes: &[u8], max_tokens: usize) -> Result<Vec<Example>, Error> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data.jsonl");
     std::fs::write(&path, bytes).unwrap();
-    load(&path, &tokenizer, &ChatTemplate::of(&tokenizer).unwrap(), max_tokens)
+    let limit = Limit { max_tokens, positions: 2000 };
+    load(&path, &tokenizer, &ChatTemplate::of(&tokenizer).unwrap(), limit).map(|loaded| loaded.examples)
 }
 
 /// The text that has a loss, and where the example came from (its file name on).
@@ -101,7 +104,7 @@ fn a_conversation_is_an_example_a_reply_where_the_template_rewrites_earlier_mess
     let forgetful = "{% for m in messages %}{{ m.role }}:{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}\
                      {% if add_generation_prompt %}assistant:{% endif %}";
     let tokenizer = tokenizer();
-    let examples = load(&path, &tokenizer, &ChatTemplate::new(forgetful, "", "").unwrap(), 1000).unwrap();
+    let examples = load(&path, &tokenizer, &ChatTemplate::new(forgetful, "", "").unwrap(), LIMIT).unwrap().examples;
     let expected = [("b<|im_end|>".to_string(), "data.jsonl:1"), ("d<|im_end|>".to_string(), "data.jsonl:1")];
     assert_eq!(learned(&examples), expected);
 }
@@ -114,7 +117,7 @@ fn each_step_of_a_trajectory_is_an_example_with_a_loss_on_its_own_reply() {
     let given = step("b", ids.clone(), vec![false, false, true, true, false]);
     write_jsonl(&path, &[trajectory(vec![step("now", vec![], vec![]), given])]).unwrap();
     let tokenizer = tokenizer();
-    let examples = load(&path, &tokenizer, &ChatTemplate::of(&tokenizer).unwrap(), 1000).unwrap();
+    let examples = load(&path, &tokenizer, &ChatTemplate::of(&tokenizer).unwrap(), LIMIT).unwrap().examples;
     let expected = [("now<|im_end|>".to_string(), "t.jsonl:1"), ("b<|im_end|>".to_string(), "t.jsonl:1")];
     assert_eq!(learned(&examples), expected);
     assert!(tokenizer.decode(&examples[0].ids).contains("assistant\nbefore<|im_end|>"), "earlier replies are context");
@@ -146,7 +149,7 @@ fn what_is_malformed_is_refused_with_its_place_and_a_valid_value() {
         r#"{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}"#,
         "reply is empty",
     );
-    check(r#"{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}"#, "not supported");
+    check(r#"{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}"#, "leave no reply to learn from");
     check(r#"{"conversations": [{"value": "x"}]}"#, r#"expected {"conversations": [{"from": "human""#);
     check(r#"{"steps": 3}"#, "expected one trajectory a line");
     let whole = |bytes: &[u8], part: &str| {
@@ -159,7 +162,7 @@ fn what_is_malformed_is_refused_with_its_place_and_a_valid_value() {
     whole(b"{}\n\xff\xfe", "data.jsonl:2: not UTF-8");
     whole(format!("[{LINE},\n{LINE}").as_bytes(), "data.jsonl:2: EOF");
     whole(format!("[{LINE}, 5]").as_bytes(), "item 2: 5 is no object");
-    whole(b"{\n\"messages\": []\n}", "expected one JSON object a line");
+    whole(b"{\n\"messages\": []\n}", "data.jsonl:1: no reply of the agent");
 }
 
 #[test]
@@ -220,7 +223,7 @@ fn parquet_rows_are_items() {
     let lines = format!("{LINE}\n{}", LINE.replace("2+2?", "ä日本🙂?").replace('4', "ja"));
     let expected = load_bytes(lines.as_bytes(), 1000).unwrap();
     for name in ["messages.parquet", "sharegpt.parquet", "alpaca.parquet"] {
-        let found = load(&reference.join(name), &tokenizer, &template, 1000).unwrap();
+        let found = load(&reference.join(name), &tokenizer, &template, LIMIT).unwrap().examples;
         assert_eq!(
             found.iter().map(|e| &e.ids).collect::<Vec<_>>(),
             expected.iter().map(|e| &e.ids).collect::<Vec<_>>()
@@ -243,7 +246,7 @@ fn a_whole_file_is_validated_with_every_problem_in_its_place() {
     std::fs::write(&path, text).unwrap();
     let tokenizer = tokenizer();
     let template = ChatTemplate::of(&tokenizer).unwrap();
-    let report = validate(&path, &tokenizer, &template, 64).unwrap();
+    let report = validate(&path, &tokenizer, &template, Limit { max_tokens: 64, ..LIMIT }).unwrap();
     assert_eq!(report.formats, [("ShareGPT", 1), ("messages", 2), ("Alpaca", 1)]);
     // Bytes and specials: start, "user\n", text, end, "\n", start, "assistant\n", text, end.
     let length = |texts: usize| 1 + 5 + texts + 2 + 1 + 10 + 1;
@@ -251,7 +254,7 @@ fn a_whole_file_is_validated_with_every_problem_in_its_place() {
     assert_eq!(report.learned, 4 * 2, "a byte and the end, four times");
     let expected = [
         (Severity::Error, ":3", "EOF"),
-        (Severity::Error, ":4", "more than max_tokens = 64"),
+        (Severity::Error, ":4", "more than sft.max_tokens = 64"),
         (Severity::Error, ":5", "reply is empty"),
         (Severity::Warning, ":6", "roles out of order: message 1 (user) follows user"),
         (Severity::Warning, ":7", "the same tokens as"),
@@ -273,7 +276,10 @@ fn a_whole_file_is_validated_with_every_problem_in_its_place() {
         assert!(shown.contains(&part), "{shown} lacks {part}");
     }
     std::fs::write(&path, "").unwrap();
-    assert_eq!(validate(&path, &tokenizer, &template, 64).unwrap().count(Severity::Error), 1);
+    assert_eq!(
+        validate(&path, &tokenizer, &template, Limit { max_tokens: 64, ..LIMIT }).unwrap().count(Severity::Error),
+        1
+    );
 }
 
 #[test]

@@ -10,7 +10,7 @@ use onestep::model::config::{ModelConfig, RopeConfig, RopeScaling};
 use onestep::model::{Model, Policy};
 use onestep::tensor::DType;
 use onestep::weights::WeightMap;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -165,6 +165,96 @@ fn exported(config: ModelConfig, storage: Storage) -> (Model, Vec<u8>) {
     let notes = write(&Cpu, source, &path, storage).unwrap();
     assert!(notes.is_empty(), "{notes:?}");
     (model, std::fs::read(path).unwrap())
+}
+
+/// Writes a GGUF file of a folder whose tokenizer files are changed first; its metadata and the notes.
+fn of_tokenizer(change: impl Fn(&mut Value, &mut Value)) -> (BTreeMap<String, String>, Vec<String>) {
+    let (model, folder) = source(config());
+    let paths = ["tokenizer.json", "tokenizer_config.json"].map(|name| folder.path().join(name));
+    let [mut tokenizer, mut settings] =
+        [0, 1].map(|i| serde_json::from_slice::<Value>(&std::fs::read(&paths[i]).unwrap()).unwrap());
+    change(&mut tokenizer, &mut settings);
+    std::fs::write(&paths[0], tokenizer.to_string()).unwrap();
+    std::fs::write(&paths[1], settings.to_string()).unwrap();
+    let source = Source { policy: Policy { model: &model, adapter: None }, folder: folder.path() };
+    let path = folder.path().join("model.gguf");
+    let notes = write(&Cpu, source, &path, Storage::F16).unwrap();
+    (read(&std::fs::read(path).unwrap()).metadata, notes)
+}
+
+#[test]
+fn pre_tokenizers_are_known_by_their_structure_or_noted() {
+    let qwen2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let llama3 = qwen2.replace(r"|\p{N}|", r"|\p{N}{1,3}|");
+    let split =
+        |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+    let bytes =
+        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+    let digits = |each: bool| json!({"type": "Digits", "individual_digits": each});
+    let removed = json!({"type": "Split", "pattern": {"Regex": qwen2}, "behavior": "Removed", "invert": false});
+    for (parts, name) in [
+        (vec![bytes(true)], "gpt-2"),
+        (vec![digits(true), bytes(true)], "smollm"),
+        (vec![split(qwen2), bytes(false)], "qwen2"),
+        (vec![split(&llama3), bytes(false)], "llama-bpe"),
+        (vec![digits(false), bytes(true)], "default"),
+        (vec![split(qwen2), digits(true), bytes(false)], "default"),
+        (vec![split(qwen2), bytes(true)], "default"),
+        (vec![removed, bytes(false)], "default"),
+        (vec![split("[a-z]+"), bytes(false)], "default"),
+        (vec![bytes(false)], "default"),
+    ] {
+        let (metadata, notes) = of_tokenizer(|tokenizer, _| {
+            tokenizer["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": parts});
+            tokenizer["model"]["ignore_merges"] = json!(name == "llama-bpe");
+        });
+        assert_eq!(metadata["tokenizer.ggml.pre"], name, "{parts:?}");
+        let noted = notes.iter().filter(|note| note.contains("no name for its pre-tokenizer")).count();
+        assert_eq!((noted, notes.len()), (usize::from(name == "default"), noted), "{parts:?}: {notes:?}");
+    }
+    for (change, part) in [
+        (json!({"normalizer": {"type": "Lowercase"}}), "its normalizer ({\"type\":\"Lowercase\"})"),
+        (
+            json!({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}}),
+            "add_prefix_space",
+        ),
+    ] {
+        let (_, notes) = of_tokenizer(|tokenizer, _| {
+            tokenizer.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        });
+        assert!(notes.len() == 1 && notes[0].contains(part), "{notes:?}");
+    }
+}
+
+#[test]
+fn what_tokenizer_config_says_of_bos_and_eos_is_written() {
+    for (settings, expected) in [
+        (json!({"bos_token": "<|im_start|>"}), ("false", None, 0)),
+        (json!({"bos_token": "<|im_start|>", "add_bos_token": true}), ("true", None, 0)),
+        (
+            json!({"bos_token": "<|im_start|>", "add_bos_token": false, "add_eos_token": true}),
+            ("false", Some("true"), 0),
+        ),
+        (json!({"add_bos_token": true, "add_eos_token": false}), ("false", Some("false"), 1)),
+    ] {
+        let (metadata, notes) = of_tokenizer(|_, config| {
+            config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+        });
+        let found = |key: &str| metadata.get(&format!("tokenizer.ggml.{key}")).map(String::as_str);
+        let found = (found("add_bos_token").unwrap(), found("add_eos_token"), notes.len());
+        assert_eq!(found, expected, "{settings}: {notes:?}");
+    }
+    // An opening token that only the post-processor adds; tokenizer_config.json has the last word.
+    let adding = json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [256], "tokens": ["<|im_start|>"]}}});
+    for (says, expected) in [(Value::Null, "true"), (json!(false), "false")] {
+        let (metadata, _) = of_tokenizer(|tokenizer, config| {
+            tokenizer["post_processor"] = adding.clone();
+            (config["bos_token"], config["add_bos_token"]) = (json!("<|im_start|>"), says.clone());
+        });
+        assert_eq!(metadata["tokenizer.ggml.add_bos_token"], expected);
+    }
 }
 
 fn weight<'m>(model: &'m Model, name: &str) -> &'m [f32] {

@@ -8,20 +8,21 @@ use std::path::{Path, PathBuf};
 
 /// Modules of the crate in layer order; a line is a layer.
 const LAYERS: &[&[&str]] = &[
-    &["error", "files", "metrics", "rng", "tensor"],
+    &["console", "error", "files", "metrics", "rng", "tensor", "version"],
     &["backend"],
     &["weights"],
     &["model"],
     &["checkpoint", "optimizer"],
     &["sandbox"],
     &["task"],
+    &["message"],
     &["reward", "trajectory"],
     &["chat", "tokenizer"],
     &["environment"],
     &["config"],
     &["batch", "rollout"],
     &["agent", "dataset", "state_pool"],
-    &["export", "plan", "run"],
+    &["export", "identity", "plan", "progress", "run"],
     &["expert", "exercises", "ideas"],
     &["evaluate", "ppo", "pretrain", "rl", "sft"],
     &["bench", "report"],
@@ -129,6 +130,23 @@ fn files_import_from_their_own_layer_or_above() {
     }
     assert!(wrong.is_empty(), "imports against the layers:\n{}", wrong.join("\n"));
     assert!(checked > 100, "only {checked} imports were seen");
+}
+
+#[test]
+fn everything_is_printed_by_the_console() {
+    let printed = |line: &&str| ["println!", "print!(", "dbg!("].iter().any(|macro_| line.contains(macro_));
+    let others: Vec<String> = sources()
+        .iter()
+        .filter(|(path, _)| path.to_str() != Some("console.rs"))
+        .flat_map(|(path, text)| {
+            code(text).filter(printed).map(|line| format!("{}: {line}", path.display())).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(
+        others.is_empty(),
+        "print with crate::console: std's macros panic when nobody reads:\n{}",
+        others.join("\n")
+    );
 }
 
 #[test]

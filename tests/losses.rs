@@ -5,14 +5,15 @@
 
 use onestep::backend::cpu::Cpu;
 use onestep::backend::oracle::Oracle;
-use onestep::backend::{Backend, KlEstimator, PpoInputs, PpoParams, ValueInputs};
+use onestep::backend::{Backend, KlEstimator, PpoInputs, PpoParams, Surrogate, ValueInputs};
 use onestep::batch::{self, Group, LossBatch};
-use onestep::config::{Config, LossAverage};
+use onestep::config::{Config, GroupBaseline, GroupDeviation, LossAverage};
 use onestep::model::config::ModelConfig;
 use onestep::model::lora::{Adapter, LoraConfig, Module};
 use onestep::model::{Activations, Model, Policy};
 use onestep::optimizer::{AdamWConfig, Optimizer, Schedule};
-use onestep::ppo::{Learner, Round, gae, group_advantages, kl, loss_weights, whiten};
+use onestep::ppo::advantages::{gae, group_advantages, kl, loss_weights, whiten};
+use onestep::ppo::{Learner, Round};
 use onestep::rng::Philox;
 use onestep::tensor::{DType, Tensor};
 use serde_json::Value;
@@ -95,6 +96,11 @@ fn the_policy_loss_and_its_gradients() {
     for case in list(&reference(), "policy") {
         let (p, inputs) = (&case["params"], &case["inputs"]);
         let params = PpoParams {
+            surrogate: match p["surrogate"].as_str().unwrap() {
+                "clip" => Surrogate::Clip,
+                "cispo" => Surrogate::Cispo,
+                other => panic!("{other}"),
+            },
             clip_low: setting(&p["clip_low"]),
             clip_high: setting(&p["clip_high"]),
             dual_clip: p["dual_clip"].as_f64().map(|c| c as f32),
@@ -125,6 +131,7 @@ fn the_policy_loss_and_its_gradients() {
                 ("entropy", vec![stats.entropy]),
                 ("clip_fraction", vec![stats.clip_fraction]),
                 ("approx_kl", vec![stats.approx_kl]),
+                ("ratio_max", vec![stats.ratio_max]),
                 ("dlogp", wide(&out[0])),
                 ("dentropy", wide(&out[1])),
             ] {
@@ -157,7 +164,7 @@ fn averages_of_the_loss() {
             other => panic!("{other}"),
         };
         let lengths: Vec<usize> = numbers(&case["lengths"]).into_iter().map(|n| n as usize).collect();
-        let found = loss_weights(average, &lengths, setting(&case["reply_scale"]));
+        let found = loss_weights(average, &lengths, &vec![true; lengths.len()], setting(&case["reply_scale"]));
         let expected = narrow(&case["weights"]);
         assert_eq!(found.len(), expected.len());
         for (a, b) in found.iter().zip(&expected) {
@@ -176,7 +183,7 @@ fn the_value_loss_and_its_gradient() {
             let [value, old_value, target, weight] =
                 ["value", "old_value", "target", "weight"].map(|key| tensor(be, &[m], &inputs[key]));
             let inputs = ValueInputs { value: &value, old_value: &old_value, target: &target, weight: &weight };
-            let mut dvalue = be.alloc(&[m], be.activation()).unwrap();
+            let mut dvalue = be.alloc(&[m], be.accumulator()).unwrap();
             let loss = be.value_loss(clip, &inputs, &mut dvalue).unwrap();
             let what = |key: &str| format!("{}, {} {key}", case["name"], be.name());
             check(&what("loss"), &[loss], &case["outputs"]["loss"], exact);
@@ -202,8 +209,18 @@ fn advantages() {
     }
     for case in list(reference, "groups") {
         let size = number(&case["size"]) as usize;
-        let deviation = case["deviation"].as_bool().unwrap();
-        let found = group_advantages(&numbers(&case["scores"]), size, deviation, number(&case["epsilon"]));
+        let deviation = match case["deviation"].as_str().unwrap() {
+            "group" => GroupDeviation::Group,
+            "batch" => GroupDeviation::Batch,
+            "none" => GroupDeviation::None,
+            other => panic!("{other}"),
+        };
+        let baseline = match case["baseline"].as_str().unwrap() {
+            "mean" => GroupBaseline::Mean,
+            "leave_one_out" => GroupBaseline::LeaveOneOut,
+            other => panic!("{other}"),
+        };
+        let found = group_advantages(&numbers(&case["scores"]), size, baseline, deviation, number(&case["epsilon"]));
         check("group", &wide(&found), &case["outputs"]["advantages"], false);
     }
 }
@@ -212,7 +229,11 @@ fn advantages() {
 fn schedules_are_those_of_transformers() {
     for case in list(&reference(), "schedules") {
         let (warmup, total) = (number(&case["warmup"]) as u32, number(&case["total"]) as u32);
-        let schedule = Schedule::Cosine { warmup, total, floor: setting(&case["floor"]) };
+        let schedule = match case["kind"].as_str().unwrap() {
+            "cosine" => Schedule::Cosine { warmup, total, floor: setting(&case["floor"]) },
+            "linear" => Schedule::Linear { warmup, total },
+            other => panic!("{other}"),
+        };
         let (warming, then) = (numbers(&case["warming"]), numbers(&case["then"]));
         assert_eq!((warming.len(), then.len()), (warmup as usize, (total + 1 - warmup) as usize));
         for (step, expected) in (0..).zip(warming.into_iter().chain(then)) {
@@ -289,19 +310,29 @@ fn a_minibatch_has_one_loss_in_one_pass_or_in_many() {
             let settings = Config::load(&[], &overrides, "rl").unwrap().rl;
             let lora = LoraConfig { rank: 2, alpha: 4.0, rslora: false, modules: Module::ALL.to_vec() };
             let reference = Adapter::new(&Cpu, &model.config, lora, &mut Philox::new(1, 0)).unwrap();
-            let mut learner = Learner::new(&Cpu, &model, &settings, reference, None).unwrap();
-            let round = Round { groups: &groups, logprobs: &logprobs, rewards: &rewards, temperature: 1.0 };
+            let mut learner = Learner::new(&Cpu, &model, &settings, reference).unwrap();
+            let round = Round {
+                groups: &groups,
+                logprobs: &logprobs,
+                rewards: &rewards,
+                is_truncated: &[false; 6],
+                max_tokens: 12,
+                temperature: 1.0,
+            };
             (learner.update(&round).unwrap(), settings)
         };
         let ((whole, settings), (parts, _)) = (update(10_000), update(1));
         // The same by hand.
         let scored: Vec<f64> = rewards
             .chunks(2)
-            .flat_map(|r| group_advantages(r, 2, settings.group_deviation, f64::from(settings.group_epsilon)))
+            .flat_map(|r| {
+                let (baseline, deviation) = (settings.group_baseline, settings.group_deviation);
+                group_advantages(r, 2, baseline, deviation, f64::from(settings.group_epsilon))
+            })
             .map(f64::from)
             .collect();
         let lengths: Vec<usize> = batch.samples.iter().map(|s| s.len()).collect();
-        let weights = loss_weights(settings.loss_average, &lengths, settings.reply_scale);
+        let weights = loss_weights(settings.loss_average, &lengths, &[true; 6], settings.reply_scale);
         let token = |(reply, i): (usize, usize)| {
             let (ratio, a) = (f64::from(logp[i] - behaviour[i]).exp(), scored[reply]);
             -f64::from(weights[i]) * (ratio * a).min(ratio.clamp(1.0 - 0.2, 1.0 + 0.2) * a)

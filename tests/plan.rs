@@ -16,7 +16,7 @@ use onestep::model::{
 };
 use onestep::optimizer::{AdamWConfig, Optimizer};
 use onestep::plan::{Kind, Plan, Target, Work, plan};
-use onestep::ppo::{Critic, Learner};
+use onestep::ppo::Learner;
 use onestep::rng::Philox;
 use onestep::tensor::{DType, DeviceMemory, Tensor};
 use std::sync::Arc;
@@ -148,14 +148,13 @@ fn rl_allocates_what_is_planned() {
         let target = Target { prompt: Some(9), reply: Some(4), ..Target::new(Work::Rl, CPU) };
         let planned = plan(&shape, &config, target);
         let model = Model::random(&Cpu, shape.clone(), 1, DType::F32).unwrap();
-        let critic =
-            algorithm.ends_with("ppo").then(|| Critic::new(&Cpu, &model, adapter(&Cpu, &shape, &config)).unwrap());
-        let learner = Learner::new(&Cpu, &model, &config.rl, adapter(&Cpu, &shape, &config), critic).unwrap();
+        let learner = Learner::new(&Cpu, &model, &config.rl, adapter(&Cpu, &shape, &config)).unwrap();
+        assert_eq!(learner.critic.is_some(), algorithm.ends_with("ppo"));
         let (mut adapters, mut trained_bytes) = (bytes(&learner.reference.tensors), bytes(&learner.actor.tensors));
         let mut moments = bytes(&learner.actor_optimizer.m) + bytes(&learner.actor_optimizer.v);
-        if let (Some(critic), Some((first, second))) = (&learner.critic, &learner.critic_optimizers) {
+        if let Some(critic) = &learner.critic {
             trained_bytes += bytes(&critic.adapter.tensors) + bytes(&critic.head);
-            moments += bytes(&first.m) + bytes(&first.v) + bytes(&second.m) + bytes(&second.v);
+            moments += bytes(&critic.optimizer.m) + bytes(&critic.optimizer.v);
         }
         adapters += trained_bytes;
         assert_eq!(planned.bytes("adapters"), adapters);

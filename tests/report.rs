@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+use onestep::message::Message;
 use onestep::metrics::MetricsLog;
 use onestep::report;
 use onestep::reward::Case;
 use onestep::rng::Philox;
 use onestep::task::Flag;
-use onestep::trajectory::{Message, Step, Trajectory, write_jsonl};
+use onestep::trajectory::{Step, Trajectory, write_jsonl};
 use serde_json::{Value, json};
 use std::path::Path;
 

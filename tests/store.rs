@@ -329,9 +329,34 @@ fn a_damaged_page_never_passes_for_content() {
 }
 
 #[test]
+fn runs_of_an_older_version_are_dropped_and_this_is_said_once() {
+    let test = "runs_of_an_older_version_are_dropped_and_this_is_said_once";
+    if let Some((path, count)) = as_child() {
+        let store = Store::open(&path, LARGE).unwrap();
+        assert!((0..count).all(|i| has_snapshot(&store, i)), "the workspaces are kept");
+        assert!(!(0..count).any(|i| has_run(&store, i)), "a run is taken for a new one");
+        return;
+    }
+    let (_folder, path) = filled(3);
+    change(&path, "PRAGMA user_version = 1");
+    let children: Vec<Child> = (0..3).map(|_| start(test, &path, 3)).collect();
+    let said: Vec<String> = children
+        .into_iter()
+        .map(|child| {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stderr).unwrap()
+        })
+        .collect();
+    let dropped = format!("note: {}: 3 runs that an older version", path.display());
+    assert_eq!(said.iter().filter(|text| text.contains(&dropped)).count(), 1, "{said:?}");
+    assert_eq!(number(&path, "SELECT user_version FROM pragma_user_version"), 2);
+}
+
+#[test]
 fn another_version_or_another_program_is_refused() {
     for (sql, part) in [
-        ("PRAGMA user_version = 2", "a database of version 2, and this program's is version 1"),
+        ("PRAGMA user_version = 3", "a database of version 3, and this program's is version 2"),
         ("PRAGMA user_version = 0", "version 0"),
         ("PRAGMA application_id = 7", "not one of this program"),
     ] {

@@ -52,7 +52,7 @@ impl<'a> Trainer<'a> {
             None => Trained::Weights { model: base.widen(backend)?, folder: PathBuf::new() },
         };
         let constants = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 };
-        let optimizer = Optimizer::new(backend, trained.params(), constants)?;
+        let optimizer = Optimizer::new(backend, &*trained.params(), constants)?;
         let grads = trained.gradients(backend, base)?;
         let all: Vec<Vec<bool>> = ids.iter().map(|ids| vec![true; ids.len()]).collect();
         let sequences: Vec<(&[u32], &[bool])> = ids.iter().zip(&all).map(|(i, a)| (&i[..], &a[..])).collect();

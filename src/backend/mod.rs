@@ -111,18 +111,34 @@ pub enum KlEstimator {
     K3,
 }
 
-/// The clipped policy loss (PPO, arXiv 1707.06347 eq. 7) with its options.
+/// What the policy part of `ppo_loss` does with a token's ratio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surrogate {
+    /// PPO's: the worse of the plain and the clipped ratio times the advantage (arXiv 1707.06347 eq. 7).
+    Clip,
+    /// CISPO's: the clipped ratio, without a gradient of its own, weighs the log-probability (arXiv 2506.13585 eq. 4, 5).
+    Cispo,
+}
+
+/// Log-probability ratios and differences are held within +-20 before they are exponentiated or squared; outside they have no gradient.
+pub const MOST_LOG_RATIO: f64 = 20.0;
+
+/// The policy loss of one token and its options.
 #[derive(Debug, Clone, Copy)]
 pub struct PpoParams {
+    /// The form of the policy part.
+    pub surrogate: Surrogate,
     /// The ratio is clipped below at 1 - clip_low.
     pub clip_low: f32,
     /// The ratio is clipped above at 1 + clip_high.
     pub clip_high: f32,
-    /// Dual clip (arXiv 1912.09729 eq. 5): with a negative advantage A the objective is at least `dual_clip * A`; above 1.
+    /// Dual clip (arXiv 1912.09729 eq. 5): with a negative advantage A the objective is at least `dual_clip * A`; above 1. CISPO has none.
     pub dual_clip: Option<f32>,
-    /// Weight of the KL term in the loss; 0 leaves it out.
+    /// Weight of the KL term in the loss; 0 leaves it out. The term is the estimate times the token's ratio, which has no gradient here
+    /// and makes the term unbiased when the policy has moved since sampling.
     pub kl_coefficient: f32,
-    /// Which estimator the KL term uses. Its gradient is taken through the policy's log-probability.
+    /// Which estimator the KL term uses. Its gradient is taken through the policy's log-probability: that of K2 is the gradient of
+    /// KL(policy || reference), K3's that of KL(reference || policy), K1's is 0 on the mean.
     pub kl_estimator: KlEstimator,
     /// Weight of the entropy bonus (subtracted from the loss).
     pub entropy_coefficient: f32,
@@ -149,19 +165,21 @@ pub struct PpoInputs<'a> {
 pub struct PpoStats {
     /// The whole loss.
     pub loss: f64,
-    /// The clipped policy part.
+    /// The policy part.
     pub policy_loss: f64,
-    /// The KL estimate (chosen estimator), whatever its coefficient.
+    /// The KL estimate (chosen estimator), whatever its coefficient, without the ratio that weighs it in the loss.
     pub kl: f64,
     /// Entropy.
     pub entropy: f64,
-    /// Share of tokens whose objective took the clipped branch.
+    /// Tokens for which the clip to [1 - clip_low, 1 + clip_high] was in force.
     pub clip_fraction: f64,
     /// k3 between behaviour and policy: how far the update has moved.
     pub approx_kl: f64,
+    /// No sum: the greatest ratio of a token whose weight is not 0; 0 when there is none.
+    pub ratio_max: f64,
 }
 
-/// Inputs of `value_loss`, each (M): `value` in the activation type, the others in the accumulator type.
+/// Inputs of `value_loss`, each (M) in the accumulator type.
 pub struct ValueInputs<'a> {
     /// Values under the critic being trained.
     pub value: &'a Tensor,
@@ -446,6 +464,19 @@ pub trait Backend: Send + Sync {
     /// Draws ids (B) from logits (B, V); logp (B) is the id's log-probability at the row's temperature, before top-k and top-p
     /// (greedy: at temperature 1). Inverse transform over ids in ascending order with Philox word 0 at `counter`.
     fn sample(&self, logits: &Tensor, sampling: &Sampling, ids: &mut Tensor, logp: &mut Tensor) -> Result<()>;
+
+    /// A critic's head in the accumulator type, whatever the activations are: x (M, C), w (1, C), bias (1) -> value (M) = x w^T + bias.
+    fn value_head(&self, x: &Tensor, w: &Tensor, bias: &Tensor, value: &mut Tensor) -> Result<()>;
+    /// From dvalue (M) writes dx (M, C) whole and accumulates dw (1, C) and dbias (1).
+    fn value_head_backward(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        dvalue: &Tensor,
+        dx: &mut Tensor,
+        dw: &mut Tensor,
+        dbias: &mut Tensor,
+    ) -> Result<()>;
 
     /// Loss statistics; writes dlogp and dentropy (M).
     fn ppo_loss(

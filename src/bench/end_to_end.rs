@@ -11,7 +11,7 @@ use crate::model::kv_cache::{BlockManager, KvCache, PagedPlan};
 use crate::model::lora::{Adapter, LoraConfig, Module};
 use crate::model::{Activations, Gradients, Model, Policy, forward_paged, index_tensor};
 use crate::optimizer::{AdamWConfig, Optimizer};
-use crate::ppo::{Critic, Learner, Round};
+use crate::ppo::{Learner, Round};
 use crate::rng::Philox;
 use crate::rollout::{Engine, Request};
 use crate::sft::cross_entropy;
@@ -236,14 +236,18 @@ impl<'a> EndToEnd<'a> {
         let settings = Config::load(&[], &overrides, "rl")?.rl;
         // The learner borrows its settings for as long as the step lives: once a row, a few words.
         let settings: &'static config::Rl = Box::leak(Box::new(settings));
-        let critic = critic.then(|| Critic::new(be, &self.model, self.adapter()?)).transpose()?;
-        let mut learner = Learner::new(be, &self.model, settings, self.adapter()?, critic)?;
+        let mut learner = Learner::new(be, &self.model, settings, self.adapter()?)?;
         let mut random = Philox::new(7, 0);
         let rewards: Vec<f64> = (0..logprobs.len()).map(|_| random.normal()).collect();
+        let is_truncated = vec![false; logprobs.len()];
+        let max_tokens = logprobs.iter().map(Vec::len).max().unwrap_or(1);
         let mut gauge = None;
         Ok(Box::new(move || {
-            let stats = learner.update(&Round { groups, logprobs, rewards: &rewards, temperature: 1.0 })?;
-            let (mean, most) = *gauge.get_or_insert((stats.gauge, stats.gauge_max));
+            let (rewards, is_truncated) = (&rewards[..], &is_truncated[..]);
+            let round = Round { groups, logprobs, rewards, is_truncated, max_tokens, temperature: 1.0 };
+            let stats = learner.update(&round)?;
+            let measured = |value: Option<f64>| value.unwrap_or(f64::INFINITY);
+            let (mean, most) = *gauge.get_or_insert((measured(stats.gauge), measured(stats.gauge_max)));
             let error = if stats.policy.loss.is_finite() && stats.grad_norm > 0.0 { mean } else { f64::INFINITY };
             *self.findings.borrow_mut() = Findings {
                 // A nat of mean difference would make ratios meaningless; bf16 gives about a hundredth.

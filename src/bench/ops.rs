@@ -4,7 +4,7 @@
 use super::compare::{Draw, Op, Output};
 use crate::backend::cuda::device::{Gemm, Matrix};
 use crate::backend::{
-    AdamW, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, QkNorm, Sampling, Segments,
+    AdamW, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, QkNorm, Sampling, Segments, Surrogate,
     ValueInputs, duplicate,
 };
 use crate::error::{Error, Result};
@@ -51,6 +51,7 @@ pub fn cases(large: bool) -> Vec<Case> {
     elementwise(&mut list, large);
     rows(&mut list, large);
     losses(&mut list, large);
+    value_head(&mut list, large);
     optimizer(&mut list, large);
     list
 }
@@ -425,6 +426,7 @@ fn losses(list: &mut Vec<Case>, large: bool) {
     let m = if large { 3001 } else { 41 };
     case(list, "ppo_loss", "full", format!("M {m}"), 0, move |d| {
         let params = PpoParams {
+            surrogate: Surrogate::Clip,
             clip_low: 0.2,
             clip_high: 0.28,
             dual_clip: Some(3.0),
@@ -445,20 +447,39 @@ fn losses(list: &mut Vec<Case>, large: bool) {
             weight: &weight,
         };
         let s = d.backend.ppo_loss(&params, &inputs, &mut dlogp, &mut dentropy)?;
-        let stats = vec![s.loss, s.policy_loss, s.kl, s.entropy, s.clip_fraction, s.approx_kl];
+        let stats = vec![s.loss, s.policy_loss, s.kl, s.entropy, s.clip_fraction, s.approx_kl, s.ratio_max];
         Ok(vec![dlogp.into(), dentropy.into(), Output::Values(stats)])
     });
     for clip in [None, Some(0.2)] {
         case(list, "value_loss", "full", format!("M {m}, clip {clip:?}"), 0, move |d| {
-            let value = d.normal(&[m], 1.0)?;
             let mut vector = || d.accumulated(&[m], 1.0);
-            let (old_value, target, weight) = (vector()?, vector()?, vector()?);
-            let mut dvalue = d.unwritten(&[m])?;
+            let [value, old_value] = [vector()?, vector()?];
+            let [target, weight] = [vector()?, vector()?];
+            let mut dvalue = d.unwritten_accumulated(&[m])?;
             let inputs = ValueInputs { value: &value, old_value: &old_value, target: &target, weight: &weight };
             let loss = d.backend.value_loss(clip, &inputs, &mut dvalue)?;
             Ok(vec![dvalue.into(), Output::Values(vec![loss])])
         });
     }
+}
+
+fn value_head(list: &mut Vec<Case>, large: bool) {
+    let (m, c) = if large { (3001, 3584) } else { (41, 37) };
+    case(list, "value_head", "forward", format!("M {m}, C {c}"), 0, move |d| {
+        let x = d.normal(&[m, c], 1.0)?;
+        let [w, bias] = [d.accumulated(&[1, c], 0.1)?, d.accumulated(&[1], 1.0)?];
+        let mut value = d.unwritten_accumulated(&[m])?;
+        d.backend.value_head(&x, &w, &bias, &mut value)?;
+        outputs([value])
+    });
+    case(list, "value_head", "backward", format!("M {m}, C {c}"), 0, move |d| {
+        let x = d.normal(&[m, c], 1.0)?;
+        let [w, dvalue] = [d.accumulated(&[1, c], 0.1)?, d.accumulated(&[m], 1.0)?];
+        let [mut dw, mut dbias] = [d.accumulated(&[1, c], 1.0)?, d.accumulated(&[1], 1.0)?];
+        let mut dx = d.unwritten(&[m, c])?;
+        d.backend.value_head_backward(&x, &w, &dvalue, &mut dx, &mut dw, &mut dbias)?;
+        outputs([dx, dw, dbias])
+    });
 }
 
 fn optimizer(list: &mut Vec<Case>, large: bool) {

@@ -272,6 +272,20 @@ impl Backend for Plain {
     fn sample(&self, logits: &Tensor, sampling: &Sampling, ids: &mut Tensor, logp: &mut Tensor) -> Result<()> {
         self.inner.sample(logits, sampling, ids, logp)
     }
+    fn value_head(&self, x: &Tensor, w: &Tensor, bias: &Tensor, value: &mut Tensor) -> Result<()> {
+        self.inner.value_head(x, w, bias, value)
+    }
+    fn value_head_backward(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        dvalue: &Tensor,
+        dx: &mut Tensor,
+        dw: &mut Tensor,
+        dbias: &mut Tensor,
+    ) -> Result<()> {
+        self.inner.value_head_backward(x, w, dvalue, dx, dw, dbias)
+    }
     fn ppo_loss(
         &self,
         params: &PpoParams,

@@ -1,6 +1,7 @@
 //! What was found: rows, written one by one as they are made, and the machine they are of.
 
 use super::measure::{Target, Times};
+use crate::console::errln;
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use serde::{Deserialize, Serialize};
@@ -266,7 +267,7 @@ impl Recorder {
     /// Writes one row, whole, before anything else is done; and says it on stderr.
     pub fn add(&mut self, row: Row) -> Result<()> {
         self.lines(Some(&json!(row).to_string()), &row.csv())?;
-        eprintln!("{}", line(&row));
+        errln!("{}", line(&row));
         self.rows.push(row);
         Ok(())
     }
@@ -331,7 +332,7 @@ pub fn write_machine(folder: &Path, target: &Target, seconds: f64) -> Result<()>
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "version": env!("CARGO_PKG_VERSION"),
         "commit": commit(),
-        "program_blake3": program(),
+        "program_blake3": crate::version::program(),
         "date": date(std::time::SystemTime::now()),
         "budget_seconds": seconds,
         "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
@@ -370,12 +371,6 @@ fn commit() -> String {
     };
     let changed = git(&["status", "--porcelain", "src", "kernels"]).is_some_and(|changes| !changes.is_empty());
     git(&["rev-parse", "HEAD"]).map_or("unknown".into(), |id| id + if changed { " with changes" } else { "" })
-}
-
-/// The hash of this program's file.
-fn program() -> Option<String> {
-    let bytes = std::fs::read(std::env::current_exe().ok()?).ok()?;
-    Some(blake3::hash(&bytes).to_hex()[..16].to_string())
 }
 
 /// As 2026-11-24T19:33:19Z (days to dates: Hinnant's civil_from_days).

@@ -1,7 +1,7 @@
 //! Adapters in PEFT layout: adapter_config.json and adapter_model.safetensors. What the configuration can say and this program cannot do is
-//! refused by key.
+//! refused by key; what it does not understand is noted.
 
-use super::{make_folder, named, read_json, write_json};
+use super::{adapter_folder, make_folder, named, read_json, write_json};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -11,12 +11,14 @@ use crate::weights::{self, WeightMap};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT puts before the names of the base model.
 const PREFIX: &str = "base_model.model.";
+/// What may stand before `layers.`, any number of times.
+const WRAPPERS: [&str; 4] = ["base_model.", "model.", "module.", "_orig_mod."];
 /// The most that a rank may be.
 const MAX_RANK: u64 = 65_536;
 
@@ -42,6 +44,18 @@ pub fn save_adapter(dir: &Path, adapter: &Adapter, base: &str) -> Result<()> {
     write_json(&dir.join(CONFIG), &config)
 }
 
+/// Loads the adapter that a user means by `dir` (its own folder, a run's or a checkpoint's), as `load_adapter`. `base` is the folder of the
+/// model it is put on. Returns notes for the user too: where it lies, keys that are not understood, another base than the one it names, a
+/// tokenizer or chat template that is not the base's.
+pub fn open_adapter(be: &dyn Backend, model: &ModelConfig, base: &Path, dir: &Path) -> Result<(Adapter, Vec<String>)> {
+    let (dir, note) = adapter_folder(dir)?;
+    let (adapter, settings) = load(be, model, &dir)?;
+    let mut notes: Vec<String> = note.into_iter().chain(settings.notes).collect();
+    notes.extend(other_base(&dir, &settings.base, base));
+    notes.extend(other_text(&dir, base));
+    Ok((adapter, notes))
+}
+
 /// Loads a PEFT folder as an adapter of `model`, its tensors widened to the accumulator type. Targets, ranks and alphas by layer or
 /// module (`target_modules`, `rank_pattern`, `alpha_pattern`) become one adapter of the greatest rank and one scale: smaller pairs
 /// are filled with zeros, and what their own scale differs by goes into B. That is the same function, trained or not (a zero row of A
@@ -50,6 +64,42 @@ pub fn save_adapter(dir: &Path, adapter: &Adapter, base: &str) -> Result<()> {
 /// Errors name file and key: options that change what an adapter does and that this program does not have (modules to save, biases,
 /// DoRA), other modules, tensors missing, left over or of another shape.
 pub fn load_adapter(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result<Adapter> {
+    Ok(load(be, model, dir)?.0)
+}
+
+/// A note when the base that an adapter names is another one than `base`. Names are compared by their last word: the same model lies in
+/// other folders on other machines.
+fn other_base(dir: &Path, named: &str, base: &Path) -> Option<String> {
+    let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().to_lowercase());
+    let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let (named, base) = (Path::new(named), base);
+    if named.as_os_str().is_empty() || whole(named) == whole(base) || last(named) == last(&whole(base)) {
+        return None;
+    }
+    Some(format!(
+        "{}: base_model_name_or_path is {}, and --model {}: an adapter says what it was trained to say only over its own base",
+        dir.join(CONFIG).display(),
+        named.display(),
+        base.display()
+    ))
+}
+
+/// A note on the tokenizer files beside an adapter that are not those of the folder `base`, which counts.
+fn other_text(dir: &Path, base: &Path) -> Option<String> {
+    let differs = |name: &&str| {
+        let Ok(ours) = std::fs::read(dir.join(name)) else { return false };
+        let theirs = std::fs::read(base.join(name)).unwrap_or_default();
+        let parsed = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).ok();
+        ours != theirs && (parsed(&ours).is_none() || parsed(&ours) != parsed(&theirs))
+    };
+    let names = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+    let different: Vec<&str> = names.into_iter().filter(|name| differs(name)).collect();
+    let are = if different.len() == 1 { "differs" } else { "differ" };
+    let note = || format!("{}: {} {are} from its base's, which is used", dir.display(), different.join(" and "));
+    (!different.is_empty()).then(note)
+}
+
+fn load(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result<(Adapter, Settings)> {
     let (path, config) = (dir.join(WEIGHTS), dir.join(CONFIG));
     let settings = Settings::read(&config)?;
     let pairs = settings.pairs(model)?;
@@ -101,15 +151,25 @@ pub fn load_adapter(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result
         be.write(&mut adapter.tensors[place], &resized(&a, [rank, shape.1], 1.0))?;
         be.write(&mut adapter.tensors[place + 1], &resized(&b, [shape.0, rank], factor))?;
     }
-    Ok(adapter)
+    Ok((adapter, settings))
 }
 
-/// A tensor's name in the base model: without PEFT's prefix, which a few programs leave out, and without the adapter's name, which early
-/// versions kept; `model.` is put before the names of a base that was loaded without its head.
+/// The name in this program of a tensor of an adapter: what PEFT and wrappers put before a base's names is left out (a few programs leave it
+/// out themselves), and so is the adapter's own name, which early versions kept.
 fn canonical(name: &str) -> String {
-    let name = name.strip_prefix(PREFIX).unwrap_or(name);
-    let name = name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.");
-    if name.starts_with("layers.") { format!("model.{name}") } else { name }
+    let mut path = name;
+    while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| path.strip_prefix(wrapper)) {
+        path = rest;
+    }
+    let path = if path.starts_with("layers.") { format!("model.{path}") } else { name.to_string() };
+    for part in [".lora_A.", ".lora_B."] {
+        if let Some((layer, rest)) = path.split_once(part)
+            && let Some((_, "weight")) = rest.split_once('.')
+        {
+            return format!("{layer}{part}weight");
+        }
+    }
+    path
 }
 
 /// `matrix` times `factor` in the upper left corner of zeros.
@@ -137,8 +197,12 @@ impl Pair {
 }
 
 /// What adapter_config.json says.
-struct Settings<'a> {
-    path: &'a Path,
+struct Settings {
+    path: PathBuf,
+    /// What the base model is called or where it lay; empty when it is not said.
+    base: String,
+    /// On keys that are not understood or have no effect.
+    notes: Vec<String>,
     targets: Targets,
     rank: usize,
     alpha: f32,
@@ -178,10 +242,45 @@ fn whole(text: &str) -> std::result::Result<Regex, regex::Error> {
     regex::RegexBuilder::new(&format!("^(?:{text})$")).size_limit(1 << 18).build()
 }
 
-/// Options that change what an adapter does and that are not ours.
-const UNSUPPORTED: [&str; 19] = [
+/// Keys that `Settings` is read from.
+const USED: [&str; 10] = [
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "bias",
+    "init_lora_weights",
+    "lora_alpha",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_rslora",
+];
+
+/// Keys without effect on what a trained adapter does. The configurations of a first value go with `init_lora_weights`.
+const WITHOUT_EFFECT: [&str; 14] = [
+    "auto_mapping",
     "corda_config",
+    "ensure_weight_tying",
     "eva_config",
+    "inference_mode",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "unsloth_version",
+    "velora_config",
+];
+
+/// First values of A and B that leave the base as it is. Others (pissa, olora, corda, loftq, lora_ga) change the base's weights too.
+const INITIAL: [&str; 4] = ["gaussian", "orthogonal", "eva", "mica"];
+
+/// Options that change what an adapter does and that are not ours.
+const UNSUPPORTED: [&str; 17] = [
+    "alora_invocation_tokens",
+    "arrow_config",
     "exclude_modules",
     "fan_in_fan_out",
     "kasa_config",
@@ -197,13 +296,11 @@ const UNSUPPORTED: [&str; 19] = [
     "use_bdlora",
     "use_dora",
     "use_qalora",
-    "alora_invocation_tokens",
-    "arrow_config",
 ];
 
-impl<'a> Settings<'a> {
+impl Settings {
     /// Keys that are missing have PEFT's defaults (rank and alpha 8, q_proj and v_proj): earlier versions wrote fewer of them.
-    fn read(path: &'a Path) -> Result<Self> {
+    fn read(path: &Path) -> Result<Self> {
         let fail = |key: &str, what: String| Error::content(format!("{}: {key}: {what}", path.display()));
         let map: Map<String, Value> = read_json(path)?;
         let get = |key: &str| map.get(key).filter(|value| !value.is_null());
@@ -226,6 +323,24 @@ impl<'a> Settings<'a> {
                 ));
             }
         }
+        if let Some(value) = get("init_lora_weights")
+            && !value.is_boolean()
+            && !value.as_str().is_some_and(|text| INITIAL.contains(&text.to_lowercase().as_str()))
+        {
+            return Err(fail(
+                "init_lora_weights",
+                format!(
+                    "found {value}: such an adapter is trained over changed weights of its base; expected true, false or one of {}, or \
+                     save it in PEFT with path_initial_model_for_weight_conversion",
+                    INITIAL.join(", ")
+                ),
+            ));
+        }
+        let base = match get("base_model_name_or_path") {
+            None => String::new(),
+            Some(Value::String(base)) => base.clone(),
+            Some(value) => return Err(fail("base_model_name_or_path", format!("found {value}, expected a string"))),
+        };
         let rank = |key: &str, value: &Value| match value.as_u64() {
             Some(rank) if (1..=MAX_RANK).contains(&rank) => Ok(rank as usize),
             _ => Err(fail(key, format!("found {value}, expected a whole number from 1 to {MAX_RANK}"))),
@@ -269,7 +384,9 @@ impl<'a> Settings<'a> {
             Some(value) => return Err(fail(key, format!("found {value}, {}", valid()))),
         };
         Ok(Self {
-            path,
+            path: path.to_path_buf(),
+            base,
+            notes: notes(path, &map),
             targets,
             rank: get("r").map_or(Ok(8), |value| rank("r", value))?,
             alpha: get("lora_alpha").map_or(Ok(8.0), |value| alpha("lora_alpha", value))?,
@@ -322,4 +439,27 @@ impl<'a> Settings<'a> {
         let alpha = self.alpha * if self.rslora { ratio.sqrt() } else { ratio };
         LoraConfig { rank, alpha, rslora: self.rslora, modules: pairs.keys().map(|&(_, module)| module).collect() }
     }
+}
+
+/// A note for each key of adapter_config.json that is not understood or has no effect here.
+fn notes(path: &Path, map: &Map<String, Value>) -> Vec<String> {
+    let note = |(key, value): (&String, &Value)| {
+        let name = key.as_str();
+        let what = match name {
+            _ if value.is_null()
+                || USED.contains(&name)
+                || WITHOUT_EFFECT.contains(&name)
+                || UNSUPPORTED.contains(&name) =>
+            {
+                return None;
+            }
+            "task_type" if value == "CAUSAL_LM" => return None,
+            "task_type" => format!("found {value}: it was trained for another task than \"CAUSAL_LM\""),
+            "lora_dropout" if value.as_f64() == Some(0.0) => return None,
+            "lora_dropout" => format!("{value} has no effect: this program trains without dropout"),
+            _ => "this key is not understood and has no effect".to_string(),
+        };
+        Some(format!("{}: {key}: {what}", path.display()))
+    };
+    map.iter().filter_map(note).collect()
 }

@@ -19,15 +19,15 @@ pub enum Command {
     /// Do it all with the bundled model and tasks: evaluate, collect, SFT, step-wise RL, evaluate, report
     Quickstart(QuickstartArgs),
     /// Fine-tune on conversations or trajectories (--data)
-    Sft(RunArgs),
+    Sft(SftArgs),
     /// Step-wise reinforcement learning from the states of expert trajectories (--data)
-    Rl(RunArgs),
+    Rl(RlArgs),
     /// Play whole episodes on tasks and score them
-    Eval(RunArgs),
+    Eval(EvalArgs),
     /// Play the scripted expert on tasks and write its trajectories
-    Collect(RunArgs),
+    Collect(CollectArgs),
     /// Train the quickstart's base model from random numbers on generated exercises
-    Pretrain(RunArgs),
+    Pretrain(PretrainArgs),
     /// Memory by part and the times no run beats, before anything is loaded; refuses what cannot fit
     Plan(PlanArgs),
     /// Write a model for other programs (transformers, vLLM, llama.cpp), an adapter folded in with --merge
@@ -56,37 +56,19 @@ pub enum Command {
     Bench(BenchArgs),
 }
 
-/// What the training verbs share.
+/// What the verbs that make a run share. Each takes the options that it uses, and no other.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
     /// Settings to lay over the defaults (TOML)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Model folder in Hugging Face layout
-    #[arg(long, value_name = "DIR")]
-    pub model: Option<PathBuf>,
-    /// Adapter folder in PEFT layout
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
-    /// Data: conversations or trajectories (JSON, JSONL, parquet)
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
     /// Folder the run writes to
     #[arg(long, value_name = "DIR", default_value = "runs/latest")]
     pub out: PathBuf,
     /// Random seed (run.seed)
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Where to compute: auto, cpu, cuda, cuda:1 (run.device)
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<String>,
-    /// Python interpreter with numpy and scikit-learn, instead of the private environment
-    #[arg(long, value_name = "PATH")]
-    pub python: Option<PathBuf>,
-    /// Go on from the newest checkpoint in --out
-    #[arg(long)]
-    pub resume: bool,
-    /// Print what would run, and stop
+    /// Check everything that can be checked before the work, print what would run, and stop
     #[arg(long)]
     pub dry_run: bool,
     /// Settings, section.key=value; a bare key belongs to the command's own section
@@ -94,18 +76,125 @@ pub struct RunArgs {
     pub overrides: Vec<String>,
 }
 
+/// Where a verb computes.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// Where to compute: auto, cpu, cuda, cuda:1 (run.device)
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+}
+
+/// What runs the tasks' scripts.
+#[derive(Debug, Clone, Args)]
+pub struct PythonArgs {
+    /// Python interpreter with numpy and scikit-learn, instead of the private environment
+    #[arg(long, value_name = "PATH")]
+    pub python: Option<PathBuf>,
+}
+
+/// What is trained or played.
+#[derive(Debug, Clone, Args)]
+pub struct PolicyArgs {
+    /// Model folder in Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Adapter folder in PEFT layout
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// `sft`
+#[derive(Debug, Clone, Args)]
+#[allow(missing_docs)] // the groups say what they are
+pub struct SftArgs {
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Data: conversations or trajectories (JSON, JSONL, parquet)
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Go on from the newest checkpoint in --out
+    #[arg(long)]
+    pub resume: bool,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// `rl`
+#[derive(Debug, Clone, Args)]
+#[allow(missing_docs)] // the groups say what they are
+pub struct RlArgs {
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Expert trajectories (JSONL), as collect writes them
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub python: PythonArgs,
+    /// Go on from the newest checkpoint in --out
+    #[arg(long)]
+    pub resume: bool,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// `eval`
+#[derive(Debug, Clone, Args)]
+#[allow(missing_docs)] // the groups say what they are
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub python: PythonArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// `collect`
+#[derive(Debug, Clone, Args)]
+#[allow(missing_docs)] // the groups say what they are
+pub struct CollectArgs {
+    #[command(flatten)]
+    pub python: PythonArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// `pretrain`
+#[derive(Debug, Clone, Args)]
+#[allow(missing_docs)] // the groups say what they are
+pub struct PretrainArgs {
+    /// Model folder to write
+    #[arg(long, value_name = "DIR", default_value = "weights/quickstart")]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Go on from the newest checkpoint in --out
+    #[arg(long)]
+    pub resume: bool,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
 /// `quickstart`
 #[derive(Debug, Clone, Args)]
+#[allow(missing_docs)] // the groups say what they are
 pub struct QuickstartArgs {
     /// Folder the run writes to
     #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
     pub out: PathBuf,
-    /// Random seed
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
-    /// Python interpreter with numpy and scikit-learn, instead of the private environment
-    #[arg(long, value_name = "PATH")]
-    pub python: Option<PathBuf>,
+    /// Random seed (run.seed)
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub python: PythonArgs,
     /// Settings to lay over the quickstart's (TOML)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -269,9 +358,9 @@ pub struct ScoreArgs {
     /// JSONL, a line {"ids", "logprobs", "entropies"}
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
-    /// What computes: auto, cpu, cuda, cuda:1, or oracle (naive, for checking)
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub backend: String,
+    /// Where to compute: auto, cpu, cuda, cuda:1, or oracle (the CPU naively, for checking)
+    #[arg(long, alias = "backend", value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
 }
 
 /// Where tasks are found and run.

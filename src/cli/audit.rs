@@ -1,7 +1,9 @@
 //! `onestep task audit`: a line for each task, labels found or not.
 
 use super::args::TaskAuditArgs;
+use super::given::Given;
 use super::session;
+use crate::console::{errln, outln};
 use crate::error::{Error, Result};
 use crate::sandbox::Python;
 use crate::task::PreparedTask;
@@ -11,7 +13,7 @@ use crate::task::audit::{Audit, audit};
 pub fn run(args: &TaskAuditArgs) -> Result<()> {
     let (overrides, names): (Vec<String>, Vec<String>) =
         args.words.iter().cloned().partition(|word| word.contains('='));
-    let mut config = session::settings(&[], &overrides, "tasks")?;
+    let mut config = Given { verb: "task", section: "tasks", file: None, overrides: &overrides }.settings(&[], &[])?;
     if !names.is_empty() {
         config.tasks.names = names;
     } else if overrides.iter().all(|o| !o.contains("names")) {
@@ -19,17 +21,17 @@ pub fn run(args: &TaskAuditArgs) -> Result<()> {
     }
     let tasks = session::task_list(&config)?;
     let cache = session::cache()?;
-    let python = Python::ensure(args.python.as_deref(), &cache, &mut |line| eprintln!("{line}"))?;
+    let python = Python::ensure(args.python.as_deref(), &cache, &mut |line| errln!("{line}"))?;
     if !args.json {
-        println!("{:<11}{:<8}details", "task", "labels");
+        outln!("{:<11}{:<8}details", "task", "labels");
     }
     let mut leaky = vec![];
     for task in &tasks {
         let prepared = PreparedTask::prepare(task, &python.interpreter, &cache.join("tasks"))?;
         let found = audit(&prepared).map_err(|e| e.context(format!("auditing task {}", task.name)))?;
         match args.json {
-            true => println!("{}", serde_json::to_string(&found).map_err(|e| Error::system(format!("JSON: {e}")))?),
-            false => println!("{}", line(&found)),
+            true => outln!("{}", serde_json::to_string(&found).map_err(|e| Error::system(format!("JSON: {e}")))?),
+            false => outln!("{}", line(&found)),
         }
         if !found.leaks.is_empty() {
             leaky.push(found.task);

@@ -7,7 +7,9 @@ use crate::backend::cuda::Cuda;
 use crate::bench::measure::Target;
 use crate::bench::{self, Options, table};
 use crate::config::Device;
+use crate::console::{errln, out, outln};
 use crate::error::{Error, Result};
+use crate::files::set_aside;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,18 +35,22 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         Device::Auto => Some(0),
         Device::Cuda(ordinal) => Some(ordinal),
     };
+    if ordinal.is_none() && !args.quick {
+        return Err(Error::usage("bench --device cpu tries the bench itself; give --quick with it"));
+    }
     let rows = match ordinal {
-        None if !args.quick => {
-            return Err(Error::usage("bench --device cpu tries the bench itself; give --quick with it"));
+        None => {
+            keep_earlier(out)?;
+            bench::run(Target::host(&Cpu), out, &options)?
         }
-        None => bench::run(Target::host(&Cpu), out, &options)?,
         Some(ordinal) => {
             let gpu = Cuda::new(Arc::new(session::gpu(&config, ordinal, Some(out))?));
+            keep_earlier(out)?;
             bench::run(Target::gpu(&gpu), out, &options)?
         }
     };
-    print!("{}", bench::summary(&rows));
-    println!("rows written to {}", out.join("bench.jsonl").display());
+    out!("{}", bench::summary(&rows));
+    outln!("rows written to {}", out.join("bench.jsonl").display());
     // The ceilings are always measured.
     if let Some(only) = &args.only
         && rows.iter().all(|row| row.suite == "ceiling")
@@ -58,10 +64,21 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
 }
 
+/// Renames the files of an earlier bench in `out`, saying so.
+fn keep_earlier(out: &Path) -> Result<()> {
+    for name in ["bench.jsonl", "bench.csv", "machine.json"] {
+        let path = out.join(name);
+        if path.exists() {
+            errln!("note: {} of an earlier bench is now {}", name, set_aside(&path)?.display());
+        }
+    }
+    Ok(())
+}
+
 fn print_table(folder: &Path) -> Result<()> {
     let rows = table::rows(folder);
     let machine = std::fs::read_to_string(folder.join("machine.json")).unwrap_or_default();
     let machine: serde_json::Value = serde_json::from_str(&machine).unwrap_or_default();
-    print!("{}", table::markdown(&rows, machine["device"].as_str().filter(|_| !rows.is_empty()))?);
+    out!("{}", table::markdown(&rows, machine["device"].as_str().filter(|_| !rows.is_empty()))?);
     Ok(())
 }

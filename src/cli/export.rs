@@ -3,6 +3,7 @@
 use super::args::{ExportArgs, Format, WeightType};
 use super::session;
 use crate::backend::cpu::Cpu;
+use crate::console::{errln, outln};
 use crate::error::{Error, Result};
 use crate::export::gguf::{self, Storage};
 use crate::export::{self, Source};
@@ -28,7 +29,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let config = session::settings(&[], &[], "run")?;
     session::threads(&config)?;
     let model = session::model(&Cpu, &args.model)?;
-    let adapter = session::adapter(&Cpu, &model, args.adapter.as_deref())?;
+    let adapter = session::adapter(&Cpu, &model, &args.model, args.adapter.as_deref())?;
     let policy = Policy { model: &model, adapter: adapter.as_ref() };
     let source = Source { policy, folder: &args.model };
     match args.format {
@@ -46,20 +47,24 @@ fn folder(args: &ExportArgs, source: Source) -> Result<()> {
             return Err(Error::usage("--dtype q8_0 is a type of GGUF: add --format gguf, or take bf16, f16 or f32"));
         }
     };
-    let shards = export::hugging_face(
+    let (shards, notes) = export::hugging_face(
         &Cpu,
         source,
         &args.out,
         dtype,
         session::bytes("--shard-size", args.shard_size.as_deref().unwrap_or("5GB"))?,
     )?;
-    println!("{shards} weight files of {dtype:?} written to {}", args.out.display());
+    notes.iter().for_each(|note| errln!("note: {note}"));
+    outln!("{shards} weight files of {dtype:?} written to {}", args.out.display());
     if args.verify {
         let found = export::verify(&Cpu, source, &args.out, dtype)?;
-        println!(
+        outln!(
             "verified: every tensor is the merged weight rounded once; logits of {} tokens (greatest {:.4}) differ by at most \
              {:.3e}, where rounding alone explains {:.3e} (refused beyond twice that)",
-            found.tokens, found.greatest, found.difference, found.rounding
+            found.tokens,
+            found.greatest,
+            found.difference,
+            found.rounding
         );
     }
     Ok(())
@@ -79,8 +84,8 @@ fn file(args: &ExportArgs, source: Source) -> Result<()> {
         WeightType::Q8_0 => Storage::Q8_0,
     };
     for note in gguf::write(&Cpu, source, &args.out, storage)? {
-        eprintln!("note: {note}");
+        errln!("note: {note}");
     }
-    println!("GGUF of {storage:?} written to {}", args.out.display());
+    outln!("GGUF of {storage:?} written to {}", args.out.display());
     Ok(())
 }

@@ -1,23 +1,23 @@
 //! The verbs that look or answer: generate, score, task, data, report.
 
 use super::args::{DataCommand, GenerateArgs, ReportArgs, ScoreArgs, TaskArgs, TaskCommand};
+use super::given::Given;
 use super::{audit, session};
-use crate::agent::Dialog;
 use crate::backend::Backend;
 use crate::backend::oracle::Oracle;
 use crate::batch::{self, LossBatch};
 use crate::checkpoint;
 use crate::config::{Config, Device};
-use crate::dataset::{self, Severity};
+use crate::console::{out, outln};
+use crate::dataset::{self, Limit, Severity};
 use crate::environment::{Environment, Files};
 use crate::error::{Error, Result};
 use crate::files::publish;
+use crate::message::Message;
 use crate::model::{Activations, Policy};
 use crate::report;
 use crate::rollout::{Engine, Request};
 use crate::task::{Grade, Task};
-use crate::tokenizer::Tokenizer;
-use crate::trajectory::Message;
 use serde::Deserialize;
 use serde_json::json;
 use std::fs::File;
@@ -30,10 +30,11 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     let mut overrides = args.overrides.clone();
     overrides.extend(args.device.as_ref().map(|device| format!("run.device={device}")));
     let config = session::settings(&[], &overrides, "sampling")?;
+    Given { verb: "generate", section: "sampling", file: None, overrides: &args.overrides }.tell_unread();
     session::threads(&config)?;
     let backend = session::backend(&config, None)?;
-    let speaker = session::speaker(&*backend, &args.model)?;
-    let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    let speaker = session::speaker(&*backend, &args.model, &config)?;
+    let adapter = session::adapter(&*backend, &speaker.model, &args.model, args.adapter.as_deref())?;
     let prompt = match args.raw {
         true => speaker.dialog.tokenizer.encode(&args.prompt)?,
         false => speaker.dialog.prompt(&[Message::new("user", &args.prompt)])?,
@@ -49,7 +50,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     let policy = Policy { model: &speaker.model, adapter: adapter.as_ref() };
     let samples = engine.generate(policy, &[request], &config.sampling, &speaker.dialog.stop)?;
     for sample in samples.iter().flatten() {
-        println!("{}", speaker.dialog.text(&sample.ids));
+        outln!("{}", speaker.dialog.text(&sample.ids));
     }
     Ok(())
 }
@@ -68,17 +69,17 @@ const SCORE_TOKENS: usize = 2048;
 pub fn score(args: &ScoreArgs) -> Result<()> {
     let mut config = session::settings(&[], &[], "run")?;
     session::threads(&config)?;
-    let backend: Box<dyn Backend> = match args.backend.as_str() {
+    let backend: Box<dyn Backend> = match args.device.as_str() {
         "oracle" => Box::new(Oracle::f32()),
         device => {
             let device = Device::try_from(device.to_string());
             config.run.device =
-                device.map_err(|e| Error::usage(format!("--backend {}: {e}, or oracle", args.backend)))?;
+                device.map_err(|e| Error::usage(format!("--device {}: {e}, or oracle", args.device)))?;
             session::backend(&config, None)?
         }
     };
     let model = session::model(&*backend, &args.model)?;
-    let adapter = session::adapter(&*backend, &model, args.adapter.as_deref())?;
+    let adapter = session::adapter(&*backend, &model, &args.model, args.adapter.as_deref())?;
     let policy = Policy { model: &model, adapter: adapter.as_ref() };
     let input = File::open(&args.input).map_err(|e| Error::io("reading", &args.input, &e))?;
     let mut acts = Activations::default();
@@ -157,20 +158,27 @@ fn scored(
 
 /// `onestep task ...`
 pub fn task(command: &TaskCommand) -> Result<()> {
-    let settings = |args: &TaskArgs| session::settings(&[], &args.overrides, "tasks");
+    let settings = |args: &TaskArgs| {
+        Given { verb: "task", section: "tasks", file: None, overrides: &args.overrides }.settings(&[], &[])
+    };
     match command {
         TaskCommand::List { args } => {
             let mut config = settings(args)?;
             if args.overrides.iter().all(|o| !o.contains("names")) {
                 config.tasks.names = vec!["all".to_string()];
             }
-            println!(
+            outln!(
                 "{:<11}{:<10}{:<9}{:<9}{:>10}{:>10}  description",
-                "task", "modality", "split", "metric", "m_init", "m_best"
+                "task",
+                "modality",
+                "split",
+                "metric",
+                "m_init",
+                "m_best"
             );
             for t in session::task_list(&config)? {
                 let split = if t.held_out { "held-out" } else { "held-in" };
-                println!(
+                outln!(
                     "{:<11}{:<10}{:<9}{:<9}{:>10.4}{:>10.4}  {}",
                     t.name,
                     t.modality,
@@ -186,14 +194,14 @@ pub fn task(command: &TaskCommand) -> Result<()> {
         TaskCommand::Show { name, args } => {
             let t = one(&settings(args)?, name)?;
             let better = if t.metric.higher_is_better() { "higher" } else { "lower" };
-            println!(
+            outln!(
                 "{}: {} ({}, {})",
                 t.name,
                 t.description,
                 t.modality,
                 if t.held_out { "held out" } else { "held in" }
             );
-            println!(
+            outln!(
                 "metric {} ({better} is better): m_init {}, m_best {}, noise floor {}; report split: m_init {}, m_best {}",
                 t.metric.name(),
                 t.m_init,
@@ -202,14 +210,14 @@ pub fn task(command: &TaskCommand) -> Result<()> {
                 t.report.m_init,
                 t.report.m_best
             );
-            println!(
+            outln!(
                 "limits: {} s CPU, {} s wall, {} MiB",
                 t.limits.cpu_seconds,
                 t.limits.wall_seconds,
                 t.limits.memory_bytes >> 20
             );
             for (file, text) in &t.starter {
-                println!("--- {file}\n{text}");
+                outln!("--- {file}\n{text}");
             }
             Ok(())
         }
@@ -226,9 +234,9 @@ pub fn task(command: &TaskCommand) -> Result<()> {
             world.announce();
             match graded(&world.environment, &task, files)? {
                 (output, Ok(Grade { reward, report, flags })) => {
-                    print!("{output}");
+                    out!("{output}");
                     let flags: String = flags.iter().map(|flag| format!("; {}", flag.name())).collect();
-                    println!(
+                    outln!(
                         "{} {reward} (normalised {:.4}); report split {report} (normalised {:.4}){flags}",
                         task.metric.name(),
                         task.normalised(reward),
@@ -236,8 +244,8 @@ pub fn task(command: &TaskCommand) -> Result<()> {
                     );
                 }
                 (output, Err(problem)) => {
-                    print!("{output}");
-                    println!("not graded: {problem}");
+                    out!("{output}");
+                    outln!("not graded: {problem}");
                 }
             }
             Ok(())
@@ -297,7 +305,7 @@ fn validate(config: &Config, args: &TaskArgs) -> Result<()> {
                 format!("WRONG: baseline is not graded: {problem}")
             }
         };
-        println!("{:<11} {verdict}", task.name);
+        outln!("{:<11} {verdict}", task.name);
     }
     match wrong.is_empty() {
         true => Ok(()),
@@ -308,23 +316,32 @@ fn validate(config: &Config, args: &TaskArgs) -> Result<()> {
 /// `onestep data ...`
 pub fn data(command: &DataCommand) -> Result<()> {
     let open = |model: &Path, overrides: &[String]| {
-        let config = session::settings(&[], overrides, "sft")?;
-        Ok::<_, Error>((config, Dialog::new(Tokenizer::open(model)?)?))
+        let config = Given { verb: "data", section: "sft", file: None, overrides }.settings(&[], &[])?;
+        if !model.join("tokenizer.json").exists() {
+            checkpoint::check_model(model)?; // says what is there instead
+        }
+        // A folder with a tokenizer only has no positions to exceed.
+        let positions = match model.join("config.json").exists() {
+            true => checkpoint::read_config(model)?.max_positions,
+            false => usize::MAX,
+        };
+        let limit = Limit { max_tokens: config.sft.max_tokens, positions };
+        Ok::<_, Error>((session::dialog(model, &config)?, limit))
     };
     match command {
         DataCommand::Preview { model, data, examples, overrides } => {
-            let (config, dialog) = open(model, overrides)?;
-            let list = dataset::load(data, &dialog.tokenizer, &dialog.template, config.sft.max_tokens)?;
+            let (dialog, limit) = open(model, overrides)?;
+            let loaded = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
+            session::warn(&loaded.notes);
             let coloured = std::io::stdout().is_terminal();
-            print!("{}", dataset::preview(&list, &dialog.tokenizer, *examples, coloured));
-            println!("{} examples", list.len());
+            out!("{}", dataset::preview(&loaded.examples, &dialog.tokenizer, *examples, coloured));
+            outln!("{} examples", loaded.examples.len());
             Ok(())
         }
         DataCommand::Validate { model, data, overrides } => {
-            let (config, dialog) = open(model, overrides)?;
-            let limit = config.sft.max_tokens.min(checkpoint::read_config(model)?.max_positions);
+            let (dialog, limit) = open(model, overrides)?;
             let report = dataset::validate(data, &dialog.tokenizer, &dialog.template, limit)?;
-            print!("{report}");
+            out!("{report}");
             match report.count(Severity::Error) {
                 0 => Ok(()),
                 count => Err(Error::content(format!("{}: {count} errors; sft refuses this file", data.display()))),
@@ -337,6 +354,6 @@ pub fn data(command: &DataCommand) -> Result<()> {
 pub fn report(args: &ReportArgs) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
     report::write(&args.run, &out)?;
-    println!("report written to {}", out.display());
+    outln!("report written to {}", out.display());
     Ok(())
 }

@@ -5,6 +5,7 @@ use super::session;
 use crate::backend::cuda::compiler::{self, ARCHS, Compiler, Resources};
 use crate::backend::cuda::kernels::{self, SOURCES};
 use crate::backend::cuda::library::{self, Name};
+use crate::console::{errln, outln};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::sandbox::Python;
@@ -59,12 +60,17 @@ pub fn doctor() -> Result<()> {
 }
 
 fn say(name: &str, text: &str) {
-    println!("{name:<12} {text}");
+    outln!("{name:<12} {text}");
+}
+
+/// The CPU's name, `unknown` where the system does not tell.
+pub fn cpu_model() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
+    model.unwrap_or("unknown").to_string()
 }
 
 fn cpu() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut features = vec![];
     #[cfg(target_arch = "x86_64")]
@@ -77,7 +83,7 @@ fn cpu() -> String {
             features.extend(has.then_some(name));
         }
     }
-    format!("{}, {threads} threads, {}", model.unwrap_or("unknown"), features.join(" "))
+    format!("{}, {threads} threads, {}", cpu_model(), features.join(" "))
 }
 
 /// `onestep kernels ...`
@@ -85,7 +91,7 @@ pub fn kernels(command: &KernelsCommand) -> Result<()> {
     match command {
         KernelsCommand::List => {
             for (stem, source) in SOURCES {
-                kernels::names(source).for_each(|name| println!("{stem:<20} {name}"));
+                kernels::names(source).for_each(|name| outln!("{stem:<20} {name}"));
             }
             Ok(())
         }
@@ -97,7 +103,7 @@ pub fn kernels(command: &KernelsCommand) -> Result<()> {
         KernelsCommand::Table { out, args } => {
             let (compiler, rows) = compile(args)?;
             write_whole(out, compiler::table(compiler.version()?, &rows).as_bytes())?;
-            println!("{} rows written to {}", rows.len(), out.display());
+            outln!("{} rows written to {}", rows.len(), out.display());
             Ok(())
         }
     }
@@ -122,11 +128,11 @@ fn compile(args: &KernelsArgs) -> Result<(Compiler, Vec<Resources>)> {
         for (stem, _) in SOURCES {
             let compiled = compiler.compile(stem, arch)?;
             let took = compiled.took.map_or("kept".to_string(), |took| format!("{:.2} s", took.as_secs_f64()));
-            eprintln!("{arch:<8} {stem:<20} {:>7} bytes  {took}", compiled.cubin.len());
+            errln!("{arch:<8} {stem:<20} {:>7} bytes  {took}", compiled.cubin.len());
             rows.extend(compiler::parse(stem, arch, &compiled.log));
         }
     }
-    eprintln!("{} files in {}", compiler::count(&folder), folder.display());
+    errln!("{} files in {}", compiler::count(&folder), folder.display());
     Ok((compiler, rows))
 }
 
@@ -141,16 +147,20 @@ fn show(rows: &[Resources]) {
         lines.entry((&row.file, &row.kernel)).or_default().push(row);
     }
     let head: String = archs.iter().map(|arch| format!("{arch:>9}")).collect();
-    println!("{:<20} {:<36} {:>7}  registers{head}", "file", "kernel", "shared");
+    outln!("{:<20} {:<36} {:>7}  registers{head}", "file", "kernel", "shared");
     for ((file, kernel), row) in &lines {
         let registers: String = row.iter().map(|r| format!("{:>9}", r.registers)).collect();
         let shared = row.iter().map(|r| r.shared).max().unwrap_or(0);
-        println!("{file:<20} {kernel:<36} {shared:>7}           {registers}");
+        outln!("{file:<20} {kernel:<36} {shared:>7}           {registers}");
     }
     for r in rows.iter().filter(|r| r.stack + r.spill_stores + r.spill_loads > 0) {
-        println!(
+        outln!(
             "{} on {}: {} bytes of stack, {} spilled, {} read back",
-            r.kernel, r.arch, r.stack, r.spill_stores, r.spill_loads
+            r.kernel,
+            r.arch,
+            r.stack,
+            r.spill_stores,
+            r.spill_loads
         );
     }
 }

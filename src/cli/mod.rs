@@ -3,7 +3,9 @@
 mod args;
 mod audit;
 mod bench;
+mod evaluation;
 mod export;
+mod given;
 mod inspect;
 mod machine;
 mod plan;
@@ -11,7 +13,9 @@ mod quickstart;
 mod sandbox;
 mod session;
 mod train;
+mod unknown;
 
+use crate::console::errln;
 use crate::error::{Kind, Result};
 use args::{Command, Typed};
 use clap::Parser;
@@ -20,18 +24,53 @@ use std::process::ExitCode;
 /// Parses what was typed, does it, and says what went wrong on stderr. Exit codes: 0 done, 1 the system refused, 2 what was
 /// typed or given is wrong, 130 interrupted, 143 terminated (0 when --resume goes on).
 pub fn main() -> ExitCode {
-    let typed = Typed::parse();
-    let can_resume = !matches!(typed.command, Command::Quickstart(_));
+    let words: Vec<String> = crate::version::command_line().into_iter().skip(1).collect();
+    let typed = match Typed::try_parse() {
+        Ok(typed) => typed,
+        Err(error) => match unknown::hint(&error, &words) {
+            Some(hint) => {
+                errln!("error: {hint}");
+                return ExitCode::from(2);
+            }
+            None => error.exit(),
+        },
+    };
+    let can_resume = matches!(typed.command, Command::Sft(_) | Command::Rl(_) | Command::Pretrain(_));
     match run(typed.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => match crate::console::failure() {
+            None => ExitCode::SUCCESS,
+            Some(why) => {
+                errln!("error: {why}");
+                ExitCode::FAILURE
+            }
+        },
         Err(error) => {
-            eprintln!("error: {error}");
+            errln!("error: {error}");
             if error.kind() == Kind::Stopped {
-                eprintln!("the same command {}", if can_resume { "with --resume goes on" } else { "begins anew" });
+                errln!("the same command {}", if can_resume { "with --resume goes on" } else { "begins anew" });
             }
             ExitCode::from(session::exit_code(&error, can_resume))
         }
     }
+}
+
+/// Says what is wrong with a command line (without the program's name), settings included, and does nothing. For tests of the documentation.
+pub fn check_words(words: &[&str]) -> std::result::Result<(), String> {
+    let all = std::iter::once("onestep").chain(words.iter().copied());
+    let typed = Typed::try_parse_from(all).map_err(|error| error.to_string())?;
+    let overrides = match &typed.command {
+        Command::Quickstart(args) => &args.overrides,
+        Command::Sft(args) => &args.run.overrides,
+        Command::Rl(args) => &args.run.overrides,
+        Command::Eval(args) => &args.run.overrides,
+        Command::Collect(args) => &args.run.overrides,
+        Command::Pretrain(args) => &args.run.overrides,
+        Command::Plan(args) => &args.overrides,
+        Command::Generate(args) => &args.overrides,
+        _ => return Ok(()),
+    };
+    let section = words.first().and_then(|verb| unknown::section(verb)).unwrap_or("run");
+    crate::config::Config::load(&[], overrides, section).map(drop).map_err(|error| error.to_string())
 }
 
 fn run(command: Command) -> Result<()> {
@@ -39,7 +78,7 @@ fn run(command: Command) -> Result<()> {
         Command::Quickstart(args) => quickstart::run(&args),
         Command::Sft(args) => train::sft(&args),
         Command::Rl(args) => train::rl(&args),
-        Command::Eval(args) => train::eval(&args),
+        Command::Eval(args) => evaluation::eval(&args),
         Command::Collect(args) => train::collect(&args),
         Command::Pretrain(args) => train::pretrain(&args),
         Command::Plan(args) => plan::run(&args),

@@ -1,9 +1,11 @@
 //! `onestep plan`: what a run would take, before anything is loaded.
 
 use super::args::{DeviceKind, PlanArgs, PlannedWork};
+use super::given::Given;
 use super::session;
 use crate::checkpoint;
 use crate::config::{Config, Device};
+use crate::console::{errln, out, outln};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::shapes;
@@ -22,6 +24,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     };
     let layers: Vec<&Path> = args.config.iter().map(|path| path.as_path()).collect();
     let config = session::settings(&layers, &args.overrides, works[0].name())?;
+    Given { verb: "plan", section: works[0].name(), file: None, overrides: &args.overrides }.tell_unread();
     session::lora(&config)?;
     let (name, model, stored) = shape(args)?;
     let kind = kind(args, &config);
@@ -35,10 +38,10 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if args.json {
         let one = |plan: &Plan| json!({"plan": plan, "fit": available.map(|bytes| plan.fit(bytes))});
         let all = json!({"model": name, "plans": plans.iter().map(one).collect::<Vec<_>>()});
-        println!("{all:#}");
+        outln!("{all:#}");
     } else {
-        println!("{name}");
-        plans.iter().for_each(|plan| print!("\n{}", plan.table(available)));
+        outln!("{name}");
+        plans.iter().for_each(|plan| out!("\n{}", plan.table(available)));
     }
     available.map_or(Ok(()), |bytes| plans.iter().try_for_each(|plan| plan.check(bytes)))
 }
@@ -47,7 +50,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 fn shape(args: &PlanArgs) -> Result<(String, ModelConfig, Option<usize>)> {
     match (&args.model, &args.random_weights) {
         (Some(dir), _) => {
-            let model = checkpoint::read_config(dir)?;
+            let (model, notes) = checkpoint::read_config_with_notes(dir)?;
+            notes.iter().for_each(|note| errln!("note: {note}"));
             let files = std::fs::read_dir(dir).map_err(|e| Error::io("listing", dir, &e))?;
             let weights = files.flatten().filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
             let stored: u64 = weights.filter_map(|f| std::fs::metadata(f.path()).ok()).map(|m| m.len()).sum();

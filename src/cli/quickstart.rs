@@ -1,18 +1,22 @@
 //! The main job, small: base evaluated, expert trajectories collected, SFT, step-wise RL, evaluation, report.
 
 use super::args::QuickstartArgs;
-use super::session;
-use super::train::{self, collected, evaluated, reinforced, save_trajectories, snapshots, tuned};
+use super::evaluation::{self, evaluated};
+use super::given::Given;
+use super::session::{self, World};
+use super::train::{self, collected, reinforced, save_trajectories, snapshots};
 use crate::checkpoint;
 use crate::config::{Config, locate};
+use crate::console::{out, outln};
 use crate::error::{Error, Result, check_interrupt};
 use crate::evaluate::{self, Evaluations};
 use crate::files::write_whole;
 use crate::metrics;
 use crate::report;
-use crate::run::Run;
-use crate::sft::Trained;
+use crate::run::{Place, Run};
+use crate::sft::{self, Trained};
 use crate::trajectory;
+use crate::version;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::Instant;
@@ -23,41 +27,49 @@ const MODEL: &str = "weights/quickstart";
 /// `onestep quickstart`
 pub fn run(args: &QuickstartArgs) -> Result<()> {
     let settings = locate(Path::new(SETTINGS))?;
-    let mut layers = vec![settings.as_path()];
-    layers.extend(args.config.as_deref());
-    let mut overrides = args.overrides.clone();
-    overrides.push(format!("run.seed={}", args.seed));
-    let mut config = session::settings(&layers, &overrides, "rl")?;
+    let given = Given { verb: "quickstart", section: "rl", file: args.config.as_deref(), overrides: &args.overrides };
+    let options = [
+        ("--seed", "run.seed", args.seed.map(|seed| seed.to_string())),
+        ("--device", "run.device", args.device.device.clone()),
+    ];
+    let mut config = given.settings(&[&settings], &options)?;
+    if config.sft.full {
+        return Err(Error::usage("sft.full=true: the quickstart trains adapters; expected sft.full=false"));
+    }
     config.tasks.names = vec!["all".to_string()];
     let out = args.out.as_path();
-    session::check_out(out)?;
+    let place = Place { out, phase: "quickstart", resume: false, inputs: &[] };
+    place.check()?;
     let mut clock = Clock::new();
 
     let tasks = session::task_list(&config)?;
     let held_in: Vec<String> = tasks.iter().filter(|t| !t.held_out).map(|t| t.name.clone()).collect();
     let library = train::library(&config)?;
-    let world = session::world(&config, args.python.as_deref(), tasks)?;
+    let world = session::world(&config, args.python.python.as_deref(), tasks)?;
     world.announce();
     session::threads(&config)?;
-    session::write_config(out, &config)?;
+    let model_dir = locate(Path::new(MODEL))?;
+    let identity = evaluation::identity(&config, &world, "quickstart", &model_dir)?;
+    let folder = place.begin(&config, identity)?;
     print_recipe(&config);
     let backend = session::backend(&config, Some(out))?;
-    let model_dir = locate(Path::new(MODEL))?;
-    let speaker = session::speaker(&*backend, &model_dir)?;
+    let speaker = session::speaker(&*backend, &model_dir, &config)?;
     clock.lap("setup");
 
-    let mut evaluations = Evaluations::default();
-    let evaluation = |name: &str, adapter, evaluations: &mut Evaluations| -> Result<()> {
+    let evaluation = |name: &str, adapter: Option<(&Path, &_)>| -> Result<Evaluations> {
         check_interrupt(&world.interrupted)?;
-        evaluated(&*backend, &config, &world, &speaker, adapter, name, out, evaluations)?;
+        let mut played = evaluation::identity(&config, &world, "eval", &model_dir)?;
+        played.add_adapter(adapter.map(|(dir, _)| dir))?;
+        let adapter = adapter.map(|(_, adapter)| adapter);
+        let evaluations = evaluated(&*backend, &config, &world, &speaker, adapter, name, out, played)?;
         let e = &evaluations.policies[name];
         let show = |m: Option<evaluate::Mean>| {
             m.map_or("-".into(), |m| format!("{:.3} [{:.3}, {:.3}]", m.normalised, m.low, m.high))
         };
-        println!("{name}: normalised score held-in {}, held-out {}", show(e.held_in), show(e.held_out));
-        Ok(())
+        outln!("{name}: normalised score held-in {}, held-out {}", show(e.held_in), show(e.held_out));
+        Ok(evaluations)
     };
-    evaluation("base", None, &mut evaluations)?;
+    evaluation("base", None)?;
     clock.lap("evaluate base");
 
     let environment = &world.environment;
@@ -65,38 +77,42 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     environment.store.load(&snapshots(&bundled))?;
     let mut expert = trajectory::read_jsonl(&bundled)?;
     let live = collected(&config, &library, &world, &held_in)?;
-    println!("expert: {} bundled trajectories, {} collected live", expert.len(), live.len());
+    outln!("expert: {} bundled trajectories, {} collected live", expert.len(), live.len());
     expert.extend(live);
     let expert_file = out.join("trajectories").join("expert.jsonl");
     save_trajectories(&expert_file, environment, &expert)?;
     clock.lap("collect");
 
-    let (start, examples) = train::prepared(&*backend, &config, &speaker, None, &expert_file)?;
-    let mut sft_run = Run::open(&*backend, &config, out, "sft", false, &world.interrupted)?;
-    let Trained::Adapter(sft) = tuned(&mut sft_run, &speaker, start, examples)? else {
+    let start = train::start_of_sft(&*backend, &config, &speaker, None)?;
+    let examples = train::examples(&config, &speaker, &expert_file)?;
+    let mut sft_run = Run::open(&*backend, &config, &folder, "sft", &world.interrupted)?;
+    let trained = sft::train(&mut sft_run, &speaker.model, start, &examples.training, &examples.validation)?;
+    let Trained::Adapter(sft) = trained else {
         return Err(Error::usage("sft.full=true: the quickstart trains adapters; expected sft.full=false"));
     };
-    checkpoint::save_adapter(&out.join("sft").join("adapter"), &sft, MODEL)?;
+    let sft_dir = out.join("sft").join("adapter");
+    checkpoint::save_adapter(&sft_dir, &sft, MODEL)?;
     clock.lap("sft");
-    evaluation("sft", Some(&sft), &mut evaluations)?;
+    evaluation("sft", Some((&sft_dir, &sft)))?;
     clock.lap("evaluate sft");
 
-    let mut rl_run = Run::open(&*backend, &config, out, "rl", false, &world.interrupted)?;
+    let mut rl_run = Run::open(&*backend, &config, &folder, "rl", &world.interrupted)?;
     let pool = train::state_pool(environment, &held_in, &expert)?;
     let rl = reinforced(&mut rl_run, &world, &speaker, sft.copied(&*backend)?, pool, out)?;
-    checkpoint::save_adapter(&out.join("rl").join("adapter"), &rl, MODEL)?;
+    let rl_dir = out.join("rl").join("adapter");
+    checkpoint::save_adapter(&rl_dir, &rl, MODEL)?;
     clock.lap("rl");
-    evaluation("rl", Some(&rl), &mut evaluations)?;
+    let evaluations = evaluation("rl", Some((&rl_dir, &rl)))?;
     clock.lap("evaluate rl");
 
     let records = metrics::read(&out.join(metrics::FILE))?;
-    let summary = summary(&config, &world.protection, &evaluations, &records, &clock);
+    let summary = summary(&config, &world, &evaluations, &records, &clock);
     let text = serde_json::to_string_pretty(&summary).map_err(|e| Error::system(format!("summary.json: {e}")))?;
     write_whole(&out.join("summary.json"), text.as_bytes())?;
     report::write(out, &out.join("report.html"))?;
-    print!("\n{}", evaluate::table(&evaluations));
-    println!("scripts: {}; seconds: {}", environment.cache.counts(), clock.summary());
-    println!("report: {}", out.join("report.html").display());
+    out!("\n{}", evaluate::table(&evaluations));
+    outln!("scripts: {}; seconds: {}", environment.cache.counts(), clock.summary());
+    outln!("report: {}", out.join("report.html").display());
     Ok(())
 }
 
@@ -124,23 +140,25 @@ impl Clock {
 /// What is run, beside what the paper ran.
 fn print_recipe(config: &Config) {
     let (sft, rl) = (&config.sft, &config.rl);
-    println!(
+    outln!(
         "sft: LoRA rank {}, lr {}, {} epochs (paper: full training, lr 2e-5, 2 epochs)",
-        config.lora.rank, sft.learning_rate, sft.epochs
+        config.lora.rank,
+        sft.learning_rate,
+        sft.epochs
     );
-    println!(
+    outln!(
         "rl: {:?}, {} steps of {} states x {} samples, lr {}, KL {} in the {:?} (paper: PPO, 39 steps of 256 x 1, lr 1e-6, KL 0.001 in the reward)",
-        rl.algorithm, rl.steps, rl.states, rl.samples, rl.learning_rate, rl.kl_coefficient, rl.kl_in
+        rl.algorithm,
+        rl.steps,
+        rl.states,
+        rl.samples,
+        rl.learning_rate,
+        rl.kl_coefficient,
+        rl.kl_in
     );
 }
 
-fn summary(
-    config: &Config,
-    protection: &[String],
-    evaluations: &Evaluations,
-    records: &[Value],
-    clock: &Clock,
-) -> Value {
+fn summary(config: &Config, world: &World, evaluations: &Evaluations, records: &[Value], clock: &Clock) -> Value {
     let mut tasks = Map::new();
     for (name, evaluation) in &evaluations.policies {
         for (task, score) in &evaluation.tasks {
@@ -156,8 +174,14 @@ fn summary(
     let column = |key: &str| rl.iter().map(|r| r[key].clone()).collect::<Vec<_>>();
     json!({
         "seed": config.run.seed,
-        "tier": "cpu",
-        "protection": protection,
+        "device": session::device(config),
+        "threads": session::count(config.run.threads),
+        "version": version::VERSION,
+        "commit": version::COMMIT,
+        "program": version::program(),
+        "command": version::command_line(),
+        "sandbox_tier": world.tier,
+        "protection": world.protection,
         "seconds": clock.laps.iter().map(|(k, v)| (k.to_string(), json!(v))).collect::<Map<_, _>>(),
         "tasks": tasks,
         "rl": {"reward": column("reward"), "cases": column("cases"), "edit_reward": column("edit_reward"),

@@ -2,6 +2,7 @@
 
 use super::args::{SandboxArgs, SandboxCommand, SandboxRunArgs};
 use super::session::{self, bytes};
+use crate::console::{err, errln, out, outln};
 use crate::error::{Error, Result};
 use crate::sandbox::{Job, Limits, Outcome, Pool, Protection, Python, Verdict, Wanted};
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ pub fn sandbox(command: &SandboxCommand) -> Result<()> {
 }
 
 fn start(args: &SandboxArgs) -> Result<Pool> {
-    let python = Python::ensure(args.python.as_deref(), &session::cache()?, &mut |line| eprintln!("{line}"))?;
+    let python = Python::ensure(args.python.as_deref(), &session::cache()?, &mut |line| errln!("{line}"))?;
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
     let wanted = Wanted { best: args.tier, unsafe_without: args.unsafe_no_sandbox, preload: None };
     Pool::start(&program, 1, &python, &wanted)
@@ -62,12 +63,12 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
         copy(scratch.path(), workspace)?;
     }
     if args.json {
-        println!("{answer}");
+        outln!("{answer}");
     } else {
         let text = |key: &str| answer[key].as_str().unwrap_or_default().to_string();
-        print!("{}", text("stdout"));
-        eprint!("{}", text("stderr"));
-        eprintln!(
+        out!("{}", text("stdout"));
+        err!("{}", text("stderr"));
+        errln!(
             "{}: {:.3} s, {:.3} s of CPU, {:.1} MB, tier {}",
             text("verdict"),
             answer["seconds"].as_f64().unwrap_or(0.0),
@@ -128,9 +129,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 fn probe(args: &SandboxArgs) -> Result<()> {
     let pool = start(args)?;
     let Protection { tier, network_closed, pid_namespace, files_closed, files_hidden, notes } = pool.protection();
-    println!("tier {tier}");
+    outln!("tier {tier}");
     for note in notes {
-        println!("  {note}");
+        outln!("  {note}");
     }
     let facts = [
         ("no network", network_closed),
@@ -139,7 +140,7 @@ fn probe(args: &SandboxArgs) -> Result<()> {
         ("files outside cannot be read", files_hidden),
     ];
     for (fact, holds) in facts {
-        println!("  {fact}: {}", if *holds { "yes" } else { "NO" });
+        outln!("  {fact}: {}", if *holds { "yes" } else { "NO" });
     }
     let raise = match tier {
         3 => "nothing: this is the highest tier",
@@ -151,6 +152,6 @@ fn probe(args: &SandboxArgs) -> Result<()> {
               CAP_SYS_ADMIN or with user namespaces allowed"
         }
     };
-    println!("  what would raise it: {raise}");
+    outln!("  what would raise it: {raise}");
     Ok(())
 }

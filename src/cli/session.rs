@@ -9,9 +9,9 @@ use crate::backend::cuda::probe::GpuInfo;
 use crate::backend::cuda::{Cuda, library};
 use crate::checkpoint;
 use crate::config::{self, Config, Device};
+use crate::console::errln;
 use crate::environment::{self, Environment, Store};
 use crate::error::{self, Error, Result};
-use crate::files::write_whole;
 use crate::model::Model;
 use crate::model::lora::{Adapter, LoraConfig, Module};
 use crate::plan::{Kind, Target, Work, plan};
@@ -25,14 +25,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
-/// Settings from --config and overrides; a bare override key belongs to `section`.
+/// Settings from --config and overrides; a bare override key belongs to `section`. Those that do nothing are named on stderr.
 pub fn settings(layers: &[&Path], overrides: &[String], section: &str) -> Result<Config> {
     let read = |path: &&Path| {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading the configuration", path, &e))?;
         Ok((path.display().to_string(), text))
     };
     let layers = layers.iter().map(read).collect::<Result<Vec<_>>>()?;
-    Config::load(&layers, overrides, section)
+    let (config, notes) = Config::load_noting(&layers, overrides, section)?;
+    notes.iter().for_each(|note| errln!("note: {note}"));
+    Ok(config)
 }
 
 /// Where private environments and prepared data are kept between runs.
@@ -89,7 +91,7 @@ pub fn backend(config: &Config, out: Option<&Path>) -> Result<Box<dyn Backend>> 
         Device::Cuda(ordinal) => ordinal,
     };
     let gpu = gpu(config, ordinal, out)?;
-    eprintln!("device: {}", gpu.name());
+    errln!("device: {}", gpu.name());
     Ok(Box::new(Cuda::new(Arc::new(gpu))))
 }
 
@@ -103,9 +105,27 @@ pub fn present_gpu(config: &Config) -> Option<GpuInfo> {
     library::probe().ok()?.into_iter().nth(ordinal)
 }
 
-/// Refuses work on the model in `dir` that the GPU has no memory for, before anything is loaded. Error: what it asks, what is there, what
-/// would fit.
+/// What computes under these settings: the GPU's name, or the CPU's.
+pub fn device(config: &Config) -> String {
+    present_gpu(config).map_or_else(|| format!("cpu ({})", super::machine::cpu_model()), |gpu| gpu.name)
+}
+
+/// Refuses a device that this machine does not have, without opening it.
+pub fn check_device(config: &Config) -> Result<()> {
+    match (config.run.device, library::probe()) {
+        (Device::Cuda(_), Err(why)) => Err(Error::system(format!("run.device = \"cuda\": {why}"))),
+        (Device::Cuda(ordinal), Ok(gpus)) if ordinal >= gpus.len() => Err(Error::usage(format!(
+            "run.device = \"cuda:{ordinal}\": this machine has {} GPUs, from cuda:0",
+            gpus.len()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a `dir` that is no model's folder, and work on its model that the GPU has no memory for, before anything is started or loaded.
+/// Error: what is there; what the work asks, what is there, what would fit.
 pub fn check_memory(config: &Config, dir: &Path, work: Work) -> Result<()> {
+    checkpoint::check_model(dir)?;
     let Some(gpu) = present_gpu(config) else { return Ok(()) };
     let planned = plan(&checkpoint::read_config(dir)?, config, Target::new(work, Kind::of_gpu(&gpu.name)));
     planned.check((gpu.memory as f64 * config.run.gpu_memory) as usize).map_err(|e| e.context(gpu.name))
@@ -151,6 +171,10 @@ pub struct World {
     pub interrupted: Arc<AtomicBool>,
     /// The protection in force, as lines for the user.
     pub protection: Vec<String>,
+    /// Its tier, 0 to 3.
+    pub tier: u8,
+    /// The Python that runs scripts, and its packages, with their versions.
+    pub python: String,
     /// Where runs happen; removed with the world.
     _scratch: tempfile::TempDir,
 }
@@ -159,14 +183,16 @@ pub struct World {
 pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result<World> {
     let interrupted = interrupt()?;
     let cache = cache()?;
-    let python = Python::ensure(python, &cache, &mut |line| eprintln!("{line}"))?;
+    let python = Python::ensure(python, &cache, &mut |line| errln!("{line}"))?;
     let prepare = |task: &Task| PreparedTask::prepare(task, &python.interpreter, &cache.join("tasks"));
     let prepared = tasks.iter().map(prepare).collect::<Result<Vec<_>>>()?;
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
     let (best, unsafe_without) = (config.run.sandbox_tier, config.run.unsafe_no_sandbox);
     let wanted = Wanted { best, unsafe_without, preload: preload(&tasks) };
     let pool = Pool::start(&program, count(config.run.workers), &python, &wanted)?.cancelled_by(interrupted.clone());
-    let protection = pool.protection().notes.clone();
+    let (protection, tier) = (pool.protection().notes.clone(), pool.protection().tier);
+    let versions = python.versions.iter().map(|(name, version)| format!("{name} {version}"));
+    let versions = versions.collect::<Vec<_>>().join(", ");
     let scratch = tempfile::Builder::new().prefix("onestep-").tempdir();
     let scratch = scratch.map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
     let c = &config.environment;
@@ -187,13 +213,13 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
         environment = environment.with_store(Arc::new(store), config.run.seed)?;
         let varying = environment.varying();
         if !varying.is_empty() {
-            eprintln!(
+            errln!(
                 "note: two runs of the baseline of {} differed, or met the wall clock; results are reused within one seed only",
                 varying.join(", ")
             );
         }
     }
-    Ok(World { environment, interrupted, protection, _scratch: scratch })
+    Ok(World { environment, interrupted, protection, tier, python: versions, _scratch: scratch })
 }
 
 /// What the fork-servers of these tasks load: numpy, which is seeded before each script, and what the tasks list; all that the sandbox
@@ -212,7 +238,7 @@ fn preload(tasks: &[Task]) -> Option<Vec<String>> {
 impl World {
     /// Says on stderr which protection scripts run under.
     pub fn announce(&self) {
-        eprintln!("sandbox: {}", self.protection.join("; "));
+        errln!("sandbox: {}", self.protection.join("; "));
     }
 }
 
@@ -226,24 +252,44 @@ pub struct Speaker {
     pub folder: PathBuf,
 }
 
-/// Opens a model folder with its tokenizer; notes about copied tensors go to stderr.
-pub fn speaker(backend: &dyn Backend, dir: &Path) -> Result<Speaker> {
+/// Opens a model folder with its tokenizer; notes go to stderr.
+pub fn speaker(backend: &dyn Backend, dir: &Path, config: &Config) -> Result<Speaker> {
     let model = model(backend, dir)?;
-    let tokenizer = Tokenizer::open(dir)?;
-    tokenizer.check(model.config.vocab)?;
-    Ok(Speaker { model, dialog: Dialog::new(tokenizer)?, folder: dir.to_path_buf() })
+    let dialog = dialog(dir, config)?;
+    dialog.tokenizer.check(model.config.vocab)?;
+    Ok(Speaker { model, dialog, folder: dir.to_path_buf() })
 }
 
-/// Opens a model folder without its tokenizer.
+/// The tokenizer and chat template of a model folder; template arguments that the template does not read are named on stderr.
+pub fn dialog(dir: &Path, config: &Config) -> Result<Dialog> {
+    let dialog = Dialog::new(Tokenizer::open(dir)?, &config.chat.template_arguments)?;
+    for name in dialog.template.unread_arguments() {
+        errln!(
+            "warning: chat.template_arguments has `{name}`, which the chat template in {} does not read",
+            dir.display()
+        );
+    }
+    Ok(dialog)
+}
+
+/// Says on stderr what a file holds that is not used.
+pub fn warn(notes: &[String]) {
+    notes.iter().for_each(|note| errln!("warning: {note}"));
+}
+
+/// Opens a model folder without its tokenizer; notes go to stderr.
 pub fn model(backend: &dyn Backend, dir: &Path) -> Result<Model> {
     let (model, notes) = checkpoint::load_model(backend, dir)?;
-    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    notes.iter().for_each(|note| errln!("note: {note}"));
     Ok(model)
 }
 
-/// The adapter in `dir`, or none.
-pub fn adapter(backend: &dyn Backend, model: &Model, dir: Option<&Path>) -> Result<Option<Adapter>> {
-    dir.map(|dir| checkpoint::load_adapter(backend, &model.config, dir)).transpose()
+/// The adapter in `dir` (or where the run or checkpoint `dir` keeps it) for `model` from the folder `base`, or none; notes go to stderr.
+pub fn adapter(backend: &dyn Backend, model: &Model, base: &Path, dir: Option<&Path>) -> Result<Option<Adapter>> {
+    let Some(dir) = dir else { return Ok(None) };
+    let (adapter, notes) = checkpoint::open_adapter(backend, &model.config, base, dir)?;
+    notes.iter().for_each(|note| errln!("note: {note}"));
+    Ok(Some(adapter))
 }
 
 /// A fresh adapter of the settings' shape.
@@ -285,11 +331,6 @@ pub fn check_out(out: &Path) -> Result<()> {
         ))),
         _ => Ok(()),
     }
-}
-
-/// Makes the run's folder and writes the resolved configuration into it.
-pub fn write_config(out: &Path, config: &Config) -> Result<()> {
-    write_whole(&out.join("config.toml"), config.to_toml()?.as_bytes())
 }
 
 /// Bytes as they are typed: a number and a unit, decimal (GB) or binary (GiB).

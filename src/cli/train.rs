@@ -1,94 +1,139 @@
-//! The verbs that make a run: pretrain, collect, sft, rl, eval.
+//! The verbs that make a run: pretrain, collect, sft, rl. A dry run goes the same way and stops before anything is written.
 
-use super::args::RunArgs;
+use super::args::{CollectArgs, DeviceArgs, PretrainArgs, RlArgs, RunArgs, SftArgs};
+use super::evaluation;
+use super::given::{Given, needed};
 use super::session::{self, World};
 use crate::backend::Backend;
+use crate::backend::cpu::Cpu;
 use crate::checkpoint;
-use crate::config::{Algorithm, Config};
-use crate::dataset::{self, Example};
-use crate::environment::Environment;
+use crate::config::{Config, SaveDtype};
+use crate::console::{errln, outln};
+use crate::dataset::{self, Example, Limit, Loaded};
+use crate::environment::{Environment, SnapshotStore};
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Evaluations};
 use crate::exercises;
 use crate::expert::{self, Expert};
 use crate::export;
-use crate::files::write_whole;
 use crate::ideas::{Library, Selection};
+use crate::identity::Identity;
 use crate::model::lora::Adapter;
-use crate::model::{Model, Policy};
 use crate::plan::Work;
-use crate::ppo::{Critic, Learner};
+use crate::ppo::Learner;
 use crate::pretrain;
 use crate::rl;
-use crate::run::Run;
+use crate::run::{Place, Run, write_config};
 use crate::sft::{self, Trained};
 use crate::state_pool::{self, Origin, StatePool};
+use crate::task::Task;
 use crate::tensor::DType;
 use crate::trajectory::{self, Trajectory};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The settings of a training verb, `section` its own. `None` after a dry run, which prints them.
-fn open(args: &RunArgs, section: &str) -> Result<Option<Config>> {
-    let layers: Vec<&Path> = args.config.iter().map(PathBuf::as_path).collect();
-    let mut overrides = args.overrides.clone();
-    overrides.extend(args.seed.map(|seed| format!("run.seed={seed}")));
-    overrides.extend(args.device.as_ref().map(|device| format!("run.device={device}")));
-    let config = session::settings(&layers, &overrides, section)?;
-    if args.dry_run {
-        for (name, path) in [("model", &args.model), ("adapter", &args.adapter), ("data", &args.data)] {
-            if let Some(path) = path {
-                println!("# {name}: {}", path.display());
-            }
+/// The settings that options stand for: option, key, value.
+pub fn options(run: &RunArgs, device: Option<&DeviceArgs>) -> [(&'static str, &'static str, Option<String>); 2] {
+    let device = device.and_then(|args| args.device.clone());
+    [("--seed", "run.seed", run.seed.map(|seed| seed.to_string())), ("--device", "run.device", device)]
+}
+
+/// Ends a dry run: prints what would run, as a configuration.
+pub fn show(config: &Config, paths: &[(&str, Option<&Path>)], out: &Path, more: &str) -> Result<()> {
+    for (name, path) in paths {
+        if let Some(path) = path {
+            outln!("# {name}: {}", path.display());
         }
-        println!("# out: {}\n{}", args.out.display(), config.to_toml()?);
-        return Ok(None);
     }
-    session::check_out(&args.out)?;
-    Ok(Some(config))
-}
-
-fn needed<'a>(path: &'a Option<PathBuf>, option: &str, example: &str) -> Result<&'a Path> {
-    path.as_deref().ok_or_else(|| Error::usage(format!("{option} is needed, for example {option} {example}")))
-}
-
-/// `onestep pretrain`
-pub fn pretrain(args: &RunArgs) -> Result<()> {
-    let Some(config) = open(args, "pretrain")? else { return Ok(()) };
-    let target = args.model.clone().unwrap_or_else(|| PathBuf::from("weights/quickstart"));
-    let interrupted = session::interrupt()?;
-    session::threads(&config)?;
-    let backend = session::backend(&config, Some(&args.out))?;
-    std::fs::create_dir_all(&target).map_err(|e| Error::io("making", &target, &e))?;
-    exercises::save_tokenizer(&target, config.run.seed)?;
-    let dialog = crate::agent::Dialog::new(crate::tokenizer::Tokenizer::open(&target)?)?;
-    let model = pretrain::model(&*backend, &config.pretrain, &dialog, config.run.seed)?;
-    println!("{} parameters, {} steps", model.parameters(), config.pretrain.steps);
-    session::write_config(&args.out, &config)?;
-    let mut run = Run::open(&*backend, &config, &args.out, "pretrain", args.resume, &interrupted)?;
-    let model = pretrain::train(&mut run, &dialog, model)?;
-    checkpoint::save_model(&target, &model, DType::F32)?;
-    println!("model written to {}", target.display());
+    outln!("# out: {}\n# {more}\n{}", out.display(), config.to_toml()?);
     Ok(())
 }
 
-/// `onestep collect`
-pub fn collect(args: &RunArgs) -> Result<()> {
-    let Some(config) = open(args, "collect")? else { return Ok(()) };
+/// The backend of a run, or of its dry run: that one checks on the CPU, after seeing that the device exists.
+fn backend(config: &Config, out: &Path, is_dry: bool) -> Result<Box<dyn Backend>> {
+    if is_dry {
+        session::check_device(config)?;
+        return Ok(Box::new(Cpu));
+    }
+    session::backend(config, Some(out))
+}
+
+/// What a dry run can see of model and adapter: that both open and fit.
+pub fn check_policy(config: &Config, model: &Path, adapter: Option<&Path>) -> Result<()> {
+    session::check_device(config)?;
+    let speaker = session::speaker(&Cpu, model, config)?;
+    session::adapter(&Cpu, &speaker.model, model, adapter).map(drop)
+}
+
+/// `onestep pretrain`
+pub fn pretrain(args: &PretrainArgs) -> Result<()> {
+    let given = Given::of_run("pretrain", &args.run);
+    let config = given.settings(&[], &options(&args.run, Some(&args.device)))?;
+    let (out, target) = (args.run.out.as_path(), args.model.as_path());
+    let place = Place { out, phase: "pretrain", resume: args.resume, inputs: &[] };
+    place.check()?;
+    let interrupted = session::interrupt()?;
+    session::threads(&config)?;
+    let backend = backend(&config, out, args.run.dry_run)?;
+    // The tokenizer is small and always the same: a copy serves until the run has begun.
+    let copy = tempfile::tempdir().map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
+    exercises::save_tokenizer(copy.path(), config.run.seed)?;
+    let dialog = session::dialog(copy.path(), &config)?;
+    let model = pretrain::model(&*backend, &config.pretrain, &dialog, config.run.seed)?;
+    let mut identity = Identity::new("pretrain", &config)?;
+    identity.add("device", session::device(&config));
+    if args.run.dry_run {
+        return show(&config, &[("model", Some(target))], out, &place.preview(&identity)?);
+    }
+    if target.join("model.safetensors").exists() {
+        errln!("note: {} holds a model, which is replaced at the end", target.display());
+    }
+    std::fs::create_dir_all(target).map_err(|e| Error::io("making", target, &e))?;
+    let folder = place.begin(&config, identity)?;
+    outln!("{} parameters, {} steps", model.parameters(), config.pretrain.steps);
+    let mut run = Run::open(&*backend, &config, &folder, "pretrain", &interrupted)?;
+    let model = pretrain::train(&mut run, &dialog, model)?;
+    exercises::save_tokenizer(target, config.run.seed)?;
+    checkpoint::save_model(target, &model, DType::F32)?;
+    outln!("model written to {}", target.display());
+    Ok(())
+}
+
+/// `onestep collect`: adds to the folder of another run; an earlier collection there is renamed with its folder.
+pub fn collect(args: &CollectArgs) -> Result<()> {
+    let out = args.run.out.as_path();
+    let config = Given::of_run("collect", &args.run).settings(&[], &options(&args.run, None))?;
     let library = library(&config)?;
-    let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
+    let tasks = session::task_list(&config)?;
+    let (path, settings) = (out.join("trajectories.jsonl"), out.join("config.toml"));
+    let place = Place { out, phase: "collect", resume: false, inputs: &[] };
+    let adds = !path.exists() && !snapshots(&path).exists() && settings.exists();
+    if adds {
+        session::check_out(out)?
+    } else {
+        place.check()?
+    }
+    let mut identity = Identity::new("collect", &config)?;
+    if args.run.dry_run {
+        let more = if adds { "adds to the run that is there".to_string() } else { place.preview(&identity)? };
+        return show(&config, &[], out, &more);
+    }
+    let world = session::world(&config, args.python.python.as_deref(), tasks)?;
     world.announce();
-    session::write_config(&args.out, &config)?;
+    identity.add_tasks(world.environment.tasks().map(|task| &**task))?;
+    let _folder = match adds {
+        true => write_config(&out.join("collect.toml"), &config).map(|()| None)?,
+        false => Some(place.begin(&config, identity)?),
+    };
     let trajectories = collected(&config, &library, &world, &names(&world.environment))?;
-    let path = args.out.join("trajectories.jsonl");
     save_trajectories(&path, &world.environment, &trajectories)?;
     let steps: usize = trajectories.iter().map(|t| t.steps.len()).sum();
-    println!("scripts: {}", world.environment.cache.counts());
-    println!("{} trajectories, {steps} steps -> {}", trajectories.len(), path.display());
+    outln!("scripts: {}", world.environment.cache.counts());
+    outln!("{} trajectories, {steps} steps -> {}", trajectories.len(), path.display());
     Ok(())
 }
 
 /// The names of an environment's tasks.
-fn names(environment: &Environment) -> Vec<String> {
+pub fn names(environment: &Environment) -> Vec<String> {
     environment.tasks().map(|t| t.task.name.clone()).collect()
 }
 
@@ -113,9 +158,13 @@ pub fn collected(config: &Config, library: &Library, world: &World, tasks: &[Str
     expert::play(&world.environment, tasks, &expert)
 }
 
-/// Writes trajectories and the snapshots they name beside them.
+/// Writes trajectories and the snapshots they name beside them, with those that other trajectories there name.
 pub fn save_trajectories(path: &Path, environment: &Environment, trajectories: &[Trajectory]) -> Result<()> {
-    environment.store.save(&snapshots(path))?;
+    let snapshots = snapshots(path);
+    if snapshots.join("snapshots.jsonl").exists() {
+        environment.store.load(&snapshots)?;
+    }
+    environment.store.save(&snapshots)?;
     trajectory::write_jsonl(path, trajectories)
 }
 
@@ -125,90 +174,195 @@ pub fn snapshots(trajectories: &Path) -> PathBuf {
 }
 
 /// `onestep sft`
-pub fn sft(args: &RunArgs) -> Result<()> {
-    let Some(config) = open(args, "sft")? else { return Ok(()) };
-    let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
+pub fn sft(args: &SftArgs) -> Result<()> {
+    let given = Given::of_run("sft", &args.run);
+    let config = given.settings(&[], &options(&args.run, Some(&args.device)))?;
+    let (out, adapter) = (args.run.out.as_path(), args.policy.adapter.as_deref());
+    let model = needed(&args.policy.model, "--model", "~/models/Qwen2.5-0.5B")?;
     let data = needed(&args.data, "--data", "trajectories.jsonl")?;
+    if config.sft.full {
+        given.check_lora(&config, None)?;
+    }
+    session::lora(&config)?;
+    let inputs = inputs(model, adapter, data);
+    let place = Place { out, phase: "sft", resume: args.resume, inputs: &inputs };
+    place.check()?;
     session::check_memory(&config, model, Work::Sft)?;
     let interrupted = session::interrupt()?;
     session::threads(&config)?;
-    let backend = session::backend(&config, Some(&args.out))?;
-    let speaker = session::speaker(&*backend, model)?;
-    let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
-    let (start, examples) = prepared(&*backend, &config, &speaker, start, data)?;
-    session::write_config(&args.out, &config)?;
-    let mut run = Run::open(&*backend, &config, &args.out, "sft", args.resume, &interrupted)?;
-    match tuned(&mut run, &speaker, start, examples)? {
-        Trained::Adapter(adapter) => save_adapter(&args.out, &adapter, model),
+    let backend = backend(&config, out, args.run.dry_run)?;
+    let speaker = session::speaker(&*backend, model, &config)?;
+    let start = session::adapter(&*backend, &speaker.model, model, adapter)?;
+    if let (Some(dir), Some(start), false) = (adapter, &start, config.sft.full) {
+        given.check_lora(&config, Some((dir, &start.config)))?;
+    }
+    let examples = examples(&config, &speaker, data)?;
+    let dtype = saved_dtype(&config, model)?;
+    let mut identity = Identity::new("sft", &config)?;
+    identity.add_model(model)?;
+    identity.add_adapter(adapter)?;
+    identity.add_data(data)?;
+    identity.add("device", session::device(&config));
+    if args.run.dry_run {
+        let paths = [("model", Some(model)), ("adapter", adapter), ("data", Some(data))];
+        return show(&config, &paths, out, &place.preview(&identity)?);
+    }
+    let start = start_of_sft(&*backend, &config, &speaker, start)?;
+    let folder = place.begin(&config, identity)?;
+    let mut run = Run::open(&*backend, &config, &folder, "sft", &interrupted)?;
+    match sft::train(&mut run, &speaker.model, start, &examples.training, &examples.validation)? {
+        Trained::Adapter(adapter) => save_adapter(out, &adapter, model),
         Trained::Weights { model, folder } => {
-            let target = args.out.join("model");
-            export::trained(&target, &model, DType::BF16, &folder)?;
-            println!("model written to {}", target.display());
+            let target = out.join("model");
+            let notes = export::trained(&target, &model, dtype, &folder)?;
+            notes.iter().for_each(|note| errln!("note: {note}"));
+            outln!("model written to {} in {dtype:?}", target.display());
             Ok(())
         }
+    }
+}
+
+/// The paths that a training verb reads, with their options.
+fn inputs<'a>(model: &'a Path, adapter: Option<&'a Path>, data: &'a Path) -> Vec<(&'static str, &'a Path)> {
+    let adapter = adapter.map(|adapter| ("--adapter", adapter));
+    [("--model", model), ("--data", data)].into_iter().chain(adapter).collect()
+}
+
+/// The type that trained weights are written in (sft.save_dtype), of the base in `folder`. Error: a type for an adapter, which is always
+/// written in f32.
+fn saved_dtype(config: &Config, folder: &Path) -> Result<DType> {
+    match config.sft.save_dtype {
+        SaveDtype::Base if config.sft.full => {
+            let (dtype, note) = checkpoint::stored_dtype(folder)?;
+            note.into_iter().for_each(|note| errln!("note: {note}"));
+            Ok(dtype)
+        }
+        SaveDtype::Base => Ok(DType::F32),
+        _ if !config.sft.full => Err(Error::usage(
+            "sft.save_dtype without sft.full=true: an adapter is written in f32; leave it at sft.save_dtype=base",
+        )),
+        SaveDtype::Bf16 => Ok(DType::BF16),
+        SaveDtype::F16 => Ok(DType::F16),
+        SaveDtype::F32 => Ok(DType::F32),
     }
 }
 
 fn save_adapter(out: &Path, adapter: &Adapter, base: &Path) -> Result<()> {
     let target = out.join("adapter");
     checkpoint::save_adapter(&target, adapter, &base.display().to_string())?;
-    println!("adapter written to {}", target.display());
+    outln!("adapter written to {}", target.display());
     Ok(())
 }
 
-/// What supervised fine-tuning starts from (`start`, a fresh adapter, or all weights) and what it learns (the file `data`), both
-/// checked before a run writes anything.
-pub fn prepared(
+/// What supervised fine-tuning learns from, and what it is measured on.
+pub struct Examples {
+    /// Examples that have a part in the gradient.
+    pub training: Vec<Example>,
+    /// `sft.validation_share` of all, drawn by the run's seed.
+    pub validation: Vec<Example>,
+}
+
+/// The examples in the file `data`.
+pub fn examples(config: &Config, speaker: &session::Speaker, data: &Path) -> Result<Examples> {
+    let dialog = &speaker.dialog;
+    let limit = Limit { max_tokens: config.sft.max_tokens, positions: speaker.model.config.max_positions };
+    let Loaded { examples, notes } = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
+    session::warn(&notes);
+    let (training, validation) = dataset::split_validation(examples, config.sft.validation_share, config.run.seed);
+    Ok(Examples { training, validation })
+}
+
+/// What supervised fine-tuning starts from: `start`, a fresh adapter, or all weights.
+pub fn start_of_sft(
     backend: &dyn Backend,
     config: &Config,
     speaker: &session::Speaker,
     start: Option<Adapter>,
-    data: &Path,
-) -> Result<(Trained, Vec<Example>)> {
-    let (dialog, model) = (&speaker.dialog, &speaker.model);
-    let limit = config.sft.max_tokens.min(model.config.max_positions);
-    let examples = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
+) -> Result<Trained> {
+    let model = &speaker.model;
     let weights = |model| Trained::Weights { model, folder: speaker.folder.clone() };
-    let trained = match (config.sft.full, start) {
+    Ok(match (config.sft.full, start) {
         (true, Some(adapter)) => weights(model.merged(backend, &adapter)?.widen(backend)?),
         (true, None) => weights(model.widen(backend)?),
         (false, Some(adapter)) => Trained::Adapter(adapter),
         (false, None) => Trained::Adapter(session::new_adapter(backend, model, config, "sft adapter")?),
-    };
-    Ok((trained, examples))
-}
-
-/// Supervised fine-tuning of `start` on `examples`, some of them set aside for validation.
-pub fn tuned(run: &mut Run, speaker: &session::Speaker, start: Trained, examples: Vec<Example>) -> Result<Trained> {
-    let config = run.config;
-    let (training, validation) = dataset::split_validation(examples, config.sft.validation_share, config.run.seed);
-    sft::train(run, &speaker.model, start, &training, &validation)
+    })
 }
 
 /// `onestep rl`
-pub fn rl(args: &RunArgs) -> Result<()> {
-    let Some(config) = open(args, "rl")? else { return Ok(()) };
-    let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
+pub fn rl(args: &RlArgs) -> Result<()> {
+    let given = Given::of_run("rl", &args.run);
+    let config = given.settings(&[], &options(&args.run, Some(&args.device)))?;
+    let (out, adapter) = (args.run.out.as_path(), args.policy.adapter.as_deref());
+    let model = needed(&args.policy.model, "--model", "~/models/Qwen2.5-0.5B")?;
     let data = needed(&args.data, "--data", "runs/collect/trajectories.jsonl")?;
+    session::lora(&config)?;
+    let inputs = inputs(model, adapter, data);
+    let place = Place { out, phase: "rl", resume: args.resume, inputs: &inputs };
+    place.check()?;
     let expert = trajectory::read_jsonl(data)?;
     session::check_memory(&config, model, Work::Rl)?;
-    let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
+    let tasks = session::task_list(&config)?;
+    tell_unused(&expert, &tasks);
+    if args.run.dry_run {
+        check_policy(&config, model, adapter)?;
+        check_states(&expert, &tasks, &snapshots(data))?;
+        let mut identity = Identity::new("rl", &config)?;
+        identity.add_model(model)?;
+        identity.add_adapter(adapter)?;
+        identity.add_data(data)?;
+        let paths = [("model", Some(model)), ("adapter", adapter), ("data", Some(data))];
+        return show(&config, &paths, out, &place.preview(&identity)?);
+    }
+    let world = session::world(&config, args.python.python.as_deref(), tasks)?;
     world.announce();
     session::threads(&config)?;
-    let backend = session::backend(&config, Some(&args.out))?;
-    let speaker = session::speaker(&*backend, model)?;
-    let start = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
+    let backend = backend(&config, out, false)?;
+    let speaker = session::speaker(&*backend, model, &config)?;
+    let start = session::adapter(&*backend, &speaker.model, model, adapter)?;
+    if let (Some(dir), Some(start)) = (adapter, &start) {
+        given.check_lora(&config, Some((dir, &start.config)))?;
+    }
     let reference = match start {
         Some(adapter) => adapter,
         None => session::new_adapter(&*backend, &speaker.model, &config, "rl adapter")?,
     };
     world.environment.store.load(&snapshots(data))?;
     let pool = state_pool(&world.environment, &names(&world.environment), &expert)?;
-    session::write_config(&args.out, &config)?;
-    let mut run = Run::open(&*backend, &config, &args.out, "rl", args.resume, &world.interrupted)?;
-    let actor = reinforced(&mut run, &world, &speaker, reference, pool, &args.out)?;
-    println!("scripts: {}", world.environment.cache.counts());
-    save_adapter(&args.out, &actor, model)
+    let mut identity = evaluation::identity(&config, &world, "rl", model)?;
+    identity.add_adapter(adapter)?;
+    identity.add_data(data)?;
+    let folder = place.begin(&config, identity)?;
+    let mut run = Run::open(&*backend, &config, &folder, "rl", &world.interrupted)?;
+    let actor = reinforced(&mut run, &world, &speaker, reference, pool, out)?;
+    checkpoint::save_adapter(&out.join("adapter"), &actor, &model.display().to_string())?;
+    outln!("scripts: {}", world.environment.cache.counts());
+    outln!("adapter written to {}", out.join("adapter").display());
+    Ok(())
+}
+
+/// A line for each task whose trajectories are given and not used.
+fn tell_unused(expert: &[Trajectory], tasks: &[Task]) {
+    let mut unused: BTreeMap<&str, usize> = BTreeMap::new();
+    for trajectory in expert.iter().filter(|t| tasks.iter().all(|task| task.name != t.task)) {
+        *unused.entry(&trajectory.task).or_default() += 1;
+    }
+    for (task, count) in unused {
+        errln!("note: {count} trajectories of task {task} are not used: tasks.names does not choose it");
+    }
+}
+
+/// That the files of every state are there, as `state_pool` will want them.
+fn check_states(expert: &[Trajectory], tasks: &[Task], snapshots: &Path) -> Result<()> {
+    let store = SnapshotStore::default();
+    store.load(snapshots)?;
+    for trajectory in expert {
+        let task = tasks.iter().find(|task| task.name == trajectory.task);
+        for state in task.into_iter().flat_map(|task| state_pool::states(trajectory, task)) {
+            store.get(&state.snapshot)?;
+        }
+    }
+    Ok(())
 }
 
 /// Step-wise RL from `reference` on the states of `pool`; one sample of every state is written to trajectories/rl.jsonl.
@@ -222,12 +376,8 @@ pub fn reinforced(
 ) -> Result<Adapter> {
     let (backend, config) = (run.backend, run.config);
     let environment = &world.environment;
-    println!("state pool: {} states ({})", pool.len(), pool.summary());
-    let critic = match config.rl.algorithm {
-        Algorithm::Ppo => Some(critic(backend, &speaker.model, config)?),
-        Algorithm::Grpo => None,
-    };
-    let mut learner = Learner::new(backend, &speaker.model, &config.rl, reference, critic)?;
+    outln!("state pool: {} states ({})", pool.len(), pool.summary());
+    let mut learner = Learner::new(backend, &speaker.model, &config.rl, reference)?;
     let mut agent = session::agent(backend, speaker, config, world)?;
     let mut record = vec![];
     let folder = out.join("trajectories");
@@ -236,10 +386,6 @@ pub fn reinforced(
     let actor = rl::train(run, model, &mut agent, environment, &mut pool, &mut learner, &snapshots, &mut record)?;
     save_trajectories(&folder.join("rl.jsonl"), environment, &record)?;
     Ok(actor)
-}
-
-fn critic(backend: &dyn Backend, model: &Model, config: &Config) -> Result<Critic> {
-    Critic::new(backend, model, session::new_adapter(backend, model, config, "critic adapter")?)
 }
 
 /// The states of the expert's steps on `tasks`, and each task's first state.
@@ -256,57 +402,4 @@ pub fn state_pool(environment: &Environment, tasks: &[String], expert: &[Traject
         }
     }
     Ok(pool)
-}
-
-/// `onestep eval`
-pub fn eval(args: &RunArgs) -> Result<()> {
-    let Some(config) = open(args, "eval")? else { return Ok(()) };
-    let model = needed(&args.model, "--model", "~/models/Qwen2.5-0.5B")?;
-    session::check_memory(&config, model, Work::Eval)?;
-    let world = session::world(&config, args.python.as_deref(), session::task_list(&config)?)?;
-    world.announce();
-    session::threads(&config)?;
-    let backend = session::backend(&config, Some(&args.out))?;
-    let speaker = session::speaker(&*backend, model)?;
-    let adapter = session::adapter(&*backend, &speaker.model, args.adapter.as_deref())?;
-    let path = args.out.join("evaluation.json");
-    let mut evaluations: Evaluations =
-        if path.exists() { checkpoint::read_json(&path)? } else { Evaluations::default() };
-    session::write_config(&args.out, &config)?;
-    let name = config.eval.source.clone();
-    evaluated(&*backend, &config, &world, &speaker, adapter.as_ref(), &name, &args.out, &mut evaluations)?;
-    print!("{}", evaluate::table(&evaluations));
-    println!("scripts: {}", world.environment.cache.counts());
-    println!("written to {}", path.display());
-    Ok(())
-}
-
-/// Plays and scores one policy; adds it to `evaluations` and writes evaluation.json and the trajectories.
-#[allow(clippy::too_many_arguments)]
-pub fn evaluated(
-    backend: &dyn Backend,
-    config: &Config,
-    world: &World,
-    speaker: &session::Speaker,
-    adapter: Option<&Adapter>,
-    name: &str,
-    out: &Path,
-    evaluations: &mut Evaluations,
-) -> Result<()> {
-    let environment = &world.environment;
-    let policy = Policy { model: &speaker.model, adapter };
-    let mut agent = session::agent(backend, speaker, config, world)?;
-    let tasks = names(environment);
-    let plan = evaluate::Plan {
-        name,
-        trajectories: config.eval.trajectories,
-        seed: config.run.seed,
-        reward: &config.reward,
-        interrupted: &world.interrupted,
-    };
-    let played = evaluate::play(&mut agent, policy, environment, &tasks, &plan)?;
-    evaluations.insert(name, evaluate::score(environment.tasks().map(|t| &t.task), &played));
-    save_trajectories(&out.join("trajectories").join(format!("eval-{name}.jsonl")), environment, &played)?;
-    let text = serde_json::to_string_pretty(evaluations).map_err(|e| Error::system(format!("evaluation.json: {e}")))?;
-    write_whole(&out.join("evaluation.json"), text.as_bytes())
 }

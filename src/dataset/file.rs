@@ -1,15 +1,46 @@
 //! Files of items: JSON lines, a JSON array, parquet. What an item means is for format.rs to say.
 
 use super::format::{EXPECTED, brief};
+use super::json::Unique;
 use crate::error::{Error, Result, caught};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
+use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
-/// An item with its place (`file:line`, `file: item N`, `file: row N`), or why it cannot be read.
-pub type Placed = (String, Result<Value>);
+/// An item with its place, or why it cannot be read.
+pub type Placed = (Place, Result<Value>);
+
+/// Where an item stands: `file:line`, `file: item N` inside a JSON array, `file: row N` of parquet.
+#[derive(Debug, Clone)]
+pub struct Place {
+    file: String,
+    unit: &'static str,
+    /// Line, item or row, from 1.
+    pub number: usize,
+}
+
+impl Place {
+    fn new(path: &Path, unit: &'static str, index: usize) -> Self {
+        Self { file: path.display().to_string(), unit, number: index + 1 }
+    }
+
+    /// What is counted, in the plural.
+    pub fn units(&self) -> String {
+        format!("{}s", self.unit)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.unit {
+            "line" => write!(f, "{}:{}", self.file, self.number),
+            unit => write!(f, "{}: {unit} {}", self.file, self.number),
+        }
+    }
+}
 
 /// The items of a file in order. Errors: it cannot be read at all. A line that is no JSON is an error of its own.
 pub fn items(path: &Path) -> Result<Vec<Placed>> {
@@ -32,20 +63,43 @@ pub fn items(path: &Path) -> Result<Vec<Placed>> {
     })?;
     let text = text.trim_start_matches('\u{feff}');
     if text.trim_start().starts_with('[') {
-        let items: Vec<Value> = serde_json::from_str(text).map_err(|e| {
+        let items: Vec<Unique> = serde_json::from_str(text).map_err(|e| {
             Error::content(format!("{}:{}: {e}; expected a JSON array of {EXPECTED}", path.display(), e.line()))
         })?;
-        let placed = |(i, item)| (format!("{}: item {}", path.display(), i + 1), Ok(item));
+        let placed = |(i, Unique(item))| (Place::new(path, "item", i), Ok(item));
         return Ok(items.into_iter().enumerate().map(placed).collect());
+    }
+    if let Some(items) = spread(text, path) {
+        return Ok(items);
     }
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let placed = |(i, line): (usize, &str)| {
-        let place = format!("{}:{}", path.display(), i + 1);
+        let place = Place::new(path, "line", i);
         let item = serde_json::from_str(line)
+            .map(|Unique(item)| item)
             .map_err(|e| Error::content(format!("{place}: {e}; expected one JSON object a line, such as {EXPECTED}")));
         (place, item)
     };
     Ok(lines.map(placed).collect())
+}
+
+/// JSON objects that spread over several lines, one behind the other; each has the line on which it begins. `None` where the first line is
+/// an object of its own (a file of lines), or where the text is no such objects.
+fn spread(text: &str, path: &Path) -> Option<Vec<Placed>> {
+    let first = text.lines().find(|line| !line.trim().is_empty())?;
+    if serde_json::from_str::<Value>(first).is_ok() {
+        return None;
+    }
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Unique>();
+    let (mut items, mut line, mut counted) = (vec![], 0, 0);
+    loop {
+        let blank = text[values.byte_offset()..].bytes().take_while(u8::is_ascii_whitespace).count();
+        let start = values.byte_offset() + blank;
+        let Some(value) = values.next() else { return Some(items) };
+        line += text[counted..start].bytes().filter(|&b| b == b'\n').count();
+        counted = start;
+        items.push((Place::new(path, "line", line), Ok(value.ok()?.0)));
+    }
 }
 
 /// The rows of a parquet file, columns as keys. Compression: none, snappy or zstd.
@@ -60,7 +114,7 @@ fn rows(path: &Path) -> Result<Vec<Placed>> {
     let reader = SerializedFileReader::new(file).map_err(failed)?;
     let mut items = vec![];
     for (i, row) in reader.get_row_iter(None).map_err(failed)?.enumerate() {
-        let place = format!("{}: row {}", path.display(), i + 1);
+        let place = Place::new(path, "row", i);
         let row = row.map_err(|e| failed(e).context(format!("row {}", i + 1)))?;
         items.push((place.clone(), object(&row).map_err(|e| e.context(place))));
     }

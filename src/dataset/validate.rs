@@ -1,12 +1,12 @@
 //! Looking a data file over before training: everything that `load` would refuse, not only the first, and what is odd though it loads.
 
-use super::Reader;
-use super::file;
 use super::format::Format;
+use super::notes::Notes;
+use super::{Limit, Reader, file};
 use crate::chat::ChatTemplate;
 use crate::error::Result;
+use crate::message::Message;
 use crate::tokenizer::Tokenizer;
-use crate::trajectory::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
@@ -29,17 +29,19 @@ pub struct Report {
     pub lengths: Vec<usize>,
     /// Tokens with a loss among them.
     pub learned: usize,
-    /// In the order of the file; a text begins with its place.
+    /// In the order of the file, then keys that are not used; a text begins with its place.
     pub problems: Vec<(Severity, String)>,
 }
 
 /// Reads every item of `path` as `load` does. Errors: the file cannot be read at all.
-pub fn validate(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, max_tokens: usize) -> Result<Report> {
-    let reader = Reader::new(tokenizer, template, max_tokens)?;
+pub fn validate(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, limit: Limit) -> Result<Report> {
+    let reader = Reader::new(tokenizer, template, limit)?;
     let mut formats: BTreeMap<Format, usize> = BTreeMap::new();
     let mut report = Report { formats: vec![], lengths: vec![], learned: 0, problems: vec![] };
     let mut seen: HashMap<Vec<u32>, String> = HashMap::new();
-    for (place, item) in file::items(path)? {
+    let mut notes = Notes::default();
+    for (at, item) in file::items(path)? {
+        let place = at.to_string();
         let item = match item.and_then(|item| reader.read(&item, &place)) {
             Ok(item) => item,
             Err(error) => {
@@ -47,6 +49,7 @@ pub fn validate(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, max
                 continue;
             }
         };
+        notes.add(&at, item.notes);
         *formats.entry(item.format).or_default() += 1;
         let odd = disorder(&item.messages).map(|what| format!("{place}: {what}"));
         report.problems.extend(odd.map(|text| (Severity::Warning, text)));
@@ -60,6 +63,7 @@ pub fn validate(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, max
             }
         }
     }
+    report.problems.extend(notes.listed().into_iter().map(|note| (Severity::Warning, note)));
     report.formats = formats.into_iter().map(|(format, count)| (format.name(), count)).collect();
     report.lengths.sort_unstable();
     if report.lengths.is_empty() && report.problems.is_empty() {

@@ -19,10 +19,10 @@ pub use snapshot::{Files, SnapshotId, SnapshotStore};
 pub use store::Store;
 
 use crate::error::{Error, Result};
+use crate::message::Message;
 use crate::reward::Case;
 use crate::sandbox::{Job, Pool, Verdict};
 use crate::task::{Flag, Labels, PreparedTask};
-use crate::trajectory::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -238,9 +238,9 @@ impl Environment {
     pub fn messages_within(
         &self,
         state: &State,
-        count: &dyn Fn(&[Message]) -> usize,
+        count: &dyn Fn(&[Message]) -> Result<usize>,
         limit: usize,
-    ) -> Result<Vec<Message>> {
+    ) -> Result<std::result::Result<Vec<Message>, usize>> {
         let prepared = self.task(&state.task)?;
         prompt::messages_within(state, &self.files(state)?, prepared, &self.settings, count, limit)
     }

@@ -3,9 +3,9 @@
 use super::action::ReplyFormat;
 use super::snapshot::Files;
 use super::{Settings, State, cut_middle};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::message::Message;
 use crate::task::{PreparedTask, Task};
-use crate::trajectory::Message;
 use serde::{Deserialize, Serialize};
 
 /// How a state is told.
@@ -32,36 +32,35 @@ pub fn messages(state: &State, files: &Files, prepared: &PreparedTask, settings:
 }
 
 /// The messages of a state, shortened until `count` of them (tokens, say) is at most `limit`: observations give way to their
-/// compact form, oldest first; then whole turns are left out, oldest first.
+/// compact form, oldest first; then whole turns are left out, oldest first. The count of the shortest when even that, the task and the last
+/// turn alone, is too long.
 ///
 /// # Errors
-/// Content, when even the task and the last turn alone are too long.
+/// Those of `count`.
 pub fn messages_within(
     state: &State,
     files: &Files,
     prepared: &PreparedTask,
     settings: &Settings,
-    count: &dyn Fn(&[Message]) -> usize,
+    count: &dyn Fn(&[Message]) -> Result<usize>,
     limit: usize,
-) -> Result<Vec<Message>> {
+) -> Result<std::result::Result<Vec<Message>, usize>> {
     let all = messages(state, files, prepared, settings);
-    if count(&all) <= limit {
-        return Ok(all);
+    let mut shortest = count(&all)?;
+    if shortest <= limit {
+        return Ok(Ok(all));
     }
     let turns = if settings.prompt == Style::Full { state.history.len() } else { 0 };
     let shortened = (1..=turns).map(|shortened| (shortened, 0));
     let dropped = (1..turns).map(|dropped| (turns, dropped));
     for (shortened, dropped) in shortened.chain(dropped) {
         let messages = full(state, prepared, settings, shortened, dropped);
-        if count(&messages) <= limit {
-            return Ok(messages);
+        shortest = count(&messages)?;
+        if shortest <= limit {
+            return Ok(Ok(messages));
         }
     }
-    Err(Error::content(format!(
-        "the prompt of task {} has {} tokens and cannot be shortened to {limit}; raise the context length",
-        state.task,
-        count(&all)
-    )))
+    Ok(Err(shortest))
 }
 
 /// The compact prompt from its parts; also what the small base model is trained on.

@@ -18,8 +18,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Raised when a table changes; a database of another version is refused.
-const VERSION: i64 = 1;
+/// Raised when a table changes, or what a run comes to. Of a database with `OLDER` all but the runs is kept; any other version is refused.
+const VERSION: i64 = 2;
+/// The same tables: but files left open at a script's end were empty, and quoted submissions refused.
+const OLDER: i64 = 1;
 /// Tells our databases from those of other programs: "1Stp".
 const APPLICATION: i64 = 0x3153_7470;
 /// How long a process waits for another's transaction.
@@ -84,6 +86,8 @@ impl Store {
     /// # Errors
     /// Content, naming the file and what to do: it is damaged, no database, another program's, or of another version. System: it cannot be
     /// made, read or written.
+    ///
+    /// Says on stderr, once, that the runs of an older version are dropped.
     pub fn open(path: &Path, limit: u64) -> Result<Self> {
         let folder = files::parent(path);
         std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
@@ -100,6 +104,7 @@ impl Store {
         let (connection, is_untidy) = (Mutex::new(connection), AtomicBool::new(true));
         let store = Self { path: path.to_path_buf(), limit, connection, is_untidy };
         store.check()?;
+        store.drop_older_runs()?;
         let start = Instant::now();
         for _ in 0..OPENING_STEPS {
             store.tidy_on()?;
@@ -148,11 +153,33 @@ impl Store {
         if application != APPLICATION {
             return refused("a database, but not one of this program".to_string());
         }
-        if version != VERSION {
+        if ![VERSION, OLDER].contains(&version) {
             return refused(format!("a database of version {version}, and this program's is version {VERSION}"));
         }
         if whole != "ok" {
             return refused(format!("a damaged database ({})", whole.replace('\n', " ")));
+        }
+        Ok(())
+    }
+
+    /// Takes over a database with `OLDER`. Of several processes that open it at once, one does it.
+    fn drop_older_runs(&self) -> Result<()> {
+        if self.read("opening", |transaction| number(transaction, "user_version"))? == VERSION {
+            return Ok(());
+        }
+        let dropped = self.write("dropping old runs from", |transaction| {
+            if number(transaction, "user_version")? == VERSION {
+                return Ok(0);
+            }
+            transaction.pragma_update(None, "user_version", VERSION)?;
+            transaction.execute("DELETE FROM runs", [])
+        })?;
+        if dropped > 0 {
+            crate::console::errln!(
+                "note: {}: {dropped} runs that an older version of this program remembered are dropped, since it graded some in another way; \
+                 they are executed again",
+                self.path.display()
+            );
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! A byte-level BPE vocabulary as GGUF metadata, from tokenizer.json. Other kinds of tokenizer are refused.
 
 use super::gguf::Header;
+use super::pre_tokenizer;
+use super::stop_ids;
 use crate::checkpoint::read_json;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
@@ -22,25 +24,19 @@ pub struct Vocabulary {
     merges: Vec<String>,
     pre: &'static str,
     bos: Option<u32>,
+    /// Ends a reply.
     eos: Option<u32>,
     pad: Option<u32>,
     adds_bos: bool,
+    /// None where the folder does not say; llama.cpp adds none then.
+    adds_eos: Option<bool>,
     template: Option<String>,
     /// For the user.
     pub notes: Vec<String>,
 }
 
-/// Rules by which llama.cpp cuts a text before BPE, by the regular expression of tokenizer.json.
-const PRE: [(&str, &str); 2] = [
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        "qwen2",
-    ),
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        "llama-bpe",
-    ),
-];
+/// Tokens at which llama.cpp ends a reply whatever the file says, by their text.
+const KNOWN_ENDS: [&str; 6] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>"];
 
 impl Vocabulary {
     /// Of the tokenizer in `folder`, filled up to the `rows` of the model's embedding with unused tokens. Errors name the file and key.
@@ -81,19 +77,51 @@ impl Vocabulary {
         };
         let merges = model["merges"].as_array().into_iter().flatten().map(merge).collect::<Option<Vec<_>>>();
         let merges = merges.ok_or_else(|| wrong("model.merges: expected pairs such as [\"a\", \"b\"]"))?;
-        let (pre, note) = pre(&json["pre_tokenizer"]);
+        let mut notes: Vec<String> = vec![];
+        let (pre, unlike) = pre_tokenizer::name(&json);
+        notes.extend(unlike.into_iter().map(|what| format!("{}: {what}", path.display())));
+        let (stop, note) = stop_ids(&tokenizer);
+        notes.extend(note);
+        let beyond: Vec<&str> = stop.iter().skip(1).filter_map(|&id| Some(tokens.get(id as usize)?.as_str())).collect();
+        let unknown: Vec<&str> = beyond.into_iter().filter(|token| !KNOWN_ENDS.contains(token)).collect();
+        if !unknown.is_empty() {
+            notes.push(format!(
+                "{}: a GGUF file names one end token; llama.cpp will not end a reply at {}",
+                folder.display(),
+                unknown.join(", ")
+            ));
+        }
         let bos = tokenizer.bos().and_then(|token| tokenizer.id(token));
+        let config_path = folder.join("tokenizer_config.json");
+        let config: Value = if config_path.exists() { read_json(&config_path)? } else { Value::Null };
+        let adds = |key: &str| match &config[key] {
+            Value::Null => Ok(None),
+            Value::Bool(on) => Ok(Some(*on)),
+            other => {
+                Err(Error::content(format!("{}: {key}: found {other}, expected true or false", config_path.display())))
+            }
+        };
+        let opens = tokenizer.bos().is_some_and(|bos| opens_with(&json["post_processor"], bos));
+        let mut adds_bos = adds("add_bos_token")?.unwrap_or(opens);
+        if adds_bos && bos.is_none() {
+            notes.push(format!(
+                "{}: add_bos_token is true, but no bos_token is named; none is added",
+                config_path.display()
+            ));
+            adds_bos = false;
+        }
         Ok(Self {
             tokens,
             kinds,
             merges,
             pre,
             bos,
-            eos: tokenizer.eos_ids().first().copied(),
+            eos: stop.first().copied(),
             pad: tokenizer.pad_id(),
-            adds_bos: tokenizer.bos().is_some_and(|bos| opens_with(&json["post_processor"], bos)),
+            adds_bos,
+            adds_eos: adds("add_eos_token")?,
             template: tokenizer.chat_template().map(str::to_string),
-            notes: note.map(|note| format!("{}: {note}", path.display())).into_iter().collect(),
+            notes,
         })
     }
 
@@ -103,10 +131,11 @@ impl Vocabulary {
         header.texts("tokenizer.ggml.tokens", &self.tokens);
         header.integers("tokenizer.ggml.token_type", &self.kinds);
         header.texts("tokenizer.ggml.merges", &self.merges);
-        for (key, id) in [("bos", self.bos), ("eos", self.eos), ("padding", self.pad)] {
+        for (key, id) in [("bos", self.bos), ("eos", self.eos), ("eot", self.eos), ("padding", self.pad)] {
             id.into_iter().for_each(|id| header.u32(&format!("tokenizer.ggml.{key}_token_id"), id));
         }
         header.flag("tokenizer.ggml.add_bos_token", self.adds_bos);
+        self.adds_eos.into_iter().for_each(|adds| header.flag("tokenizer.ggml.add_eos_token", adds));
         header.text("tokenizer.chat_template", self.template.as_deref().unwrap_or(crate::chat::CHATML));
     }
 }
@@ -121,23 +150,4 @@ fn is_byte_level(component: &Value) -> bool {
 fn opens_with(processor: &Value, bos: &str) -> bool {
     processor["single"][0]["SpecialToken"]["id"] == bos
         || processor["processors"].as_array().is_some_and(|list| list.iter().any(|one| opens_with(one, bos)))
-}
-
-/// llama.cpp's name of the pre-tokenizer, and what the user should know where it has none.
-fn pre(component: &Value) -> (&'static str, Option<String>) {
-    let parts = component["pretokenizers"].as_array().map_or(std::slice::from_ref(component), Vec::as_slice);
-    let regex = parts.iter().find_map(|part| part["pattern"]["Regex"].as_str());
-    match regex {
-        None if parts.iter().any(|part| part["type"] == "ByteLevel" && part["use_regex"] != false) => ("gpt-2", None),
-        regex => match PRE.iter().find(|(known, _)| Some(*known) == regex) {
-            Some((_, name)) => (name, None),
-            None => {
-                let said = regex.map_or("no pattern".to_string(), |regex| format!("the pattern {regex:?}"));
-                let note = format!(
-                    "llama.cpp has no name for its pre-tokenizer ({said}); \"default\" is written, which may cut some texts differently"
-                );
-                ("default", Some(note))
-            }
-        },
-    }
 }

@@ -2,8 +2,9 @@
 
 use super::html::{escape, fixed, number};
 use super::sections::{absent, case_colour};
+use crate::message::Message;
 use crate::reward::Case;
-use crate::trajectory::{Message, Step, Trajectory};
+use crate::trajectory::{Step, Trajectory};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Trajectories shown of each task and player: the page stays readable, and small enough to send.

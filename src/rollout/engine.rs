@@ -22,6 +22,8 @@ pub struct Engine<'a> {
     padding: Sequence,
     bursts: Bursts,
     burst: usize,
+    /// Of the model.
+    positions: usize,
     acts: Activations,
     interrupted: Option<&'a AtomicBool>,
 }
@@ -44,12 +46,23 @@ impl<'a> Engine<'a> {
         let cache = KvCache::new(backend, &model.config, scheduler.blocks.total(), settings.block_size)?;
         let (bursts, acts, burst) =
             (Bursts::default(), Activations::default(), settings.burst.min(settings.block_size));
-        Ok(Self { backend, cache, scheduler, padding, bursts, burst, acts, interrupted: None })
+        let positions = model.config.max_positions;
+        Ok(Self { backend, cache, scheduler, padding, bursts, burst, positions, acts, interrupted: None })
     }
 
     /// While `flag` is set, sampling ends with an error (interrupted).
     pub fn interrupted_by(self, flag: &'a AtomicBool) -> Self {
         Self { interrupted: Some(flag), ..self }
+    }
+
+    /// The model's positions: the most tokens of a prompt and its reply.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// The most tokens of a prompt with which `samples` replies of at most `max_tokens` tokens always fit into the cache.
+    pub fn longest_prompt(&self, samples: usize, max_tokens: usize) -> usize {
+        self.scheduler.longest_prompt(samples, max_tokens)
     }
 
     /// The samples of each request, in order. A sample ends with one of `stop` or at its length limit.
@@ -84,7 +97,7 @@ impl<'a> Engine<'a> {
         stop: &[u32],
         replies: &mut [Vec<Growing>],
     ) -> Result<()> {
-        self.scheduler.submit(requests)?;
+        self.scheduler.submit(requests, self.positions)?;
         loop {
             self.interrupted.map_or(Ok(()), check_interrupt)?;
             let (first, rows) = match self.scheduler.next(requests) {

@@ -37,6 +37,7 @@ pub(super) struct Scheduler {
     pub running: Vec<Running>,
     pub blocks: BlockManager,
     total: usize,
+    block_size: usize,
     prefill_tokens: usize,
     max_running: usize,
 }
@@ -48,16 +49,26 @@ impl Scheduler {
         let mut blocks = BlockManager::new(total + 1, settings.block_size);
         let padding = blocks.allocate(1)?;
         let (waiting, running) = (VecDeque::new(), vec![]);
-        let Settings { prefill_tokens, max_running, .. } = *settings;
-        Ok((Self { waiting, running, blocks, total, prefill_tokens, max_running }, padding))
+        let Settings { block_size, prefill_tokens, max_running, .. } = *settings;
+        Ok((Self { waiting, running, blocks, total, block_size, prefill_tokens, max_running }, padding))
     }
 
-    /// Queues `requests`. Errors: an empty prompt, or one whose samples can never fit.
-    pub fn submit(&mut self, requests: &[Request]) -> Result<()> {
+    /// Queues `requests`, all or none. Errors: an empty prompt, or one whose samples can never fit into the cache or the model's `positions`.
+    pub fn submit(&mut self, requests: &[Request], positions: usize) -> Result<()> {
         for (index, request) in requests.iter().enumerate() {
             if request.prompt.is_empty() || request.samples == 0 || request.max_tokens == 0 {
                 return Err(Error::content(format!(
                     "request {index}: expected a prompt, a sample and a token or more"
+                )));
+            }
+            let (prompt, reply) = (request.prompt.len(), request.max_tokens);
+            if prompt.saturating_add(reply) > positions {
+                return Err(Error::content(format!(
+                    "a prompt of {prompt} tokens and a reply of at most {reply} do not fit into the model's {positions} positions: {}",
+                    match positions.checked_sub(prompt) {
+                        None | Some(0) => "shorten the prompt".to_string(),
+                        Some(left) => format!("set sampling.max_tokens={left} or lower, or shorten the prompt"),
+                    }
                 )));
             }
             let (needed, samples) = (self.needed(request), request.samples);
@@ -72,9 +83,15 @@ impl Scheduler {
                     self.max_running,
                 )));
             }
-            self.waiting.push_back(index);
         }
+        self.waiting.extend(0..requests.len());
         Ok(())
+    }
+
+    /// The most tokens of a prompt with which a request of `samples` of at most `max_tokens` tokens always fits: see `needed`.
+    pub fn longest_prompt(&self, samples: usize, max_tokens: usize) -> usize {
+        let own = self.blocks.blocks_for(max_tokens) + 1;
+        self.total.saturating_sub(samples.saturating_mul(own)) * self.block_size
     }
 
     /// Blocks of a request's samples at full length: the prompt's shared, the rest each its own.

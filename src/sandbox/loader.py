@@ -6,6 +6,8 @@ script's process. A request is one JSON message: the modules to load, or the fol
 which its process waits for its job, sealed, then the namespaces to join, then Landlock's rules. It enforces nothing that needs a clock.
 """
 
+import _io
+import _signal
 import atexit
 import builtins
 import ctypes
@@ -43,6 +45,13 @@ SYS_LANDLOCK_RESTRICT, NEWPID = 446, 0x20000000
 # Written by a script's process until it begins: why the job failed. The script has no part of it.
 FAILURE = mmap.mmap(-1, 4096)
 NOT_BEGUN = "its process ended before the script began"
+# What a script's finalizers no longer find in `sys`, and what they find in builtins: what is there before `open` and what `site` adds.
+GONE_OF_SYS = "path argv ps1 ps2 last_type last_value last_traceback last_exc meta_path path_hooks path_importer_cache".split()
+LATER = "open exit quit copyright credits license help".split()
+BUILTINS = {name: value for name, value in vars(builtins).items() if name not in LATER}
+# Files, each kind before those that it may write to.
+BUFFERS = (_io.BufferedWriter, _io.BufferedRandom)
+FILES = (_io._TextIOBase, BUFFERS, _io._RawIOBase)
 # Set by a script whose uncaught exception is a MemoryError.
 MEMORY_ERROR = mmap.mmap(-1, 4096)
 
@@ -179,23 +188,153 @@ def run_script(folder, script):
     except OSError as error:
         print(f"python: can't open file '{script}': [Errno {error.errno}] {error.strerror}", file=sys.stderr)
         return 2
+    error = None
     try:
         exec(compile(source, script, "exec", dont_inherit=True), main.__dict__)
+    except BaseException as raised:
+        error = raised
+        error.__traceback__ = error.__traceback__.tb_next  # the first frame is ours
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            stream.flush()
+        except BaseException:
+            pass  # said at the end, if it is so then
+    if isinstance(error, SystemExit):
+        code = exit_code(error)
+    else:
+        code = uncaught(error) if error else 0
+        main.__dict__.pop("__file__", None)
+    error = None  # its frames lead back here: what they hold ends with it, in order, and not as garbage
+    return code
+
+
+def exit_code(error):
+    """What a SystemExit asks for."""
+    code = error.code
+    if code is None:
         return 0
-    except SystemExit as error:
-        if error.code is None:
-            return 0
-        if isinstance(error.code, int):
-            return error.code & 0xFF
-        print(error.code, file=sys.stderr)
-        return 1
-    except BaseException as error:
-        if isinstance(error, MemoryError):
-            MEMORY_ERROR[0] = 1
-        # The first frame is ours.
-        error.__traceback__ = error.__traceback__.tb_next
+    if isinstance(code, int):
+        return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def uncaught(error):
+    """Tells of an exception that the script has not caught. The exit code, or the signal that it dies of, less than 0."""
+    if isinstance(error, MemoryError):
+        MEMORY_ERROR[0] = 1
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+    if sys.version_info >= (3, 12):
+        sys.last_exc = error
+    try:
         sys.excepthook(type(error), error, error.__traceback__)
-        return 1
+    except SystemExit as asked:
+        return exit_code(asked)
+    except BaseException as failed:
+        print("Error in sys.excepthook:", file=sys.stderr)
+        tell(failed)
+        print("\nOriginal exception was:", file=sys.stderr)
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+
+def tell(error):
+    """Prints an exception, without the frame that called for it, which is ours."""
+    error.__traceback__ = error.__traceback__.tb_next
+    sys.__excepthook__(type(error), error, error.__traceback__)
+
+
+def ignored(error, thing):
+    """Says as Python does that `thing` raised what nobody can catch."""
+    print(f"Exception ignored in: {thing!r}", file=sys.stderr)
+    tell(error)
+
+
+def end(code):
+    """What Python does from a script's last line to the end of its process (Py_FinalizeEx in CPython's pylifecycle.c), for what the script has
+    made: threads are awaited, atexit handlers called, streams flushed, its modules dropped, and what they held finalized, open files with it.
+    What was loaded before it stays, as taking that apart takes longer than most scripts; what that holds of the script's is finalized last."""
+    for last in (threading._shutdown, atexit._run_exitfuncs):
+        try:
+            last()
+        except BaseException as error:
+            ignored(error, threading)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except BaseException as error:
+            code = 120
+            if stream is sys.stdout:
+                ignored(error, stream)
+    stream = None
+    for number in range(1, signal.NSIG):
+        if callable(_signal.getsignal(number)):
+            _signal.signal(number, _signal.SIG_DFL)
+    try:
+        gc.collect()
+        drop_modules()
+        gc.collect()
+        finalize_the_rest()
+    except MemoryError as error:
+        ignored(error, gc)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        try:
+            stream.flush()
+        except BaseException:
+            pass
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def drop_modules():
+    """Drops the script and what it has imported, and what it has put into `sys` and `builtins`."""
+    for name in GONE_OF_SYS:
+        if hasattr(sys, name):
+            setattr(sys, name, None)
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    imported = []
+    for name in reversed(sys.modules):
+        if name == LOADED_LAST[0]:
+            break
+        imported.append(name)
+    for name in ["__main__", *reversed(imported)]:
+        sys.modules[name] = None
+    names = vars(builtins)
+    dropped = names.copy()  # held until there are builtins again
+    names.clear()
+    names.update(BUILTINS)
+    del dropped
+
+
+def finalize_the_rest():
+    """Finalizes what is left of the script's, a file before what it writes to; but not what a daemon thread still has in hand."""
+    rest = gc.get_objects()
+    held = held_by_threads({id(thing) for thing in rest}) if len(sys._current_frames()) > 1 else ()
+    finalizable = [thing for thing in rest if hasattr(type(thing), "__del__") and id(thing) not in held]
+    rank = lambda thing: next((i for i, kind in enumerate(FILES) if isinstance(thing, kind)), -1)
+    for thing in sorted(finalizable, key=rank):
+        if not gc.is_finalized(thing):
+            try:
+                type(thing).__del__(thing)
+            except BaseException as error:
+                ignored(error, type(thing).__del__)
+
+
+def held_by_threads(known):
+    """Of the things with these ids, the ids of those that other threads' frames lead to."""
+    found, todo = set(), []
+    for thread, frame in sys._current_frames().items():
+        while frame and thread != threading.get_ident():
+            todo += [frame.f_globals, *frame.f_locals.values()]
+            frame = frame.f_back
+    while todo:
+        thing = todo.pop()
+        if id(thing) in known and id(thing) not in found:
+            found.add(id(thing))
+            todo += gc.get_referents(thing)
+    return found
 
 
 def script_process(folder, fds):
@@ -207,24 +346,17 @@ def script_process(folder, fds):
         # Memory that is shared with the loader is copied, and code mapped, when it is first touched: ahead of the job.
         json.loads('["", {"": 1.0}]')
         run_script("", os.devnull)
+        BUILTINS.copy()
         script = await_job(link)
         FAILURE[0] = 0
         FAILURE.close()
     except BaseException as error:
         fail(error)
         os._exit(1)
-    code = 1
     try:
-        code = run_script(folder, script)
-        threading._shutdown()
-        atexit._run_exitfuncs()
+        end(run_script(folder, script))
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except BaseException:
-                pass
-        os._exit(code)
+        os._exit(1)
 
 
 def run(folder, fds, answer):
@@ -270,7 +402,7 @@ def load(modules):
         warm_up()
     gc.collect()
     gc.freeze()
-    LOADED[0] = data_bytes()
+    LOADED[0], LOADED_LAST[0] = data_bytes(), next(reversed(sys.modules))
 
 
 def main():
@@ -312,4 +444,6 @@ def main():
 
 # Bytes of data that the loaded libraries hold.
 LOADED = [data_bytes()]
+# The module that was loaded last before any script.
+LOADED_LAST = [next(reversed(sys.modules))]
 main()

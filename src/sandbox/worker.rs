@@ -10,6 +10,7 @@ use super::python::Folders;
 use super::seccomp::Filters;
 use super::server::{self, Answer, Ended, Tried, receive_answer};
 use super::system;
+use crate::console::errln;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Write};
@@ -64,7 +65,7 @@ pub fn helper_main() -> i32 {
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let (message, _) = system::receive(control.as_fd()).unwrap_or_default();
     let Ok(start) = serde_json::from_slice::<Start>(&message) else {
-        eprintln!("{HELPER_ARGUMENT} is started by onestep itself");
+        errln!("{HELPER_ARGUMENT} is started by onestep itself");
         return 2;
     };
     system::new_session();
@@ -106,7 +107,7 @@ pub fn helper_main() -> i32 {
                     }
                     Ok(Some(pid)) => workers.push(pid),
                     // The trainer sees the link close and says what it could not do.
-                    Err(error) => eprintln!("cannot fork a sandbox worker: {error}"),
+                    Err(error) => errln!("cannot fork a sandbox worker: {error}"),
                 }
             }
             Ok((text, None)) if !text.is_empty() => {}

@@ -78,14 +78,14 @@ fn is_too_good(metric: Metric, scale: Scale, m: f64) -> bool {
 
 /// Rows in the order of the labels, or by id.
 fn from_csv(bytes: Vec<u8>, labels: &Labels) -> Result<Table, String> {
-    let text = String::from_utf8(bytes).map_err(|_| "is not text")?;
+    let text = String::from_utf8(bytes).map_err(|_| "is not text in UTF-8")?;
     let expected = labels.all.rows;
     if labels.ids.is_empty() {
-        let submitted = parse_csv(&text, expected, false)?;
+        let submitted = parse_csv(&text, expected, None)?;
         return if submitted.rows > expected { Err(has_rows(submitted.rows, expected)) } else { Ok(submitted.table) };
     }
     // One row more than there are ids holds one that is unknown or repeated.
-    labels.in_order(parse_csv(&text, expected + 1, true)?)
+    labels.in_order(parse_csv(&text, expected + 1, Some(&labels.columns))?)
 }
 
 fn from_npy(bytes: &[u8], labels: &Labels) -> Result<Table, String> {

@@ -1,15 +1,18 @@
 //! The labels of a task, as the grader holds them: by row or by id, divided into the split that gives rewards and the split that is reported.
 
-use super::numbers::{CsvTable, parse_csv};
+use super::numbers::{CsvTable, has_ids, parse_csv, shown};
 use super::split::split_rows;
 use super::{Metric, Table, Task};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Labels, one row an example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Labels {
     /// The examples' ids, as many as rows; empty when a submission has no ids and its rows are in the order of the labels.
     pub ids: Vec<String>,
+    /// The names of the columns that a submission with ids has for each column of the labels; empty where a metric takes other columns than those
+    /// of the labels, say a probability for each class.
+    pub columns: Vec<String>,
     /// All of them.
     pub all: Table,
     /// Those that give rewards.
@@ -33,12 +36,17 @@ impl Half {
 }
 
 impl Labels {
-    /// The labels of `task` from the text of its labels.csv: numbers only, or a header whose first column is `id`. The error continues a
-    /// sentence whose subject is the file: no numbers, a repeated id, or too few rows to be divided in two.
+    /// The labels of `task` from the text of its labels.csv: numbers only, or a header with a column `id`. The error continues a
+    /// sentence whose subject is the file: no numbers, a repeated id or column, or too few rows to be divided in two.
     pub fn parse(task: &Task, text: &str) -> Result<Self, String> {
-        let has_ids =
-            text.trim_start().lines().next().is_some_and(|line| line.split(',').next().map(str::trim) == Some("id"));
-        let CsvTable { ids, table: all, .. } = parse_csv(text, usize::MAX, has_ids)?;
+        let has_ids = has_ids(text);
+        let CsvTable { ids, names, table: all, .. } = parse_csv(text, usize::MAX, has_ids.then_some(&[]))?;
+        let mut known = HashSet::new();
+        if let Some(name) = names.iter().find(|name| !known.insert(*name)) {
+            return Err(format!("has the column {name} twice"));
+        }
+        let takes_others = matches!(task.metric, Metric::LogLoss | Metric::MapAt5);
+        let columns = if takes_others { vec![] } else { names };
         if has_ids && task.submission.ends_with(".npy") {
             return Err(format!("has ids, but {} cannot have them; expected a .csv submission", task.submission));
         }
@@ -50,7 +58,7 @@ impl Labels {
         let half = |rows: Vec<usize>| Half { labels: all.select(&rows), rows };
         let (reward, report) = (half(reward), half(report));
         check_halves(task.metric, &reward.labels, &report.labels)?;
-        Ok(Self { ids, reward, report, all })
+        Ok(Self { ids, columns, reward, report, all })
     }
 
     /// The rows of a submission in the order of the labels. The error continues a sentence whose subject is the file: it names the first id
@@ -59,9 +67,12 @@ impl Labels {
         let place: HashMap<&str, usize> = self.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect();
         let mut rows = vec![None; self.ids.len()];
         for (i, id) in submitted.ids.iter().enumerate() {
-            let shown: String = id.chars().take(40).collect();
+            let shown = shown(id, 40);
             let Some(&row) = place.get(id.as_str()) else {
-                return Err(format!("row {}: unknown id {shown:?}", i + 1));
+                let hint = self.meant(id).map_or_else(String::new, |own| {
+                    format!("; the id is {own:?}: read and write ids as text, so that they stay as they are")
+                });
+                return Err(format!("row {}: unknown id {shown:?}{hint}", i + 1));
             };
             if rows[row].replace(i).is_some() {
                 return Err(format!("row {}: id {shown:?} is repeated", i + 1));
@@ -70,6 +81,12 @@ impl Labels {
         let found = |(row, i): (usize, Option<usize>)| i.ok_or_else(|| format!("lacks id {:?}", self.ids[row]));
         let order = rows.into_iter().enumerate().map(found).collect::<Result<Vec<usize>, String>>()?;
         Ok(submitted.table.select(&order))
+    }
+
+    /// The id that is the same number as an unknown one, which has lost leading zeros, say, or become a float.
+    fn meant(&self, unknown: &str) -> Option<&str> {
+        let value = unknown.parse::<f64>().ok()?;
+        self.ids.iter().map(String::as_str).find(|id| id.parse() == Ok(value))
     }
 }
 

@@ -171,7 +171,7 @@ fn adapters_that_do_not_fit() {
     fs::remove_file(&weights).unwrap();
     scoring.refused(&["--adapter", text(&dir)], &[text(&weights)]);
     scoring.refused(&["--adapter", "/nowhere"], &["/nowhere"]);
-    scoring.refused(&["--backend", "gpu"], &["--backend gpu", "or oracle"]);
+    scoring.refused(&["--backend", "gpu"], &["--device gpu", "or oracle"]);
 }
 
 #[test]

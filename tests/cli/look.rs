@@ -101,14 +101,24 @@ fn tasks_are_audited() {
 #[test]
 fn a_dry_run_prints_the_settings_and_writes_nothing() {
     let folder = tempdir().unwrap();
-    let out = folder.path().join("run");
-    for verb in ["sft", "rl", "eval", "collect", "pretrain"] {
-        let shown = done(&[verb, "--dry-run", "--out", text(&out), "--model", "m", "--seed", "5", "lora.rank=3"]);
-        assert!(shown.contains(&format!("# out: {}", out.display())) && shown.contains("# model: m"), "{shown}");
+    let (model, data, out) = (model(folder.path()), messages(folder.path()), folder.path().join("run"));
+    let expert = concat!(env!("CARGO_MANIFEST_DIR"), "/data/expert/trajectories.jsonl");
+    let (model, data) = (text(&model), text(&data));
+    for (verb, paths) in [
+        ("sft", &["--model", model, "--data", data][..]),
+        ("rl", &["--model", model, "--data", expert]),
+        ("eval", &["--model", model]),
+        ("collect", &[]),
+        ("pretrain", &["--model", model]),
+    ] {
+        let named = [&[verb, "--dry-run", "--out", text(&out)], paths].concat();
+        let shown = done(&[&named[..], &["--seed", "5", "lora.rank=3"]].concat());
+        assert!(shown.contains(&format!("# out: {}", out.display())), "{shown}");
+        assert_eq!(shown.contains(&format!("# model: {model}")), verb != "collect", "{shown}");
         // What is printed is a configuration.
         let config = folder.path().join("dry.toml");
         fs::write(&config, &shown).unwrap();
-        let again = done(&[verb, "--dry-run", "--out", text(&out), "--model", "m", "--config", text(&config)]);
+        let again = done(&[&named[..], &["--config", text(&config)]].concat());
         assert_eq!(again, shown);
         assert!(again.contains("seed = 5") && again.contains("rank = 3"), "{again}");
         assert!(!out.exists());

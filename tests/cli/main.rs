@@ -2,13 +2,19 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod context;
+mod data;
 mod disk_full;
 mod export;
 mod look;
 mod machine;
+mod models;
 mod plan;
 mod rl;
+mod runs;
 mod score;
+mod settings;
 mod sft;
 mod store;
 mod support;
+mod task_run;

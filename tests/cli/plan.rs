@@ -39,7 +39,7 @@ fn what_cannot_be_planned_is_refused() {
     let refused = |more: &[&str], parts: &[&str]| refused(folder.path(), &[&["plan"], more].concat(), parts);
     refused(&["--random-weights", "gpt-5"], &["gpt-5", "qwen2.5-0.5b", "qwen3-8b", "llama3.1-8b"]);
     refused(&[], &["--model or --random-weights"]);
-    refused(&["--model", "/nowhere"], &["/nowhere/config.json"]);
+    refused(&["--model", "/nowhere"], &["/nowhere: no such folder"]);
     let seven = ["--random-weights", "qwen2.5-7b"];
     refused(&[&seven[..], &["--memory", "much"]].concat(), &["--memory much", "141GB"]);
     refused(&[&seven[..], &["lora.modules=foo"]].concat(), &["foo", "gate"]);

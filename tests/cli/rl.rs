@@ -80,7 +80,13 @@ fn check_fields(out: &Path, ppo: bool) {
             assert!(number(key).is_finite());
         }
         assert!(number("entropy") > 0.0 && number("grad_norm") > 0.0 && number("reply_tokens") >= 1.0, "{record}");
-        assert!((0.0..=1.0).contains(&number("clip_fraction")));
+        assert!((0.0..=1.0).contains(&number("clip_fraction")) && (0.0..=1.0).contains(&number("dead_groups")));
+        // Two passes a step; the reply's limit is the only reason to be cut off.
+        assert!(
+            number("passes") == 2.0 && number("learning_rate_factor") == 1.0 && number("ratio_max") > 0.0,
+            "{record}"
+        );
+        assert!((0.0..=1.0).contains(&number("truncated")) && number("dropped_groups") == 0.0, "{record}");
         assert!((sum("cases") - 1.0).abs() < 1e-9 && (sum("actions") - 1.0).abs() < 1e-9, "{record}");
         let flags: Vec<&str> = record["flags"].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(flags, ["constant", "too_good"], "{record}");
@@ -145,11 +151,16 @@ fn grpo_logs_everything_and_goes_on_where_it_was_stopped() {
     let (again, other) = (folder.path().join("again"), folder.path().join("other"));
     done(&arguments(&again, "algorithm=grpo", &[]));
     assert_eq!((log(&again), adapter_bytes(&again)), (log(&whole), adapter_bytes(&whole)));
-    let cut = onestep(&arguments(&other, "algorithm=grpo", &["run.seed=2", "steps=1", "sampling.max_tokens=1"]));
+    let cut = onestep(&arguments(&other, "algorithm=grpo", &["run.seed=2", "steps=3", "sampling.max_tokens=1"]));
     assert_eq!(cut.code, Some(0), "{cut:?}");
     assert_ne!(log(&other)[0], log(&whole)[0]);
+    assert_eq!(log(&other)[0]["truncated"].as_f64(), Some(1.0), "one token is never a whole reply");
     // No edit fits into one token.
     assert!(cut.stderr.contains("warning: rl step 1: 0 % of the actions are edits, below 20 %"), "{cut:?}");
+    // Nor does it earn anything: after three steps in which no group differs it is said, once.
+    let dead = "warning: rl step 3: in 3 steps in a row the replies of every group earned equal rewards";
+    assert_eq!(cut.stderr.matches(dead).count(), 1, "{cut:?}");
+    assert!(log(&other).iter().all(|record| record["dead_groups"].as_f64() == Some(1.0)));
 
     // Evaluated, reported.
     let (model, adapter) = (text(&stage().model), whole.join("adapter"));

@@ -55,6 +55,29 @@ pub fn onestep(arguments: &[&str]) -> Ended {
     ended(command)
 }
 
+/// Runs the program to its end with `stdout` (a file that takes nothing, say).
+pub fn onestep_to(stdout: fs::File, arguments: &[&str]) -> Ended {
+    let mut command = command(PROGRAM);
+    let child = command.args(arguments).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    Ended { code: output.status.code(), stdout: String::new(), stderr }
+}
+
+/// Runs the program to its end while nobody reads its `stdout` or `stderr`: that pipe's other end is closed.
+pub fn unread(stream: &str, arguments: &[&str]) -> Ended {
+    let mut command = command(PROGRAM);
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    match stream {
+        "stdout" => command.stdout(writer),
+        _ => command.stderr(writer),
+    };
+    ended(command)
+}
+
 /// Runs the program to its end, in an environment with more variables.
 pub fn onestep_with(variables: &[(&str, &str)], arguments: &[&str]) -> Ended {
     let mut command = command(PROGRAM);

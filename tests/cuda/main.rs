@@ -22,4 +22,5 @@ mod rows;
 mod sample;
 mod swiglu;
 mod tensor;
+mod value_head;
 mod value_loss;

@@ -8,12 +8,11 @@ use onestep::tensor::Tensor;
 
 /// Values move by N(0, 1) around the old ones: on both sides of a clip of 0.5.
 fn loss(draw: &mut Draw, clip: Option<f32>, m: usize) -> (f64, Vec<Tensor>) {
-    let value = draw.normal(&[m]);
-    let [old_value, target, weight] = [1.0, 1.0, 0.1].map(|scale| {
+    let [value, old_value, target, weight] = [1.0, 1.0, 1.0, 0.1].map(|scale| {
         let values = draw.values(m, scale);
         draw.put(&[m], &values, draw.backend.accumulator())
     });
-    let mut dvalue = draw.unwritten(&[m]);
+    let mut dvalue = draw.unwritten_accumulated(&[m]);
     let inputs = ValueInputs { value: &value, old_value: &old_value, target: &target, weight: &weight };
     let loss = draw.backend.value_loss(clip, &inputs, &mut dvalue).unwrap();
     (loss, vec![dvalue])

@@ -3,8 +3,8 @@
 use super::world::*;
 use onestep::environment::action::{self, Action};
 use onestep::environment::*;
-use onestep::error::Kind;
-use onestep::trajectory::Message;
+use onestep::error::Error;
+use onestep::message::Message;
 
 #[test]
 fn compact_prompt() {
@@ -61,7 +61,7 @@ fn full_prompt_and_its_shortening() {
     assert!(all[7].content.starts_with("Observation: The file was changed:"));
 
     let count = |messages: &[Message]| messages.iter().map(|m| m.content.len()).sum::<usize>();
-    let within = |limit: usize| world.environment.messages_within(&state, &count, limit);
+    let within = |limit: usize| world.environment.messages_within(&state, &|m| Ok(count(m)), limit).unwrap();
     assert_eq!(within(count(&all)).unwrap(), all);
     let shorter = within(count(&all) - 1).unwrap();
     assert_eq!(shorter[3].content, "Observation: Shown.");
@@ -72,8 +72,10 @@ fn full_prompt_and_its_shortening() {
         + "Observation: Script ran. two right".len();
     let last = within(least).unwrap();
     assert_eq!((last.len(), count(&last)), (4, least));
-    let error = within(least - 1).unwrap_err();
-    assert!(error.kind() == Kind::Content && error.to_string().contains(&(least - 1).to_string()), "{error}");
+    assert_eq!(within(least - 1), Err(least));
+    let failing = |_: &[Message]| Err(Error::content("no such template"));
+    let error = world.environment.messages_within(&state, &failing, least).unwrap_err();
+    assert_eq!(error.to_string(), "no such template");
     for limit in least..=count(&all) {
         assert!(count(&within(limit).unwrap()) <= limit);
     }

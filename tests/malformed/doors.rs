@@ -7,13 +7,13 @@ use onestep::checkpoint::{load_adapter, load_model, read_config, save_adapter, s
 use onestep::dataset;
 use onestep::error::Result;
 use onestep::export::{Source, hugging_face};
+use onestep::message::Message;
 use onestep::model::config::{ModelConfig, RopeConfig, RopeScaling};
 use onestep::model::lora::{Adapter, LoraConfig, Module};
 use onestep::model::{Model, Policy};
 use onestep::rng::Philox;
 use onestep::tensor::DType;
 use onestep::tokenizer::Tokenizer;
-use onestep::trajectory::Message;
 use onestep::weights::WeightMap;
 use serde_json::json;
 use std::path::Path;
@@ -75,7 +75,7 @@ pub fn furnish(folder: &Path) {
     fixture::byte_tokenizer_files(&base, &[], &json!({"eos_token": "<|im_end|>", "bos_token": null}));
     std::fs::write(base.join("generation_config.json"), r#"{"eos_token_id": [257, 3], "bos_token_id": 256}"#).unwrap();
     let source = Source { policy: Policy { model: &model, adapter: None }, folder: &base };
-    assert_eq!(hugging_face(&Cpu, source, &folder.join("sharded"), DType::BF16, 5000).unwrap(), 2);
+    assert_eq!(hugging_face(&Cpu, source, &folder.join("sharded"), DType::BF16, 5000).unwrap().0, 2);
     let lora = LoraConfig { rank: 2, alpha: 4.0, rslora: false, modules: vec![Module::Q, Module::Down] };
     save_adapter(&folder.join("adapter"), &Adapter::new(&Cpu, &shape(), lora, &mut Philox::new(1, 0)).unwrap(), "b")
         .unwrap();
@@ -139,8 +139,9 @@ fn data(folder: &Path, file: &str) -> Result<()> {
         let template = ChatTemplate::of(&tokenizer).unwrap();
         (tokenizer, template)
     });
-    let report = dataset::validate(&folder.join(file), tokenizer, template, 1000);
-    let loaded = dataset::load(&folder.join(file), tokenizer, template, 1000);
+    let limit = dataset::Limit { max_tokens: 1000, positions: 1000 };
+    let report = dataset::validate(&folder.join(file), tokenizer, template, limit);
+    let loaded = dataset::load(&folder.join(file), tokenizer, template, limit);
     let errors = report.as_ref().map_or(1, |report| report.count(dataset::Severity::Error));
     assert_eq!(errors > 0, loaded.is_err(), "validate and load disagree: {report:?}");
     loaded.map(|_| ())

@@ -94,21 +94,59 @@ CONVERSATIONS = dict(
 )
 
 
-def render(name, t, messages, prompt):
+NOW = dict(type="function", function=dict(name="now", description="the time in a <zone>, é", parameters=dict(
+    type="object", properties=dict(zone=dict(type="string", enum=["UTC", "local"])), required=["zone"])))
+ADD = dict(type="function", function=dict(name="add", description="", parameters=dict(type="object", properties={})))
+
+
+def call(name, arguments, **more):
+    return dict(type="function", function=dict(name=name, arguments=arguments), **more)
+
+
+# Items of data files: what a message and an item may have beyond role and content.
+ITEMS = dict(
+    thought=dict(messages=[dict(role="user", content="2+2?"), dict(role="assistant", content="4", reasoning_content="Two and two make four.")]),
+    thought_lines=dict(messages=[dict(role="user", content="2+2?"), dict(role="assistant", content="\n4", thinking="\nadd\n\nthem\n")]),
+    thoughts=dict(messages=[dict(role="system", content="Be short."), dict(role="user", content="2+2?"),
+                            dict(role="assistant", content="4", reasoning="add"), dict(role="user", content="3+3?"),
+                            dict(role="assistant", content="6", reasoning_content="again")]),
+    no_thinking=dict(messages=talk(("user", "2+2?"), ("assistant", "4")), chat_template_kwargs=dict(enable_thinking=False)),
+    thinking=dict(messages=talk(("user", "2+2?"), ("assistant", "4")), chat_template_kwargs=dict(enable_thinking=True)),
+    tools=dict(tools=[NOW, ADD], messages=talk(("system", "Be short."), ("user", "which tools?"), ("assistant", "now and add"))),
+    call=dict(tools=[NOW], messages=[
+        dict(role="user", content="what time is it?"),
+        dict(role="assistant", content="", tool_calls=[call("now", dict(zone="UTC", n=1.5, list=[1, None, True], text="é <b>"))]),
+        dict(role="tool", content="12:00", tool_call_id="1", name="now"), dict(role="assistant", content="noon")]),
+    calls=dict(tools=[NOW, ADD], messages=[
+        dict(role="user", content="both"),
+        dict(role="assistant", content="Both then.", tool_calls=[call("now", dict(zone="local")), call("add", {}, id="c2")]),
+        dict(role="tool", content="12:00"), dict(role="tool", content="0"), dict(role="assistant", content="done"),
+        dict(role="user", content="thanks"), dict(role="assistant", content="ok")]),
+    thoughtful_call=dict(tools=[NOW], messages=[
+        dict(role="user", content="what time is it?"),
+        dict(role="assistant", content="", reasoning_content="look it up", tool_calls=[call("now", dict(zone="UTC"))]),
+        dict(role="tool", content="12:00"), dict(role="assistant", content="noon", reasoning_content="that is noon")]),
+    call_text=dict(messages=[dict(role="user", content="add"), dict(role="assistant", content="", tool_calls=[call("add", '{"a": 1, "b":2}')])]),
+)
+# What a template cannot render, or what transformers would quote a second time: no reference.
+LACKS = dict(qwen2_5=["thought", "thought_lines", "thoughts", "thoughtful_call", "no_thinking", "thinking", "call_text"], qwen3=[])
+
+
+def render(name, t, messages, prompt, tools=None, arguments=None):
     source = open(os.path.join(HERE, "templates", f"{name}.jinja")).read()
-    return t.apply_chat_template(messages, chat_template=source, tokenize=False, add_generation_prompt=prompt)
+    return t.apply_chat_template(messages, tools=tools, chat_template=source, tokenize=False, add_generation_prompt=prompt, **(arguments or {}))
 
 
 def encode(t, text):
     return t(text, add_special_tokens=False, return_offsets_mapping=True)
 
 
-def masked(name, t, messages, stop):
+def masked(name, t, messages, stop, **more):
     """The token sequences to train on: a reply is what is rendered behind its own prompt, up to its stop token. Replies share a sequence
     as long as the template only appends. None where a token spans the boundary of a reply (transformers has no answer to that)."""
     sequences, text, spans = [], "", []
     for i in [i for i, m in enumerate(messages) if m["role"] == "assistant"]:
-        prompt, whole = render(name, t, messages[:i], True), render(name, t, messages[:i + 1], False)
+        prompt, whole = render(name, t, messages[:i], True, **more), render(name, t, messages[:i + 1], False, **more)
         assert whole.startswith(prompt), (name, prompt, whole)
         if not prompt.startswith(text):
             sequences.append((text, spans))
@@ -162,11 +200,20 @@ for name, tokenizer_name, stop in TEMPLATES:
             assert [bool(x) for x in theirs["assistant_masks"][:n]] == ours["is_sampled"] and not any(theirs["assistant_masks"][n:]), label
         cases.append(case)
 
+items = []
+for name, lacks in LACKS.items():
+    t = TOKENIZERS["qwen"]
+    for label, item in ITEMS.items():
+        if label not in lacks:
+            expected = masked(name, t, item["messages"], "<|im_end|>", tools=item.get("tools"), arguments=item.get("chat_template_kwargs"))
+            assert expected, (name, label)
+            items.append(dict(template=name, tokenizer="qwen", label=label, item=item, masked=expected))
+
 texts = ["", " ", "\n\n", "hello world", "  lead", "1234567890 12 3", "it's we'LL DON'T", "\r\n\t mixed \r\n", "ä日本🙂", "e\u0301 Å ﬁ",
          "a<|im_end|>b<|eot_id|>c", "x<think>y</think>", "\u0000\u0007", "नमस्ते दुनिया", "مرحبا ١٢٣", "👩‍👩‍👧‍👦", "f(x)=x**2;//{}[]", "\u00a0nbsp\u3000wide", "A" * 70]
 encodings = [dict(tokenizer=name, text=text, ids=encode(t, text)["input_ids"], decoded=t.decode(encode(t, text)["input_ids"]))
              for name, t in TOKENIZERS.items() for text in texts]
 with open(OUT, "w") as f:
-    json.dump(dict(templates=[dict(name=n, tokenizer=t, stop=s) for n, t, s in TEMPLATES], conversations=CONVERSATIONS, cases=cases,
+    json.dump(dict(templates=[dict(name=n, tokenizer=t, stop=s) for n, t, s in TEMPLATES], conversations=CONVERSATIONS, cases=cases, items=items,
                    encodings=encodings), f, ensure_ascii=False)
     f.write("\n")

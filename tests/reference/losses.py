@@ -5,7 +5,7 @@ autograd, and by how much the same code in f32 is off.
                                    xxhash, aiohttp and python-dateutil)
 
 The formulas are written down here from their papers: PPO arXiv 1707.06347 eq. 7, dual clip 1912.09729 eq. 5, GAE 1506.02438 eq. 16,
-GRPO 2402.03300 eq. 3, its averages 2503.20783 (Dr. GRPO) and 2503.14476 (DAPO), the KL estimators of J. Schulman's note
+CISPO 2506.13585 eq. 4, 5, GSPO 2507.18071 (against TRL), GRPO 2402.03300 eq. 3, leave-one-out 2402.14740, batch deviation 2508.08221, its averages 2503.20783 (Dr. GRPO) and 2503.14476 (DAPO), the KL estimators of J. Schulman's note
 "Approximating KL Divergence", the clipped value loss of OpenAI's PPO2, AdamW 1711.05101. Where TRL has a formula as code
 (GRPOTrainer._compute_loss), its loss and gradient must equal ours here before anything is written. transformers' schedules and
 torch.optim.AdamW are called, not written down.
@@ -37,25 +37,30 @@ def larger(a, b):
     return torch.where(b > a, b, a)
 
 
+MOST = 20.0  # log ratios and differences are held within this
+
+
 def kl(estimator, logp, reference):
-    d = logp - reference
+    d = torch.clamp(logp - reference, -MOST, MOST)
     return {"k1": d, "k2": d * d / 2, "k3": torch.exp(-d) - 1 + d}[estimator]
 
 
 def policy_loss(p, x):
     """Every statistic of one call, as weighted sums; x are tensors (M)."""
     logp, weight, advantage = x["logp"], x["weight"], x["advantage"]
-    moved = logp - x["behaviour"]
+    moved = torch.clamp(logp - x["behaviour"], -MOST, MOST)
     ratio = torch.exp(moved)
-    plain = ratio * advantage
-    clipped = torch.clamp(ratio, 1 - p["clip_low"], 1 + p["clip_high"]) * advantage
-    objective = smaller(plain, clipped)
-    was_clipped = clipped < plain
-    if p["dual_clip"] is not None:
-        floor = p["dual_clip"] * advantage
-        dual = (advantage < 0) & (objective < floor)
-        objective = torch.where(dual, floor, objective)
-        was_clipped = was_clipped | dual
+    within = torch.clamp(ratio, 1 - p["clip_low"], 1 + p["clip_high"])
+    if p["surrogate"] == "cispo":
+        objective = within.detach() * advantage * logp
+        plain, was_clipped = objective, within != ratio
+    else:
+        plain, clipped = ratio * advantage, within * advantage
+        objective = smaller(plain, clipped)
+        was_clipped = clipped < plain
+        if p["dual_clip"] is not None:
+            floor = p["dual_clip"] * advantage
+            objective = torch.where((advantage < 0) & (objective < floor), floor, objective)
     divergence = kl(p["kl_estimator"], logp, x["reference"])
     sums = dict(
         policy_loss=(-objective * weight).sum(),
@@ -63,13 +68,16 @@ def policy_loss(p, x):
         entropy=(x["entropy"] * weight).sum(),
         clip_fraction=(was_clipped.to(logp.dtype) * weight).sum(),
         approx_kl=((ratio - 1 - moved) * weight).sum(),
+        ratio_max=torch.where(weight > 0, ratio, torch.zeros_like(ratio)).max(),
     )
-    sums["loss"] = sums["policy_loss"] + p["kl_coefficient"] * sums["kl"] - p["entropy_coefficient"] * sums["entropy"]
+    kl_term = ratio.detach() * divergence
+    sums["loss"] = sums["policy_loss"] + p["kl_coefficient"] * (kl_term * weight).sum() - p["entropy_coefficient"] * sums["entropy"]
     # The largest magnitude that is added up in each sum: what its rounding is relative to.
     largest = lambda *terms: max(float((t * weight).detach().abs().max()) for t in terms)
     scales = dict(policy_loss=largest(plain, objective), kl=largest(divergence, torch.ones_like(logp), moved * 0 + logp - x["reference"]),
-                  entropy=largest(x["entropy"]), clip_fraction=largest(torch.ones_like(logp)), approx_kl=largest(ratio, moved, torch.ones_like(logp)))
-    scales["loss"] = max(scales["policy_loss"], p["kl_coefficient"] * scales["kl"], p["entropy_coefficient"] * scales["entropy"])
+                  entropy=largest(x["entropy"]), clip_fraction=largest(torch.ones_like(logp)), approx_kl=largest(ratio, moved, torch.ones_like(logp)),
+                  ratio_max=float(ratio.max()))
+    scales["loss"] = max(scales["policy_loss"], p["kl_coefficient"] * max(scales["kl"], largest(kl_term)), p["entropy_coefficient"] * scales["entropy"])
     return sums, scales
 
 
@@ -100,7 +108,7 @@ policy = []
 
 
 def add_policy(name, inputs, lengths=None, **p):
-    p = dict(clip_low=0.2, clip_high=0.2, dual_clip=None, kl_coefficient=0.0, kl_estimator="k1", entropy_coefficient=0.0) | p
+    p = dict(surrogate="clip", clip_low=0.2, clip_high=0.2, dual_clip=None, kl_coefficient=0.0, kl_estimator="k1", entropy_coefficient=0.0) | p
     p = {k: float(f32(v)) if isinstance(v, float) else v for k, v in p.items()}
     inputs = {k: f32(v).tolist() for k, v in inputs.items()}
     exact, scales = run_policy(p, inputs, F64)
@@ -119,6 +127,8 @@ everything = dict(kl_coefficient=0.05, entropy_coefficient=0.01)
 for estimator in ["k1", "k2", "k3"]:
     for dual in [None, 3.0]:
         add_policy(f"{estimator}, dual clip {dual}", tokens(48, 0.8), kl_estimator=estimator, dual_clip=dual, **everything)
+for estimator in ["k2", "k3"]:
+    add_policy(f"cispo, {estimator}", tokens(48, 0.8), surrogate="cispo", clip_low=0.3, clip_high=0.4, kl_estimator=estimator, **everything)
 add_policy("a single token", tokens(1), kl_estimator="k3", **everything)
 add_policy("clip-higher (DAPO): two bounds", tokens(32, 0.5), clip_low=0.2, clip_high=0.28)
 # Ratios just inside and outside of both bounds, with advantages of both signs and 0.
@@ -129,7 +139,7 @@ add_policy("ratios beside the bounds", edges, dual_clip=3.0, **everything)
 # With clip 0 the bound is 1, a ratio that is exact in every precision: exactly at the bound the gradient is the plain one.
 at_bound = tokens(6) | dict(behaviour=-np.ones(6), logp=-np.ones(6), advantage=[1, -1, 0, 2, -2, 0.5])
 add_policy("ratios exactly at the bound", at_bound, clip_low=0.0, clip_high=0.0, dual_clip=2.0)
-# What f32 can still hold; masked tokens are those of weight 0.
+# On both sides of where log ratios are held; masked tokens are those of weight 0.
 far = np.asarray([60.0, -60.0, 30.0, -30.0, 0.0, 1e-6])
 extreme = tokens(24)
 extreme["behaviour"] = np.full(24, -70.0)
@@ -160,30 +170,41 @@ for lengths in [[1], [1, 1, 1], [5, 1, 9, 3], [64, 2]]:
 
 def check_against_trl():
     """GRPOTrainer._compute_loss on a padded batch, called with a stand-in for the trainer: its loss and gradient by log-probability
-    equal our transcription with the weights of the averages above."""
+    equal our transcription with the weights of the averages above. TRL's KL term is not weighed by the ratio: it is compared where the
+    ratio is 1. Its CISPO clips above only, at epsilon_high itself."""
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     lengths, scale = [5, 1, 9, 3], 8.0
     n, longest = sum(lengths), max(lengths)
-    x = {k: torch.tensor(f32(v)) for k, v in tokens(n, 0.6).items()}
     per_reply = torch.tensor(random.randn(len(lengths)))
-    x["advantage"] = per_reply.repeat_interleave(torch.tensor(lengths))
     mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
     spread = lambda flat: torch.zeros(mask.shape, dtype=F64).masked_scatter(mask.bool(), flat)
-    p = dict(clip_low=0.2, clip_high=0.28, dual_clip=None, kl_coefficient=0.05, kl_estimator="k3", entropy_coefficient=0.0)
+    first = dict(clip_low=0.2, clip_high=0.28, dual_clip=None, kl_coefficient=0.05, kl_estimator="k3", entropy_coefficient=0.0, surrogate="clip")
+    later, cispo = dict(first, kl_coefficient=0.0), dict(first, kl_coefficient=0.0, surrogate="cispo", clip_low=1.0, clip_high=0.5)
     collected = __import__("collections").defaultdict(lambda: __import__("collections").defaultdict(list))
-    for loss_type, average in [("bnpo", "token"), ("dr_grpo", "sample"), ("grpo", "reply"), ("dapo", "token")]:
+    for loss_type, average, p, level in [
+        ("bnpo", "token", first, "token"), ("dr_grpo", "sample", first, "token"), ("grpo", "reply", first, "token"), ("dapo", "token", first, "token"),
+        ("bnpo", "token", later, "token"), ("dr_grpo", "sample", later, "token"), ("grpo", "reply", later, "token"),
+        ("cispo", "token", cispo, "token"), ("grpo", "reply", later, "sequence"),
+    ]:
+        x = {k: torch.tensor(f32(v)) for k, v in tokens(n, 0.0 if p is first else 0.6).items()}
+        x["advantage"] = per_reply.repeat_interleave(torch.tensor(lengths))
         weights = next(a["weights"] for a in averages if (a["average"], a["lengths"], a["reply_scale"]) == (average, lengths, scale))
         ours = dict(x, weight=torch.tensor(weights, dtype=F64), logp=x["logp"].clone().requires_grad_())
+        if level == "sequence":
+            # GSPO: the behaviour below each token's log-probability by the reply's mean log ratio, without a gradient.
+            means = [d.mean() for d in (x["logp"] - x["behaviour"]).split(lengths)]
+            ours["behaviour"] = x["logp"] - torch.stack(means).repeat_interleave(torch.tensor(lengths))
         loss = policy_loss(p, ours)[0]["loss"]
         loss.backward()
         logp = spread(x["logp"]).requires_grad_()
         gather = lambda t: t
         trainer = types.SimpleNamespace(
             _get_per_token_logps_and_entropies=lambda *a, **k: (logp, spread(x["entropy"]), None), aux_loss_enabled=False,
-            top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token", beta=p["kl_coefficient"],
+            top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level=level, beta=p["kl_coefficient"],
             args=types.SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1), loss_type=loss_type,
-            epsilon_low=p["clip_low"], epsilon_high=p["clip_high"], use_vllm=False, model=types.SimpleNamespace(training=True),
+            epsilon_low=p["clip_low"], epsilon_high=p["clip_high"] + (1 if loss_type == "cispo" else 0), use_vllm=False,
+            model=types.SimpleNamespace(training=True),
             current_gradient_accumulation_steps=1, max_completion_length=int(scale), _entropy_bonus_enabled=False, _metrics=collected,
             accelerator=types.SimpleNamespace(gather=gather, num_processes=1, reduce=lambda t, reduction: t), vllm_importance_sampling_correction=False,
             use_adaptive_entropy=False,
@@ -193,9 +214,13 @@ def check_against_trl():
                      num_items_in_batch=torch.tensor(float(n)))
         theirs = GRPOTrainer._compute_loss(trainer, None, batch)
         theirs.backward()
-        assert abs(theirs.item() - loss.item()) < 1e-12, (loss_type, theirs.item(), loss.item())
-        assert (logp.grad[mask.bool()] - ours["logp"].grad).abs().max() < 1e-12, loss_type
-        print(f"equal to TRL's {loss_type}")
+        assert abs(theirs.item() - loss.item()) < 1e-12, (loss_type, level, theirs.item(), loss.item())
+        difference = logp.grad[mask.bool()] - ours["logp"].grad
+        if level == "sequence":
+            # A reply's gradient is one number for all its tokens: TRL's through the mean, the token form's through each.
+            difference = torch.stack([d.sum() for d in difference.split(lengths)])
+        assert difference.abs().max() < 1e-12, (loss_type, level)
+        print(f"equal to TRL's {loss_type}, {level} level, KL {p['kl_coefficient']}")
 
 
 def run_value(clip, inputs, dtype):
@@ -238,10 +263,15 @@ def whiten(x):
     return dict(whitened=((x - x.mean()) / torch.sqrt(x.var(unbiased=True) + 1e-8)).double().tolist())
 
 
-def groups(scores, size, deviation, epsilon):
+def groups(scores, size, baseline, deviation, epsilon):
     table = scores.view(-1, size)
-    centred = table - table.mean(1, keepdim=True)
-    return dict(advantages=(centred / (table.std(1, keepdim=True) + epsilon) if deviation else centred).flatten().double().tolist())
+    if baseline == "mean":
+        centred = table - table.mean(1, keepdim=True)
+    else:
+        others = [torch.cat([table[:, :i], table[:, i + 1:]], 1).mean(1) for i in range(size)]
+        centred = table - torch.stack(others, 1)
+    divisor = dict(group=table.std(1, keepdim=True) + epsilon, batch=scores.std() + epsilon, none=torch.ones((), dtype=scores.dtype))[deviation]
+    return dict(advantages=(centred / divisor).flatten().double().tolist())
 
 
 def both(function, *tensors, **settings):
@@ -259,26 +289,27 @@ for x in [random.randn(64), random.randn(500) * 1e-3 + 5, np.asarray([1.0, -1.0]
     x = f32(x)
     advantages["whiten"].append(dict(values=x.tolist(), outputs=both(whiten, x)))
 for size in [2, 8]:
-    for deviation in [True, False]:
+    for baseline, deviation in [("mean", "group"), ("mean", "none"), ("mean", "batch"), ("leave_one_out", "none"), ("leave_one_out", "batch")]:
         scores = f32(np.concatenate([random.randn(3 * size), np.full(size, 0.5)]))
-        epsilon = float(f32(0.02))
-        advantages["groups"].append(dict(scores=scores.tolist(), size=size, deviation=deviation, epsilon=epsilon,
-                                         outputs=both(groups, scores, size=size, deviation=deviation, epsilon=epsilon)))
+        case = dict(size=size, baseline=baseline, deviation=deviation, epsilon=float(f32(0.02)))
+        advantages["groups"].append(dict(scores=scores.tolist(), **case, outputs=both(groups, scores, **case)))
 
 schedules = []
 parameter = [torch.nn.Parameter(torch.zeros(1))]
-for warmup, total, floor in [(0, 10, 0.0), (3, 20, 0.0), (5, 50, 0.1), (0, 1, 0.0)]:
+for kind, warmup, total, floor in [("cosine", 0, 10, 0.0), ("cosine", 3, 20, 0.0), ("cosine", 5, 50, 0.1), ("cosine", 0, 1, 0.0), ("linear", 0, 10, 0.0), ("linear", 4, 12, 0.0)]:
     # Our warm-up has no step of rate 0: it is theirs, one step longer and begun one step later.
     def factors(warmup, steps):
         optimizer = torch.optim.SGD(parameter, lr=1.0)
         if floor:
             make = transformers.get_cosine_with_min_lr_schedule_with_warmup
             schedule = make(optimizer, warmup, total, min_lr_rate=float(f32(floor)))
+        elif kind == "linear":
+            schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, total)
         else:
             schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, total)
         return [schedule.lr_lambdas[0](step) for step in range(steps)]
 
-    schedules.append(dict(warmup=warmup, total=total, floor=float(f32(floor)), warming=factors(warmup + 1, warmup + 1)[1:],
+    schedules.append(dict(kind=kind, warmup=warmup, total=total, floor=float(f32(floor)), warming=factors(warmup + 1, warmup + 1)[1:],
                           then=factors(warmup, total + 1)[warmup:]))
 
 
@@ -304,11 +335,11 @@ def run_adamw(case, dtype):
 
 
 adamw = []
-for steps, decay, max_norm, size in [(1, 0.0, 1e9, 1.0), (6, 0.1, 1.0, 1.0), (30, 0.01, 0.5, 10.0), (3, 0.1, 1.0, 1e-6)]:
+for steps, decay, max_norm, size, beta2 in [(1, 0.0, 1e9, 1.0, 0.95), (6, 0.1, 1.0, 1.0, 0.95), (30, 0.01, 0.5, 10.0, 0.95), (3, 0.1, 1.0, 1e-6, 0.999)]:
     shapes = [[3, 5], [7], [2, 2]]
     draw = lambda scale: [f32(random.randn(int(np.prod(s))) * scale).tolist() for s in shapes]
     case = dict(shapes=shapes, params=draw(1.0), grads=[draw(size) for _ in range(steps)], lr=float(f32(1e-2)), beta1=float(f32(0.9)),
-                beta2=float(f32(0.95)), eps=float(f32(1e-8)), weight_decay=float(f32(decay)), max_norm=float(f32(max_norm)))
+                beta2=float(f32(beta2)), eps=float(f32(1e-8)), weight_decay=float(f32(decay)), max_norm=float(f32(max_norm)))
     (exact, norms), (rounded, _) = run_adamw(case, F64), run_adamw(case, F32)
     adamw.append(case | dict(norms=norms, outputs=compare(exact, rounded, {})))
 

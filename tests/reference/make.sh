@@ -16,6 +16,7 @@ python "$here/metrics.py" > "$new/metrics.json"
 python "$here/losses.py" "$new/losses.json"
 python "$here/chat.py" "$new/chat.json"
 python "$here/models.py" "$new/models"
+python "$here/updates.py" "$new/updates.json" "$new/models" > /dev/null
 if [ "${2-}" = --compare ]; then
     python "$here/compare.py" "$new" "$here"
     exit

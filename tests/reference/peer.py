@@ -99,7 +99,7 @@ def tune(model, batch, settings):
     decays = [p for p in parameters.values() if p.dim() > 1]
     others = [p for p in parameters.values() if p.dim() < 2]
     groups = [{"params": decays, "weight_decay": settings["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=(0.9, 0.95), eps=1e-8)
+    optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=(0.9, 0.999), eps=1e-8)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, settings))
     losses, norms = [], []
     for _ in range(settings["steps"]):

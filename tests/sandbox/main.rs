@@ -2,6 +2,7 @@
 //! by how long something takes: limits are either far away or certain to be reached.
 #![allow(clippy::unwrap_used)]
 
+mod ends;
 mod processes;
 
 use onestep::sandbox::worker::HELPER_ARGUMENT;
@@ -163,6 +164,26 @@ fn how_scripts_end() {
             &brief,
             WallLimit,
         ),
+        (
+            "handler at exit that never ends",
+            "import atexit\n@atexit.register\ndef end():\n  while True: pass",
+            &little_cpu,
+            CpuLimit,
+        ),
+        ("handler at exit that sleeps", "import atexit, time\natexit.register(time.sleep, 1000)", &brief, WallLimit),
+        (
+            "finalizer that never ends",
+            "class Last:\n  def __del__(self):\n    while True: pass\nlast = Last()",
+            &little_cpu,
+            CpuLimit,
+        ),
+        (
+            "what is flushed at the end is output",
+            "f = open(1, 'w', buffering=1 << 21)\nf.write('x' * 2000)",
+            &little_output,
+            OutputLimit,
+        ),
+        ("interrupted", "raise KeyboardInterrupt", &LIMITS, Signaled(2)),
     ];
     let (_folders, jobs): (Vec<_>, Vec<_>) =
         cases.iter().map(|(_, script, limits, _)| job(script, (*limits).clone())).unzip();

@@ -77,7 +77,7 @@ fn labels_that_cannot_be_divided_are_refused() {
         assert_eq!(error, "cannot be divided: a half of its 2 rows lacks a class; expected more rows", "{name}");
     }
     assert_eq!(parse("sales", "id,y\na,1\nb,2\na,3\n"), "has id \"a\" twice");
-    assert!(parse("sales", "id\na\nb\n").contains("no number behind its id"));
+    assert!(parse("sales", "id\na\nb\n").contains("has no numbers beside its ids"));
     let mut npy = bundled_task("sales");
     npy.submission = "p.npy".into();
     assert!(Labels::parse(&npy, "id,y\na,1\nb,2\n").unwrap_err().contains("cannot have them"));
@@ -94,17 +94,91 @@ fn rows_with_ids_are_matched_in_any_order() {
         ("id,p\nb,1\nc,2\n", "submission lacks id \"a\""),
         ("id,p\nc,1\na,2\nb,3\nx,4\ny,4\n", "submission row 4: unknown id \"x\""),
         ("id,p\nc,1\na,2\nb,3\nb,4\n", "submission row 4: id \"b\" is repeated"),
-        ("id,p\nc,1\na\nb,3\n", "submission row 2 has no number behind its id"),
-        ("id,p\nc,1\na,1,2\nb,3\n", "submission row 2 has 2 columns, row 1 has 1"),
+        ("id,p\nc,1\na\nb,3\n", "submission row 2 has 1 columns, its first line 2"),
+        ("id,p\nc,1\na,1,2\nb,3\n", "submission row 2 has 3 columns, its first line 2"),
         ("id,p\nc,x\na,1\nb,3\n", "submission row 1: \"x\" is not a number"),
         ("id,p\n", "submission is empty"),
     ] {
         assert_eq!(desk.grade_text(text), Err(expected.into()), "{text:?}");
     }
     let error = desk.grade_text("c,1\na,2\nb,3\n").unwrap_err();
-    assert!(error.contains("no header whose first column is id"), "{error}");
+    assert!(error.contains("no column id in its first line (\"c,1\")"), "{error}");
     let long = format!("id,p\n{},1\na,2\nb,3\n", "q".repeat(1000));
     assert!(desk.grade_text(long).unwrap_err().len() < 100);
+}
+
+/// What honest programs write: each file holds the right answers.
+#[test]
+fn every_way_to_write_a_csv_is_read() {
+    let desk = Desk::of("sales", "id,y\n0007,1\n\"0014\",2\n21,3\n", |_| {});
+    for text in [
+        "id,y\n0007,1\n0014,2\n21,3\n",
+        "id,y\n0007,1\n0014,2\n21,3",
+        "\u{feff}id,y\n0007,1\n0014,2\n21,3\n",
+        "\u{feff}\"id\",\"y\"\r\n\"0007\",1\r\n\"0014\",2\r\n\"21\",3\r\n",
+        "id,y\r0007,1\r0014,2\r21,3\r",
+        "\"id\",\"y\"\n\"0007\",\"1\"\n\"0014\",\"2\"\n\"21\",\"3\"\n",
+        "\"id\", \"y\"\n\"0007\", 1\n \"0014\", \"2\"\n 21 , 3.0 \n",
+        "\n\nid,y\n\n0007,1\n \t \n0014,2\r\n\r\n21,3e0\n\n\n  \n",
+        "y,id\n1,0007\n2,0014\n3,21\n",
+        "id,any name\n0007,1\n0014,2\n21,3\n",
+        ",id,y\n0,0007,1\n1,0014,2\n2,21,3\n",
+        "note,id,y,more\n\"a, \"\"b\"\"\nc\",0007,1,9\n,0014,2,x\nq,21,3,\n",
+    ] {
+        assert_eq!(desk.metrics(text), Ok((0.0, 0.0)), "{text:?}");
+    }
+    let rows = Desk::new();
+    for text in ["\u{feff}1\n2\n3\n", "\"1\"\n\"2\"\n\"3\"\n", " 1\r2\r 3 ", "\"1\"\r\n\r\n\" 2 \"\r\n \"3\"\r\n"] {
+        assert_eq!(rows.metrics(text), Ok((0.0, 0.0)), "{text:?}");
+    }
+    // Columns are told apart by name where the labels have names for them.
+    let mut wide = Desk::of("sales", "id,a,b\n1,1,10\n2,2,20\n3,3,30\n", |_| {});
+    wide.task.metric = Metric::Mcrmse;
+    assert_eq!(wide.metrics("b,id,a\n10,1,1\n20,2,2\n30,3,3\n"), Ok((0.0, 0.0)));
+    assert_eq!(wide.metrics("id,p,q\n1,1,10\n2,2,20\n3,3,30\n"), Ok((0.0, 0.0)));
+    // A probability for each class: no names of the labels' own.
+    let classes = Desk::of("reviews", "id,class\n1,0\n2,1\n3,0\n4,1\n5,0\n6,1\n", |task| task.metric = Metric::LogLoss);
+    let honest = classes.metrics("id,class,other\n1,1,0\n2,0,1\n3,1,0\n4,0,1\n5,1,0\n6,0,1\n").unwrap();
+    assert!(honest.0 < 1e-9 && honest.1 < 1e-9, "{honest:?}");
+}
+
+#[test]
+fn what_is_no_such_csv_is_refused_with_words() {
+    let desk = Desk::of("sales", "id,y\n0007,1\n0014,2\n21,3\n", |_| {});
+    let as_text = "read and write ids as text, so that they stay as they are";
+    for (text, expected) in [
+        ("id;y\n0007;1\n0014;2\n21;3\n", "submission has its fields separated by ';'; expected commas".to_string()),
+        ("\"id\";\"y\"\n\"0007\";1\n", "submission has its fields separated by ';'; expected commas".to_string()),
+        ("id\ty\n0007\t1\n", "submission has its fields separated by '\\t'; expected commas".to_string()),
+        ("id,y\n7,1\n14,2\n21,3\n", format!("submission row 1: unknown id \"7\"; the id is \"0007\": {as_text}")),
+        (
+            "id,y\n0007,1\n14.0,2\n21,3\n",
+            format!("submission row 2: unknown id \"14.0\"; the id is \"0014\": {as_text}"),
+        ),
+        (
+            "id,y\n0007,1\n0014,2\n0021,3\n",
+            format!("submission row 3: unknown id \"0021\"; the id is \"21\": {as_text}"),
+        ),
+        ("id,y,y\n0007,1,1\n0014,2,2\n21,3,3\n", "submission has the column y twice".to_string()),
+        ("id,id,y\n0007,1,1\n", "submission has the column id twice".to_string()),
+        ("id,y\n0007,\"1\n0014,2\n21,3\n", "submission row 1: \"1\\n0014,2\\n21,3\" is not a number".to_string()),
+        ("id,y\n0007,1,5\n0014,2\n21,3\n", "submission row 1 has 3 columns, its first line 2".to_string()),
+        ("id,y\n0007,\n0014,2\n21,3\n", "submission row 1: \"\" is not a number".to_string()),
+        ("id\n0007\n0014\n21\n", "submission has no numbers beside its ids".to_string()),
+        (
+            "Id,y\n0007,1\n",
+            "submission has no column id in its first line (\"Id,y\"); expected one like id,prediction".to_string(),
+        ),
+    ] {
+        assert_eq!(desk.grade_text(text), Err(expected), "{text:?}");
+    }
+    let mut wide = Desk::of("sales", "id,a,b\n1,1,10\n2,2,20\n3,3,30\n", |_| {});
+    wide.task.metric = Metric::Mcrmse;
+    let half = wide.grade_text("id,b,c\n1,10,1\n2,20,2\n3,30,3\n");
+    assert_eq!(half, Err("submission lacks the column \"a\"; expected the columns id,a,b".into()));
+    let rows = Desk::new();
+    let by_semicolons = rows.grade_text("1;0\n2;0\n3;0\n");
+    assert_eq!(by_semicolons, Err("submission has its fields separated by ';'; expected commas".into()));
 }
 
 #[test]
@@ -263,7 +337,7 @@ fn malformed_submissions_are_refused_with_a_reason() {
     ] {
         assert_eq!(desk.grade_text(text), Err(expected.into()), "{text:?}");
     }
-    assert_eq!(desk.grade_text([0xff, 0xfe, b'1']), Err("submission is not text".into()));
+    assert_eq!(desk.grade_text([0xff, 0xfe, b'1']), Err("submission is not text in UTF-8".into()));
     let many = "1\n".repeat(100_000);
     assert_eq!(desk.grade_text(many), Err("submission has 100000 rows, expected 3".into()));
     let wide = format!("1{}\n", ",1".repeat(1_000_000));

@@ -137,11 +137,42 @@ pub fn value_loss(types: impl Into<Types>, inputs: &ValueInputs, dvalue: &Tensor
     let door = door("value_loss", types);
     let m = door.vector("value (M)", inputs.value)?;
     let ValueInputs { value, old_value, target, weight } = inputs;
-    door.input("value (M)", value, &[m])?;
-    for (name, t) in [("old_value (M)", old_value), ("target (M)", target), ("weight (M)", weight)] {
+    for (name, t) in
+        [("value (M)", value), ("old_value (M)", old_value), ("target (M)", target), ("weight (M)", weight)]
+    {
         door.statistic(name, t, &[m])?;
     }
-    door.output("dvalue (M)", dvalue, &[m])
+    door.accumulated("dvalue (M)", dvalue, &[m])
+}
+
+/// `value_head`.
+pub fn value_head(types: impl Into<Types>, x: &Tensor, w: &Tensor, bias: &Tensor, value: &Tensor) -> Result<()> {
+    let door = door("value_head", types);
+    let [m, c] = door.matrix("x (M, C)", x)?;
+    door.input("x (M, C)", x, &[m, c])?;
+    door.statistic("w (1, C)", w, &[1, c])?;
+    door.statistic("bias (1)", bias, &[1])?;
+    door.accumulated("value (M)", value, &[m])
+}
+
+/// `value_head_backward`.
+pub fn value_head_backward(
+    types: impl Into<Types>,
+    x: &Tensor,
+    w: &Tensor,
+    dvalue: &Tensor,
+    dx: &Tensor,
+    dw: &Tensor,
+    dbias: &Tensor,
+) -> Result<()> {
+    let door = door("value_head_backward", types);
+    let [m, c] = door.matrix("x (M, C)", x)?;
+    door.input("x (M, C)", x, &[m, c])?;
+    door.statistic("w (1, C)", w, &[1, c])?;
+    door.statistic("dvalue (M)", dvalue, &[m])?;
+    door.output("dx (M, C)", dx, &[m, c])?;
+    door.accumulated("dw (1, C)", dw, &[1, c])?;
+    door.accumulated("dbias (1)", dbias, &[1])
 }
 
 /// `squared_norm`: tensors of the accumulator type.

@@ -357,6 +357,22 @@ impl Backend for Cpu {
         sample::sample(logits.slice(), logits.columns(), sampling, ids.slice_mut(), logp.slice_mut())
     }
 
+    fn value_head(&self, x: &Tensor, w: &Tensor, bias: &Tensor, value: &mut Tensor) -> Result<()> {
+        oracle().value_head(x, w, bias, value)
+    }
+
+    fn value_head_backward(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        dvalue: &Tensor,
+        dx: &mut Tensor,
+        dw: &mut Tensor,
+        dbias: &mut Tensor,
+    ) -> Result<()> {
+        oracle().value_head_backward(x, w, dvalue, dx, dw, dbias)
+    }
+
     fn ppo_loss(
         &self,
         params: &PpoParams,

@@ -37,6 +37,7 @@ sources!(
     "sample",
     "swiglu",
     "tensor",
+    "value_head",
     "value_loss"
 );
 

@@ -39,6 +39,7 @@ mod rows;
 mod sample;
 mod swiglu;
 mod tensor;
+mod value_head;
 mod value_loss;
 
 pub use linear::LinearPath;
@@ -415,6 +416,24 @@ impl Backend for Cuda {
     fn sample(&self, logits: &Tensor, sampling: &Sampling, ids: &mut Tensor, logp: &mut Tensor) -> Result<()> {
         check::sample(TYPES, logits, sampling, ids, logp)?;
         sample::sample(self, logits, sampling, ids, logp)
+    }
+
+    fn value_head(&self, x: &Tensor, w: &Tensor, bias: &Tensor, value: &mut Tensor) -> Result<()> {
+        check::value_head(TYPES, x, w, bias, value)?;
+        value_head::value_head(self, x, w, bias, value)
+    }
+
+    fn value_head_backward(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        dvalue: &Tensor,
+        dx: &mut Tensor,
+        dw: &mut Tensor,
+        dbias: &mut Tensor,
+    ) -> Result<()> {
+        check::value_head_backward(TYPES, x, w, dvalue, dx, dw, dbias)?;
+        value_head::value_head_backward(self, x, w, dvalue, dx, dw, dbias)
     }
 
     fn ppo_loss(

@@ -1,9 +1,9 @@
-//! The clipped policy loss: launches of kernels/ppo_loss.cu.
+//! The policy loss: launches of kernels/ppo_loss.cu.
 
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, pointer, tensor};
-use crate::backend::{KlEstimator, PpoInputs, PpoParams, PpoStats};
+use crate::backend::{KlEstimator, PpoInputs, PpoParams, PpoStats, Surrogate};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -11,6 +11,8 @@ use crate::tensor::{DType, Tensor};
 /// sums on every GPU.
 const BLOCK: usize = 256;
 const MOST_BLOCKS: usize = 256;
+/// What a block says: six sums and the greatest ratio.
+const STATISTICS: usize = 7;
 
 pub(super) fn ppo_loss(
     be: &Cuda,
@@ -21,7 +23,7 @@ pub(super) fn ppo_loss(
 ) -> Result<PpoStats> {
     let m = dlogp.len();
     let blocks = m.div_ceil(BLOCK).min(MOST_BLOCKS);
-    let partials = be.workspace(&[blocks, 5], DType::F64)?;
+    let partials = be.workspace(&[blocks, STATISTICS], DType::F64)?;
     let args = [
         pointer(inputs.logp)?,
         pointer(inputs.entropy)?,
@@ -33,6 +35,7 @@ pub(super) fn ppo_loss(
         pointer(dentropy)?,
         pointer(&partials)?,
         Arg::I64(m as i64),
+        Arg::I32((params.surrogate == Surrogate::Cispo).into()),
         Arg::F32(params.clip_low),
         Arg::F32(params.clip_high),
         Arg::F32(params.dual_clip.unwrap_or(0.0)),
@@ -45,15 +48,17 @@ pub(super) fn ppo_loss(
         Arg::F32(params.entropy_coefficient),
     ];
     be.launch(Kernel { file: "ppo_loss", name: "ppo_loss" }, [blocks, 1, 1], BLOCK, 0, &args)?;
-    let mut stats = PpoStats::default();
-    for sums in tensor::download(&partials)?.slice::<f64>().chunks_exact(5) {
-        stats.policy_loss += sums[0];
-        stats.kl += sums[1];
-        stats.entropy += sums[2];
-        stats.clip_fraction += sums[3];
-        stats.approx_kl += sums[4];
+    let (mut stats, mut kl_loss) = (PpoStats::default(), 0.0);
+    for part in tensor::download(&partials)?.slice::<f64>().chunks_exact(STATISTICS) {
+        stats.policy_loss += part[0];
+        kl_loss += part[1];
+        stats.kl += part[2];
+        stats.entropy += part[3];
+        stats.clip_fraction += part[4];
+        stats.approx_kl += part[5];
+        stats.ratio_max = stats.ratio_max.max(part[6]);
     }
-    stats.loss = stats.policy_loss + f64::from(params.kl_coefficient) * stats.kl
+    stats.loss = stats.policy_loss + f64::from(params.kl_coefficient) * kl_loss
         - f64::from(params.entropy_coefficient) * stats.entropy;
     Ok(stats)
 }

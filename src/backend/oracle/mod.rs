@@ -26,6 +26,7 @@ pub mod qk_norm_rope;
 pub mod rows;
 pub mod sample;
 pub mod swiglu;
+pub mod value_head;
 pub mod value_loss;
 
 /// What the loops compute in: f32 or f64.
@@ -449,6 +450,27 @@ impl Backend for Oracle {
         check::sampling_values(sampling.temperature.slice(), sampling.top_p.slice(), sampling.top_k.slice())?;
         let v = logits.columns();
         dispatch!(self, R => sample::sample::<R>(logits.slice(), v, sampling, ids.slice_mut(), logp.slice_mut()))
+    }
+
+    fn value_head(&self, x: &Tensor, w: &Tensor, bias: &Tensor, value: &mut Tensor) -> Result<()> {
+        check::value_head(self.activation, x, w, bias, value)?;
+        dispatch!(self, R => value_head::value_head::<R>(x, w, bias, value.slice_mut()));
+        Ok(())
+    }
+
+    fn value_head_backward(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        dvalue: &Tensor,
+        dx: &mut Tensor,
+        dw: &mut Tensor,
+        dbias: &mut Tensor,
+    ) -> Result<()> {
+        check::value_head_backward(self.activation, x, w, dvalue, dx, dw, dbias)?;
+        let (dx, dw, dbias) = (dx, dw, dbias);
+        dispatch!(self, R => value_head::value_head_backward::<R>(x, w, dvalue, dx.slice_mut(), dw.slice_mut(), dbias.slice_mut()));
+        Ok(())
     }
 
     fn ppo_loss(

@@ -1,3 +1,3 @@
 # Submits quoted numbers.
-# gets: error
+# gets: error edit
 open("submission.csv", "w").write("".join(f'"{row}"\n' for row in p.ravel()[: len(p)]))

@@ -1,0 +1,135 @@
+//! Nothing that is learnt vanishes in a template: texts, thoughts, tools and calls stand in what is rendered, or the conversation is
+//! refused by the name of what does not.
+
+use super::ChatTemplate;
+use crate::error::{Error, Result};
+use crate::message::{CALLS, Context, Conversation, FIELDS, Message};
+use serde_json::{Map, Value, json};
+
+impl ChatTemplate {
+    /// Refuses a reply (message `i`, rendered as what `whole` has beyond `prompt`) of which something is left out, and tools that are.
+    pub(super) fn check_reply(&self, conversation: &Conversation, i: usize, prompt: &str, whole: &str) -> Result<()> {
+        let Conversation { messages, context, .. } = conversation;
+        let reply = &messages[i];
+        if let Some(thought) = reply.thought().filter(|thought| !carries(prompt, whole, thought)) {
+            let key = "thought (reasoning_content, thinking or reasoning)";
+            return Err(left_out(i, reply, key, thought, "write it into content"));
+        }
+        if !carries(prompt, whole, &reply.content) {
+            let hint =
+                "the template keeps a part of it back, as some do with thoughts or with text beside calls of tools";
+            return Err(left_out(i, reply, "content", &reply.content, hint));
+        }
+        self.check_calls(messages, context, i, whole)?;
+        let has_tools = context.tools.as_ref().is_some_and(|tools| !tools.is_empty());
+        let without = Context { tools: None, ..context.clone() };
+        if has_tools && self.render_with(&messages[..=i], &without, false).is_ok_and(|text| text == whole) {
+            return Err(Error::content(
+                "key `tools`: this chat template does not render tools, so the model would not see them: use a model whose template \
+                 does, or take the key out",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses a conversation that has a message before reply `last` whose text or calls the template leaves out. What earlier
+    /// replies said is the template's to shorten.
+    pub(super) fn check_prompt(&self, conversation: &Conversation, last: usize) -> Result<()> {
+        let Conversation { messages, context, is_learnt } = conversation;
+        let prompt = self.render_with(&messages[..last], context, true)?;
+        for (i, message) in messages[..last].iter().enumerate() {
+            if message.role == "assistant" {
+                if !is_learnt[i] && !message.calls().is_empty() {
+                    let whole = self.render_with(&messages[..=i], context, false)?;
+                    self.check_calls(messages, context, i, &whole)?;
+                }
+            } else if !carries("", &prompt, &message.content) {
+                // Some templates quote the text: then it still makes a difference.
+                let mut silent = messages[..last].to_vec();
+                silent[i].content.clear();
+                if self.render_with(&silent, context, true).is_ok_and(|text| text == prompt) {
+                    return Err(left_out(i, message, "content", &message.content, "take the message out"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fields of messages that were handed over because the template's text names them, and that make no difference to what is rendered.
+    /// A tool's `name` is for whoever matches answers to calls.
+    pub fn unread_fields(&self, conversation: &Conversation) -> Vec<String> {
+        let Conversation { messages, context, .. } = conversation;
+        let is_own = |key: &str, message: &Message| match key {
+            "name" => message.role == "tool",
+            key => FIELDS.contains(&key),
+        };
+        let mut keys: Vec<&String> = vec![];
+        for message in messages {
+            keys.extend(message.more.keys().filter(|key| !is_own(key, message)));
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        let mut unread = vec![];
+        for key in keys {
+            let mut without = messages.clone();
+            without.iter_mut().for_each(|message| drop(message.more.remove(key)));
+            let text = self.render_with(&without, context, false);
+            if text.is_ok() && text.ok() == self.render_with(messages, context, false).ok() {
+                unread.push(key.clone());
+            }
+        }
+        unread
+    }
+
+    /// Refuses calls of tools of message `i` of which one, or its arguments, makes no difference to the text `whole`.
+    fn check_calls(&self, messages: &[Message], context: &Context, i: usize, whole: &str) -> Result<()> {
+        let calls = messages[i].calls();
+        let is_same = |calls: Vec<Value>| {
+            let mut changed = messages[..=i].to_vec();
+            match calls.is_empty() {
+                true => changed[i].more.remove(CALLS),
+                false => changed[i].more.insert(CALLS.to_string(), calls.into()),
+            };
+            self.render_with(&changed, context, false).is_ok_and(|text| text == whole)
+        };
+        for (c, call) in calls.iter().enumerate() {
+            let mut fewer = calls.to_vec();
+            fewer.remove(c);
+            let mut emptied = calls.to_vec();
+            let function = if call.get("function").is_some() { &mut emptied[c]["function"] } else { &mut emptied[c] };
+            let arguments = function.get_mut("arguments").filter(|arguments| !is_empty(arguments));
+            let had_arguments = arguments.map(|arguments| {
+                *arguments = if arguments.is_string() { json!("{}") } else { Value::Object(Map::new()) };
+            });
+            if is_same(fewer) || (had_arguments.is_some() && is_same(emptied)) {
+                let hint = "write them into content";
+                return Err(left_out(i, &messages[i], CALLS, &call.to_string(), hint));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_empty(arguments: &Value) -> bool {
+    match arguments {
+        Value::String(text) => text.trim().is_empty() || text.split_whitespace().collect::<String>() == "{}",
+        Value::Object(object) => object.is_empty(),
+        _ => true,
+    }
+}
+
+/// Whether `whole` has `text` where it ends beyond `prompt`, white space apart (templates strip it).
+fn carries(prompt: &str, whole: &str, text: &str) -> bool {
+    let squeezed = |text: &str| text.split_whitespace().collect::<String>();
+    let (text, whole) = (squeezed(text), squeezed(whole));
+    text.is_empty() || whole.rfind(&text).is_some_and(|at| at + text.len() > squeezed(prompt).len())
+}
+
+fn left_out(i: usize, message: &Message, key: &str, value: &str, hint: &str) -> Error {
+    let value: String = value.chars().take(40).collect();
+    Error::content(format!(
+        "message {i} ({}): this chat template does not render its {key} ({value:?}), so it would be lost: {hint}, or use a model whose \
+         template renders it",
+        message.role
+    ))
+}

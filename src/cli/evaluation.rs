@@ -1,0 +1,205 @@
+//! `eval`: one policy played and scored, under the name of what was played.
+
+use super::args::EvalArgs;
+use super::given::{Given, needed};
+use super::session::{self, World};
+use super::train::{self, names, save_trajectories};
+use crate::backend::Backend;
+use crate::checkpoint;
+use crate::config::Config;
+use crate::console::{errln, out, outln};
+use crate::error::{Error, Result};
+use crate::evaluate::{self, Evaluations};
+use crate::files::write_whole;
+use crate::identity::{self, Identity};
+use crate::model::Policy;
+use crate::model::lora::Adapter;
+use crate::plan::Work;
+use crate::run::write_config;
+use std::path::{Path, PathBuf};
+
+/// Name of the file of scores in a run's folder.
+const FILE: &str = "evaluation.json";
+
+/// `onestep eval`
+pub fn eval(args: &EvalArgs) -> Result<()> {
+    let out = args.run.out.as_path();
+    let given = Given::of_run("eval", &args.run);
+    let config = given.settings(&[], &train::options(&args.run, Some(&args.device)))?;
+    let model = needed(&args.policy.model, "--model", "~/models/Qwen2.5-0.5B")?;
+    let adapter = args.policy.adapter.as_deref();
+    let wanted = name(&config, model, adapter)?;
+    session::check_out(out)?;
+    session::check_memory(&config, model, Work::Eval)?;
+    let tasks = session::task_list(&config)?;
+    read(out)?;
+    if args.run.dry_run {
+        train::check_policy(&config, model, adapter)?;
+        let paths = [("model", Some(model)), ("adapter", adapter)];
+        return train::show(&config, &paths, out, &format!("policy: {wanted}"));
+    }
+    let world = session::world(&config, args.python.python.as_deref(), tasks)?;
+    world.announce();
+    session::threads(&config)?;
+    let backend = session::backend(&config, Some(out))?;
+    let speaker = session::speaker(&*backend, model, &config)?;
+    let adapter_loaded = session::adapter(&*backend, &speaker.model, model, adapter)?;
+    let mut played = identity(&config, &world, "eval", model)?;
+    played.add_adapter(adapter)?;
+
+    let evaluations = read(out)?;
+    let is_free = |name: &str| !trajectories(out, name).exists();
+    let name = evaluations.name_for(&wanted, &played, is_free);
+    if name != wanted {
+        errln!(
+            "note: {}: {wanted} is another policy, or played otherwise; this one is called {name}",
+            out.join(FILE).display()
+        );
+    } else if evaluations.policies.contains_key(&name) {
+        errln!("note: {}: {name} is the same policy, played the same way; it is replaced", out.join(FILE).display());
+    }
+    let settings = out.join("config.toml");
+    if !settings.exists() {
+        write_config(&settings, &config)?;
+    }
+    let evaluations = evaluated(&*backend, &config, &world, &speaker, adapter_loaded.as_ref(), &name, out, played)?;
+    out!("{}", evaluate::table(&evaluations));
+    outln!("scripts: {}", world.environment.cache.counts());
+    outln!("{name} written to {}", out.join(FILE).display());
+    Ok(())
+}
+
+/// What an evaluation or a run on tasks is made of, but for data and adapter.
+pub fn identity(config: &Config, world: &World, verb: &str, model: &Path) -> Result<Identity> {
+    let mut identity = Identity::new(verb, config)?;
+    identity.add_model(model)?;
+    identity.add_tasks(world.environment.tasks().map(|task| &**task))?;
+    identity.add("device", session::device(config));
+    identity.add("python", &world.python);
+    identity.add("sandbox", format!("tier {}", world.tier));
+    Ok(identity)
+}
+
+/// The scores that are in a run's folder.
+fn read(out: &Path) -> Result<Evaluations> {
+    let path = out.join(FILE);
+    if path.exists() { checkpoint::read_json(&path) } else { Ok(Evaluations::default()) }
+}
+
+fn trajectories(out: &Path, name: &str) -> PathBuf {
+    out.join("trajectories").join(format!("eval-{name}.jsonl"))
+}
+
+/// The policy's name: eval.source, or what is played. A run's adapter or model has the run's name (`runs/sft/adapter`: sft), one of a
+/// checkpoint that and the step, any other adapter its folder's; a model alone is `base`. Error: eval.source is no part of a file's name.
+fn name(config: &Config, model: &Path, adapter: Option<&Path>) -> Result<String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let source = config.eval.source.as_str();
+    if !source.is_empty() {
+        return match source.chars().all(is_plain) && !source.starts_with('.') {
+            true => Ok(source.to_string()),
+            false => Err(Error::content(format!(
+                "eval.source = {source:?}: expected a name of letters, digits, - _ and . for the policy, for example sft; empty takes \
+                 that of the adapter"
+            ))),
+        };
+    }
+    let folder = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let name = match adapter.map(folder) {
+        Some(adapter) => of_folder(&adapter),
+        None => {
+            let model = folder(model);
+            let is_trained = model.parent().is_some_and(|run| run.join(identity::FILE).exists());
+            if is_trained { of_folder(&model) } else { return Ok("base".to_string()) }
+        }
+    };
+    let name: String = name.chars().map(|c| if is_plain(c) { c } else { '-' }).collect();
+    let name = name.trim_start_matches('.');
+    // `base` is the name of a model without an adapter.
+    Ok(match name {
+        "" => "adapter".to_string(),
+        "base" => "base-adapter".to_string(),
+        name => name.to_string(),
+    })
+}
+
+/// The name of what lies in `path`: up through what programs call such folders, to what a person called one.
+fn of_folder(path: &Path) -> String {
+    const GENERIC: [&str; 4] = ["adapter", "actor", "model", "checkpoints"];
+    let parts: Vec<String> = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    let own = parts.last().cloned().unwrap_or_default();
+    let Some(at) = parts.iter().rposition(|part| !GENERIC.contains(&part.as_str())) else { return own };
+    match (parts[at].strip_prefix("step-").map(str::parse::<u64>), at) {
+        // RUN/checkpoints/PHASE/step-00000010
+        (Some(Ok(step)), 3..) if parts[at - 2] == "checkpoints" => format!("{}-step-{step}", parts[at - 3]),
+        // From the root on there is no other name.
+        (_, 0) => own,
+        _ => parts[at].clone(),
+    }
+}
+
+/// Plays and scores one policy; adds it to evaluation.json, and writes that and the trajectories.
+#[allow(clippy::too_many_arguments)]
+pub fn evaluated(
+    backend: &dyn Backend,
+    config: &Config,
+    world: &World,
+    speaker: &session::Speaker,
+    adapter: Option<&Adapter>,
+    name: &str,
+    out: &Path,
+    played: Identity,
+) -> Result<Evaluations> {
+    let environment = &world.environment;
+    let policy = Policy { model: &speaker.model, adapter };
+    let mut agent = session::agent(backend, speaker, config, world)?;
+    let tasks = names(environment);
+    let plan = evaluate::Plan {
+        name,
+        trajectories: config.eval.trajectories,
+        seed: config.run.seed,
+        reward: &config.reward,
+        interrupted: &world.interrupted,
+    };
+    let episodes = evaluate::play(&mut agent, policy, environment, &tasks, &plan)?;
+    let mut evaluation = evaluate::score(environment.tasks().map(|t| &t.task), &episodes);
+    evaluation.played = Some(played);
+    save_trajectories(&trajectories(out, name), environment, &episodes)?;
+    // Read again: another evaluation may have been written while this one was played.
+    let mut evaluations = read(out)?;
+    evaluations.insert(name, evaluation);
+    let text =
+        serde_json::to_string_pretty(&evaluations).map_err(|e| Error::system(format!("evaluation.json: {e}")))?;
+    write_whole(&out.join(FILE), text.as_bytes())?;
+    Ok(evaluations)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_named_after_what_is_played() {
+        let config = |source: &str| Config::load(&[], &[format!("source={source}")], "eval");
+        let named = |adapter: &str| name(&config("").unwrap(), Path::new("m"), Some(Path::new(adapter))).unwrap();
+        for (adapter, expected) in [
+            ("/r/runs/sft/adapter", "sft"),
+            ("/r/runs/rl/adapter/", "rl"),
+            ("/r/runs/quickstart/sft/adapter", "sft"),
+            ("/r/runs/mine/checkpoints/rl/step-00000010/actor", "mine-step-10"),
+            ("/r/runs/mine/checkpoints/sft/step-00000020/adapter", "mine-step-20"),
+            ("/r/My Adapter", "My-Adapter"),
+            ("/r/base/adapter", "base-adapter"),
+            ("/r/.hidden", "hidden"),
+            ("/adapter", "adapter"),
+        ] {
+            assert_eq!(named(adapter), expected, "{adapter}");
+        }
+        assert_eq!(name(&config("").unwrap(), Path::new("m"), None).unwrap(), "base");
+        assert_eq!(name(&config("mine").unwrap(), Path::new("m"), None).unwrap(), "mine");
+        for source in ["../x", "a/b", ".x", "a b"] {
+            assert_eq!(name(&config(source).unwrap(), Path::new("m"), None).unwrap_err().exit_code(), 2, "{source}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Options that do not exist and what was meant by them: a setting (`--lr 1e-4` is learning_rate=1e-4), an option of another name, an option
+//! of another verb.
+
+use super::args::Typed;
+use crate::config::DEFAULTS;
+use clap::CommandFactory;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use toml::{Table, Value};
+
+/// The verbs that take settings, and the section of a bare key.
+const SECTIONS: [(&str, &str); 10] = [
+    ("quickstart", "rl"),
+    ("sft", "sft"),
+    ("rl", "rl"),
+    ("eval", "eval"),
+    ("collect", "collect"),
+    ("pretrain", "pretrain"),
+    ("plan", "sft"),
+    ("generate", "sampling"),
+    ("task", "tasks"),
+    ("data", "sft"),
+];
+
+/// Options as other trainers call them, and ours.
+const OPTIONS: &[(&[&str], &str)] = &[
+    (&["output_dir", "output", "save_dir"], "out"),
+    (&["base_model", "model_name_or_path", "model_name", "model_path"], "model"),
+    (&["dataset", "train_file", "train_data", "data_path", "dataset_name"], "data"),
+    (&["lora", "peft", "adapter_path", "adapter_name_or_path"], "adapter"),
+    (&["resume_from_checkpoint", "continue"], "resume"),
+];
+
+/// Settings as other trainers call them, and ours; the one in the verb's own section is meant first.
+const SETTINGS: &[(&[&str], &[&str])] = &[
+    (&["lr", "learningrate", "actor_lr"], &["sft.learning_rate", "rl.learning_rate", "pretrain.learning_rate"]),
+    (&["critic_lr", "value_lr"], &["rl.critic_learning_rate"]),
+    (&["num_epochs", "n_epochs", "num_train_epochs", "epoch", "ppo_epochs"], &["sft.epochs", "rl.epochs"]),
+    (
+        &["max_steps", "num_steps", "iterations", "total_steps"],
+        &["rl.steps", "pretrain.steps", "environment.max_steps"],
+    ),
+    (
+        &["max_grad_norm", "grad_clip", "clip_grad", "gradient_clipping"],
+        &["sft.max_norm", "rl.max_norm", "pretrain.max_norm"],
+    ),
+    (&["lora_rank", "lora_r", "rank", "r"], &["lora.rank"]),
+    (&["lora_alpha", "alpha"], &["lora.alpha"]),
+    (&["lora_target_modules", "target_modules", "lora_modules"], &["lora.modules"]),
+    (&["max_length", "max_seq_length", "max_seq_len", "seq_len", "cutoff_len", "block_size"], &["sft.max_tokens"]),
+    (&["max_new_tokens", "max_completion_length", "max_response_length"], &["sampling.max_tokens"]),
+    (&["temp"], &["sampling.temperature"]),
+    (&["warmup_steps", "num_warmup_steps"], &["sft.warmup", "pretrain.warmup"]),
+    (&["scheduler", "lr_scheduler", "lr_scheduler_type", "lr_schedule"], &["sft.schedule"]),
+    (&["wd"], &["sft.weight_decay", "pretrain.weight_decay"]),
+    (&["val_size", "validation_split", "eval_split", "test_size"], &["sft.validation_share"]),
+    (&["save_steps", "save_every", "checkpoint_interval"], &["run.checkpoint_every"]),
+    (&["save_total_limit", "keep_checkpoints"], &["run.keep"]),
+    (&["num_workers", "num_proc"], &["run.workers"]),
+    (&["num_threads"], &["run.threads"]),
+    (&["kl_coef", "beta", "kl_coeff"], &["rl.kl_coefficient"]),
+    (&["entropy_coef", "entropy_coeff", "ent_coef"], &["rl.entropy_coefficient"]),
+    (&["clip_range", "cliprange", "clip_ratio", "clip_eps", "epsilon"], &["rl.clip_low"]),
+    (&["num_generations", "group_size", "rollout_n"], &["rl.samples"]),
+    (&["gae_lambda", "lam"], &["rl.lambda"]),
+    (&["algo", "adv_estimator"], &["rl.algorithm"]),
+    (&["tasks", "task"], &["tasks.names"]),
+    (&["name", "policy_name", "source"], &["eval.source"]),
+];
+
+/// Settings whose values are counted in another unit than the name that was typed says.
+const OTHER_UNITS: &[(&[&str], &[&str])] = &[
+    (
+        &["batch_size", "train_batch_size", "per_device_train_batch_size", "global_batch_size", "bs"],
+        &["sft.batch_tokens", "rl.states"],
+    ),
+    (&["micro_batch_size", "gradient_accumulation_steps", "mini_batch_size"], &["sft.micro_tokens", "rl.micro_tokens"]),
+    (&["warmup_ratio"], &["sft.warmup"]),
+];
+
+/// The section of a verb's bare keys; `None` for a verb without settings.
+pub fn section(verb: &str) -> Option<&'static str> {
+    SECTIONS.iter().find(|(name, _)| *name == verb).map(|(_, section)| *section)
+}
+
+/// What to say in place of clap's words about an option that does not exist; `None` when those are best. `words` are what was typed behind
+/// the program's name.
+pub fn hint(error: &clap::Error, words: &[String]) -> Option<String> {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return None };
+    let verb = words.first()?.as_str();
+    // `-lr` is refused as `-l`.
+    let at = words.iter().position(|word| word.starts_with(argument.as_str()))?;
+    let (option, attached) = match words[at].split_once('=') {
+        Some((option, value)) => (option, Some(value)),
+        None => (words[at].as_str(), None),
+    };
+    let is_value = |word: &&String| (!word.starts_with('-') || word.parse::<f64>().is_ok()) && !word.contains('=');
+    let value = attached.or_else(|| words.get(at + 1).filter(is_value).map(String::as_str));
+    let name = option.trim_start_matches('-').replace('-', "_").to_lowercase();
+
+    let takes = options(verb)?;
+    if let Some((_, ours)) =
+        OPTIONS.iter().find(|(names, ours)| names.contains(&name.as_str()) && takes.iter().any(|o| o == ours))
+    {
+        return Some(format!("{option}: {verb} calls it --{ours}"));
+    }
+    let is_elsewhere = Typed::command()
+        .get_subcommands()
+        .any(|c| c.get_arguments().any(|a| a.get_long() == option.strip_prefix("--")));
+    if is_elsewhere && option.starts_with("--") && name != "name" {
+        let takes = takes.iter().map(|option| format!("--{option}")).collect::<Vec<_>>().join(" ");
+        return Some(format!("{verb} does not use {option}; its options are {takes}"));
+    }
+    let own = section(verb)?;
+    let defaults: Table = DEFAULTS.parse().ok()?;
+    let has_suggestion = error.get(ContextKind::SuggestedArg).is_some();
+    let (key, is_same_unit) = setting(&name, own, &defaults, has_suggestion)?;
+    let (section, bare) = key.split_once('.')?;
+    let default = defaults.get(section)?.get(bare)?;
+    let shown = match (value.filter(|_| is_same_unit), default) {
+        (Some(value), _) => value.to_string(),
+        (None, Value::Boolean(on)) => (!on).to_string(),
+        (None, Value::String(text)) => text.clone(),
+        (None, other) => other.to_string(),
+    };
+    let typed = if section == own { bare } else { key.as_str() };
+    Some(match is_same_unit {
+        true => format!(
+            "{option} is a setting, not an option: settings are typed as key=value without dashes, here {typed}={shown}"
+        ),
+        false => format!(
+            "{option} is no option; the setting for it is {typed}={shown}, in a unit of its own (data/config/default.toml says which)"
+        ),
+    })
+}
+
+/// The long options of a verb.
+fn options(verb: &str) -> Option<Vec<String>> {
+    let command = Typed::command();
+    let command = command.get_subcommands().find(|command| command.get_name() == verb)?;
+    Some(command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_string).collect())
+}
+
+/// The setting that `name` means: a key of the verb's own section, a name of other trainers, a key of any section, a key that is nearly so.
+/// And whether a value typed for it is one of the setting.
+fn setting(name: &str, own: &str, defaults: &Table, exact: bool) -> Option<(String, bool)> {
+    let keys: Vec<(String, &str)> = defaults
+        .iter()
+        .filter_map(|(section, keys)| Some((section, keys.as_table()?)))
+        .flat_map(|(section, keys)| keys.keys().map(move |key| (format!("{section}.{key}"), key.as_str())))
+        .collect();
+    // The verb's own section first.
+    let pick = |found: Vec<&str>| {
+        let own = found.iter().find(|key| key.split('.').next() == Some(own));
+        own.or(found.first()).map(|key| key.to_string())
+    };
+    let named = |name: &str| {
+        let full = name.replacen('_', ".", 1);
+        pick(
+            keys.iter()
+                .filter(|(key, bare)| *bare == name || *key == name || *key == full)
+                .map(|(key, _)| key.as_str())
+                .collect(),
+        )
+    };
+    let of_others = |table: &[(&[&str], &[&str])]| {
+        let (_, ours) = table.iter().find(|(names, _)| names.contains(&name))?;
+        pick(ours.to_vec())
+    };
+    let is_own = |key: &String| key.split('.').next() == Some(own);
+    if let Some(key) = named(name).filter(is_own).or_else(|| of_others(SETTINGS)).or_else(|| named(name)) {
+        return Some((key, true));
+    }
+    if let Some(key) = of_others(OTHER_UNITS) {
+        return Some((key, false));
+    }
+    if exact {
+        return None;
+    }
+    let bare: Vec<&str> = keys.iter().map(|(_, bare)| *bare).collect();
+    let near = similar::get_close_matches(name, &bare, 1, 0.75);
+    near.first().and_then(|near| named(near)).map(|key| (key, true))
+}

@@ -1,0 +1,257 @@
+//! A run's folder: whether a new run may have it, what becomes of the run that is there, and what a resumed run goes on from.
+
+use crate::checkpoint::{self, write_json};
+use crate::config::Config;
+use crate::console::errln;
+use crate::error::{Error, Result};
+use crate::files::{self, write_whole};
+use crate::identity::{self, Identity};
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+/// Name of the settings in a run's folder.
+pub const CONFIG: &str = "config.toml";
+/// The GPU's matrix algorithms that a run chose.
+const GEMMS: &str = "gemms.json";
+
+/// Everything that a verb writes at the top of a run's folder.
+const ENTRIES: &[&str] = &[
+    CONFIG,
+    GEMMS,
+    identity::FILE,
+    crate::metrics::FILE,
+    crate::metrics::EVENTS,
+    "adapter",
+    "checkpoints",
+    "collect.toml",
+    "evaluation.json",
+    "model",
+    "report.html",
+    "rl",
+    "sft",
+    "snapshots",
+    "summary.json",
+    "trajectories",
+    "trajectories.jsonl",
+];
+
+/// True for a name that a verb writes, and for a temporary file that one left when it was killed.
+fn is_ours(name: &str) -> bool {
+    ENTRIES.contains(&name) || name.split_once(".tmp-").is_some_and(|(stem, _)| ENTRIES.contains(&stem))
+}
+
+/// How a run enters its folder.
+#[derive(Debug, PartialEq)]
+enum Entry {
+    /// Nothing of a run is there.
+    New,
+    /// Another run is there: it is renamed first.
+    Occupied,
+    /// The same run was stopped before its first checkpoint: it begins anew in its place.
+    Again,
+    /// The newest checkpoint of the same run: its step and folder.
+    Resumed(u64, PathBuf),
+}
+
+/// Where a run writes, what it is made of, and whether it is to go on from a checkpoint.
+pub struct Place<'a> {
+    /// The folder, `--out`.
+    pub out: &'a Path,
+    /// `sft`, `rl`, `pretrain`; for another verb its name.
+    pub phase: &'static str,
+    /// `--resume`.
+    pub resume: bool,
+    /// What the run reads (`--data` and its path, ...): none of it may lie in a folder that is renamed.
+    pub inputs: &'a [(&'static str, &'a Path)],
+}
+
+/// A folder that a run has for itself, until this is dropped.
+pub struct Folder {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What the run goes on from.
+    pub resumed: Option<(u64, PathBuf)>,
+    /// What the run is made of.
+    pub identity: Identity,
+    /// Held so that no second run takes the folder. `None` where the file system has no locks.
+    _lock: Option<File>,
+}
+
+impl Place<'_> {
+    /// What can be refused before anything is loaded: a file in the folder's place, files in it that no run wrote beside those of a run,
+    /// inputs inside, a run that is under way.
+    pub fn check(&self) -> Result<()> {
+        let out = self.out.display();
+        if let Some(path) = self.out.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
+            return Err(Error::usage(format!(
+                "--out {out}: {} is a file; expected a folder or the path of a new one, for example runs/mine",
+                path.display()
+            )));
+        }
+        if self.resume && self.newest()?.is_some() {
+            return lock(self.out).map(drop);
+        }
+        let (ours, others) = contents(self.out)?;
+        if ours.is_empty() {
+            return Ok(());
+        }
+        let another = "name another folder with --out, for example runs/mine";
+        if !others.is_empty() {
+            return Err(Error::usage(format!(
+                "--out {out} holds an earlier run ({}) and things that no run wrote ({}), so it is not renamed; {another}",
+                some(&ours),
+                some(&others)
+            )));
+        }
+        let inside = |path: &Path| match (path.canonicalize(), self.out.canonicalize()) {
+            (Ok(path), Ok(out)) => path.starts_with(out),
+            _ => false,
+        };
+        if std::env::current_dir().is_ok_and(|here| inside(&here)) {
+            return Err(Error::usage(format!(
+                "--out {out} holds an earlier run and is the working folder, so it is not renamed; {another}"
+            )));
+        }
+        if let Some((option, path)) = self.inputs.iter().find(|(_, path)| inside(path)) {
+            return Err(Error::usage(format!(
+                "{option} {} lies in --out {out}, which holds an earlier run and would be renamed; {another}",
+                path.display()
+            )));
+        }
+        lock(self.out).map(drop)
+    }
+
+    /// The newest checkpoint of this phase.
+    fn newest(&self) -> Result<Option<(u64, PathBuf)>> {
+        checkpoint::latest(&checkpoints(self.out, self.phase))
+    }
+
+    /// A line about what `begin` would do, for a run of which `identity` is known so far. Errors: those of `entry`.
+    pub fn preview(&self, identity: &Identity) -> Result<String> {
+        if self.resume
+            && let Some((step, dir)) = self.newest()?
+        {
+            compare(&dir, identity, self.out, true)?;
+            return Ok(format!("goes on after step {step}, from {}", dir.display()));
+        }
+        Ok(match self.entry(identity)? {
+            Entry::Occupied => format!("{} holds an earlier run, which would be renamed", self.out.display()),
+            _ => "starts at the beginning".to_string(),
+        })
+    }
+
+    /// How a run of this identity would enter the folder. Notes of what may change bits go to stderr. Error: with `resume`, a checkpoint of
+    /// another run, every difference named.
+    fn entry(&self, identity: &Identity) -> Result<Entry> {
+        if self.resume {
+            if let Some((step, dir)) = self.newest()? {
+                compare(&dir, identity, self.out, false)?;
+                return Ok(Entry::Resumed(step, dir));
+            }
+            errln!(
+                "note: --resume: no {} checkpoint in {}: it starts at the beginning",
+                self.phase,
+                self.out.display()
+            );
+            if Identity::read(self.out)?.is_some_and(|earlier| earlier.is_same(identity)) {
+                return Ok(Entry::Again);
+            }
+        }
+        let (ours, _) = contents(self.out)?;
+        Ok(if ours.is_empty() { Entry::New } else { Entry::Occupied })
+    }
+
+    /// Takes the folder for a run: renames an earlier one, saying so, and writes settings and identity. A resumed run keeps its own.
+    pub fn begin(&self, config: &Config, identity: Identity) -> Result<Folder> {
+        self.check()?;
+        let path = self.out.to_path_buf();
+        let earlier = match self.entry(&identity)? {
+            Entry::Resumed(step, dir) => {
+                let lock = lock(&path)?;
+                return Ok(Folder { path, resumed: Some((step, dir)), identity, _lock: lock });
+            }
+            Entry::New | Entry::Again => None,
+            Entry::Occupied => Some(files::set_aside(&path)?),
+        };
+        std::fs::create_dir_all(&path).map_err(|e| Error::io("making the folder", &path, &e))?;
+        let lock = lock(&path)?;
+        if let Some(earlier) = earlier {
+            errln!("note: {} held an earlier run, which is now {}", path.display(), earlier.display());
+            // The GPU was opened with them, so this run's bits depend on them.
+            let gemms = earlier.join(GEMMS);
+            if gemms.exists() {
+                std::fs::copy(&gemms, path.join(GEMMS)).map_err(|e| Error::io("copying", &gemms, &e))?;
+            }
+        }
+        write_config(&path.join(CONFIG), config)?;
+        write_json(&path.join(identity::FILE), &identity)?;
+        Ok(Folder { path, resumed: None, identity, _lock: lock })
+    }
+}
+
+/// Writes the resolved settings.
+pub fn write_config(path: &Path, config: &Config) -> Result<()> {
+    write_whole(path, config.to_toml()?.as_bytes())
+}
+
+/// Where a phase keeps its checkpoints.
+pub fn checkpoints(out: &Path, phase: &str) -> PathBuf {
+    out.join("checkpoints").join(phase)
+}
+
+/// Refuses a checkpoint of another run. `is_partial`: only what `identity` has is compared.
+fn compare(dir: &Path, identity: &Identity, out: &Path, is_partial: bool) -> Result<()> {
+    let otherwise = format!("without --resume a new run begins, and {} is renamed", out.display());
+    let Some(earlier) = Identity::read(dir)? else {
+        return Err(Error::content(format!(
+            "--resume: {} does not say what run it belongs to: an earlier version of this program wrote it; go on with that version, or \
+             start from its adapter with --adapter; {otherwise}",
+            dir.display()
+        )));
+    };
+    let earlier = if is_partial { earlier.restricted_to(identity) } else { earlier };
+    let differences = earlier.differences(identity);
+    if !differences.refused.is_empty() {
+        return Err(Error::usage(format!(
+            "--resume: {} belongs to another run:\n  {}\ngive what that run was given; {otherwise}",
+            dir.display(),
+            differences.refused.join("\n  ")
+        )));
+    }
+    for line in differences.told {
+        errln!("note: --resume: {line}; results may differ in their last bits from those of one whole run");
+    }
+    Ok(())
+}
+
+/// The names at the top of a folder: a run's, and others. Both are empty where there is no folder.
+fn contents(out: &Path) -> Result<(Vec<String>, Vec<String>)> {
+    let entries = match std::fs::read_dir(out) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((vec![], vec![])),
+        entries => entries.map_err(|e| Error::io("reading the folder", out, &e))?,
+    };
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<std::io::Result<Vec<_>>>().map_err(|e| Error::io("reading the folder", out, &e))?;
+    names.sort();
+    Ok(names.into_iter().partition(|name| is_ours(name)))
+}
+
+/// The first few names.
+fn some(names: &[String]) -> String {
+    let shown = names.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > 3 { format!("{shown}, ...") } else { shown }
+}
+
+/// Locks a folder until the file is dropped. Error: another run has it.
+fn lock(path: &Path) -> Result<Option<File>> {
+    let folder = File::open(path).map_err(|e| Error::io("opening the folder", path, &e))?;
+    match folder.try_lock() {
+        Ok(()) => Ok(Some(folder)),
+        Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
+            "--out {}: another run is writing there; wait for it, or name another folder with --out",
+            path.display()
+        ))),
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
+}

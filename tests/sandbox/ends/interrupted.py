@@ -1,0 +1,3 @@
+f = open("out", "w")
+f.write("flushed")
+raise KeyboardInterrupt

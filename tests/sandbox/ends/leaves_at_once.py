@@ -1,0 +1,5 @@
+import os
+f = open("out", "w")
+f.write("lost")
+print("lost")
+os._exit(6)

@@ -1,0 +1,3 @@
+import atexit, sys
+atexit.register(lambda: print("__file__" in globals()))
+sys.exit()

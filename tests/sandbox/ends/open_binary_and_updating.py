@@ -1,0 +1,6 @@
+b = open("bytes", "wb")
+b.write(b"12")
+u = open("updated", "w+")
+u.write("34")
+u.seek(0)
+u.write("5")

@@ -1,0 +1,2 @@
+f = open("out", "w")
+f.write("global")

@@ -1,0 +1,3 @@
+import os, sys
+sys.stderr.write("no line end")
+os.close(2)

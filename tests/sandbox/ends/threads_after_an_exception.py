@@ -1,0 +1,7 @@
+import threading, time
+def work():
+    time.sleep(0.1)
+    g = open("out", "w")
+    g.write("from a thread")
+threading.Thread(target=work).start()
+raise KeyError("main")
