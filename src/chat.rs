@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\
                           {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// Names that a template gets from its caller, which are therefore no template arguments.
+/// Names that the program sets itself; they cannot be template arguments.
 const RESERVED: [&str; 5] = ["messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"];
 
 /// A compiled chat template.

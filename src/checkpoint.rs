@@ -153,10 +153,11 @@ fn checkpoints(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
 }
 
 /// The files that a model folder may hold beside weights and configuration: tokenizer, chat template, generation settings.
-pub const TEXT_FILES: [&str; 9] = [
+pub const TEXT_FILES: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "generation_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

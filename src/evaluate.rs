@@ -106,17 +106,17 @@ impl Evaluations {
         std::iter::once(wanted.to_string()).chain(numbered).find(fits).unwrap_or_default()
     }
 
-    /// Adds a policy, in the place of an equal one, and its differences to those already there.
+    /// Adds a policy, in the place of one of its name, and its differences to those already there. A pair that is there keeps its direction.
     pub fn insert(&mut self, name: &str, evaluation: Evaluation) {
         for (other, before) in self.policies.iter().filter(|(other, _)| *other != name) {
-            let mut differences = BTreeMap::new();
-            for held_out in [false, true] {
-                let key = if held_out { "held_out" } else { "held_in" };
-                if let Some(mean) = difference(before, &evaluation, held_out) {
-                    differences.insert(key.to_string(), mean);
-                }
+            let (forward, backward) = (format!("{name} - {other}"), format!("{other} - {name}"));
+            let is_backward = self.differences.contains_key(&backward);
+            if is_backward {
+                self.differences.insert(backward, differences(&evaluation, before));
             }
-            self.differences.insert(format!("{name} - {other}"), differences);
+            if !is_backward || self.differences.contains_key(&forward) {
+                self.differences.insert(forward, differences(before, &evaluation));
+            }
         }
         self.policies.insert(name.to_string(), evaluation);
     }
@@ -308,6 +308,13 @@ fn bootstrap(lists: &[&[f64]]) -> Mean {
     Mean { normalised, low: resamples[RESAMPLES / 40], high: resamples[RESAMPLES - 1 - RESAMPLES / 40] }
 }
 
+/// After minus before, held in and held out where both have played.
+fn differences(before: &Evaluation, after: &Evaluation) -> BTreeMap<String, Mean> {
+    let sides = [("held_in", false), ("held_out", true)];
+    let mean = |(key, held_out): (&str, bool)| Some((key.to_string(), difference(before, after, held_out)?));
+    sides.into_iter().filter_map(mean).collect()
+}
+
 /// After minus before over the tasks both have played.
 fn difference(before: &Evaluation, after: &Evaluation, held_out: bool) -> Option<Mean> {
     let mut sides: [Vec<&[f64]>; 2] = [vec![], vec![]];
@@ -436,6 +443,27 @@ mod tests {
         };
         let text = table(&evaluations(score([&digits], &[played])));
         assert!(text.ends_with("\nflagged submissions of rl: digits constant 2 too_good 1\n"), "{text}");
+    }
+
+    #[test]
+    fn a_policy_that_is_replaced_leaves_no_old_difference() {
+        let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks");
+        let digits = Task::load(&tasks.join("digits")).unwrap();
+        let scored = |share: f64| {
+            let of_split = digits.report.m_init + share * (digits.report.m_best - digits.report.m_init);
+            let played = Trajectory { report_final: of_split, ..Trajectory::new("digits", "any", 0) };
+            score([&digits], &[played])
+        };
+        let mut all = Evaluations::default();
+        for (name, share) in [("base", 0.0), ("sft", 0.25), ("rl", 0.75), ("sft", 0.5)] {
+            all.insert(name, scored(share));
+        }
+        let pairs: Vec<&String> = all.differences.keys().collect();
+        assert_eq!(pairs, ["rl - base", "rl - sft", "sft - base"]);
+        for (pair, expected) in [("rl - base", 0.75), ("rl - sft", 0.25), ("sft - base", 0.5)] {
+            let mean = all.differences[pair].values().next().unwrap();
+            assert!((mean.normalised - expected).abs() < 1e-9, "{pair}: {mean:?}");
+        }
     }
 
     #[test]

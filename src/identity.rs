@@ -1,7 +1,7 @@
 //! What a run is made of: hashes of everything it reads, its settings, and the program. A checkpoint carries it, `--resume` compares it,
 //! and an evaluation is told from another by it. Which settings a verb reads is decided here too.
 
-use crate::checkpoint::{TEXT_FILES, read_json};
+use crate::checkpoint::{TEXT_FILES, adapter_folder, read_json};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::task::PreparedTask;
@@ -34,7 +34,7 @@ struct Part {
 impl Part {
     fn shown(&self) -> String {
         match &self.path {
-            Some(path) => format!("{} ({})", path.display(), &self.value[..self.value.len().min(12)]),
+            Some(path) => format!("{} ({})", path.display(), self.value.chars().take(12).collect::<String>()),
             None => self.value.clone(),
         }
     }
@@ -119,7 +119,8 @@ impl Identity {
             self.add("adapter", "none");
             return Ok(());
         };
-        self.add_files("adapter", dir, &["adapter_config.json", "adapter_model.safetensors"].map(|name| dir.join(name)))
+        let (dir, _) = adapter_folder(dir)?;
+        self.add_files("adapter", &dir, &["adapter_config.json", "adapter_model.safetensors"].map(|name| dir.join(name)))
     }
 
     /// Adds a data file.
@@ -282,6 +283,7 @@ const UNREAD: &[(&str, &[&str])] = &[
         "collect",
         &[
             "tasks.expert",
+            "chat",
             "sampling",
             "engine",
             "lora",

@@ -1,7 +1,7 @@
 //! Step-wise reinforcement learning (ML-Agent, arXiv 2505.23723, section 3.2): restore a state, sample one action, execute it,
 //! reward it, update. The loop is `train`.
 
-use crate::agent::{self, Agent};
+use crate::agent::{self, Agent, Prompt};
 use crate::batch::Group;
 use crate::environment::{Environment, State, StepResult};
 use crate::error::{Error, Result};
@@ -58,10 +58,12 @@ pub fn train(
     let (mut had_few_edits, mut dead_steps) = (false, 0);
     for step in start + 1..=settings.steps {
         let clock = Instant::now();
-        let states = pool.draw(settings.states, step, seed, settings.initial_share, settings.refresh_share);
-        let prompts = agent.prompts(environment, &states.iter().collect::<Vec<_>>(), settings.samples)?;
-        let prompts = prompts.into_iter().collect::<Result<Vec<_>>>()?;
-        let streams: Vec<String> = (0..states.len()).map(|i| format!("rl {step} {i}")).collect();
+        let drawn = pool.draw(settings.states, step, seed, settings.initial_share, settings.refresh_share);
+        let prompts = agent.prompts(environment, &drawn.iter().collect::<Vec<_>>(), settings.samples)?;
+        let Playable { states, prompts, streams, too_long } = playable(step, drawn, prompts)?;
+        if let Some(note) = &too_long {
+            progress.say(note);
+        }
         let actor = Policy { model: base, adapter: Some(&learner.actor) };
         let acted = agent.act(actor, &prompts, settings.samples, seed, &streams).and_then(|replies| {
             let generated = clock.elapsed();
@@ -120,8 +122,8 @@ pub fn train(
         if dead_steps == MOST_DEAD_STEPS {
             progress.say(&all_dead(step));
         }
-        let drawn = logprobs.iter().map(Vec::len).sum();
-        progress.advance(step, drawn, &format!("reward {:+.3}", values["reward"].as_f64().unwrap_or_default()));
+        let tokens = logprobs.iter().map(Vec::len).sum();
+        progress.advance(step, tokens, &format!("reward {:+.3}", values["reward"].as_f64().unwrap_or_default()));
 
         for (i, ((state, prompt), mut reply)) in states.iter().zip(prompts).zip(replies).enumerate() {
             let (result, reward) = (&results[i * settings.samples], rewards[i * settings.samples]);
@@ -134,6 +136,40 @@ pub fn train(
     }
     progress.finish();
     learner.actor.copied(run.backend)
+}
+
+/// The states of a step whose prompts fit, their prompts and random streams, and what is said of the others.
+struct Playable {
+    states: Vec<State>,
+    prompts: Vec<Prompt>,
+    streams: Vec<String>,
+    too_long: Option<String>,
+}
+
+/// Leaves out the states whose prompts are too long. Error: no state is left.
+fn playable(step: usize, drawn: Vec<State>, prompts: Vec<Result<Prompt>>) -> Result<Playable> {
+    let count = drawn.len();
+    let mut fitting = Playable { states: vec![], prompts: vec![], streams: vec![], too_long: None };
+    let mut problems = vec![];
+    for (i, (state, prompt)) in drawn.into_iter().zip(prompts).enumerate() {
+        match prompt {
+            Ok(prompt) => {
+                fitting.states.push(state);
+                fitting.prompts.push(prompt);
+                fitting.streams.push(format!("rl {step} {i}"));
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let left_out = problems.len();
+    match problems.pop() {
+        Some(problem) if fitting.states.is_empty() => Err(problem.context(format!("rl step {step}, every state"))),
+        Some(problem) => {
+            fitting.too_long = Some(format!("warning: rl step {step}: {left_out} of {count} states are left out: {problem}"));
+            Ok(fitting)
+        }
+        None => Ok(fitting),
+    }
 }
 
 /// What a checkpoint holds beside [`Saved`].

@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::batch::{self, LossBatch};
 use crate::checkpoint;
 use crate::config::Sft;
+use crate::console::errln;
 use crate::dataset::{self, Example};
 use crate::error::{Error, Result};
 use crate::export;
@@ -118,7 +119,7 @@ pub fn train(
     let steps = plan(examples, settings, run.config.run.seed);
     let schedule = settings.schedule.over(settings.warmup, steps.len());
     if settings.warmup >= steps.len() {
-        eprintln!(
+        errln!(
             "warning: sft.warmup = {}: training has {} optimizer steps, so sft.learning_rate is never reached",
             settings.warmup,
             steps.len()

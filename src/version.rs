@@ -1,15 +1,34 @@
 //! Which program this is.
 
+use std::process::Command;
 use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
 
 /// The version in Cargo.toml.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The commit that the compiler was told (ONESTEP_COMMIT=... cargo build); "unknown" without it.
-pub const COMMIT: &str = match option_env!("ONESTEP_COMMIT") {
-    Some(commit) => commit,
-    None => "unknown",
-};
+/// The commit that the compiler was told (ONESTEP_COMMIT=... cargo build). Else that of the folder the program was built in, with a word
+/// when sources differ from it; "unknown" where there is none, or when it is younger than the program.
+pub fn commit() -> &'static str {
+    static COMMIT: OnceLock<String> = OnceLock::new();
+    COMMIT.get_or_init(|| match option_env!("ONESTEP_COMMIT") {
+        Some(commit) => commit.to_string(),
+        None => commit_of_sources().unwrap_or_else(|| "unknown".into()),
+    })
+}
+
+fn commit_of_sources() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(env!("CARGO_MANIFEST_DIR")).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    let head = git(&["log", "-1", "--format=%H %ct"])?;
+    let (commit, committed) = head.split_once(' ')?;
+    let built = std::fs::metadata(std::env::current_exe().ok()?).ok()?.modified().ok()?;
+    let built = built.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    let changed = git(&["status", "--porcelain", "src", "kernels"]).is_none_or(|changes| !changes.is_empty());
+    (committed.parse::<u64>().ok()? <= built).then(|| format!("{commit}{}", if changed { " with changes" } else { "" }))
+}
 
 /// The first 16 hexadecimal digits of the blake3 hash of this program's file; "unknown" when it cannot be read.
 pub fn program() -> &'static str {
@@ -21,9 +40,9 @@ pub fn program() -> &'static str {
     })
 }
 
-/// Version, commit and program in a few words.
+/// Version and program in a few words.
 pub fn build() -> String {
-    format!("{VERSION}, commit {COMMIT}, program {}", program())
+    format!("{VERSION}, program {}", program())
 }
 
 /// What was typed, the program's name first.

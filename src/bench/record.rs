@@ -330,12 +330,12 @@ pub fn write_machine(folder: &Path, target: &Target, seconds: f64) -> Result<()>
         "nvidia_smi": nvidia_smi(),
         "cpu": after(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default(), "model name"),
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "version": env!("CARGO_PKG_VERSION"),
-        "commit": commit(),
+        "version": crate::version::VERSION,
+        "commit": crate::version::commit(),
         "program_blake3": crate::version::program(),
         "date": date(std::time::SystemTime::now()),
         "budget_seconds": seconds,
-        "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+        "command": crate::version::command_line().get(1..).unwrap_or_default().join(" "),
     });
     write_whole(&folder.join("machine.json"), format!("{machine:#}\n").as_bytes())
 }
@@ -358,19 +358,6 @@ fn nvidia_smi() -> Value {
         Ok(output) => json!(format!("not run: {}", String::from_utf8_lossy(&output.stdout).trim())),
         Err(e) => json!(format!("not run: {e}")),
     }
-}
-
-/// The commit as it was given to the compiler (ONESTEP_COMMIT), else that of the folder the program was built in.
-fn commit() -> String {
-    if let Some(commit) = option_env!("ONESTEP_COMMIT") {
-        return commit.to_string();
-    }
-    let git = |arguments: &[&str]| {
-        let output = Command::new("git").arg("-C").arg(env!("CARGO_MANIFEST_DIR")).args(arguments).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
-    };
-    let changed = git(&["status", "--porcelain", "src", "kernels"]).is_some_and(|changes| !changes.is_empty());
-    git(&["rev-parse", "HEAD"]).map_or("unknown".into(), |id| id + if changed { " with changes" } else { "" })
 }
 
 /// As 2026-11-24T19:33:19Z (days to dates: Hinnant's civil_from_days).

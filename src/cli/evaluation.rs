@@ -8,6 +8,7 @@ use crate::backend::Backend;
 use crate::checkpoint;
 use crate::config::Config;
 use crate::console::{errln, out, outln};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluations};
 use crate::files::write_whole;
@@ -16,6 +17,8 @@ use crate::model::Policy;
 use crate::model::lora::Adapter;
 use crate::plan::Work;
 use crate::run::write_config;
+use crate::trajectory::Trajectory;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Name of the file of scores in a run's folder.
@@ -48,13 +51,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     played.add_adapter(adapter)?;
 
     let evaluations = read(out)?;
-    let is_free = |name: &str| !trajectories(out, name).exists();
-    let name = evaluations.name_for(&wanted, &played, is_free);
+    let name = free_name(out, &evaluations, &wanted, &played);
     if name != wanted {
-        errln!(
-            "note: {}: {wanted} is another policy, or played otherwise; this one is called {name}",
-            out.join(FILE).display()
-        );
+        tell_name(out, &wanted, &name);
     } else if evaluations.policies.contains_key(&name) {
         errln!("note: {}: {name} is the same policy, played the same way; it is replaced", out.join(FILE).display());
     }
@@ -62,10 +61,14 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if !settings.exists() {
         write_config(&settings, &config)?;
     }
-    let evaluations = evaluated(&*backend, &config, &world, &speaker, adapter_loaded.as_ref(), &name, out, played)?;
+    let episodes = play(&*backend, &config, &world, &speaker, adapter_loaded.as_ref(), &name)?;
+    let (called, evaluations) = record(out, &world.environment, &wanted, episodes, played)?;
+    if called != name {
+        tell_name(out, &name, &called);
+    }
     out!("{}", evaluate::table(&evaluations));
     outln!("scripts: {}", world.environment.cache.counts());
-    outln!("{name} written to {}", out.join(FILE).display());
+    outln!("{called} written to {}", out.join(FILE).display());
     Ok(())
 }
 
@@ -88,6 +91,16 @@ fn read(out: &Path) -> Result<Evaluations> {
 
 fn trajectories(out: &Path, name: &str) -> PathBuf {
     out.join("trajectories").join(format!("eval-{name}.jsonl"))
+}
+
+/// The name under which what is `played` is written: `wanted`, or that with a number.
+fn free_name(out: &Path, evaluations: &Evaluations, wanted: &str, played: &Identity) -> String {
+    evaluations.name_for(wanted, played, |name| !trajectories(out, name).exists())
+}
+
+fn tell_name(out: &Path, taken: &str, name: &str) {
+    let path = out.join(FILE);
+    errln!("note: {}: {taken} is another policy, or played otherwise; this one is called {name}", path.display());
 }
 
 /// The policy's name: eval.source, or what is played. A run's adapter or model has the run's name (`runs/sft/adapter`: sft), one of a
@@ -150,10 +163,25 @@ pub fn evaluated(
     out: &Path,
     played: Identity,
 ) -> Result<Evaluations> {
-    let environment = &world.environment;
+    let episodes = play(backend, config, world, speaker, adapter, name)?;
+    let (called, evaluations) = record(out, &world.environment, name, episodes, played)?;
+    if called != name {
+        tell_name(out, name, &called);
+    }
+    Ok(evaluations)
+}
+
+/// The episodes of one policy; `name` names their random streams.
+fn play(
+    backend: &dyn Backend,
+    config: &Config,
+    world: &World,
+    speaker: &session::Speaker,
+    adapter: Option<&Adapter>,
+    name: &str,
+) -> Result<Vec<Trajectory>> {
     let policy = Policy { model: &speaker.model, adapter };
     let mut agent = session::agent(backend, speaker, config, world)?;
-    let tasks = names(environment);
     let plan = evaluate::Plan {
         name,
         trajectories: config.eval.trajectories,
@@ -161,17 +189,38 @@ pub fn evaluated(
         reward: &config.reward,
         interrupted: &world.interrupted,
     };
-    let episodes = evaluate::play(&mut agent, policy, environment, &tasks, &plan)?;
+    evaluate::play(&mut agent, policy, &world.environment, &names(&world.environment), &plan)
+}
+
+/// Scores `episodes` and writes them and evaluation.json. Returns the name they have there, which is chosen while no other evaluation
+/// writes: one may have taken `wanted` since these episodes began.
+fn record(
+    out: &Path,
+    environment: &Environment,
+    wanted: &str,
+    mut episodes: Vec<Trajectory>,
+    played: Identity,
+) -> Result<(String, Evaluations)> {
+    let _lock = lock(&out.join("trajectories"))?;
+    let mut evaluations = read(out)?;
+    let name = free_name(out, &evaluations, wanted, &played);
+    episodes.iter_mut().for_each(|episode| episode.source.clone_from(&name));
     let mut evaluation = evaluate::score(environment.tasks().map(|t| &t.task), &episodes);
     evaluation.played = Some(played);
-    save_trajectories(&trajectories(out, name), environment, &episodes)?;
-    // Read again: another evaluation may have been written while this one was played.
-    let mut evaluations = read(out)?;
-    evaluations.insert(name, evaluation);
+    save_trajectories(&trajectories(out, &name), environment, &episodes)?;
+    evaluations.insert(&name, evaluation);
     let text =
         serde_json::to_string_pretty(&evaluations).map_err(|e| Error::system(format!("evaluation.json: {e}")))?;
     write_whole(&out.join(FILE), text.as_bytes())?;
-    Ok(evaluations)
+    Ok((name, evaluations))
+}
+
+/// Makes the folder and waits until no other evaluation holds it; it is held until the file is dropped.
+fn lock(folder: &Path) -> Result<File> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("making the folder", folder, &e))?;
+    let held = File::open(folder).map_err(|e| Error::io("opening the folder", folder, &e))?;
+    let _ = held.lock(); // some network file systems have no locks
+    Ok(held)
 }
 
 #[cfg(test)]

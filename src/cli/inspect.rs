@@ -27,10 +27,8 @@ use std::sync::Arc;
 
 /// `onestep generate`
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let mut overrides = args.overrides.clone();
-    overrides.extend(args.device.as_ref().map(|device| format!("run.device={device}")));
-    let config = session::settings(&[], &overrides, "sampling")?;
-    Given { verb: "generate", section: "sampling", file: None, overrides: &args.overrides }.tell_unread();
+    let given = Given { verb: "generate", section: "sampling", file: None, overrides: &args.overrides };
+    let config = given.settings(&[], &[("--device", "run.device", args.device.clone())])?;
     session::threads(&config)?;
     let backend = session::backend(&config, None)?;
     let speaker = session::speaker(&*backend, &args.model, &config)?;

@@ -177,7 +177,7 @@ fn summary(config: &Config, world: &World, evaluations: &Evaluations, records: &
         "device": session::device(config),
         "threads": session::count(config.run.threads),
         "version": version::VERSION,
-        "commit": version::COMMIT,
+        "commit": version::commit(),
         "program": version::program(),
         "command": version::command_line(),
         "sandbox_tier": world.tier,

@@ -17,7 +17,7 @@ use crate::expert::{self, Expert};
 use crate::export;
 use crate::ideas::{Library, Selection};
 use crate::identity::Identity;
-use crate::model::lora::Adapter;
+use crate::model::lora::{Adapter, LoraConfig};
 use crate::plan::Work;
 use crate::ppo::Learner;
 use crate::pretrain;
@@ -62,6 +62,12 @@ pub fn check_policy(config: &Config, model: &Path, adapter: Option<&Path>) -> Re
     session::check_device(config)?;
     let speaker = session::speaker(&Cpu, model, config)?;
     session::adapter(&Cpu, &speaker.model, model, adapter).map(drop)
+}
+
+/// The shape of the adapter that `dir` means, for the model in the folder `model`.
+fn shape(model: &Path, dir: &Path) -> Result<LoraConfig> {
+    let (dir, _) = checkpoint::adapter_folder(dir)?; // its note comes when the adapter is opened for use
+    Ok(checkpoint::load_adapter(&Cpu, &checkpoint::read_config(model)?, &dir)?.config)
 }
 
 /// `onestep pretrain`
@@ -228,8 +234,7 @@ fn inputs<'a>(model: &'a Path, adapter: Option<&'a Path>, data: &'a Path) -> Vec
     [("--model", model), ("--data", data)].into_iter().chain(adapter).collect()
 }
 
-/// The type that trained weights are written in (sft.save_dtype), of the base in `folder`. Error: a type for an adapter, which is always
-/// written in f32.
+/// The type that trained weights are written in (sft.save_dtype), of the base in `folder`. An adapter is always written in f32.
 fn saved_dtype(config: &Config, folder: &Path) -> Result<DType> {
     match config.sft.save_dtype {
         SaveDtype::Base if config.sft.full => {
@@ -238,9 +243,6 @@ fn saved_dtype(config: &Config, folder: &Path) -> Result<DType> {
             Ok(dtype)
         }
         SaveDtype::Base => Ok(DType::F32),
-        _ if !config.sft.full => Err(Error::usage(
-            "sft.save_dtype without sft.full=true: an adapter is written in f32; leave it at sft.save_dtype=base",
-        )),
         SaveDtype::Bf16 => Ok(DType::BF16),
         SaveDtype::F16 => Ok(DType::F16),
         SaveDtype::F32 => Ok(DType::F32),
@@ -304,6 +306,9 @@ pub fn rl(args: &RlArgs) -> Result<()> {
     session::check_memory(&config, model, Work::Rl)?;
     let tasks = session::task_list(&config)?;
     tell_unused(&expert, &tasks);
+    if let Some(dir) = adapter {
+        given.check_lora(&config, Some((dir, &shape(model, dir)?)))?;
+    }
     if args.run.dry_run {
         check_policy(&config, model, adapter)?;
         check_states(&expert, &tasks, &snapshots(data))?;
@@ -319,11 +324,7 @@ pub fn rl(args: &RlArgs) -> Result<()> {
     session::threads(&config)?;
     let backend = backend(&config, out, false)?;
     let speaker = session::speaker(&*backend, model, &config)?;
-    let start = session::adapter(&*backend, &speaker.model, model, adapter)?;
-    if let (Some(dir), Some(start)) = (adapter, &start) {
-        given.check_lora(&config, Some((dir, &start.config)))?;
-    }
-    let reference = match start {
+    let reference = match session::adapter(&*backend, &speaker.model, model, adapter)? {
         Some(adapter) => adapter,
         None => session::new_adapter(&*backend, &speaker.model, &config, "rl adapter")?,
     };

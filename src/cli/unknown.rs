@@ -3,6 +3,7 @@
 
 use super::args::Typed;
 use crate::config::DEFAULTS;
+use crate::identity::is_read;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use toml::{Table, Value};
@@ -30,7 +31,7 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["resume_from_checkpoint", "continue"], "resume"),
 ];
 
-/// Settings as other trainers call them, and ours; the one in the verb's own section is meant first.
+/// Settings as other trainers call them, and ours: the one in the verb's own section is meant, else the first that the verb reads.
 const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["lr", "learningrate", "actor_lr"], &["sft.learning_rate", "rl.learning_rate", "pretrain.learning_rate"]),
     (&["critic_lr", "value_lr"], &["rl.critic_learning_rate"]),
@@ -49,9 +50,11 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["max_length", "max_seq_length", "max_seq_len", "seq_len", "cutoff_len", "block_size"], &["sft.max_tokens"]),
     (&["max_new_tokens", "max_completion_length", "max_response_length"], &["sampling.max_tokens"]),
     (&["temp"], &["sampling.temperature"]),
-    (&["warmup_steps", "num_warmup_steps"], &["sft.warmup", "pretrain.warmup"]),
-    (&["scheduler", "lr_scheduler", "lr_scheduler_type", "lr_schedule"], &["sft.schedule"]),
-    (&["wd"], &["sft.weight_decay", "pretrain.weight_decay"]),
+    (&["warmup_steps", "num_warmup_steps"], &["sft.warmup", "rl.warmup", "pretrain.warmup"]),
+    (&["scheduler", "lr_scheduler", "lr_scheduler_type", "lr_schedule"], &["sft.schedule", "rl.schedule"]),
+    (&["wd"], &["sft.weight_decay", "rl.weight_decay", "pretrain.weight_decay"]),
+    (&["adam_beta1"], &["sft.beta1", "rl.beta1"]),
+    (&["adam_beta2"], &["sft.beta2", "rl.beta2"]),
     (&["val_size", "validation_split", "eval_split", "test_size"], &["sft.validation_share"]),
     (&["save_steps", "save_every", "checkpoint_interval"], &["run.checkpoint_every"]),
     (&["save_total_limit", "keep_checkpoints"], &["run.keep"]),
@@ -60,6 +63,10 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["kl_coef", "beta", "kl_coeff"], &["rl.kl_coefficient"]),
     (&["entropy_coef", "entropy_coeff", "ent_coef"], &["rl.entropy_coefficient"]),
     (&["clip_range", "cliprange", "clip_ratio", "clip_eps", "epsilon"], &["rl.clip_low"]),
+    (&["clip_range_high", "clip_ratio_high", "epsilon_high"], &["rl.clip_high"]),
+    (&["clip_ratio_c"], &["rl.dual_clip"]),
+    (&["cliprange_value", "clip_range_vf", "vf_clip"], &["rl.value_clip"]),
+    (&["num_minibatches", "num_mini_batches"], &["rl.minibatches"]),
     (&["num_generations", "group_size", "rollout_n"], &["rl.samples"]),
     (&["gae_lambda", "lam"], &["rl.lambda"]),
     (&["algo", "adv_estimator"], &["rl.algorithm"]),
@@ -73,8 +80,9 @@ const OTHER_UNITS: &[(&[&str], &[&str])] = &[
         &["batch_size", "train_batch_size", "per_device_train_batch_size", "global_batch_size", "bs"],
         &["sft.batch_tokens", "rl.states"],
     ),
-    (&["micro_batch_size", "gradient_accumulation_steps", "mini_batch_size"], &["sft.micro_tokens", "rl.micro_tokens"]),
-    (&["warmup_ratio"], &["sft.warmup"]),
+    (&["micro_batch_size", "gradient_accumulation_steps"], &["sft.micro_tokens", "rl.micro_tokens"]),
+    (&["mini_batch_size", "ppo_mini_batch_size"], &["rl.minibatches", "sft.micro_tokens"]),
+    (&["warmup_ratio"], &["sft.warmup", "rl.warmup", "pretrain.warmup"]),
 ];
 
 /// The section of a verb's bare keys; `None` for a verb without settings.
@@ -116,7 +124,7 @@ pub fn hint(error: &clap::Error, words: &[String]) -> Option<String> {
     let own = section(verb)?;
     let defaults: Table = DEFAULTS.parse().ok()?;
     let has_suggestion = error.get(ContextKind::SuggestedArg).is_some();
-    let (key, is_same_unit) = setting(&name, own, &defaults, has_suggestion)?;
+    let (key, is_same_unit) = setting(&name, verb, own, &defaults, has_suggestion)?;
     let (section, bare) = key.split_once('.')?;
     let default = defaults.get(section)?.get(bare)?;
     let shown = match (value.filter(|_| is_same_unit), default) {
@@ -143,13 +151,14 @@ fn options(verb: &str) -> Option<Vec<String>> {
     Some(command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_string).collect())
 }
 
-/// The setting that `name` means: a key of the verb's own section, a name of other trainers, a key of any section, a key that is nearly so.
-/// And whether a value typed for it is one of the setting.
-fn setting(name: &str, own: &str, defaults: &Table, exact: bool) -> Option<(String, bool)> {
+/// The setting that `name` means among those that the verb reads: a key of the verb's own section, a name of other trainers, a key of any
+/// section, a key that is nearly so. And whether a value typed for it is one of the setting.
+fn setting(name: &str, verb: &str, own: &str, defaults: &Table, exact: bool) -> Option<(String, bool)> {
     let keys: Vec<(String, &str)> = defaults
         .iter()
         .filter_map(|(section, keys)| Some((section, keys.as_table()?)))
         .flat_map(|(section, keys)| keys.keys().map(move |key| (format!("{section}.{key}"), key.as_str())))
+        .filter(|(key, _)| is_read(verb, key))
         .collect();
     // The verb's own section first.
     let pick = |found: Vec<&str>| {
@@ -167,7 +176,7 @@ fn setting(name: &str, own: &str, defaults: &Table, exact: bool) -> Option<(Stri
     };
     let of_others = |table: &[(&[&str], &[&str])]| {
         let (_, ours) = table.iter().find(|(names, _)| names.contains(&name))?;
-        pick(ours.to_vec())
+        pick(ours.iter().copied().filter(|key| is_read(verb, key)).collect())
     };
     let is_own = |key: &String| key.split('.').next() == Some(own);
     if let Some(key) = named(name).filter(is_own).or_else(|| of_others(SETTINGS)).or_else(|| named(name)) {
@@ -182,4 +191,46 @@ fn setting(name: &str, own: &str, defaults: &Table, exact: bool) -> Option<(Stri
     let bare: Vec<&str> = keys.iter().map(|(_, bare)| *bare).collect();
     let near = similar::get_close_matches(name, &bare, 1, 0.75);
     near.first().and_then(|near| named(near)).map(|key| (key, true))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_is_a_setting_that_the_verb_reads() {
+        let defaults: Table = DEFAULTS.parse().unwrap();
+        let exists =
+            |key: &str| key.split_once('.').is_some_and(|(section, bare)| defaults[section].get(bare).is_some());
+        let of_others = SETTINGS.iter().chain(OTHER_UNITS);
+        of_others.clone().flat_map(|(_, ours)| *ours).for_each(|key| assert!(exists(key), "{key}"));
+        let bare = defaults.values().filter_map(Value::as_table).flat_map(|keys| keys.keys().map(String::as_str));
+        let names: Vec<&str> = of_others.flat_map(|(names, _)| *names).copied().chain(bare).collect();
+        let mut answers = 0;
+        for (verb, own) in SECTIONS {
+            for name in &names {
+                if let Some((key, _)) = setting(name, verb, own, &defaults, false) {
+                    assert!(exists(&key) && is_read(verb, &key), "{verb} --{name}: {key}");
+                    answers += 1;
+                }
+            }
+        }
+        assert!(answers > names.len(), "{answers}");
+        for (verb, name, expected) in [
+            ("rl", "warmup_steps", Some("rl.warmup")),
+            ("rl", "lr_scheduler_type", Some("rl.schedule")),
+            ("rl", "wd", Some("rl.weight_decay")),
+            ("rl", "adam_beta1", Some("rl.beta1")),
+            ("rl", "mini_batch_size", Some("rl.minibatches")),
+            ("rl", "max_steps", Some("rl.steps")),
+            ("eval", "max_steps", Some("environment.max_steps")),
+            ("sft", "mini_batch_size", Some("sft.micro_tokens")),
+            ("sft", "temperature", None),
+            ("eval", "lr", None),
+        ] {
+            let found = setting(name, verb, section(verb).unwrap(), &defaults, true);
+            assert_eq!(found.as_ref().map(|(key, _)| key.as_str()), expected, "{verb} --{name}");
+        }
+    }
 }

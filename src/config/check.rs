@@ -1,7 +1,7 @@
 //! Which values settings may have: ranges, settings that exclude each other, and settings that do nothing beside others. All of it is looked
 //! at when every layer and override is known, so their order does not matter.
 
-use super::{Algorithm, Config, GroupDeviation, KlIn, LossAverage, Objective, Overlong};
+use super::{Algorithm, Config, GroupDeviation, KlIn, LossAverage, Objective, Overlong, SaveDtype};
 use crate::backend::KlEstimator;
 use crate::reward::Form;
 use toml::{Table, Value};
@@ -141,7 +141,12 @@ pub(super) fn combinations(config: &Config, section: &str) -> Option<Fault> {
     let (rl, sampling) = (&config.rl, &config.sampling);
     let is_rl = section == "rl";
     let ppo = rl.algorithm == Algorithm::Ppo;
-    let rules: [(bool, &[&'static str], String); 9] = [
+    let rules: [(bool, &[&'static str], String); 10] = [
+        (
+            config.sft.save_dtype != SaveDtype::Base && !config.sft.full,
+            &["sft.save_dtype", "sft.full"],
+            "sft.save_dtype without sft.full=true: an adapter is written in f32; leave it at sft.save_dtype=base".into(),
+        ),
         (
             rl.algorithm == Algorithm::Grpo && rl.samples < 2,
             &["rl.samples", "rl.algorithm"],
@@ -162,7 +167,7 @@ pub(super) fn combinations(config: &Config, section: &str) -> Option<Fault> {
                  example rl.minibatches={}",
                 rl.minibatches,
                 rl.states,
-                (1..=rl.minibatches).rev().find(|&n| rl.states.is_multiple_of(n)).unwrap_or(1)
+                (1..=rl.minibatches.min(rl.states)).rev().find(|&n| rl.states.is_multiple_of(n)).unwrap_or(1)
             ),
         ),
         (

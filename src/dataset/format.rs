@@ -179,12 +179,15 @@ impl ItemReader<'_> {
         more.extend(thought.map(|thought| (THOUGHT.to_string(), json!(thought))));
         let mut calls = tools::calls(item.get(CALLS).unwrap_or(&Value::Null))?;
         let content = if *role == CALLS {
+            if !calls.is_empty() {
+                return Err(Error::content(format!("a function_call message with {CALLS} beside its own call; give one of them")));
+            }
             calls = match one_of(item, ["content", "value"], names[1])?.1 {
                 Value::String(text) => tools::calls_of_text(text)?,
                 value => tools::calls(value)?,
             };
             String::new()
-        } else if let (false, Err(_)) = (calls.is_empty(), one_of(item, ["content", "value"], names[1])) {
+        } else if !calls.is_empty() && ["content", "value"].iter().all(|key| item.get(*key).is_none_or(Value::is_null)) {
             String::new()
         } else {
             let (key, value) = one_of(item, ["content", "value"], names[1])?;

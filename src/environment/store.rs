@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Raised when a table changes, or what a run comes to. Of a database with `OLDER` all but the runs is kept; any other version is refused.
 const VERSION: i64 = 2;
-/// The same tables: but files left open at a script's end were empty, and quoted submissions refused.
+/// Version 1 has the same tables. Its runs are dropped: files left open at a script's end counted as empty, and quoted submissions were refused.
 const OLDER: i64 = 1;
 /// Tells our databases from those of other programs: "1Stp".
 const APPLICATION: i64 = 0x3153_7470;

@@ -6,7 +6,8 @@ use crate::console::errln;
 use crate::error::{Error, Result};
 use crate::files::{self, write_whole};
 use crate::identity::{self, Identity};
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the settings in a run's folder.
@@ -81,6 +82,12 @@ impl Place<'_> {
     /// What can be refused before anything is loaded: a file in the folder's place, files in it that no run wrote beside those of a run,
     /// inputs inside, a run that is under way.
     pub fn check(&self) -> Result<()> {
+        self.check_contents()?;
+        if self.out.exists() { lock(self.out).map(drop) } else { Ok(()) }
+    }
+
+    /// `check`, but for a run that is under way.
+    fn check_contents(&self) -> Result<()> {
         let out = self.out.display();
         if let Some(path) = self.out.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
             return Err(Error::usage(format!(
@@ -89,7 +96,7 @@ impl Place<'_> {
             )));
         }
         if self.resume && self.newest()?.is_some() {
-            return lock(self.out).map(drop);
+            return Ok(());
         }
         let (ours, others) = contents(self.out)?;
         if ours.is_empty() {
@@ -118,7 +125,7 @@ impl Place<'_> {
                 path.display()
             )));
         }
-        lock(self.out).map(drop)
+        Ok(())
     }
 
     /// The newest checkpoint of this phase.
@@ -163,29 +170,32 @@ impl Place<'_> {
 
     /// Takes the folder for a run: renames an earlier one, saying so, and writes settings and identity. A resumed run keeps its own.
     pub fn begin(&self, config: &Config, identity: Identity) -> Result<Folder> {
-        self.check()?;
         let path = self.out.to_path_buf();
-        let earlier = match self.entry(&identity)? {
+        let make = || std::fs::create_dir_all(&path).map_err(|e| Error::io("making the folder", &path, &e));
+        make()?;
+        // Held from before the folder is looked at until the run ends; one that is renamed, until the new one is held.
+        let mut held = lock(&path)?;
+        self.check_contents()?;
+        match self.entry(&identity)? {
             Entry::Resumed(step, dir) => {
-                let lock = lock(&path)?;
-                return Ok(Folder { path, resumed: Some((step, dir)), identity, _lock: lock });
+                return Ok(Folder { path, resumed: Some((step, dir)), identity, _lock: held });
             }
-            Entry::New | Entry::Again => None,
-            Entry::Occupied => Some(files::set_aside(&path)?),
-        };
-        std::fs::create_dir_all(&path).map_err(|e| Error::io("making the folder", &path, &e))?;
-        let lock = lock(&path)?;
-        if let Some(earlier) = earlier {
-            errln!("note: {} held an earlier run, which is now {}", path.display(), earlier.display());
-            // The GPU was opened with them, so this run's bits depend on them.
-            let gemms = earlier.join(GEMMS);
-            if gemms.exists() {
-                std::fs::copy(&gemms, path.join(GEMMS)).map_err(|e| Error::io("copying", &gemms, &e))?;
+            Entry::New | Entry::Again => (),
+            Entry::Occupied => {
+                let earlier = files::set_aside(&path)?;
+                errln!("note: {} held an earlier run, which is now {}", path.display(), earlier.display());
+                make()?;
+                held = lock(&path)?;
+                // The GPU was opened with them, so this run's bits depend on them.
+                let gemms = earlier.join(GEMMS);
+                if gemms.exists() {
+                    std::fs::copy(&gemms, path.join(GEMMS)).map_err(|e| Error::io("copying", &gemms, &e))?;
+                }
             }
         }
         write_config(&path.join(CONFIG), config)?;
         write_json(&path.join(identity::FILE), &identity)?;
-        Ok(Folder { path, resumed: None, identity, _lock: lock })
+        Ok(Folder { path, resumed: None, identity, _lock: held })
     }
 }
 
@@ -244,14 +254,65 @@ fn some(names: &[String]) -> String {
 
 /// Locks a folder until the file is dropped. Error: another run has it.
 fn lock(path: &Path) -> Result<Option<File>> {
-    let folder = File::open(path).map_err(|e| Error::io("opening the folder", path, &e))?;
+    lock_opened(File::open(path).map_err(|e| Error::io("opening the folder", path, &e))?, path)
+}
+
+/// `lock`, of the folder that was opened at `path`.
+fn lock_opened(folder: File, path: &Path) -> Result<Option<File>> {
+    let place = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let is_there = || Ok::<_, std::io::Error>(place(folder.metadata()?) == place(path.metadata()?));
     match folder.try_lock() {
-        Ok(()) => Ok(Some(folder)),
-        Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
+        // Renamed since it was opened, it is another run's earlier one.
+        Ok(()) if is_there().unwrap_or(false) => Ok(Some(folder)),
+        Ok(()) | Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
             "--out {}: another run is writing there; wait for it, or name another folder with --out",
             path.display()
         ))),
         // Some network file systems have no locks.
         Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    #[test]
+    fn of_runs_that_begin_at_once_one_has_the_folder() {
+        const RUNS: usize = 8;
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::load(&[], &[], "sft").unwrap();
+        for round in 0..20 {
+            // A new folder, and one that holds an earlier run.
+            let out = folder.path().join(format!("run-{}", round / 2));
+            let place = Place { out: &out, phase: "sft", resume: false, inputs: &[] };
+            let barrier = Barrier::new(RUNS);
+            let begin = || {
+                let identity = Identity::new("sft", &config).unwrap();
+                barrier.wait();
+                place.begin(&config, identity)
+            };
+            let begun: Vec<Result<Folder>> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..RUNS).map(|_| scope.spawn(begin)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(begun.iter().flatten().count(), 1, "round {round}");
+            assert!(out.join(identity::FILE).exists() && !folder.path().join(format!("run-{}.2", round / 2)).exists());
+        }
+    }
+
+    #[test]
+    fn a_folder_renamed_since_it_was_opened_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        std::fs::create_dir(&out).unwrap();
+        let opened = File::open(&out).unwrap();
+        assert!(lock_opened(opened.try_clone().unwrap(), &out).is_ok());
+        files::set_aside(&out).unwrap();
+        assert_eq!(lock_opened(opened.try_clone().unwrap(), &out).unwrap_err().exit_code(), 2);
+        std::fs::create_dir(&out).unwrap();
+        assert_eq!(lock_opened(opened, &out).unwrap_err().exit_code(), 2);
     }
 }

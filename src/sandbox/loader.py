@@ -186,7 +186,7 @@ def run_script(folder, script):
         with open(script, "rb") as file:
             source = file.read()
     except OSError as error:
-        print(f"python: can't open file '{script}': [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+        complain(f"python: can't open file '{script}': [Errno {error.errno}] {error.strerror}")
         return 2
     error = None
     try:
@@ -194,15 +194,15 @@ def run_script(folder, script):
     except BaseException as raised:
         error = raised
         error.__traceback__ = error.__traceback__.tb_next  # the first frame is ours
-    for stream in (sys.stderr, sys.stdout):
+    for name in ("stderr", "stdout"):
         try:
-            stream.flush()
+            getattr(sys, name).flush()
         except BaseException:
             pass  # said at the end, if it is so then
     if isinstance(error, SystemExit):
         code = exit_code(error)
     else:
-        code = uncaught(error) if error else 0
+        code = 0 if error is None else uncaught(error)
         main.__dict__.pop("__file__", None)
     error = None  # its frames lead back here: what they hold ends with it, in order, and not as garbage
     return code
@@ -215,8 +215,17 @@ def exit_code(error):
         return 0
     if isinstance(code, int):
         return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF
-    print(code, file=sys.stderr)
+    complain(code)
     return 1
+
+
+def complain(text):
+    """To the script's stderr; to that of the process where the script has put that away."""
+    stream = getattr(sys, "stderr", None)
+    if stream is None:
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+    else:
+        print(text, file=stream)
 
 
 def uncaught(error):
@@ -231,9 +240,9 @@ def uncaught(error):
     except SystemExit as asked:
         return exit_code(asked)
     except BaseException as failed:
-        print("Error in sys.excepthook:", file=sys.stderr)
+        complain("Error in sys.excepthook:")
         tell(failed)
-        print("\nOriginal exception was:", file=sys.stderr)
+        complain("\nOriginal exception was:")
         sys.__excepthook__(type(error), error, error.__traceback__)
     return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
@@ -246,7 +255,7 @@ def tell(error):
 
 def ignored(error, thing):
     """Says as Python does that `thing` raised what nobody can catch."""
-    print(f"Exception ignored in: {thing!r}", file=sys.stderr)
+    complain(f"Exception ignored in: {thing!r}")
     tell(error)
 
 
@@ -254,18 +263,19 @@ def end(code):
     """What Python does from a script's last line to the end of its process (Py_FinalizeEx in CPython's pylifecycle.c), for what the script has
     made: threads are awaited, atexit handlers called, streams flushed, its modules dropped, and what they held finalized, open files with it.
     What was loaded before it stays, as taking that apart takes longer than most scripts; what that holds of the script's is finalized last."""
-    for last in (threading._shutdown, atexit._run_exitfuncs):
+    for last in (lambda: threading._shutdown(), lambda: atexit._run_exitfuncs()):
         try:
             last()
         except BaseException as error:
             ignored(error, threading)
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name, None)
         try:
             if stream is not None and not stream.closed:
                 stream.flush()
         except BaseException as error:
             code = 120
-            if stream is sys.stdout:
+            if name == "stdout":
                 ignored(error, stream)
     stream = None
     for number in range(1, signal.NSIG):
@@ -276,7 +286,7 @@ def end(code):
         drop_modules()
         gc.collect()
         finalize_the_rest()
-    except MemoryError as error:
+    except BaseException as error:
         ignored(error, gc)
     for stream in (sys.__stdout__, sys.__stderr__):
         try:
@@ -312,14 +322,21 @@ def finalize_the_rest():
     """Finalizes what is left of the script's, a file before what it writes to; but not what a daemon thread still has in hand."""
     rest = gc.get_objects()
     held = held_by_threads({id(thing) for thing in rest}) if len(sys._current_frames()) > 1 else ()
-    finalizable = [thing for thing in rest if hasattr(type(thing), "__del__") and id(thing) not in held]
-    rank = lambda thing: next((i for i, kind in enumerate(FILES) if isinstance(thing, kind)), -1)
+    finalizable = [thing for thing in rest if has_finalizer(type(thing)) and id(thing) not in held]
+    rank = lambda thing: next((i for i, kind in enumerate(FILES) if issubclass(type(thing), kind)), -1)
     for thing in sorted(finalizable, key=rank):
         if not gc.is_finalized(thing):
             try:
                 type(thing).__del__(thing)
             except BaseException as error:
                 ignored(error, type(thing).__del__)
+
+
+def has_finalizer(kind):
+    try:
+        return hasattr(kind, "__del__")
+    except BaseException:  # of the script's own metaclass
+        return False
 
 
 def held_by_threads(known):

@@ -219,7 +219,10 @@ fn options_and_settings_that_would_be_ignored() {
         (&["sft", "--rank", "8"], &["lora.rank=8"]),
         (&["rl", "--kl_coef", "0.1"], &["kl_coefficient=0.1"]),
         (&["rl", "--entropy-coefficient", "-0.1"], &["entropy_coefficient=-0.1"]),
-        (&["sft", "--temperature", "0.5"], &["sampling.temperature=0.5"]),
+        (&["rl", "--temperature", "0.5"], &["sampling.temperature=0.5"]),
+        (&["sft", "--temperature", "0.5"], &["unexpected argument '--temperature'"]),
+        (&["rl", "--warmup_steps", "5"], &["here warmup=5"]),
+        (&["eval", "--max_steps", "8"], &["here environment.max_steps=8"]),
         (&["sft", "--full"], &["full=true"]),
         (&["sft", "--batch-size", "8"], &["batch_tokens=16384"]),
         (&["sft", "--learning_rat", "1e-4"], &["learning_rate=1e-4"]),
@@ -230,6 +233,10 @@ fn options_and_settings_that_would_be_ignored() {
         (&["sft", "--seed", "1", "run.seed=2"], &["--seed 1", "run.seed=2"]),
         (&["quickstart", "--seed", "1", "run.seed=2"], &["--seed 1", "run.seed=2"]),
         (&["rl", "--device", "cpu", "run.device=cuda"], &["--device cpu", "run.device=cuda"]),
+        (
+            &["generate", "--model", model, "--prompt", "x", "--device", "cpu", "run.device=cuda"],
+            &["--device cpu", "run.device=cuda"],
+        ),
         (&["quickstart", "sft.full=true"], &["sft.full=false"]),
         (&["eval", "--model", model, "source=../up"], &["eval.source", "../up"]),
     ] {
@@ -269,6 +276,8 @@ fn a_dry_run_finds_what_the_run_would() {
     let bad = stage.path("bad.jsonl");
     fs::write(&bad, "{\"messages\": [").unwrap();
     let expert = concat!(env!("CARGO_MANIFEST_DIR"), "/data/expert/trajectories.jsonl");
+    let (adapter, _) = adapter(folder);
+    let adapter = text(&adapter);
     for (arguments, parts) in [
         (&["sft", "--model", "/nowhere", "--data", data][..], &["/nowhere"][..]),
         (&["sft", "--model", model, "--data", "/nowhere.jsonl"], &["/nowhere.jsonl"]),
@@ -282,6 +291,11 @@ fn a_dry_run_finds_what_the_run_would() {
         (&["rl", "--model", "/nowhere", "--data", expert], &["/nowhere"]),
         (&["rl", "--model", model, "--data", data], &["messages.jsonl:1"]),
         (&["rl", "--model", model, "--data", expert, "tasks.names=numbers"], &["numbers", "digits"]),
+        (&["rl", "--model", model, "--data", expert, "--adapter", "/nowhere"], &["/nowhere"]),
+        (
+            &["rl", "--model", model, "--data", expert, "--adapter", adapter, "lora.rank=3"],
+            &["lora.rank=3", "has lora.rank=4"],
+        ),
         (&["eval", "--model", "/nowhere"], &["/nowhere"]),
         (&["eval", "--model", model, "--adapter", "/nowhere"], &["/nowhere"]),
         (&["eval", "--model", model, "tasks.names=numbers"], &["numbers"]),
@@ -438,6 +452,27 @@ fn policies_are_named_after_what_was_played_and_none_is_replaced_in_silence() {
     assert!(eval(&["--adapter", text(&named)]).contains("this one is called sft-2"));
     // The settings of the run that the folder is of are not those of a later evaluation.
     assert!(fs::read_to_string(out.join("config.toml")).unwrap().contains("seed = 0"));
+}
+
+/// Each chose its name before the other had written.
+#[test]
+fn evaluations_at_one_time_in_one_folder_are_both_kept() {
+    let stage = Stage::new();
+    let out = stage.path("eval");
+    let eval = |seed: &str| {
+        let named = ["eval", "--model", text(&stage.model), "--out", text(&out), "--python", python(), "--seed", seed];
+        let ended = onestep(&[&named[..], &PLAY, &["trajectories=1"]].concat());
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+    };
+    std::thread::scope(|scope| ["1", "2"].map(|seed| scope.spawn(move || eval(seed))).map(|run| run.join().unwrap()));
+    let text = fs::read_to_string(out.join("evaluation.json")).unwrap();
+    let evaluation: Value = serde_json::from_str(&text).unwrap();
+    let policies = evaluation["policies"].as_object().unwrap();
+    assert_eq!(policies.keys().collect::<Vec<_>>(), ["base", "base-2"]);
+    for name in policies.keys() {
+        let played = lines(&out.join(format!("trajectories/eval-{name}.jsonl")));
+        assert!(!played.is_empty() && played.iter().all(|episode| episode["source"] == name.as_str()), "{name}");
+    }
 }
 
 /// collect, rl and eval, each with nobody to read: results are written all the same.
