@@ -185,6 +185,16 @@ impl ChatTemplate {
     /// so a roll-out would not stop.
     pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let mut ids = tokenizer.eos_ids().to_vec();
+        let closing = self.closing_id(tokenizer)?;
+        if !ids.contains(&closing) {
+            ids.push(closing);
+        }
+        Ok(ids)
+    }
+
+    /// The id of the token with which this template closes a reply. Error: there is no such token.
+    pub fn closing_id(&self, tokenizer: &Tokenizer) -> Result<u32> {
+        let ids = tokenizer.eos_ids();
         let probe = [Message::new("user", "ask"), Message::new("assistant", "answer")];
         let text = self.render(&probe, false)?;
         let tail = text.rsplit_once("answer").map_or("", |(_, tail)| tail);
@@ -195,13 +205,8 @@ impl ChatTemplate {
             token.len() > 2 && token.starts_with(['<', '[']) && tail.trim() == token
         };
         let behind = tokenizer.encode(tail)?;
-        let closing = behind.iter().find(|&&id| ids.contains(&id) || tokenizer.is_added(id) || is_mark(id));
-        match closing {
-            Some(&closing) if !ids.contains(&closing) => ids.push(closing),
-            Some(_) => {}
-            None => return Err(unclosed(tail, tokenizer)),
-        }
-        Ok(ids)
+        let closing = behind.into_iter().find(|&id| ids.contains(&id) || tokenizer.is_added(id) || is_mark(id));
+        closing.ok_or_else(|| unclosed(tail, tokenizer))
     }
 
     /// The tokens of a conversation and where the agent learns them: one sequence, or more where the template rewrites earlier messages

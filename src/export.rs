@@ -135,16 +135,15 @@ fn describe(to: &Path, from: &Path, model: &Model, dtype: DType) -> Result<Vec<S
     Ok(note.into_iter().collect())
 }
 
-/// The ids that end a reply, for other programs: first those with which the chat template closes one and that the folder does not name
-/// as its end (a base tuned for chat goes on after them otherwise), then those that it names. Where the template does not render, a
+/// The ids that end a reply, for other programs: first the one with which the chat template closes it (many programs look at no other, and a
+/// base tuned for chat goes on after it otherwise), then the others that the folder names. Where the template does not render, a
 /// note, and those that the folder names.
 fn stop_ids(tokenizer: &Tokenizer) -> (Vec<u32>, Option<String>) {
     let named = tokenizer.eos_ids().to_vec();
-    match ChatTemplate::of(tokenizer).and_then(|template| template.stop_ids(tokenizer)) {
-        Ok(stop) => {
-            let (mut ids, rest): (Vec<u32>, Vec<u32>) = stop.iter().partition(|&id| !named.contains(id));
-            ids.extend(rest);
-            (ids, None)
+    match ChatTemplate::of(tokenizer).and_then(|template| template.closing_id(tokenizer)) {
+        Ok(closing) => {
+            let others = named.into_iter().filter(|&id| id != closing);
+            (std::iter::once(closing).chain(others).collect(), None)
         }
         Err(error) => {
             (named, Some(format!("{error}; the end tokens that are written are those that the folder names")))

@@ -120,7 +120,11 @@ impl Identity {
             return Ok(());
         };
         let (dir, _) = adapter_folder(dir)?;
-        self.add_files("adapter", &dir, &["adapter_config.json", "adapter_model.safetensors"].map(|name| dir.join(name)))
+        self.add_files(
+            "adapter",
+            &dir,
+            &["adapter_config.json", "adapter_model.safetensors"].map(|name| dir.join(name)),
+        )
     }
 
     /// Adds a data file.

@@ -165,7 +165,8 @@ fn playable(step: usize, drawn: Vec<State>, prompts: Vec<Result<Prompt>>) -> Res
     match problems.pop() {
         Some(problem) if fitting.states.is_empty() => Err(problem.context(format!("rl step {step}, every state"))),
         Some(problem) => {
-            fitting.too_long = Some(format!("warning: rl step {step}: {left_out} of {count} states are left out: {problem}"));
+            fitting.too_long =
+                Some(format!("warning: rl step {step}: {left_out} of {count} states are left out: {problem}"));
             Ok(fitting)
         }
         None => Ok(fitting),

@@ -26,13 +26,15 @@ impl Tokenizer {
     /// - tokenizer_config.json: the named special tokens, `added_tokens_decoder`, `additional_special_tokens` and
     ///   `extra_special_tokens` (tokens that tokenizer.json may lack), `chat_template`; `split_special_tokens = true` is refused. Other
     ///   keys do not change the ids of a rendered conversation (`add_bos_token` and `add_eos_token`: the template writes those tokens).
-    /// - special_tokens_map.json: special tokens that tokenizer_config.json does not name; it wins where that has no `added_tokens_decoder`.
+    /// - special_tokens_map.json: special tokens that tokenizer_config.json does not name; it wins where that has no `added_tokens_decoder`,
+    ///   but two different `eos_token` are refused.
     /// - added_tokens.json: tokens that tokenizer.json lacks, where tokenizer_config.json has no `added_tokens_decoder`.
     /// - chat_template.jinja wins over the template in the config, additional_chat_templates/tool_use.jinja over its `tool_use`.
     /// - generation_config.json and config.json: `eos_token_id`.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;
+        let bytes =
+            std::fs::read(&path).map_err(|e| missing(dir).unwrap_or_else(|| Error::io("reading", &path, &e)))?;
         let mut inner = parsed(&bytes).map_err(|e| {
             Error::content(format!("{}: {e}; expected a tokenizer.json of the `tokenizers` library", path.display()))
         })?;
@@ -116,6 +118,12 @@ impl Tokenizer {
         self.inner.get_added_vocabulary().simple_id_to_token(id).is_some_and(|token| !token.trim().is_empty())
     }
 
+    /// The tokens added to the vocabulary as wholes, special or not, whichever file names them; in no order.
+    pub fn added_tokens(&self) -> impl Iterator<Item = (u32, &str)> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added.iter().map(|(&id, token)| (id, token.content.as_str()))
+    }
+
     /// The folder it was read from.
     pub fn folder(&self) -> &Path {
         self.path.parent().unwrap_or(&self.path)
@@ -179,6 +187,20 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+/// The error of a folder that has other tokenizer files in place of tokenizer.json.
+fn missing(dir: &Path) -> Option<Error> {
+    let is_there = |name: &&str| dir.join(name).exists();
+    let others: Vec<&str> = ["tokenizer.model", "vocab.json", "merges.txt"].into_iter().filter(is_there).collect();
+    if others.is_empty() || is_there(&"tokenizer.json") {
+        return None;
+    }
+    let (place, others) = (dir.display(), others.join(" and "));
+    Some(Error::content(format!(
+        "{place}: no tokenizer.json, but {others}, which this program does not read: make it in Python with transformers, \
+         AutoTokenizer.from_pretrained(\"{place}\").save_pretrained(\"OUT\"), and copy the files of OUT there"
+    )))
 }
 
 /// The library panics where the JSON of a decoder or normalizer breaks off: JSON is looked at first, and what is left becomes an error.

@@ -3,7 +3,7 @@
 
 use super::ChatTemplate;
 use crate::error::{Error, Result};
-use crate::message::{CALLS, Context, Conversation, FIELDS, Message};
+use crate::message::{CALLS, Context, Conversation, FIELDS, Message, THOUGHT};
 use serde_json::{Map, Value, json};
 
 impl ChatTemplate {
@@ -11,11 +11,18 @@ impl ChatTemplate {
     pub(super) fn check_reply(&self, conversation: &Conversation, i: usize, prompt: &str, whole: &str) -> Result<()> {
         let Conversation { messages, context, .. } = conversation;
         let reply = &messages[i];
-        if let Some(thought) = reply.thought().filter(|thought| !carries(prompt, whole, thought)) {
+        let is_lost = |text: &str, change: &dyn Fn(&mut Message)| {
+            let ignores = || self.ignores(&messages[..=i], i, context, false, whole, change);
+            !carries(prompt, whole, text) || (!is_blank(text) && ignores())
+        };
+        let has_lost = |thought: &&str| {
+            is_lost(thought, &|message| drop(message.more.insert(THOUGHT.to_string(), json!(changed(thought)))))
+        };
+        if let Some(thought) = reply.thought().filter(has_lost) {
             let key = "thought (reasoning_content, thinking or reasoning)";
             return Err(left_out(i, reply, key, thought, "write it into content"));
         }
-        if !carries(prompt, whole, &reply.content) {
+        if is_lost(&reply.content, &|message| message.content = changed(&message.content)) {
             let hint =
                 "the template keeps a part of it back, as some do with thoughts or with text beside calls of tools";
             return Err(left_out(i, reply, "content", &reply.content, hint));
@@ -43,13 +50,13 @@ impl ChatTemplate {
                     let whole = self.render_with(&messages[..=i], context, false)?;
                     self.check_calls(messages, context, i, &whole)?;
                 }
-            } else if !carries("", &prompt, &message.content) {
-                // Some templates quote the text: then it still makes a difference.
-                let mut silent = messages[..last].to_vec();
-                silent[i].content.clear();
-                if self.render_with(&silent, context, true).is_ok_and(|text| text == prompt) {
-                    return Err(left_out(i, message, "content", &message.content, "take the message out"));
-                }
+            } else if !is_blank(&message.content)
+                && self.ignores(&messages[..last], i, context, true, &prompt, |message| {
+                    message.content = changed(&message.content);
+                })
+            {
+                // By difference alone: some templates quote the text.
+                return Err(left_out(i, message, "content", &message.content, "take the message out"));
             }
         }
         Ok(())
@@ -81,16 +88,31 @@ impl ChatTemplate {
         unread
     }
 
+    /// Whether `messages`, rendered as `text`, render the same with message `i` changed. A template that fails over the change reads it.
+    fn ignores(
+        &self,
+        messages: &[Message],
+        i: usize,
+        context: &Context,
+        add_generation_prompt: bool,
+        text: &str,
+        change: impl FnOnce(&mut Message),
+    ) -> bool {
+        let mut messages = messages.to_vec();
+        change(&mut messages[i]);
+        self.render_with(&messages, context, add_generation_prompt).is_ok_and(|other| other == text)
+    }
+
     /// Refuses calls of tools of message `i` of which one, or its arguments, makes no difference to the text `whole`.
     fn check_calls(&self, messages: &[Message], context: &Context, i: usize, whole: &str) -> Result<()> {
         let calls = messages[i].calls();
         let is_same = |calls: Vec<Value>| {
-            let mut changed = messages[..=i].to_vec();
-            match calls.is_empty() {
-                true => changed[i].more.remove(CALLS),
-                false => changed[i].more.insert(CALLS.to_string(), calls.into()),
-            };
-            self.render_with(&changed, context, false).is_ok_and(|text| text == whole)
+            self.ignores(&messages[..=i], i, context, false, whole, |message| {
+                match calls.is_empty() {
+                    true => message.more.remove(CALLS),
+                    false => message.more.insert(CALLS.to_string(), calls.into()),
+                };
+            })
         };
         for (c, call) in calls.iter().enumerate() {
             let mut fewer = calls.to_vec();
@@ -116,6 +138,17 @@ fn is_empty(arguments: &Value) -> bool {
         Value::Object(object) => object.is_empty(),
         _ => true,
     }
+}
+
+/// Another text, to see whether it makes a difference. An empty one would not do: some templates put a default in its place, which may be
+/// the very text, and some fail over it.
+fn changed(text: &str) -> String {
+    format!("{text}x")
+}
+
+/// Nothing to carry.
+fn is_blank(text: &str) -> bool {
+    text.trim().is_empty()
 }
 
 /// Whether `whole` has `text` where it ends beyond `prompt`, white space apart (templates strip it).

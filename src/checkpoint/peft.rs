@@ -101,8 +101,9 @@ fn other_text(dir: &Path, base: &Path) -> Option<String> {
 
 fn load(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result<(Adapter, Settings)> {
     let (path, config) = (dir.join(WEIGHTS), dir.join(CONFIG));
-    let settings = Settings::read(&config)?;
+    let mut settings = Settings::read(&config)?;
     let pairs = settings.pairs(model)?;
+    settings.notes.extend(settings.unmatched(&pairs));
     if !path.exists() && dir.join("adapter_model.bin").exists() {
         return Err(Error::content(format!(
             "{}: adapter_model.bin is a pickle, which is not read; load it in PEFT and save it with safe_serialization=True",
@@ -234,8 +235,14 @@ fn is_named(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// A key of rank_pattern or alpha_pattern: a path, the end of one, or a regular expression for it.
-struct Pattern(Regex);
+/// A key of rank_pattern or alpha_pattern: a path, the end of one, or a regular expression for it; as it is written, and compiled.
+struct Pattern(String, Regex);
+
+impl Pattern {
+    fn matches(&self, path: &str) -> bool {
+        self.1.is_match(path)
+    }
+}
 
 /// The expression for a whole path. Its automaton is kept small: a line of text must not ask for megabytes.
 fn whole(text: &str) -> std::result::Result<Regex, regex::Error> {
@@ -352,8 +359,8 @@ impl Settings {
         let pattern = |key: &str| -> Result<Vec<(Pattern, &Value)>> {
             let Some(value) = get(key) else { return Ok(vec![]) };
             let object = value.as_object().ok_or_else(|| fail(key, format!("found {value}, expected an object")))?;
-            let compiled = |(text, value)| match whole(&format!(r"(?:.*\.)?(?:{text})")) {
-                Ok(regex) => Ok((Pattern(regex), value)),
+            let compiled = |(text, value): (&String, _)| match whole(&format!(r"(?:.*\.)?(?:{text})")) {
+                Ok(regex) => Ok((Pattern(text.clone(), regex), value)),
                 Err(error) => Err(fail(key, format!("{text:?} is no pattern that can be matched: {error}"))),
             };
             object.iter().map(compiled).collect()
@@ -413,8 +420,8 @@ impl Settings {
             for module in Module::ALL {
                 let path = module.path(layer);
                 if self.targets.contain(&path) {
-                    let first = |list: &[(Pattern, usize)]| list.iter().find(|(p, _)| p.0.is_match(&path)).map(|p| p.1);
-                    let alpha = self.alphas.iter().find(|(p, _)| p.0.is_match(&path)).map(|p| p.1);
+                    let first = |list: &[(Pattern, usize)]| list.iter().find(|(p, _)| p.matches(&path)).map(|p| p.1);
+                    let alpha = self.alphas.iter().find(|(p, _)| p.matches(&path)).map(|p| p.1);
                     let rank = first(&self.ranks).unwrap_or(self.rank);
                     pairs.insert((layer, module), Pair { rank, alpha: alpha.unwrap_or(self.alpha) });
                 }
@@ -430,6 +437,18 @@ impl Settings {
             return fail("it matches no linear layer of the model".into());
         }
         Ok(pairs)
+    }
+
+    /// A note for each key of rank_pattern and alpha_pattern that is for none of the adapted layers.
+    fn unmatched(&self, pairs: &BTreeMap<(usize, Module), Pair>) -> Vec<String> {
+        let paths: Vec<String> = pairs.keys().map(|&(layer, module)| module.path(layer)).collect();
+        let ranks = self.ranks.iter().map(|(pattern, _)| ("rank_pattern", pattern));
+        let alphas = self.alphas.iter().map(|(pattern, _)| ("alpha_pattern", pattern));
+        let unmatched = ranks.chain(alphas).filter(|(_, pattern)| !paths.iter().any(|path| pattern.matches(path)));
+        let note = |(key, pattern): (&str, &Pattern)| {
+            format!("{}: {key}: {:?} matches no adapted layer and has no effect", self.path.display(), pattern.0)
+        };
+        unmatched.map(note).collect()
     }
 
     /// One configuration for all pairs: the greatest rank, and the scale of a pair without patterns.

@@ -148,6 +148,15 @@ fn scored(
     let batch = LossBatch::from_sequences(backend, config, &sequences)?;
     let scores = batch::forward(backend, policy, &batch, 1.0, false, acts)?;
     let (logp, entropy) = (backend.read(&scores.logp)?, backend.read(&scores.entropy)?);
+    for ((line, _), span) in lines.iter().zip(&batch.samples) {
+        if let Some(logp) = logp[span.clone()].iter().find(|logp| !logp.is_finite()) {
+            return Err(Error::content(format!(
+                "{}, line {line}: a log-probability is {logp}: the weights or the adapter hold values that are not finite (or so large \
+                 that a sum overflows); load an earlier checkpoint",
+                input.display()
+            )));
+        }
+    }
     let line = |((_, ids), span): (&(usize, Vec<u32>), &std::ops::Range<usize>)| {
         json!({"ids": ids, "logprobs": logp[span.clone()], "entropies": entropy[span.clone()]}).to_string()
     };

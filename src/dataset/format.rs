@@ -81,7 +81,7 @@ pub fn parse(format: Format, object: &Map<String, Value>, template: &ChatTemplat
     for (key, value) in object {
         match Level::Item(format).sort(key, value, template)? {
             Use::Understood => {}
-            Use::Rendered | Use::Ignored => reader.note(unused(key, "an item")),
+            Use::Rendered | Use::Ignored => reader.note(unused(key, Level::Item(format).holder())),
         }
     }
     let mut messages: Vec<Message> = system(object)?.into_iter().collect();
@@ -168,7 +168,7 @@ impl ItemReader<'_> {
         for (key, value) in item {
             match Level::Message.sort(key, value, self.template)? {
                 Use::Rendered => drop(more.insert(key.clone(), value.clone())),
-                Use::Ignored => notes.push(unused(key, "a message")),
+                Use::Ignored => notes.push(unused(key, Level::Message.holder())),
                 Use::Understood if key == "tool_call_id" && !value.is_null() => {
                     drop(more.insert(key.clone(), value.clone()))
                 }
@@ -180,19 +180,25 @@ impl ItemReader<'_> {
         let mut calls = tools::calls(item.get(CALLS).unwrap_or(&Value::Null))?;
         let content = if *role == CALLS {
             if !calls.is_empty() {
-                return Err(Error::content(format!("a function_call message with {CALLS} beside its own call; give one of them")));
+                return Err(Error::content(format!(
+                    "a function_call message with {CALLS} beside its own call; give one of them"
+                )));
             }
             calls = match one_of(item, ["content", "value"], names[1])?.1 {
                 Value::String(text) => tools::calls_of_text(text)?,
                 value => tools::calls(value)?,
             };
             String::new()
-        } else if !calls.is_empty() && ["content", "value"].iter().all(|key| item.get(*key).is_none_or(Value::is_null)) {
+        } else if !calls.is_empty() && ["content", "value"].iter().all(|key| item.get(*key).is_none_or(Value::is_null))
+        {
             String::new()
         } else {
             let (key, value) = one_of(item, ["content", "value"], names[1])?;
-            text_of(value).map_err(|e| e.context(format!("no text under {key:?}")))?
+            let text = text_of(value).map_err(|e| e.context(format!("no text under {key:?}")))?;
+            notes.extend(self.unread(Level::Part, value.as_array().into_iter().flatten())?);
+            text
         };
+        notes.extend(self.unread(Level::Call, calls.iter().flat_map(tools::objects))?);
         let role = if *role == CALLS { "assistant" } else { role };
         for (key, is_there) in [(CALLS, !calls.is_empty()), (THOUGHT, more.contains_key(THOUGHT))] {
             if is_there && role != "assistant" {
@@ -209,6 +215,18 @@ impl ItemReader<'_> {
             more.insert(CALLS.to_string(), calls.into());
         }
         Ok((Message { role: role.to_string(), content, more }, notes))
+    }
+
+    /// Notes of the keys that nobody reads of what stands in a message.
+    fn unread<'v>(&self, level: Level, objects: impl Iterator<Item = &'v Value>) -> Result<Vec<String>> {
+        let mut notes = vec![];
+        for (key, value) in objects.filter_map(Value::as_object).flatten() {
+            match level.sort(key, value, self.template).map_err(|e| e.context(level.holder()))? {
+                Use::Understood | Use::Rendered => {}
+                Use::Ignored => notes.push(unused(key, level.holder())),
+            }
+        }
+        Ok(notes)
     }
 
     /// The instruction with the input on a line below it, after the turns of `history`, which have a loss too.

@@ -26,13 +26,17 @@ pub const ROLES: [(&str, &[&str]); 5] = [
 /// Keys of an item that say what a conversation is rendered with.
 const RENDERED_WITH: [&str; 4] = ["system", "tools", "chat_template_kwargs", "enable_thinking"];
 
-/// A key's place: an item, or one of its messages.
+/// A key's place: an item, one of its messages, or what stands in one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// A key of the item.
     Item(Format),
     /// A key of a message.
     Message,
+    /// A key of a part of a message's content.
+    Part,
+    /// A key of a call of a tool, or of its function.
+    Call,
 }
 
 /// What becomes of a key that is there with a value.
@@ -46,17 +50,29 @@ pub enum Use {
 }
 
 impl Level {
+    /// What has the key, in words.
+    pub fn holder(self) -> &'static str {
+        match self {
+            Level::Item(_) => "an item",
+            Level::Message => "a message",
+            Level::Part => "a content part",
+            Level::Call => "a tool call",
+        }
+    }
+
     fn understood(self) -> Vec<&'static str> {
         let own: &[&str] = match self {
             Level::Message => &["role", "from", "content", "value", CALLS, "tool_call_id"],
+            Level::Part => return vec!["type", "text"],
+            Level::Call => return vec!["id", "type", "index", "function", "name", "arguments"],
             Level::Item(Format::ShareGpt) => &["conversations"],
             Level::Item(Format::Messages) => &["messages"],
             Level::Item(Format::Alpaca) => &["instruction", "input", "output", "history"],
             Level::Item(Format::Trajectory) => return vec![], // its reader refuses whatever it does not know
         };
         let shared: &[&str] = match self {
-            Level::Message => &[],
             Level::Item(_) => &RENDERED_WITH,
+            _ => &[],
         };
         let thoughts: &[&str] =
             if matches!(self, Level::Message | Level::Item(Format::Alpaca)) { &THOUGHTS } else { &[] };
@@ -68,7 +84,13 @@ impl Level {
         if says_nothing(value) || self.understood().contains(&key) {
             return Ok(Use::Understood);
         }
-        if self == Level::Message && template.reads_field(key) && !is_refused_by_name(key) {
+        // What the template names as a message's does not make it a call's.
+        let is_handed_over = match self {
+            Level::Message => true,
+            Level::Call => !Level::Message.understood().contains(&key),
+            Level::Item(_) | Level::Part => false,
+        };
+        if is_handed_over && template.reads_field(key) && !is_refused_by_name(key) {
             return Ok(Use::Rendered);
         }
         match self.objection(key, value, template) {
@@ -119,14 +141,14 @@ impl Level {
             "weight",
             "weights",
             "learn",
-        ]) && (is_flags || self == Level::Message || words.len() == 1)
+        ]) && (is_flags || !matches!(self, Level::Item(_)) || words.len() == 1)
         {
             return Some(format!(
-                "is not understood: say whether a reply is learnt by one of {flags} (0 or 1), or take the key out"
+                "is not understood: say whether a reply is learnt by one of {flags} (0 or 1) of its message, or take the key out"
             ));
         }
         let thought = ["reasoning", "thinking", "thought", "thoughts", "think", "cot", "rationale"];
-        if has(&thought) && (self == Level::Message || value.is_string()) {
+        if has(&thought) && (!matches!(self, Level::Item(_)) || value.is_string()) {
             let names = THOUGHTS.join(", ");
             return Some(format!(
                 "is not understood: a reply's thoughts are text under {names} of its message; take the key out otherwise"

@@ -82,6 +82,11 @@ pub fn calls_of_text(text: &str) -> Result<Vec<Value>> {
     Ok(found.into_iter().map(wrapped).collect())
 }
 
+/// What has keys in a call: itself and its function.
+pub fn objects(call: &Value) -> impl Iterator<Item = &Value> {
+    [Some(call), call.get("function")].into_iter().flatten()
+}
+
 /// The arguments of a call.
 pub fn arguments(call: &Value) -> &Value {
     let function = call.get("function").unwrap_or(call);

@@ -70,6 +70,11 @@ impl Vocabulary {
             let kind = if token["special"] == true { kind::CONTROL } else { kind::USER_DEFINED };
             set(token["id"].as_u64(), text, kind)?;
         }
+        // Those that only the files beside tokenizer.json name, too, and what these say of the others.
+        for (id, text) in tokenizer.added_tokens() {
+            let kind = if tokenizer.is_special(id) { kind::CONTROL } else { kind::USER_DEFINED };
+            set(Some(id.into()), text, kind)?;
+        }
         let merge = |merge: &Value| match merge {
             Value::String(pair) => Some(pair.clone()),
             Value::Array(pair) => Some(format!("{} {}", pair.first()?.as_str()?, pair.get(1)?.as_str()?)),

@@ -106,7 +106,8 @@ fn page(run: &Run, name: &str) -> String {
         Value::Number(n) => Some(format!("{key} {n}")),
         _ => None,
     };
-    let facts: Vec<String> = ["seed", "device", "sandbox_tier", "version", "commit", "program"].into_iter().filter_map(fact).collect();
+    let facts: Vec<String> =
+        ["seed", "device", "sandbox_tier", "version", "commit", "program"].into_iter().filter_map(fact).collect();
     let head = format!(
         r#"<header><h1>{}</h1><div class="muted">{}</div><nav>{links}</nav></header>"#,
         escape(&format!("OneStep: {name}")),

@@ -8,7 +8,7 @@ use tokenizers::AddedToken;
 
 /// Names under which a folder states special tokens; templates know them by these names.
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Lists of further special tokens.
+/// Lists of further special tokens, or objects that name them.
 const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
 /// The files of a tokenizer's folder, parsed; a file that is absent is an empty object.
@@ -38,19 +38,56 @@ impl Folder {
         self.config["added_tokens_decoder"].is_object()
     }
 
-    /// Names and texts of the special tokens.
+    /// Names and texts of the special tokens. Error: two that end a text.
     pub fn special_tokens(&self) -> Result<Vec<(String, String)>> {
         let mut found = vec![];
         for name in NAMES {
             let config = token_text(&self.config[name], name, &self.config_path)?;
             let map = token_text(&self.map[name], name, &self.map_path)?;
+            if let ("eos_token", Some(config), Some(map)) = (name, &config, &map)
+                && config != map
+            {
+                return Err(Error::content(format!(
+                    "{}: {name} is {map:?}, in {} it is {config:?}: write the one that ends a reply of this model into both",
+                    self.map_path.display(),
+                    self.config_path.display()
+                )));
+            }
             let token = if self.has_decoder() { config.or(map) } else { map.or(config) };
             found.extend(token.map(|token| (name.to_string(), token)));
+        }
+        for (name, token) in self.config["extra_special_tokens"].as_object().into_iter().flatten() {
+            let token = token_text(token, name, &self.config_path)?;
+            found.extend(token.filter(|_| !NAMES.contains(&name.as_str())).map(|token| (name.clone(), token)));
         }
         Ok(found)
     }
 
-    /// Makes `inner` know every token that the files name. Errors: a token that would get another id than the files say, or, of the named
+    /// The further special tokens, each with the key and the file that list it.
+    fn listed(&self) -> Result<Vec<(&str, String, &Path)>> {
+        let mut found = vec![];
+        for key in LISTS {
+            for (file, path) in [(&self.config, &self.config_path), (&self.map, &self.map_path)] {
+                let tokens: Vec<&Value> = match &file[key] {
+                    Value::Null => vec![],
+                    Value::Array(list) => list.iter().collect(),
+                    Value::Object(named) => named.values().collect(),
+                    other => {
+                        return Err(Error::content(format!(
+                            "{}: {key} is {other}; expected a list of tokens such as [\"<|im_end|>\"]",
+                            path.display()
+                        )));
+                    }
+                };
+                for token in tokens {
+                    found.extend(token_text(token, key, path)?.map(|token| (key, token, path.as_path())));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes `inner` know every token that the files name. Errors: a token that would get another id than the files say, or, of the
     /// special ones, none at all.
     pub fn add_missing(
         &self,
@@ -77,6 +114,17 @@ impl Folder {
         }
         let is_special =
             |inner: &tokenizers::Tokenizer, token: &str| inner.get_added_vocabulary().is_special_token(token);
+        for (key, token, place) in self.listed()? {
+            if inner.token_to_id(&token).is_none() {
+                let (place, path) = (place.display(), path.display());
+                return Err(Error::content(format!(
+                    "{place}: {key} has {token:?}, which is no token of {path}: take it out, or use the files that came with this model"
+                )));
+            }
+            if !is_special(inner, &token) {
+                inner.add_tokens(&[AddedToken::from(token, true)]);
+            }
+        }
         for (name, token) in special {
             if inner.token_to_id(token).is_none() {
                 let place = if self.config[name].is_null() { &self.map_path } else { &self.config_path };
@@ -85,13 +133,6 @@ impl Folder {
             }
             if !is_special(inner, token) {
                 inner.add_tokens(&[AddedToken::from(token.as_str(), true)]);
-            }
-        }
-        for list in LISTS.iter().flat_map(|key| [&self.config[*key], &self.map[*key]]).filter_map(Value::as_array) {
-            for token in list.iter().filter_map(|token| token.as_str().or_else(|| token["content"].as_str())) {
-                if inner.token_to_id(token).is_some() && !is_special(inner, token) {
-                    inner.add_tokens(&[AddedToken::from(token, true)]);
-                }
             }
         }
         Ok(())

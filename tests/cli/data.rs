@@ -268,6 +268,52 @@ fn texts_that_a_template_leaves_out_are_refused() {
     );
     let thought = one_turn(json!({"content": "<think>why</think>4"}), json!({}));
     check("m.content.split('</think>')[-1]", &thought, &["message 1 (assistant)", "content", "does not render"]);
+
+    // The same words elsewhere do not make up for it.
+    let words = one_turn(
+        json!({"content": "It is 4: two and two make four.", "reasoning_content": "two and two make four."}),
+        json!({}),
+    );
+    check("m.content", &words, &["message 1 (assistant)", "thought", "does not render"]);
+    let kind = json!({"messages": [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Be kind and say hi"},
+        {"role": "assistant", "content": "hi"}]});
+    check("m.content", &kind.to_string(), &["message 0 (system)", "does not render"]);
+    let answer = json!({"messages": [{"role": "user", "content": "Is it 42?"}, {"role": "tool", "content": "42"},
+        {"role": "assistant", "content": "It is 42."}]});
+    check("m.content if m.role != 'tool'", &answer.to_string(), &["message 1 (tool)", "does not render"]);
+    let call = json!([{"type": "function", "function": {"name": "search", "arguments": {"query": "look up x"}}}]);
+    let beside = one_turn(json!({"content": "look up", "tool_calls": call}), json!({}));
+    let either = "m.tool_calls | tojson if m.tool_calls else m.content";
+    check(either, &beside, &["message 1 (assistant)", "content", "does not render"]);
+
+    // A text that is also the template's default is rendered all the same.
+    let default = "{% if messages[0].role == 'system' and messages[0].content %}{{ messages[0].content }}{% else %}Be kind{% endif %}\
+                   {% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                   {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    fs::write(model.join("chat_template.jinja"), default).unwrap();
+    let ended = previewed(&model, &kind.to_string(), &[]);
+    assert_eq!(learnt(&ended.stdout), ["hi<|im_end|>"], "{ended:?}");
+}
+
+#[test]
+fn keys_in_content_parts_and_calls_are_looked_at() {
+    let part =
+        |key: &str, value: Value| one_turn(json!({"content": [{"type": "text", "text": "4", key: value}]}), json!({}));
+    is_refused(&part("loss", json!(0)), &[":1", "message 1", "content part", "`loss`", "loss_mask"]);
+    learns(&part("cache_control", json!("on")), &[PLAIN], &["key `cache_control` of a content part is not used"]);
+    learns(&part("loss", json!(null)), &[PLAIN], &[]);
+    let called = "<think>\n\n</think>\n\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call><|im_end|>";
+    let call = |call: Value, function: Value| {
+        let mut whole =
+            json!({"id": "1", "type": "function", "index": 0, "function": {"name": "now", "arguments": {}}});
+        whole["function"].as_object_mut().unwrap().extend(function.as_object().unwrap().clone());
+        whole.as_object_mut().unwrap().extend(call.as_object().unwrap().clone());
+        one_turn(json!({"content": null, "tool_calls": [whole]}), json!({}))
+    };
+    learns(&call(json!({}), json!({})), &[called], &[]);
+    is_refused(&call(json!({"train": false}), json!({})), &["message 1", "tool call", "`train`", "loss_mask"]);
+    is_refused(&call(json!({}), json!({"weight": 0.5})), &["message 1", "tool call", "`weight`", "loss_mask"]);
+    learns(&call(json!({"took": 3}), json!({})), &[called], &["key `took` of a tool call is not used"]);
 }
 
 #[test]
