@@ -17,6 +17,10 @@ use std::path::Path;
 #[path = "common/byte_tokenizer.rs"]
 mod fixture;
 
+/// A chat template that closes replies with the tokenizer's end.
+const TEMPLATE: &str = "{% for message in messages %}{{ message.role + ' ' + message.content + '<|im_end|>' }}{% endfor %}\
+                        {% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}";
+
 const VOCAB: usize = 272;
 
 fn config() -> ModelConfig {
@@ -45,7 +49,7 @@ fn llama() -> ModelConfig {
 /// A random model and a folder with a tokenizer for it.
 fn source(config: ModelConfig) -> (Model, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    fixture::byte_tokenizer_files(folder.path(), &[], &json!({"eos_token": "<|im_end|>", "chat_template": "T"}));
+    fixture::byte_tokenizer_files(folder.path(), &[], &json!({"eos_token": "<|im_end|>", "chat_template": TEMPLATE}));
     std::fs::write(folder.path().join("config.json"), config.to_json("float32")).unwrap();
     let mut model = Model::random(&Cpu, config, 1, DType::F32).unwrap();
     // Larger than at birth, so that logits tell models apart.
@@ -281,7 +285,7 @@ fn a_gguf_file_describes_the_model_and_its_tokenizer() {
         ("tokenizer.ggml.pre", "gpt-2"),
         ("tokenizer.ggml.eos_token_id", "257"),
         ("tokenizer.ggml.add_bos_token", "false"),
-        ("tokenizer.chat_template", "T"),
+        ("tokenizer.chat_template", TEMPLATE),
     ] {
         assert_eq!(file.metadata[key], value, "{key}");
     }

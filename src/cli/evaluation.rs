@@ -54,7 +54,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let name = free_name(out, &evaluations, &wanted, &played);
     if name != wanted {
         tell_name(out, &wanted, &name);
-    } else if evaluations.policies.contains_key(&name) {
+    }
+    if evaluations.policies.contains_key(&name) {
         errln!("note: {}: {name} is the same policy, played the same way; it is replaced", out.join(FILE).display());
     }
     let settings = out.join("config.toml");

@@ -72,6 +72,7 @@ const RANGES: &[(&str, Range, &str)] = &[
     ("engine.prefill_tokens", Range::Count, "4096"),
     ("engine.max_running", Range::Count, "256"),
     ("lora.rank", Range::Count, "16"),
+    ("sft.epochs", Range::Count, "2"),
     ("sft.learning_rate", Range::NotNegative, "2e-4"),
     ("sft.batch_tokens", Range::Count, "16384"),
     ("sft.micro_tokens", Range::Count, "4096"),
@@ -117,7 +118,8 @@ pub(super) fn ranges(table: &Table) -> Option<Fault> {
         value.as_float().or_else(|| value.as_integer().map(|n| n as f64))
     };
     RANGES.iter().find_map(|&(key, range, example)| {
-        let value = number(key).filter(|&value| !range.has(value))?;
+        // Judged as most are used: rounded to f32.
+        let value = number(key).filter(|&value| !range.has(f64::from(value as f32)))?;
         Some(Fault {
             keys: vec![key],
             text: format!("{key} = {value}: expected {}, for example {example}", range.words()),

@@ -8,7 +8,7 @@ use crate::files::{self, write_whole};
 use crate::identity::{self, Identity};
 use std::fs::{File, Metadata, TryLockError};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Name of the settings in a run's folder.
 pub const CONFIG: &str = "config.toml";
@@ -170,9 +170,13 @@ impl Place<'_> {
 
     /// Takes the folder for a run: renames an earlier one, saying so, and writes settings and identity. A resumed run keeps its own.
     pub fn begin(&self, config: &Config, identity: Identity) -> Result<Folder> {
-        let path = self.out.to_path_buf();
-        let make = || std::fs::create_dir_all(&path).map_err(|e| Error::io("making the folder", &path, &e));
-        make()?;
+        let make = |path: &Path| std::fs::create_dir_all(path).map_err(|e| Error::io("making the folder", path, &e));
+        make(self.out)?;
+        // Through a folder that is renamed (`run/../run`) no path would lead any more.
+        let path = match self.out.components().any(|part| part == Component::ParentDir) {
+            true => self.out.canonicalize().map_err(|e| Error::io("finding the folder", self.out, &e))?,
+            false => self.out.to_path_buf(),
+        };
         // Held from before the folder is looked at until the run ends; one that is renamed, until the new one is held.
         let mut held = lock(&path)?;
         self.check_contents()?;
@@ -184,7 +188,7 @@ impl Place<'_> {
             Entry::Occupied => {
                 let earlier = files::set_aside(&path)?;
                 errln!("note: {} held an earlier run, which is now {}", path.display(), earlier.display());
-                make()?;
+                make(&path)?;
                 held = lock(&path)?;
                 // The GPU was opened with them, so this run's bits depend on them.
                 let gemms = earlier.join(GEMMS);

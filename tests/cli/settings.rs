@@ -4,6 +4,9 @@ use crate::support::*;
 use std::fs;
 use tempfile::tempdir;
 
+/// What a dry run of `rl` checks beside its settings.
+const INPUTS: [&str; 4] = ["--model", "weights/quickstart", "--data", "data/expert/trajectories.jsonl"];
+
 #[test]
 fn settings_that_would_bias_learning_are_refused_where_something_is_learnt() {
     let folder = tempdir().unwrap();
@@ -28,7 +31,7 @@ fn settings_that_would_bias_learning_are_refused_where_something_is_learnt() {
     }
     // Evaluation may be greedy or cut the tail off.
     for override_ in ["sampling.top_p=0.9", "sampling.top_k=40", "sampling.temperature=0"] {
-        done(&["eval", "--dry-run", "--out", text(&out), override_]);
+        done(&["eval", "--dry-run", "--model", "weights/quickstart", "--out", text(&out), override_]);
     }
 }
 
@@ -37,7 +40,7 @@ fn settings_are_checked_when_all_are_known() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("run");
     for order in [["algorithm=grpo", "samples=8"], ["samples=8", "algorithm=grpo"]] {
-        let shown = done(&["rl", "--dry-run", "--out", text(&out), order[0], order[1]]);
+        let shown = done(&[&["rl", "--dry-run", "--out", text(&out), order[0], order[1]][..], &INPUTS].concat());
         assert!(shown.contains("algorithm = \"grpo\"") && shown.contains("samples = 8"), "{shown}");
     }
 }
@@ -46,20 +49,20 @@ fn settings_are_checked_when_all_are_known() {
 fn settings_that_do_nothing_are_named_on_stderr() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("run");
-    let run = ["rl", "--dry-run", "--out", text(&out), "samples=8"];
+    let run = [&["rl", "--dry-run", "--out", text(&out), "samples=8"][..], &INPUTS].concat();
     let cases: [(&[&str], &str); 3] = [
         (&["gamma=0.9", "algorithm=grpo"], "note: rl.gamma does nothing with rl.algorithm = \"grpo\""),
         (&["group_deviation=none"], "note: rl.group_deviation does nothing with rl.algorithm = \"ppo\""),
         (&["gamma=0.9"], ""),
     ];
     for (more, part) in cases {
-        let ended = onestep(&[&run, more].concat());
+        let ended = onestep(&[&run[..], more].concat());
         assert_eq!(ended.code, Some(0), "{ended:?}");
         assert!(ended.stderr.contains(part) && ended.stderr.is_empty() == part.is_empty(), "{more:?}: {ended:?}");
     }
     // What the program itself prints can be read again without a word.
     let config = folder.path().join("printed.toml");
     fs::write(&config, done(&[&run[..], &["algorithm=grpo"]].concat())).unwrap();
-    let ended = onestep(&["rl", "--dry-run", "--out", text(&out), "--config", text(&config)]);
+    let ended = onestep(&[&["rl", "--dry-run", "--out", text(&out), "--config", text(&config)][..], &INPUTS].concat());
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
 }
