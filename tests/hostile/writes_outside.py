@@ -17,6 +17,8 @@ for path in WHERE["secrets"]:
     tried("rename", lambda: os.rename(path, path + "-moved"))
     tried("rename in", lambda: os.rename(path, "taken"))
 for folder in ("..", "/", "/usr", "/usr/lib", "/var/tmp", "/etc", "/dev", "/home", "/proc/self", "/sys"):
+    if folder == os.environ["TMPDIR"]:
+        continue  # where the interpreter lies below /tmp, /var/tmp is its own scratch
     tried("create in " + folder, lambda: write(folder + "/hostile-left"))
 for path in ("/etc/passwd", "/etc/ld.so.cache", os.__file__, os.path.realpath("/proc/self/exe")):
     tried("append", lambda: open(path, "a").close())
