@@ -141,8 +141,11 @@ def tuned(onestep, folder, out, settings, micro_tokens, adapter):
     last = max((out / "checkpoints" / "sft").glob("step-*"))
     weights = safetensors.torch.load_file(last / "model" / "model.safetensors")
     published = safetensors.torch.load_file(out / "model" / "model.safetensors")
+    base = safetensors.torch.load_file(next(iter(folder.glob("*.safetensors"))))
+    stored = next(iter(base.values())).dtype
     for name, tensor in weights.items():
-        assert torch.equal(tensor.to(torch.bfloat16), published[name]), f"{name} is not the trained weight in bf16"
+        assert published[name].dtype == stored, f"{name} is in {published[name].dtype}, the base's weights in {stored}"
+        assert torch.equal(tensor.to(stored), published[name]), f"{name} is not the trained weight in {stored}"
     peer.open_model(out / "model", torch.float32, "sdpa")
     return found | weights
 
