@@ -2,6 +2,7 @@
 
 mod folder;
 mod hugging_face;
+mod manifest;
 mod peft;
 
 pub use folder::{adapter_folder, check_model};
@@ -74,46 +75,78 @@ pub fn load_optimizer(be: &dyn Backend, path: &Path, optimizer: &mut Optimizer) 
 
 const STATE: &str = "state.json";
 
-/// Publishes the checkpoint `root`/step-XXXXXXXX: `write` puts what it likes (adapters, optimizers) into the folder it is given,
-/// `state` becomes state.json, and the folder gets its name when all of it is on disk. Then only the `keep` that were written last stay,
-/// this one in any case.
+/// Publishes the checkpoint `root`/step-XXXXXXXX and returns it: `write` puts what it likes (adapters, optimizers) into the folder it is
+/// given, `state` becomes state.json, the manifest is written, and the folder gets its name when all of it is on disk. Then only the `keep`
+/// that were written last stay, this one in any case; `say` is told of what could not be removed, which costs room and nothing else.
 /// Errors leave older checkpoints as they were.
 pub fn save_checkpoint(
     root: &Path,
     step: u64,
     keep: usize,
     state: &impl Serialize,
+    say: &dyn Fn(String),
     write: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
     make_folder(root)?;
     let target = root.join(format!("step-{step:08}"));
-    let (temporary, old) = (target.with_extension("tmp"), target.with_extension("old"));
-    remove_folder(&temporary)?;
-    make_folder(&temporary)?;
-    let filled = write(&temporary).and_then(|()| write_json(&temporary.join(STATE), state));
-    if let Err(error) = filled {
-        // The first error says more than a second one about cleaning up; a rest is removed by the next save.
+    let temporary = target.with_extension("tmp");
+    let publish = || {
+        remove_folder(&temporary)?;
+        make_folder(&temporary)?;
+        write(&temporary)?;
+        write_json(&temporary.join(STATE), state)?;
+        manifest::write(&temporary, step)?;
+        files::sync_folder(&temporary)?;
+        if target.exists() {
+            let old = target.with_extension("old");
+            remove_folder(&old)?;
+            rename(&target, &old)?;
+        }
+        rename(&temporary, &target)?;
+        files::sync_folder(root)
+    };
+    if let Err(error) = publish() {
+        // The first error says more than a second one about cleaning up; a rest is removed after the next save.
         let _ = remove_folder(&temporary);
         return Err(error.context(format!("checkpoint {}", target.display())));
     }
-    files::sync_folder(&temporary)?;
-    let rename = |from: &Path, to: &Path| std::fs::rename(from, to).map_err(|e| Error::io("renaming to", to, &e));
-    if target.exists() {
-        remove_folder(&old)?;
-        rename(&target, &old)?;
+    tidy(root, &target, keep, say);
+    Ok(target)
+}
+
+/// Removes what is left of saves that died, and all but the `keep` checkpoints written last; `newest` stays.
+fn tidy(root: &Path, newest: &Path, keep: usize, say: &dyn Fn(String)) {
+    let (mut others, mut unwanted) = (vec![], vec![]);
+    for (name, path) in entries(root).unwrap_or_default() {
+        match Name::of(&name) {
+            Some(Name::Whole(step)) if path != newest => others.push((written(&path), step, path)),
+            Some(Name::Replaced(_)) if path.with_extension("").exists() => unwanted.push(path),
+            Some(Name::Replaced(step)) => others.push((written(&path), step, path)),
+            Some(Name::Rest) => unwanted.push(path),
+            _ => (),
+        }
     }
-    rename(&temporary, &target)?;
-    files::sync_folder(root)?;
-    remove_folder(&old)?;
-    let mut others: Vec<(SystemTime, u64, PathBuf)> = checkpoints(root)?
-        .into_iter()
-        .filter(|(_, folder)| *folder != target)
-        .map(|(step, folder)| (written(&folder), step, folder))
-        .collect();
     others.sort();
     others.truncate(others.len().saturating_sub(keep.max(1) - 1));
-    others.iter().try_for_each(|(_, _, folder)| remove_folder(folder))?;
-    Ok(target)
+    for path in unwanted.iter().chain(others.iter().map(|(_, _, path)| path)) {
+        if let Err(error) = discard(path) {
+            say(format!("warning: the old checkpoint {} stays, remove it by hand: {error}", path.display()));
+        }
+    }
+}
+
+/// Removes a checkpoint. It loses its name first, so that one half removed is never taken for a checkpoint.
+fn discard(folder: &Path) -> Result<()> {
+    let gone = folder.with_extension("gone");
+    if folder != gone {
+        remove_folder(&gone)?;
+        rename(folder, &gone)?;
+    }
+    remove_folder(&gone)
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|e| Error::io("renaming to", to, &e))
 }
 
 /// When a checkpoint's state was written. One whose time cannot be told counts as the oldest.
@@ -122,12 +155,34 @@ fn written(checkpoint: &Path) -> SystemTime {
     time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// The newest checkpoint under `root` and its step; `None` when there is none.
-pub fn latest(root: &Path) -> Result<Option<(u64, PathBuf)>> {
-    if !root.exists() {
+/// The newest whole checkpoint under `root` and its step; `None` when there is none at all. `say` is told of newer ones that are damaged.
+/// Error: every one of them is damaged.
+pub fn newest(root: &Path, say: &dyn Fn(String)) -> Result<Option<(u64, PathBuf)>> {
+    let mut damaged = vec![];
+    for (step, path) in checkpoints(root)?.into_iter().rev() {
+        match manifest::check(&path, step) {
+            Ok(()) => {
+                for line in damaged {
+                    say(format!("warning: {line}; going on from {}, the newest whole one", path.display()));
+                }
+                return Ok(Some((step, path)));
+            }
+            Err(error) => damaged.push(format!("{} is damaged: {error}", path.display())),
+        }
+    }
+    if damaged.is_empty() {
         return Ok(None);
     }
-    Ok(checkpoints(root)?.pop())
+    Err(Error::content(format!(
+        "no checkpoint in {} is whole:\n  {}\nwithout --resume a new run begins",
+        root.display(),
+        damaged.join("\n  ")
+    )))
+}
+
+/// True when there is a checkpoint under `root`, whole or damaged.
+pub fn exists(root: &Path) -> Result<bool> {
+    Ok(!checkpoints(root)?.is_empty())
 }
 
 /// The state that `save_checkpoint` stored in the folder `checkpoint`.
@@ -135,21 +190,54 @@ pub fn load_state<T: DeserializeOwned>(checkpoint: &Path) -> Result<T> {
     read_json(&checkpoint.join(STATE))
 }
 
-/// Whole checkpoints by step. One that was about to be replaced when the program died counts under its `.old` name.
+/// What the name of something under a phase's checkpoints says.
+enum Name {
+    /// `step-N`: the checkpoint of that step.
+    Whole(u64),
+    /// `step-N.old`: one that was about to be replaced when the program died, if no `step-N` is there.
+    Replaced(u64),
+    /// `step-N.tmp`, `step-N.gone`: half written, half removed.
+    Rest,
+}
+
+impl Name {
+    fn of(name: &str) -> Option<Self> {
+        let (number, end) = name.strip_prefix("step-")?.split_at_checked(8)?;
+        let step = number.parse().ok()?;
+        match end {
+            "" => Some(Self::Whole(step)),
+            ".old" => Some(Self::Replaced(step)),
+            ".tmp" | ".gone" => Some(Self::Rest),
+            _ => None,
+        }
+    }
+}
+
+/// Checkpoints by step, without a look into them.
 fn checkpoints(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(root).map_err(|e| Error::io("reading", root, &e))? {
-        let path = entry.map_err(|e| Error::io("reading", root, &e))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let digits = name.strip_prefix("step-").map(|rest| rest.strip_suffix(".old").unwrap_or(rest));
-        if let Some(step) = digits.and_then(|digits| digits.parse().ok())
-            && !(name.ends_with(".old") && path.with_extension("").exists())
-        {
-            found.push((step, path));
+    for (name, path) in entries(root)? {
+        match Name::of(&name) {
+            Some(Name::Whole(step)) => found.push((step, path)),
+            Some(Name::Replaced(step)) if !path.with_extension("").exists() => found.push((step, path)),
+            _ => (),
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Names and paths of what lies in a folder; nothing where there is no folder.
+fn entries(root: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let failed = |e: std::io::Error| Error::io("reading", root, &e);
+    let entries = match std::fs::read_dir(root) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.map_err(failed)?,
+    };
+    let named = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()))
+    };
+    entries.map(named).collect::<std::io::Result<_>>().map_err(failed)
 }
 
 /// The files that a model folder may hold beside weights and configuration: tokenizer, chat template, generation settings.

@@ -15,6 +15,8 @@ pub enum Kind {
     Content,
     /// The system refused: disk full, permission, a process that died (exit 1).
     System,
+    /// A number that training computed is NaN or infinite (exit 1).
+    NotFinite,
     /// Stopped by the user, with nothing to go on from (exit 130; the command line has others after SIGTERM).
     Interrupted,
     /// Stopped by the user, with a checkpoint to go on from (the same).
@@ -46,6 +48,11 @@ impl Error {
     /// The system refused something that should have worked.
     pub fn system(message: impl Into<String>) -> Self {
         Self { kind: Kind::System, message: message.into() }
+    }
+
+    /// A number that training computed is NaN or infinite.
+    pub fn not_finite(message: impl Into<String>) -> Self {
+        Self { kind: Kind::NotFinite, message: message.into() }
     }
 
     /// An input or output error while `doing` something to `path`. A path given by the user that does not exist is
@@ -82,11 +89,11 @@ impl Error {
         self.kind
     }
 
-    /// The exit code of the program: 2 for usage and content, 1 for the system, 130 when interrupted.
+    /// The exit code of the program: 2 for usage and content, 1 for the system and for numbers that are not finite, 130 when interrupted.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Usage | Kind::Content => 2,
-            Kind::System => 1,
+            Kind::System | Kind::NotFinite => 1,
             Kind::Interrupted | Kind::Stopped => 130,
         }
     }

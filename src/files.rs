@@ -2,9 +2,9 @@
 
 use crate::error::{Error, Result};
 use std::ffi::OsString;
-use std::fs::{File, Permissions};
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{File, Metadata, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part. Errors leave the old file as it was.
@@ -93,6 +93,63 @@ fn sibling(path: &Path) -> Result<(&Path, OsString)> {
 /// Makes renames inside `folder` survive a power cut.
 pub fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io("syncing", folder, &e))
+}
+
+/// Bytes read at a time; blake3 hashes them on all threads.
+const CHUNK: usize = 16 << 20;
+
+/// The blake3 hash of a file's content, and its length in bytes.
+pub fn hash(path: &Path) -> Result<(blake3::Hash, u64)> {
+    let failed = |e: std::io::Error| Error::io("reading", path, &e);
+    let mut file = File::open(path).map_err(failed)?;
+    let (mut hasher, mut buffer, mut length) = (blake3::Hasher::new(), vec![], 0);
+    loop {
+        buffer.clear();
+        let read = (&mut file).take(CHUNK as u64).read_to_end(&mut buffer).map_err(failed)?;
+        if read == 0 {
+            return Ok((hasher.finalize(), length));
+        }
+        length += read as u64;
+        hasher.update_rayon(&buffer);
+    }
+}
+
+/// The regular files of a folder and of those below it, sorted.
+pub fn below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let (mut open, mut found) = (vec![folder.to_path_buf()], vec![]);
+    while let Some(folder) = open.pop() {
+        let failed = |e: std::io::Error| Error::io("listing", &folder, &e);
+        for entry in std::fs::read_dir(&folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.is_file() {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The process that holds the lock on the file or folder with `metadata`, for a message: ` (process 12, onestep sft ...)`; empty where the
+/// system does not tell.
+pub fn lock_holder(metadata: &Metadata) -> String {
+    let inode = format!(":{}", metadata.ino());
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    // A line is `1: FLOCK ADVISORY WRITE 1234 fe:01:5678 0 EOF`. The device is not that of stat on every file system.
+    let holder =
+        locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find_map(|words| match words[..] {
+            [_, "FLOCK", _, _, pid, place, ..] if place.ends_with(&inode) && pid != "0" => Some(pid.to_string()),
+            _ => None,
+        });
+    let Some(pid) = holder else { return String::new() };
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<_> = command.split(|&b| b == 0).filter(|w| !w.is_empty()).map(String::from_utf8_lossy).collect();
+    match words.is_empty() {
+        true => format!(" (process {pid})"),
+        false => format!(" (process {pid}: {})", words.join(" ")),
+    }
 }
 
 /// The folder that holds `path`.

@@ -4,12 +4,11 @@
 use crate::checkpoint::{TEXT_FILES, adapter_folder, read_json};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::task::PreparedTask;
 use crate::version;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Name of the file, in a run's folder and in every checkpoint.
@@ -200,49 +199,25 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(std::iter::once(index).chain(shards.into_iter().map(|shard| dir.join(shard))).collect())
 }
 
-/// The regular files of a folder and those below it, sorted; names that begin with a point or an underscore pair (caches) are left out.
+/// The regular files of a task's folder and of those below it, sorted; what begins with a point or two underscores (caches) is left out.
 fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
-    let (mut open, mut files) = (vec![folder.to_path_buf()], vec![]);
-    while let Some(folder) = open.pop() {
-        let failed = |e: std::io::Error| Error::io("listing", &folder, &e);
-        for entry in std::fs::read_dir(&folder).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with('.') || name.starts_with("__") {
-                continue;
-            }
-            if path.is_dir() {
-                open.push(path);
-            } else if path.is_file() {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    Ok(files)
+    let is_hidden = |path: &Path| {
+        let parts = path.strip_prefix(folder).unwrap_or(path).components();
+        parts.into_iter().any(|part| {
+            let name = part.as_os_str().to_string_lossy();
+            name.starts_with('.') || name.starts_with("__")
+        })
+    };
+    Ok(files::below(folder)?.into_iter().filter(|path| !is_hidden(path)).collect())
 }
-
-/// Bytes read at a time; blake3 hashes them on all threads.
-const CHUNK: usize = 16 << 20;
 
 /// The blake3 hash of the names (below `root`) and contents of `files`, in their order.
 fn hash(root: &Path, files: &[PathBuf]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![];
     for path in files {
         let name = path.strip_prefix(root).unwrap_or(path).as_os_str().as_encoded_bytes();
-        let failed = |e: std::io::Error| Error::io("reading", path, &e);
-        let mut file = File::open(path).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
-        hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(&length.to_le_bytes());
-        loop {
-            buffer.clear();
-            let read = (&mut file).take(CHUNK as u64).read_to_end(&mut buffer).map_err(failed)?;
-            if read == 0 {
-                break;
-            }
-            hasher.update_rayon(&buffer);
-        }
+        let (content, _) = files::hash(path)?;
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(content.as_bytes());
     }
     Ok(hasher.finalize().to_hex().to_string())
 }

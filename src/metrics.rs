@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
@@ -41,13 +42,22 @@ impl MetricsLog {
     }
 
     /// Goes on from a checkpoint made at the end of `step` of `phase`: what was written after it is dropped. That is everything
-    /// from the first line of this phase with a later step on, and a last line that was not finished.
-    pub fn resume(dir: &Path, phase: &str, step: u64) -> Result<Self> {
-        let mut is_past = false;
-        Self::open(dir, |record| {
-            is_past |= record["phase"] == phase && record["step"].as_u64().is_some_and(|s| s > step);
+    /// from the first line of this phase with a later step on, and a last line that was not finished. Returns too how many of the steps up
+    /// to `step` have no line.
+    pub fn resume(dir: &Path, phase: &str, step: u64) -> Result<(Self, u64)> {
+        let (mut is_past, mut logged) = (false, BTreeSet::new());
+        let log = Self::open(dir, |record| {
+            let at = record["step"].as_u64().filter(|_| record["phase"] == phase);
+            is_past |= at.is_some_and(|at| at > step);
+            logged.extend(at.filter(|at| !is_past && *at > 0));
             !is_past
-        })
+        })?;
+        Ok((log, step.saturating_sub(logged.len() as u64)))
+    }
+
+    /// Lets what was written so far survive a power cut.
+    pub fn sync(&self) -> Result<()> {
+        self.lines.sync_all().map_err(|e| Error::io("syncing", &self.lines_path, &e))
     }
 
     fn open(dir: &Path, mut keep: impl FnMut(&Value) -> bool) -> Result<Self> {
@@ -269,10 +279,12 @@ mod tests {
         std::fs::write(&path, half).unwrap();
         assert_eq!(read(&path).unwrap().len(), 5, "a line that was being written is no line");
 
-        let mut log = MetricsLog::resume(dir.path(), "rl", 2).unwrap();
+        let (mut log, missing) = MetricsLog::resume(dir.path(), "rl", 2).unwrap();
+        assert_eq!(missing, 0);
         log.write("rl", 3, &json!({"reward": 30})).unwrap();
         let steps: Vec<_> = read(&path).unwrap().iter().map(|r| (r["phase"].clone(), r["step"].clone())).collect();
         assert_eq!(steps, [("sft", 9), ("rl", 1), ("rl", 2), ("rl", 3)].map(|(p, s)| (json!(p), json!(s))));
+        assert_eq!(MetricsLog::resume(dir.path(), "rl", 7).unwrap().1, 4, "steps 4 to 7 have no line");
         let events = std::fs::metadata(dir.path().join(EVENTS)).unwrap().len();
         drop(MetricsLog::append(dir.path()).unwrap());
         assert_eq!(read(&path).unwrap().len(), 4);

@@ -35,6 +35,10 @@ pub struct Optimizer {
 /// PyTorch's by 1e-6 / norm.
 const CLIP_EPS: f64 = 1e-6;
 
+/// A gradient's entry of this size still has a square in f32's range: above it the second moment is infinite and its parameter would stand
+/// still for ever.
+const MAX_NORM: f64 = 1.8e19;
+
 impl Optimizer {
     /// Fresh state for `params`.
     pub fn new<'t>(
@@ -48,8 +52,9 @@ impl Optimizer {
     }
 
     /// One step with learning rate `lr`; gradients whose global norm is above `max_norm` are scaled down to it first (0 or
-    /// `f32::INFINITY`: never). Returns the norm before clipping. Errors, all before anything is changed: lists that do not
-    /// belong together, frozen parameters, a gradient that is not finite.
+    /// `f32::INFINITY`: never). Returns the norm before clipping. Errors before anything is changed: lists that do not belong together,
+    /// frozen parameters, a gradient that is not finite or too large for the second moment. Error after it: a parameter is not finite; all of
+    /// them are lost then.
     pub fn step(
         &mut self,
         be: &dyn Backend,
@@ -79,19 +84,22 @@ impl Optimizer {
         }
         let norm = be.squared_norm(grads)?.sqrt();
         if !norm.is_finite() {
-            return Err(Error::system(format!(
-                "gradient is not finite (global norm {norm}) at optimizer step {}; nothing was updated; a lower learning rate helps",
-                self.steps + 1
-            )));
+            return Err(Error::not_finite(format!("the gradient is not finite (global norm {norm})")));
         }
         let limit = if max_norm == 0.0 { f64::INFINITY } else { f64::from(max_norm) };
         let grad_scale = (limit / (norm + CLIP_EPS)).min(1.0) as f32;
+        if norm * f64::from(grad_scale) > MAX_NORM {
+            return Err(Error::not_finite(format!(
+                "the gradient is too large: its square of {norm:.1e} cannot be held by the optimizer"
+            )));
+        }
         self.steps += 1;
         let mut lists = [vec![], vec![]];
         for (index, param) in params.into_iter().enumerate() {
             lists[usize::from(param.shape().len() > 1)].push((index, param));
         }
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+        let mut squares = 0.0;
         for (list, weight_decay) in lists.into_iter().zip([0.0, weight_decay]) {
             let step = AdamW { lr, beta1, beta2, eps, weight_decay, step: self.steps, grad_scale };
             let (chosen, mut p): (Vec<usize>, Vec<&mut Tensor>) = list.into_iter().unzip();
@@ -99,6 +107,10 @@ impl Optimizer {
             let mut m = of(&mut self.m, &chosen);
             let mut v = of(&mut self.v, &chosen);
             be.adamw(&step, &mut p, &g, &mut m, &mut v)?;
+            squares += be.squared_norm(&p.iter().map(|param| &**param).collect::<Vec<_>>())?;
+        }
+        if !squares.is_finite() {
+            return Err(Error::not_finite("a parameter is not finite after the optimizer's step"));
         }
         Ok(norm as f32)
     }
@@ -160,6 +172,7 @@ impl Schedule {
 mod tests {
     use super::*;
     use crate::backend::oracle::Oracle;
+    use crate::error::Kind;
 
     const CONFIG: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.5 };
 
@@ -218,10 +231,24 @@ mod tests {
         let mut optimizer = Optimizer::new(be, &params, CONFIG).unwrap();
         for bad in [f32::NAN, f32::INFINITY] {
             let error = optimizer.step(be, &mut params, &tensors([0.0, bad], [0.0; 2]), 0.1, 1.0).unwrap_err();
-            assert!(error.to_string().starts_with("gradient is not finite"), "{error}");
+            assert!(error.to_string().starts_with("the gradient is not finite"), "{error}");
+            assert_eq!(error.kind(), Kind::NotFinite);
         }
+        let huge = optimizer.step(be, &mut params, &tensors([0.0, 1e20], [0.0; 2]), 0.1, 0.0).unwrap_err();
+        assert_eq!(huge.kind(), Kind::NotFinite);
         assert_eq!((params[0].slice::<f32>(), optimizer.steps), (&[1.0, 2.0][..], 0));
         assert_eq!(optimizer.m[0].slice::<f32>(), [0.0; 2]);
+    }
+
+    #[test]
+    fn parameters_that_a_step_makes_infinite_are_seen() {
+        let be = &Oracle::f32();
+        for (matrix, vector) in [([f32::MAX, 0.0], [0.0; 2]), ([0.0; 2], [0.0, -f32::MAX])] {
+            let mut params = tensors(matrix, vector);
+            let mut optimizer = Optimizer::new(be, &params, AdamWConfig { weight_decay: 0.0, ..CONFIG }).unwrap();
+            let error = optimizer.step(be, &mut params, &tensors([-1.0; 2], [1.0; 2]), 1e38, 0.0).unwrap_err();
+            assert_eq!(error.kind(), Kind::NotFinite, "{error}");
+        }
     }
 
     #[test]

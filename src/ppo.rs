@@ -143,6 +143,16 @@ impl<'a> Learner<'a> {
         })
     }
 
+    /// The names and tensors of all that is trained, each list with what it is called.
+    pub fn trained(&self) -> Vec<(&'static str, &[String], &[Tensor])> {
+        let mut lists = vec![("the adapter", &self.actor.names[..], &self.actor.tensors[..])];
+        if let Some(critic) = &self.critic {
+            lists.push(("the critic's adapter", &critic.adapter.names, &critic.adapter.tensors));
+            lists.push(("the critic's head", &critic.head_names, &critic.head));
+        }
+        lists
+    }
+
     /// Writes everything an update depends on into `dir`.
     pub fn save(&self, dir: &Path) -> Result<()> {
         checkpoint::save_adapter(&dir.join("actor"), &self.actor, "")?;
@@ -164,8 +174,8 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
-    /// One round's update: `epochs` passes of `minibatches` optimizer steps. Errors: a round whose parts do not belong together, a reward or
-    /// a gradient that is not finite.
+    /// One round's update: `epochs` passes of `minibatches` optimizer steps. Errors: a round whose parts do not belong together; a reward,
+    /// loss, gradient or parameter that is not finite.
     pub fn update(&mut self, round: &Round) -> Result<UpdateStats> {
         round.check()?;
         let settings = self.settings;
@@ -244,6 +254,7 @@ impl<'a> Learner<'a> {
                 sums.value_loss += critic.pass(backend, self.model, micro, &inputs, &mut self.acts, grads)?;
             }
         }
+        sums.check()?;
         let grads = actor_grads.adapter.as_deref().unwrap_or_default();
         let norm = if self.updates >= settings.critic_warmup || self.critic.is_none() {
             let lr = settings.learning_rate * factor;

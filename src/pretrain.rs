@@ -13,11 +13,11 @@ use crate::model::config::ModelConfig;
 use crate::model::{Activations, Gradients, Model, Policy};
 use crate::optimizer::{AdamWConfig, Optimizer};
 use crate::rng::Philox;
-use crate::run::Run;
+use crate::run::{Run, Suspects};
 use crate::tensor::{DType, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 #[derive(Serialize, Deserialize)]
@@ -83,7 +83,16 @@ pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> 
 
         let lr = settings.learning_rate * rate(settings, step, done);
         let weights = grads.weights.as_deref().unwrap_or_default();
-        let grad_norm = optimizer.step(backend, &mut model.weights, weights, lr, settings.max_norm)?;
+        let grad_norm =
+            optimizer.step(backend, &mut model.weights, weights, lr, settings.max_norm).map_err(|error| {
+                let trained = vec![("the model", &model.names[..], &model.weights[..])];
+                run.lost(
+                    error,
+                    step,
+                    &Suspects { rate: lr, base: (&[], &[]), trained },
+                    || json!({"loss": loss.to_string(), "groups": groups.iter().map(content).collect::<Vec<_>>()}),
+                )
+            })?;
         let tokens = batch.batch.tokens();
         run.log(step, &json!({"loss": loss, "learning_rate": lr, "grad_norm": grad_norm, "tokens": tokens}))?;
         progress.advance(step, tokens, &format!("loss {loss:.3}"));
@@ -111,6 +120,11 @@ fn gradient(backend: &dyn Backend, replies: usize, rows: usize, prompt_weight: f
     let mut dlogp = backend.alloc(&[rows], backend.accumulator())?;
     backend.write(&mut dlogp, &Tensor::from_slice(&[rows], &values))?;
     Ok(dlogp)
+}
+
+/// A group's ids, to be looked at.
+fn content(group: &Group) -> Value {
+    json!({"prompt": group.prompt, "replies": group.replies})
 }
 
 fn group(dialog: &Dialog, exercise: &Exercise) -> Result<Group> {

@@ -10,7 +10,7 @@ use crate::model::{Model, Policy};
 use crate::ppo::{Learner, Round, UpdateStats};
 use crate::reward::Case;
 use crate::rng::Philox;
-use crate::run::Run;
+use crate::run::{Run, Suspects};
 use crate::state_pool::{Origin, StatePool};
 use crate::task::Flag;
 use crate::trajectory::{self, Step, Trajectory};
@@ -97,9 +97,13 @@ pub fn train(
             max_tokens: run.config.sampling.max_tokens,
             temperature: run.config.sampling.temperature,
         };
-        let stats = learner.update(&round)?;
+        let stats = learner.update(&round).map_err(|error| {
+            let (rate, base) = (settings.learning_rate, (&base.names[..], &base.weights[..]));
+            let suspects = Suspects { rate, base, trained: learner.trained() };
+            run.lost(error, step, &suspects, || content(&round, &states))
+        })?;
         let updated = clock.elapsed();
-        if let Some(gauge) = stats.gauge.filter(|&gauge| gauge > GAUGE_LIMIT) {
+        if let Some(gauge) = stats.gauge.filter(|gauge| gauge.is_nan() || *gauge > GAUGE_LIMIT) {
             return Err(Error::system(format!(
                 "rl step {step}: engine and trainer disagree on log-probabilities by {gauge:.4} a token (limit {GAUGE_LIMIT}): what \
                  was sampled is not what is trained; the newest checkpoint is older than this step"
@@ -136,6 +140,23 @@ pub fn train(
     }
     progress.finish();
     learner.actor.copied(run.backend)
+}
+
+/// A round, to be looked at: of each state its task, the prompt's ids, and the replies with their log-probabilities and rewards.
+fn content(round: &Round, states: &[State]) -> Value {
+    let mut at = 0;
+    let mut one = |(group, state): (&Group, &State)| {
+        let replies: Vec<Value> = group
+            .replies
+            .iter()
+            .map(|ids| {
+                at += 1;
+                json!({"ids": ids, "logprobs": round.logprobs[at - 1], "reward": round.rewards[at - 1]})
+            })
+            .collect();
+        json!({"task": state.task, "prompt": group.prompt, "replies": replies})
+    };
+    Value::Array(round.groups.iter().zip(states).map(&mut one).collect())
 }
 
 /// The states of a step whose prompts fit, their prompts and random streams, and what is said of the others.

@@ -1,15 +1,18 @@
 //! What every training loop needs of its run: where it writes, its log, its checkpoints, and whether the user wants it to stop.
 
 mod folder;
+mod lost;
 
 pub use folder::{Folder, Place, write_config};
+pub use lost::Suspects;
 
 use crate::backend::Backend;
 use crate::checkpoint::{self, write_json};
 use crate::config::Config;
+use crate::console::errln;
 use crate::error::{Error, Kind, Result, check_interrupt};
 use crate::identity;
-use crate::metrics::MetricsLog;
+use crate::metrics::{self, MetricsLog};
 use crate::progress::Progress;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -40,7 +43,17 @@ impl<'a> Run<'a> {
         interrupted: &'a AtomicBool,
     ) -> Result<Self> {
         let log = match &folder.resumed {
-            Some((step, _)) => MetricsLog::resume(&folder.path, phase, *step)?,
+            Some((step, _)) => {
+                let (log, missing) = MetricsLog::resume(&folder.path, phase, *step)?;
+                if missing > 0 {
+                    errln!(
+                        "note: {}: {missing} of the {step} steps before the checkpoint have no line: charts have a gap, what is trained \
+                         has none",
+                        folder.path.join(metrics::FILE).display()
+                    );
+                }
+                log
+            }
             None => MetricsLog::restart(&folder.path, phase)?,
         };
         let checkpoints = folder::checkpoints(&folder.path, phase);
@@ -88,18 +101,20 @@ impl<'a> Run<'a> {
         if error.kind() != Kind::Interrupted || step == 0 {
             return error;
         }
-        let newest = checkpoint::latest(&self.checkpoints).map(|found| found.filter(|(at, _)| *at == step as u64));
+        let newest =
+            checkpoint::newest(&self.checkpoints, &say).map(|found| found.filter(|(at, _)| *at == step as u64));
         let saved = newest.and_then(|found| found.map_or_else(|| self.save(step, state, write), |(_, dir)| Ok(dir)));
         saved.map_or_else(|error| error, |dir| self.stopped(step, steps, &dir))
     }
 
-    /// Writes the checkpoint of `step`, with the run's identity in it.
+    /// Writes the checkpoint of `step`, with the run's identity in it, when the log up to it is on disk.
     fn save(&self, step: usize, state: &impl Serialize, write: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        self.log.sync()?;
         let with_identity = |dir: &Path| {
             write_json(&dir.join(identity::FILE), &self.folder.identity)?;
             write(dir)
         };
-        checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.config.run.keep, state, with_identity)
+        checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.config.run.keep, state, &say, with_identity)
     }
 
     fn stopped(&self, step: usize, steps: usize, dir: &Path) -> Error {
@@ -116,4 +131,8 @@ impl<'a> Run<'a> {
     pub fn progress(&self, steps: usize, done: usize) -> Progress {
         Progress::new(self.phase, steps, done)
     }
+}
+
+fn say(line: String) {
+    errln!("{line}");
 }

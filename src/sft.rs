@@ -12,10 +12,10 @@ use crate::model::lora::Adapter;
 use crate::model::{Activations, Gradients, Model, Policy};
 use crate::optimizer::{AdamWConfig, Optimizer};
 use crate::rng::Philox;
-use crate::run::Run;
+use crate::run::{Run, Suspects};
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// What is trained.
@@ -72,6 +72,15 @@ impl Trained {
         optimizer.step(backend, self.params(), grads, lr, max_norm)
     }
 
+    /// Where a number that is not finite may come from.
+    fn suspects<'t>(&'t self, base: &'t Model, rate: f32) -> Suspects<'t> {
+        let (what, names, tensors) = match self {
+            Trained::Adapter(adapter) => ("the adapter", &adapter.names, &adapter.tensors),
+            Trained::Weights { model, .. } => ("the trained model", &model.names, &model.weights),
+        };
+        Suspects { rate, base: (&base.names, &base.weights), trained: vec![(what, names, tensors)] }
+    }
+
     fn save(&self, dir: &Path) -> Result<()> {
         match self {
             Trained::Adapter(adapter) => checkpoint::save_adapter(&dir.join("adapter"), adapter, ""),
@@ -101,7 +110,7 @@ struct State {
 }
 
 /// `epochs` passes over `examples` in an order drawn from the run's seed. Logs loss, rate, gradient norm, and the validation
-/// loss after each epoch. Errors: no examples; a gradient that is not finite (nothing is updated then); interrupted.
+/// loss after each epoch. Errors: no examples; a loss, gradient or parameter that is not finite; interrupted.
 pub fn train(
     run: &mut Run,
     base: &Model,
@@ -145,12 +154,17 @@ pub fn train(
                 cross_entropy(backend, trained.policy(base), &batch, 1.0 / tokens as f32, &mut acts, Some(&mut grads))?;
         }
         let lr = settings.learning_rate * schedule.factor(index as u32);
-        let grad_norm = trained.step(backend, &mut optimizer, &grads, lr, settings.max_norm)?;
+        let grad_norm = finite("the loss", loss)
+            .and_then(|()| trained.step(backend, &mut optimizer, &grads, lr, settings.max_norm))
+            .map_err(|error| run.lost(error, step, &trained.suspects(base, lr), || content(examples, packs, loss)))?;
         run.log(step, &json!({"loss": loss, "learning_rate": lr, "grad_norm": grad_norm, "tokens": tokens}))?;
         let is_epoch_end = step.is_multiple_of(steps.len().div_ceil(settings.epochs)) || step == steps.len();
         if is_epoch_end
             && let Some(loss) = mean_loss(backend, trained.policy(base), base, validation, settings, &mut acts)?
         {
+            finite("the validation loss", loss).map_err(|error| {
+                run.lost(error, step, &trained.suspects(base, lr), || content(examples, packs, loss))
+            })?;
             run.log(step, &json!({"validation_loss": loss}))?;
         }
         let read = packs.iter().flatten().map(|&e| examples[e].ids.len()).sum();
@@ -162,6 +176,20 @@ pub fn train(
     }
     progress.finish();
     Ok(trained)
+}
+
+/// An error when `value` is NaN or infinite.
+fn finite(what: &str, value: f64) -> Result<()> {
+    if value.is_finite() { Ok(()) } else { Err(Error::not_finite(format!("{what} is {value}"))) }
+}
+
+/// A step's examples, to be looked at: where they came from, their ids and which of them have a loss.
+fn content(examples: &[Example], packs: &[Vec<usize>], loss: f64) -> Value {
+    let one = |&at: &usize| {
+        let Example { source, ids, is_sampled } = &examples[at];
+        json!({"source": source, "ids": ids, "is_sampled": is_sampled})
+    };
+    json!({"loss": loss.to_string(), "examples": packs.iter().flatten().map(one).collect::<Vec<_>>()})
 }
 
 /// The examples of every step, as packs of one pass each: shuffled by epoch, cut into steps of about equal tokens within

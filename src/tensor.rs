@@ -185,6 +185,17 @@ impl Tensor {
         Ok(Some(copy))
     }
 
+    /// How many of its numbers are NaN or infinite. The tensor lies on the host.
+    pub fn not_finite(&self) -> usize {
+        match self.dtype {
+            DType::F32 => self.slice::<f32>().iter().filter(|x| !x.is_finite()).count(),
+            DType::F64 => self.slice::<f64>().iter().filter(|x| !x.is_finite()).count(),
+            DType::F16 => self.slice::<half::f16>().iter().filter(|x| !x.is_finite()).count(),
+            DType::BF16 => self.slice::<half::bf16>().iter().filter(|x| !x.is_finite()).count(),
+            DType::I32 => 0,
+        }
+    }
+
     /// The extents, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape

@@ -6,7 +6,7 @@ use onestep::backend::cpu::Cpu;
 use onestep::backend::oracle::Oracle;
 use onestep::backend::{Backend, Heads};
 use onestep::checkpoint::{
-    latest, load_adapter, load_model, load_optimizer, load_state, save_adapter, save_checkpoint, save_model,
+    load_adapter, load_model, load_optimizer, load_state, newest, save_adapter, save_checkpoint, save_model,
     save_optimizer,
 };
 use onestep::error::{Error, Kind};
@@ -18,6 +18,7 @@ use onestep::rng::Philox;
 use onestep::tensor::{DType, Tensor};
 use onestep::weights::save;
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::path::Path;
 
 fn config() -> ModelConfig {
@@ -81,14 +82,14 @@ fn three_steps_saved_and_three_more_equal_six_bit_for_bit() {
         for _ in 0..3 {
             train(be, &model, &mut stopped, &mut stopped_optimizer);
         }
-        save_checkpoint(dir.path(), 3, 1, &json!({"note": "half"}), |folder| {
+        save_checkpoint(dir.path(), 3, 1, &json!({"note": "half"}), &quiet, |folder| {
             save_adapter(&folder.join("adapter"), &stopped, "base")?;
             save_optimizer(&folder.join("optimizer.safetensors"), &stopped_optimizer)
         })
         .unwrap();
         drop((stopped, stopped_optimizer));
 
-        let (step, folder) = latest(dir.path()).unwrap().unwrap();
+        let (step, folder) = newest(dir.path(), &quiet).unwrap().unwrap();
         assert_eq!(step, 3);
         assert_eq!(load_state::<Value>(&folder).unwrap(), json!({"note": "half"}));
         let mut resumed = load_adapter(be, &model.config, &folder.join("adapter")).unwrap();
@@ -339,6 +340,9 @@ fn an_adapter_that_adapts_nothing_is_refused() {
     }
 }
 
+/// Hears nothing.
+fn quiet(_: String) {}
+
 fn names(root: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         std::fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -350,19 +354,19 @@ fn names(root: &Path) -> Vec<String> {
 fn checkpoints_appear_whole_and_old_ones_go() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("checkpoints");
-    assert!(latest(&root).unwrap().is_none());
+    assert!(newest(&root, &quiet).unwrap().is_none());
     let tensor = Tensor::from_slice(&[1], &[1.0f32]);
     let write = |folder: &Path| save(&folder.join("t.safetensors"), &[("t".into(), &tensor)], None);
     for step in [5, 10, 20] {
-        save_checkpoint(&root, step, 2, &step, write).unwrap();
+        save_checkpoint(&root, step, 2, &step, &quiet, write).unwrap();
     }
     assert_eq!(names(&root), ["step-00000010", "step-00000020"]);
-    let (step, folder) = latest(&root).unwrap().unwrap();
+    let (step, folder) = newest(&root, &quiet).unwrap().unwrap();
     assert_eq!((step, load_state::<u64>(&folder).unwrap()), (20, 20));
-    assert_eq!(names(&folder), ["state.json", "t.safetensors"]);
+    assert_eq!(names(&folder), ["manifest.json", "state.json", "t.safetensors"]);
 
     // The disk is full in the middle: the older ones stay as they were, and nothing half-written is left.
-    let full = save_checkpoint(&root, 30, 2, &30, |folder| {
+    let full = save_checkpoint(&root, 30, 2, &30, &quiet, |folder| {
         write(folder)?;
         Err(Error::system("No space left on device"))
     });
@@ -374,17 +378,21 @@ fn checkpoints_appear_whole_and_old_ones_go() {
     // Killed in the middle: what lies there is no checkpoint, and the next save of that step replaces it.
     std::fs::create_dir(root.join("step-00000030.tmp")).unwrap();
     std::fs::write(root.join("step-00000030.tmp/state.json"), "30").unwrap();
-    assert_eq!(latest(&root).unwrap().unwrap().0, 20);
-    save_checkpoint(&root, 30, 2, &31, write).unwrap();
-    save_checkpoint(&root, 30, 2, &32, write).unwrap();
+    assert_eq!(newest(&root, &quiet).unwrap().unwrap().0, 20);
+    save_checkpoint(&root, 30, 2, &31, &quiet, write).unwrap();
+    save_checkpoint(&root, 30, 2, &32, &quiet, write).unwrap();
     assert_eq!(names(&root), ["step-00000020", "step-00000030"]);
-    assert_eq!(load_state::<u64>(&latest(&root).unwrap().unwrap().1).unwrap(), 32, "a step saved again is replaced");
+    assert_eq!(
+        load_state::<u64>(&newest(&root, &quiet).unwrap().unwrap().1).unwrap(),
+        32,
+        "a step saved again is replaced"
+    );
 
     // Killed between the two renames of such a replacement: the old one still counts, until the new one is there.
     std::fs::rename(root.join("step-00000030"), root.join("step-00000030.old")).unwrap();
-    let (step, folder) = latest(&root).unwrap().unwrap();
+    let (step, folder) = newest(&root, &quiet).unwrap().unwrap();
     assert_eq!((step, load_state::<u64>(&folder).unwrap()), (30, 32));
-    save_checkpoint(&root, 30, 2, &33, write).unwrap();
+    save_checkpoint(&root, 30, 2, &33, &quiet, write).unwrap();
     assert_eq!(names(&root), ["step-00000020", "step-00000030"]);
 }
 
@@ -400,12 +408,88 @@ fn what_was_just_written_stays() {
     };
     let nothing = |_: &Path| Ok(());
     for step in [100, 110] {
-        save_checkpoint(dir.path(), step, 2, &step, nothing).unwrap();
+        save_checkpoint(dir.path(), step, 2, &step, &quiet, nothing).unwrap();
     }
-    save_checkpoint(dir.path(), 3, 2, &3, nothing).unwrap();
+    save_checkpoint(dir.path(), 3, 2, &3, &quiet, nothing).unwrap();
     assert_eq!(names(dir.path()), ["step-00000003", "step-00000110"]);
-    save_checkpoint(dir.path(), 4, 2, &4, nothing).unwrap();
+    save_checkpoint(dir.path(), 4, 2, &4, &quiet, nothing).unwrap();
     assert_eq!(names(dir.path()), ["step-00000003", "step-00000004"]);
-    save_checkpoint(dir.path(), 2, 1, &2, nothing).unwrap();
+    save_checkpoint(dir.path(), 2, 1, &2, &quiet, nothing).unwrap();
     assert_eq!(names(dir.path()), ["step-00000002"]);
+}
+
+/// Damage of every kind, each to the newest checkpoint: the one before it is taken, and what is wrong with the newest is told.
+#[test]
+fn a_damaged_checkpoint_is_told_and_the_newest_whole_one_taken() {
+    type Damage = fn(&Path);
+    let damages: [(Damage, &str); 8] = [
+        (|dir| flip(&dir.join("t.safetensors")), "t.safetensors has other bytes"),
+        (|dir| flip(&dir.join("sub/note.json")), "sub/note.json has other bytes"),
+        (|dir| std::fs::write(dir.join("state.json"), "7\n").unwrap(), "state.json has"),
+        (|dir| std::fs::write(dir.join("t.safetensors"), "").unwrap(), "t.safetensors has 0 bytes, "),
+        (|dir| std::fs::remove_file(dir.join("sub/note.json")).unwrap(), "sub/note.json is missing"),
+        (|dir| std::fs::write(dir.join("more"), "x").unwrap(), "more was added later"),
+        (|dir| std::fs::remove_file(dir.join("manifest.json")).unwrap(), "no manifest.json"),
+        (|dir| std::fs::write(dir.join("manifest.json"), "{\"step\": 10").unwrap(), "manifest.json"),
+    ];
+    let tensor = Tensor::from_slice(&[1], &[1.0f32]);
+    let write = |folder: &Path| {
+        std::fs::create_dir(folder.join("sub")).unwrap();
+        std::fs::write(folder.join("sub/note.json"), "{}\n").unwrap();
+        save(&folder.join("t.safetensors"), &[("t".into(), &tensor)], None)
+    };
+    for (damage, told) in damages {
+        let dir = tempfile::tempdir().unwrap();
+        let said = RefCell::new(vec![]);
+        let say = |line: String| said.borrow_mut().push(line);
+        for step in [5, 10] {
+            save_checkpoint(dir.path(), step, 2, &step, &quiet, write).unwrap();
+        }
+        assert_eq!(newest(dir.path(), &say).unwrap().unwrap().0, 10);
+        damage(&dir.path().join("step-00000010"));
+        assert_eq!(newest(dir.path(), &say).unwrap().unwrap().0, 5, "{told}");
+        let line = said.take().join("");
+        assert!(line.contains("step-00000010 is damaged: ") && line.contains(told), "{line} lacks {told}");
+        assert!(line.contains("going on from ") && line.contains("step-00000005"), "{line}");
+        // Without a whole one each is named.
+        damage(&dir.path().join("step-00000005"));
+        let error = newest(dir.path(), &say).unwrap_err();
+        assert_eq!(error.kind(), Kind::Content);
+        for step in ["step-00000005 is damaged", "step-00000010 is damaged"] {
+            assert!(error.to_string().contains(step), "{error}");
+        }
+    }
+}
+
+/// Changes a bit in the middle of a file.
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// A whole checkpoint under the name of another step is not that step's.
+#[test]
+fn a_renamed_checkpoint_is_not_that_of_its_new_name() {
+    let dir = tempfile::tempdir().unwrap();
+    save_checkpoint(dir.path(), 5, 2, &5, &quiet, |_| Ok(())).unwrap();
+    std::fs::rename(dir.path().join("step-00000005"), dir.path().join("step-00000007")).unwrap();
+    let error = newest(dir.path(), &quiet).unwrap_err();
+    assert!(error.to_string().contains("is that of step 5"), "{error}");
+}
+
+/// What cannot be removed costs a warning, and no training.
+#[test]
+fn a_checkpoint_that_cannot_be_removed_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = RefCell::new(vec![]);
+    let say = |line: String| said.borrow_mut().push(line);
+    save_checkpoint(dir.path(), 5, 1, &5, &say, |_| Ok(())).unwrap();
+    // A file in the place that the removed folder moves to.
+    std::fs::write(dir.path().join("step-00000005.gone"), "").unwrap();
+    save_checkpoint(dir.path(), 10, 1, &10, &say, |_| Ok(())).unwrap();
+    let said = said.take();
+    assert!(said.iter().any(|line| line.contains("step-00000005 stays")), "{said:?}");
+    assert_eq!(newest(dir.path(), &quiet).unwrap().unwrap().0, 10);
 }

@@ -127,6 +127,13 @@ fn load(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result<(Adapter, S
             let tensor = map.get(stored.unwrap_or(&format!("{PREFIX}{name}")), &shape)?;
             match tensor.dtype() {
                 DType::I32 => Err(Error::content(format!("{}: tensor {name} holds integers", path.display()))),
+                _ if tensor.not_finite() > 0 => Err(Error::content(format!(
+                    "{}: tensor {name} holds {} of {} numbers that are not finite: the training that made it diverged; take an adapter \
+                     from before",
+                    path.display(),
+                    tensor.not_finite(),
+                    tensor.len()
+                ))),
                 _ => Ok(tensor),
             }
         };

@@ -169,9 +169,6 @@ pub struct CollectArgs {
 #[derive(Debug, Clone, Args)]
 #[allow(missing_docs)] // the groups say what they are
 pub struct PretrainArgs {
-    /// Model folder to write
-    #[arg(long, value_name = "DIR", default_value = "weights/quickstart")]
-    pub model: PathBuf,
     #[command(flatten)]
     pub device: DeviceArgs,
     /// Go on from the newest checkpoint in --out

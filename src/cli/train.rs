@@ -70,11 +70,11 @@ fn shape(model: &Path, dir: &Path) -> Result<LoraConfig> {
     Ok(checkpoint::load_adapter(&Cpu, &checkpoint::read_config(model)?, &dir)?.config)
 }
 
-/// `onestep pretrain`
+/// `onestep pretrain`: the model goes to --out/model, and nowhere else.
 pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     let given = Given::of_run("pretrain", &args.run);
     let config = given.settings(&[], &options(&args.run, Some(&args.device)))?;
-    let (out, target) = (args.run.out.as_path(), args.model.as_path());
+    let out = args.run.out.as_path();
     let place = Place { out, phase: "pretrain", resume: args.resume, inputs: &[] };
     place.check()?;
     let interrupted = session::interrupt()?;
@@ -88,18 +88,15 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     let mut identity = Identity::new("pretrain", &config)?;
     identity.add("device", session::device(&config));
     if args.run.dry_run {
-        return show(&config, &[("model", Some(target))], out, &place.preview(&identity)?);
+        return show(&config, &[], out, &place.preview(&identity)?);
     }
-    if target.join("model.safetensors").exists() {
-        errln!("note: {} holds a model, which is replaced at the end", target.display());
-    }
-    std::fs::create_dir_all(target).map_err(|e| Error::io("making", target, &e))?;
     let folder = place.begin(&config, identity)?;
     outln!("{} parameters, {} steps", model.parameters(), config.pretrain.steps);
     let mut run = Run::open(&*backend, &config, &folder, "pretrain", &interrupted)?;
     let model = pretrain::train(&mut run, &dialog, model)?;
-    exercises::save_tokenizer(target, config.run.seed)?;
-    checkpoint::save_model(target, &model, DType::F32)?;
+    let target = out.join("model");
+    checkpoint::save_model(&target, &model, DType::F32)?;
+    exercises::save_tokenizer(&target, config.run.seed)?;
     outln!("model written to {}", target.display());
     Ok(())
 }

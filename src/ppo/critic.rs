@@ -18,6 +18,8 @@ pub struct Critic {
     pub adapter: Adapter,
     /// w (1, C) and b (1), in the accumulator type.
     pub head: Vec<Tensor>,
+    /// `weight` and `bias`, one a tensor of `head`.
+    pub head_names: [String; 2],
     /// Of the adapter's tensors, then the head's: one list with one norm.
     pub optimizer: Optimizer,
 }
@@ -43,7 +45,7 @@ impl Critic {
         let dtype = backend.accumulator();
         let head = vec![backend.alloc(&[1, model.config.hidden], dtype)?, backend.alloc(&[1], dtype)?];
         let optimizer = Optimizer::new(backend, adapter.tensors.iter().chain(&head), constants)?;
-        Ok(Self { adapter, head, optimizer })
+        Ok(Self { adapter, head, head_names: ["weight", "bias"].map(String::from), optimizer })
     }
 
     /// Values (M) of the loss rows, in the accumulator type, and their hidden states (M, C).
@@ -112,7 +114,7 @@ impl Critic {
     /// Writes everything it depends on into `dir`.
     pub(super) fn save(&self, dir: &Path) -> Result<()> {
         checkpoint::save_adapter(&dir.join("critic"), &self.adapter, "")?;
-        let tensors = [("weight".to_string(), &self.head[0]), ("bias".to_string(), &self.head[1])];
+        let tensors: Vec<_> = self.head_names.iter().cloned().zip(&self.head).collect();
         weights::save(&dir.join("critic_head.safetensors"), &tensors, None)?;
         checkpoint::save_optimizer(&dir.join("critic_optimizer.safetensors"), &self.optimizer)
     }
@@ -121,7 +123,7 @@ impl Critic {
     pub(super) fn load(&mut self, backend: &dyn Backend, model: &Model, dir: &Path) -> Result<()> {
         self.adapter = checkpoint::load_adapter(backend, &model.config, &dir.join("critic"))?;
         let map = WeightMap::open_file(&dir.join("critic_head.safetensors"))?;
-        for (tensor, name) in self.head.iter_mut().zip(["weight", "bias"]) {
+        for (tensor, name) in self.head.iter_mut().zip(&self.head_names) {
             backend.write(tensor, &map.get(name, tensor.shape())?)?;
         }
         checkpoint::load_optimizer(backend, &dir.join("critic_optimizer.safetensors"), &mut self.optimizer)

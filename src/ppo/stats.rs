@@ -3,6 +3,7 @@
 use super::Round;
 use super::advantages::{Signal, explained_variance, live};
 use crate::backend::PpoStats;
+use crate::error::{Error, Result};
 
 /// What one optimizer step did, measured before it.
 #[derive(Debug, Clone, Copy)]
@@ -126,6 +127,16 @@ impl Sums {
         p.clip_fraction += s.clip_fraction;
         p.approx_kl += s.approx_kl;
         p.ratio_max = p.ratio_max.max(s.ratio_max);
+    }
+
+    /// Error: a loss is not finite.
+    pub(super) fn check(&self) -> Result<()> {
+        for (what, loss) in [("policy", self.policy.loss), ("value", self.value_loss)] {
+            if !loss.is_finite() {
+                return Err(Error::not_finite(format!("the {what} loss is {loss}")));
+            }
+        }
+        Ok(())
     }
 
     /// Weighted sums to means: the weights of a minibatch sum to `total`.

@@ -26,6 +26,7 @@ const ENTRIES: &[&str] = &[
     "checkpoints",
     "collect.toml",
     "evaluation.json",
+    super::lost::FILE,
     "model",
     "report.html",
     "rl",
@@ -95,7 +96,7 @@ impl Place<'_> {
                 path.display()
             )));
         }
-        if self.resume && self.newest()?.is_some() {
+        if self.resume && checkpoint::exists(&checkpoints(self.out, self.phase))? {
             return Ok(());
         }
         let (ours, others) = contents(self.out)?;
@@ -128,9 +129,10 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// The newest checkpoint of this phase.
+    /// The newest whole checkpoint of this phase; a damaged one is told.
     fn newest(&self) -> Result<Option<(u64, PathBuf)>> {
-        checkpoint::latest(&checkpoints(self.out, self.phase))
+        let newest = checkpoint::newest(&checkpoints(self.out, self.phase), &|line| errln!("{line}"));
+        newest.map_err(|error| error.context(format!("--resume: --out {}", self.out.display())))
     }
 
     /// A line about what `begin` would do, for a run of which `identity` is known so far. Errors: those of `entry`.
@@ -269,8 +271,9 @@ fn lock_opened(folder: File, path: &Path) -> Result<Option<File>> {
         // Renamed since it was opened, it is another run's earlier one.
         Ok(()) if is_there().unwrap_or(false) => Ok(Some(folder)),
         Ok(()) | Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
-            "--out {}: another run is writing there; wait for it, or name another folder with --out",
-            path.display()
+            "--out {}: another run is writing there{}; wait for it, or name another folder with --out",
+            path.display(),
+            folder.metadata().map_or_else(|_| String::new(), |metadata| files::lock_holder(&metadata))
         ))),
         // Some network file systems have no locks.
         Err(TryLockError::Error(_)) => Ok(None),

@@ -7,6 +7,7 @@ mod data;
 mod disk_full;
 mod export;
 mod look;
+mod lost;
 mod machine;
 mod models;
 mod plan;

@@ -337,10 +337,9 @@ fn long_work_says_how_far_it_is() {
     let last = lines[lines.len() - 1];
     assert!(last.starts_with(&format!("sft step {steps} of {steps}: loss ")) && last.contains(", took "), "{lines:?}");
 
-    let target = stage.path("base");
     let tiny = ["steps=2", "exercises=1", "replies=1", "hidden=16", "layers=1", "heads=2", "kv_heads=1", "mlp=16"];
     let out = stage.path("pretrain");
-    let named = ["pretrain", "--model", text(&target), "--out", text(&out)];
+    let named = ["pretrain", "--out", text(&out)];
     let ended = onestep(&[&named[..], &tiny].concat());
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(

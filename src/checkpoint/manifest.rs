@@ -1,0 +1,74 @@
+//! The list of a checkpoint's files with their hashes, written last: a checkpoint that does not agree with its list is not whole.
+
+use super::{read_json, write_json};
+use crate::error::{Error, Result};
+use crate::files;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Name of the list inside a checkpoint.
+pub const FILE: &str = "manifest.json";
+
+/// What a checkpoint consists of.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    /// The step it was written after: a folder of another name is not this checkpoint.
+    step: u64,
+    /// Every file by its path below the checkpoint.
+    files: BTreeMap<String, Entry>,
+}
+
+/// A file as it was written.
+#[derive(Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    bytes: u64,
+    blake3: String,
+}
+
+/// Writes the list of everything in `folder`, the checkpoint of `step`.
+pub fn write(folder: &Path, step: u64) -> Result<()> {
+    let entry = |path: PathBuf| {
+        let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
+        let (hash, bytes) = files::hash(&path)?;
+        Ok((name, Entry { bytes, blake3: hash.to_hex().to_string() }))
+    };
+    let files = files::below(folder)?.into_iter().map(entry).collect::<Result<_>>()?;
+    write_json(&folder.join(FILE), &Manifest { step, files })
+}
+
+/// Reads every file of the checkpoint of `step` in `folder`. Errors say what is wrong with it: a file is missing, has other bytes, cannot
+/// be read or is not on the list; it is the checkpoint of another step; there is no list.
+pub fn check(folder: &Path, step: u64) -> Result<()> {
+    let path = folder.join(FILE);
+    if !path.exists() {
+        return Err(Error::content(format!("it has no {FILE}: it is not whole, or an earlier version wrote it")));
+    }
+    let manifest: Manifest = read_json(&path)?;
+    if manifest.step != step {
+        return Err(Error::content(format!("its {FILE} is that of step {}", manifest.step)));
+    }
+    let wrong = |name: &str, what: &str| Err(Error::content(format!("{name} {what}")));
+    for (name, entry) in &manifest.files {
+        let path = folder.join(name);
+        if !path.is_file() {
+            return wrong(name, "is missing");
+        }
+        let (hash, bytes) = files::hash(&path)?;
+        if bytes != entry.bytes {
+            return wrong(name, &format!("has {bytes} bytes, {} were written", entry.bytes));
+        }
+        if hash.to_hex().as_str() != entry.blake3 {
+            return wrong(name, "has other bytes than were written");
+        }
+    }
+    for path in files::below(folder)? {
+        let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
+        if name != FILE && !manifest.files.contains_key(&name) {
+            return wrong(&name, "was added later");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! A step that ended in numbers that are not finite: which tensor holds the first of them, what to do, and a file with the batch.
+
+use super::Run;
+use crate::checkpoint::{self, write_json};
+use crate::error::{Error, Kind, Result};
+use crate::tensor::Tensor;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Name of the file with the step's batch in a run's folder.
+pub const FILE: &str = "failed_step.json";
+
+/// Where the first number that is not finite may lie.
+pub struct Suspects<'a> {
+    /// The learning rate of the step.
+    pub rate: f32,
+    /// The frozen base: names and tensors.
+    pub base: (&'a [String], &'a [Tensor]),
+    /// What is trained, list by list: what it is called (`the adapter`), names and tensors.
+    pub trained: Vec<(&'static str, &'a [String], &'a [Tensor])>,
+}
+
+impl Suspects<'_> {
+    /// What is broken, and what to do.
+    fn verdict(&self, newest: Option<&Path>) -> Result<String> {
+        if let Some(found) = broken(self.base.0, self.base.1)? {
+            return Ok(format!("the base itself is broken: its {found}; get the model again, or take another"));
+        }
+        let begin = match newest {
+            Some(path) => format!("begin a new run with a lower one, from {} if you like", path.display()),
+            None => "begin again with a lower one".to_string(),
+        };
+        let rate = self.rate;
+        for (what, names, tensors) in &self.trained {
+            if let Some(found) = broken(names, tensors)? {
+                return Ok(format!(
+                    "base and data are sound; {what} is not: its {found}; the learning rate {rate:e} is too high: {begin}"
+                ));
+            }
+        }
+        Ok(format!(
+            "every weight is finite, so this batch made it: look at the lengths and rewards of its examples, and if they are as they \
+             should be the learning rate {rate:e} is too high: {begin}"
+        ))
+    }
+}
+
+/// The first tensor that holds a number that is not finite, and how many do.
+fn broken(names: &[String], tensors: &[Tensor]) -> Result<Option<String>> {
+    for (name, tensor) in names.iter().zip(tensors) {
+        let copy = tensor.host_copy()?;
+        let count = copy.as_ref().unwrap_or(tensor).not_finite();
+        if count > 0 {
+            return Ok(Some(format!("tensor {name} holds {count} of {} numbers that are not finite", tensor.len())));
+        }
+    }
+    Ok(None)
+}
+
+impl Run<'_> {
+    /// What is to be returned for `error`, which has ended `step`. Where a number was not finite the cause is looked for among `suspects`,
+    /// and `batch` is written to [`FILE`] in the run's folder; any other error stays as it is. Nothing of the step is published in
+    /// either case: the caller ends here.
+    pub fn lost(&self, error: Error, step: usize, suspects: &Suspects, batch: impl FnOnce() -> Value) -> Error {
+        if error.kind() != Kind::NotFinite {
+            return error;
+        }
+        let newest = checkpoint::newest(&self.checkpoints, &|_| ()).ok().flatten();
+        let verdict = suspects.verdict(newest.as_ref().map(|(_, path)| path.as_path()));
+        let verdict = verdict.unwrap_or_else(|error| format!("its cause could not be looked for: {error}"));
+        let path = self.folder.path.join(FILE);
+        let report = json!({
+            "phase": self.phase, "step": step, "learning_rate": suspects.rate, "error": error.to_string(), "verdict": verdict, "batch": batch(),
+        });
+        let dumped = match write_json(&path, &report) {
+            Ok(()) => format!("the step's batch is in {}", path.display()),
+            Err(error) => format!("the step's batch could not be kept: {error}"),
+        };
+        Error::not_finite(format!(
+            "{} step {step}: {error}; {verdict}. Nothing of this step was kept; {dumped}",
+            self.phase
+        ))
+    }
+}
