@@ -1,5 +1,5 @@
-//! Settings: every one stands in data/config/default.toml; a file and `section.key=value` overrides are laid over it.
-//! No setting has a default in code, and none is read from the environment.
+//! Settings: the defaults stand in data/config/default.toml, what each may be and does in `SETTINGS`; a file and `section.key=value`
+//! overrides are laid over them. No setting has a default in code, and none is read from the environment.
 
 use crate::backend::KlEstimator;
 use crate::environment::{ReplyFormat, Style};
@@ -7,14 +7,20 @@ use crate::error::{Error, Result};
 use crate::model::Recompute;
 use crate::optimizer;
 use crate::reward::{self, Case, Form};
+use range::shortened;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 mod check;
+mod range;
+mod table;
 
-/// The defaults, as text: the reference of all settings.
+pub use range::Range;
+pub use table::{SETTINGS, Setting};
+
+/// The defaults, as text.
 pub const DEFAULTS: &str = include_str!("../data/config/default.toml");
 
 macro_rules! section {
@@ -22,7 +28,7 @@ macro_rules! section {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
-        #[allow(missing_docs)] // each key is described in data/config/default.toml
+        #[allow(missing_docs)] // `SETTINGS` says what each key does
         pub struct $name { $(pub $field: $type),* }
     };
 }
@@ -117,7 +123,7 @@ macro_rules! choice {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
-        #[allow(missing_docs)] // described in data/config/default.toml
+        #[allow(missing_docs)] // `SETTINGS` says what each does
         pub enum $name { $($variant),* }
     };
 }
@@ -291,20 +297,26 @@ impl Config {
                 }
             }
         }
+        let mut typed: BTreeMap<String, &String> = BTreeMap::new();
         for text in overrides {
+            let shown = shortened(text);
             let Some((path, value)) = text.split_once('=') else {
                 return Err(Error::usage(format!(
-                    "override `{text}`: expected section.key=value, for example {section}.{}",
+                    "override `{shown}`: expected section.key=value, for example {section}.{}",
                     example(&defaults, section)
                 )));
             };
             let (section, key) = path.trim().split_once('.').unwrap_or((section, path.trim()));
-            let value = format!("v = {}", value.trim()).parse::<Table>().ok().and_then(|t| t.get("v").cloned());
-            let value = value.unwrap_or_else(|| Value::String(text[path.len() + 1..].trim().to_string()));
-            let path = set(&mut merged, &defaults, section, key, value)
-                .map_err(|e| Error::usage(format!("override `{text}`: {e}")))?;
+            let path = set(&mut merged, &defaults, section, key, typed_value(value))
+                .map_err(|e| Error::usage(format!("override `{shown}`: {e}")))?;
+            if let Some(earlier) = typed.insert(path.clone(), text) {
+                return Err(Error::usage(format!(
+                    "{path} is given twice, as `{}` and as `{shown}`; give it once",
+                    shortened(earlier)
+                )));
+            }
             telling.push(path.clone());
-            origins.0.insert(path, Origin { place: format!("override `{text}`"), is_override: true });
+            origins.0.insert(path, Origin { place: format!("override `{shown}`"), is_override: true });
         }
         let config = Self::checked(&merged, &origins, section)?;
         let notes = if section == "rl" { config.notes(&telling, &origins) } else { vec![] };
@@ -318,18 +330,12 @@ impl Config {
 
     /// The settings in `table`, their types, ranges and combinations checked for a command of `section`.
     fn checked(table: &Table, origins: &Origins, section: &str) -> Result<Self> {
-        if let Some((key, value)) = check::not_finite(table) {
-            return Err(origins.error(&[&key], &format!("{key} = {value}: expected a finite number")));
-        }
         let fault = |fault: check::Fault| Err(origins.error(&fault.keys, &fault.text));
         if let Some(found) = check::ranges(table) {
             return fault(found);
         }
-        let config: Self = serde_path_to_error::deserialize(Value::Table(table.clone())).map_err(|e| {
-            let path = e.path().to_string();
-            let key = path.split(['.', '[']).take(2).collect::<Vec<_>>().join(".");
-            origins.error(&[&key], &format!("{path}: {}", e.into_inner().message()))
-        })?;
+        let config: Self = serde_path_to_error::deserialize(Value::Table(table.clone()))
+            .map_err(|e| Error::system(format!("reading the settings: {}: {}", e.path(), e.inner().message())))?;
         check::combinations(&config, section).map_or(Ok(config), fault)
     }
 
@@ -358,32 +364,27 @@ fn example(defaults: &Table, section: &str) -> String {
     entry.map_or_else(|| "seed=1".to_string(), |(k, v)| format!("{k}={v}"))
 }
 
-/// Puts one value in, when the key exists and its type is the default's (whole numbers serve as floats). Returns section.key.
+/// A value as it is typed: TOML's, or text without quotes.
+fn typed_value(text: &str) -> Value {
+    let text = text.trim();
+    text.parse().unwrap_or_else(|_| Value::String(text.to_string()))
+}
+
+/// Puts one value in, when the key exists. Returns section.key.
 fn set(merged: &mut Table, defaults: &Table, section: &str, key: &str, value: Value) -> Result<String> {
     let Some(known) = defaults.get(section).and_then(Value::as_table) else {
+        let section = shortened(section);
         return Err(Error::content(format!("unknown section `{section}`; sections are {}", keys(defaults))));
     };
-    let Some(default) = known.get(key) else {
+    let path = format!("{section}.{key}");
+    let Some(setting) = Setting::named(&path) else {
+        let key = shortened(key);
         return Err(Error::content(format!("unknown key `{key}` in [{section}]; keys are {}", keys(known))));
     };
-    let value = match (default, value) {
-        (Value::Float(_), Value::Integer(n)) => Value::Float(n as f64),
-        // JSON is what chat templates' arguments are written in elsewhere.
-        (Value::Table(_), Value::String(s)) => serde_json::from_str(&s).map_or(Value::String(s), Value::Table),
-        (Value::Array(_), Value::String(s)) => Value::Array(s.split(',').map(|x| x.trim().into()).collect()),
-        (_, value) => value,
-    };
-    if default.type_str() != value.type_str() {
-        return Err(Error::content(format!(
-            "{section}.{key} = {value}: expected {} {}, for example {default}",
-            if default.type_str().starts_with(['a', 'i']) { "an" } else { "a" },
-            default.type_str()
-        )));
-    }
     if let Some(Value::Table(table)) = merged.get_mut(section) {
-        table.insert(key.to_string(), value);
+        table.insert(key.to_string(), setting.range.converted(value));
     }
-    Ok(format!("{section}.{key}"))
+    Ok(path)
 }
 
 /// The line (from 1) on which a section's key is set; the file's first line when it cannot be told.
@@ -420,162 +421,4 @@ pub fn locate(path: &Path) -> Result<PathBuf> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn load(file: &str, overrides: &[&str]) -> Result<Config> {
-        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
-        Config::load(&[("run.toml".to_string(), file.to_string())], &overrides, "rl")
-    }
-
-    #[test]
-    fn layers_and_overrides() {
-        let config =
-            load("[rl]\nsteps = 7\n[lora]\nalpha = 8\n", &["states=3", "sft.epochs=1", "tasks.names=digits,wine"]);
-        let config = config.unwrap();
-        assert_eq!((config.rl.steps, config.rl.states, config.sft.epochs, config.lora.alpha), (7, 3, 1, 8.0));
-        assert_eq!(config.tasks.names, ["digits", "wine"]);
-        let again = Config::load(&[("again".into(), config.to_toml().unwrap())], &[], "rl").unwrap();
-        assert_eq!(again, config);
-    }
-
-    #[test]
-    fn errors_name_place_and_valid_value() {
-        let cases: &[(&str, &[&str], &[&str])] = &[
-            ("[rl]\nsteps = 7\nstepz = 8\n", &[], &["run.toml, line 3", "stepz", "steps"]),
-            ("[rll]\n", &[], &["rll", "sections are"]),
-            ("x = 1\n", &[], &["line 1", "outside a section"]),
-            ("[rl]\nsteps = \"many\"\n", &[], &["line 2", "rl.steps", "integer", "39"]),
-            ("[rl\n", &[], &["run.toml"]),
-            ("[rl]\nalgorithm = \"dpo\"\n", &[], &["run.toml, line 2", "rl.algorithm", "ppo", "grpo"]),
-            ("", &["stepz=1"], &["stepz=1", "keys are", "steps"]),
-            ("", &["steps"], &["section.key=value"]),
-            ("", &["steps=0"], &["`steps=0`", "rl.steps = 0", "above 0"]),
-            ("", &["steps=-1"], &["rl.steps"]),
-            ("", &["initial_share=1.5"], &["share"]),
-            ("", &["algorithm=grpo"], &["`algorithm=grpo`", "rl.samples"]),
-            ("[rl]\nalgorithm = \"grpo\"\n", &["samples=1"], &["run.toml, line 2", "`samples=1`"]),
-            // Each that learns something else than it says, in both places it can stand.
-            ("", &["sampling.top_p=0.9"], &["`sampling.top_p=0.9`", "biased", "top_p=1.0"]),
-            ("[sampling]\ntop_p = 0.9\n", &[], &["run.toml, line 2", "sampling.top_p"]),
-            ("", &["sampling.top_k=20"], &["sampling.top_k = 20", "biased", "top_k=0"]),
-            ("", &["sampling.top_k=-1"], &["sampling.top_k = -1", "0, which keeps all"]),
-            ("", &["sampling.temperature=0"], &["sampling.temperature = 0", "above 0"]),
-            ("", &["kl_in=loss"], &["`kl_in=loss`", "k1", "k2"]),
-            ("", &["kl_estimator=k1", "kl_in=loss"], &["`kl_estimator=k1`", "`kl_in=loss`"]),
-            ("", &["clip_low=-0.5"], &["rl.clip_low = -0.5", "[0, 1)", "0.2"]),
-            ("", &["clip_low=1"], &["rl.clip_low"]),
-            ("", &["clip_high=-0.1"], &["rl.clip_high"]),
-            ("", &["gamma=7"], &["`gamma=7`", "rl.gamma = 7", "from 0 to 1"]),
-            ("", &["lambda=-0.1"], &["rl.lambda"]),
-            ("", &["entropy_coefficient=-3"], &["rl.entropy_coefficient = -3", "at least 0"]),
-            ("", &["gamma=nan"], &["`gamma=nan`", "finite"]),
-            ("", &["learning_rate=inf"], &["rl.learning_rate", "finite"]),
-            ("", &["learning_rate=1e300"], &["rl.learning_rate", "finite"]),
-            ("[run]\ngpu_memory = nan\n", &[], &["run.toml, line 2", "run.gpu_memory", "finite"]),
-            ("", &["reply_scale=0"], &["rl.reply_scale = 0", "above 0"]),
-            ("", &["group_epsilon=-1"], &["rl.group_epsilon"]),
-            ("", &["dual_clip=1"], &["rl.dual_clip = 1", "above 1", "3.0"]),
-            ("", &["dual_clip=-2"], &["rl.dual_clip"]),
-            ("", &["weight_decay=-0.1"], &["rl.weight_decay"]),
-            ("", &["sft.weight_decay=-0.1"], &["sft.weight_decay"]),
-            ("", &["beta1=1"], &["rl.beta1 = 1", "[0, 1)"]),
-            ("", &["beta2=-0.1"], &["rl.beta2"]),
-            ("", &["sft.beta1=1.0"], &["sft.beta1"]),
-            ("", &["sft.beta2=2"], &["sft.beta2"]),
-            ("", &["value_clip=-1"], &["rl.value_clip"]),
-            ("", &["max_norm=-1"], &["rl.max_norm"]),
-            ("", &["target_kl=-1"], &["rl.target_kl"]),
-            ("", &["overlong_penalty=-1"], &["rl.overlong_penalty"]),
-            ("", &["overlong=soft"], &["`overlong=soft`", "rl.overlong_buffer = 0", "1024"]),
-            ("", &["overlong_buffer=64", "overlong=soft", "sampling.max_tokens=64"], &["`sampling.max_tokens=64`"]),
-            ("", &["states=24", "minibatches=7"], &["`minibatches=7`", "`states=24`", "rl.minibatches=6"]),
-            ("", &["warmup=39"], &["rl.warmup = 39", "rl.steps = 39"]),
-            ("", &["critic_warmup=40", "steps=20"], &["rl.critic_warmup = 40", "never be trained"]),
-            ("", &["reward.clip=-1"], &["reward.clip"]),
-            ("", &["reward.flagged=none"], &["reward.flagged", "full", "neutral"]),
-        ];
-        for (file, overrides, parts) in cases {
-            let error = load(file, overrides).unwrap_err();
-            assert_eq!(error.exit_code(), 2);
-            for part in *parts {
-                assert!(error.to_string().contains(part), "{error} lacks {part}");
-            }
-        }
-    }
-
-    #[test]
-    fn settings_are_checked_together_in_any_order() {
-        let cases: &[(&str, &[&str])] = &[
-            ("", &["algorithm=grpo", "samples=8"]),
-            ("", &["samples=8", "algorithm=grpo"]),
-            ("[rl]\nalgorithm = \"grpo\"\n", &["samples=8"]),
-            ("", &["kl_in=loss", "kl_estimator=k2"]),
-            ("", &["kl_in=loss", "kl_coefficient=0"]),
-            ("", &["minibatches=3", "states=24"]),
-            ("", &["warmup=50", "steps=60"]),
-            ("", &["overlong=soft", "overlong_buffer=256"]),
-            ("", &["dual_clip=0", "max_norm=0", "value_clip=0"]),
-        ];
-        for (file, overrides) in cases {
-            load(file, overrides).unwrap_or_else(|e| panic!("{overrides:?}: {e}"));
-        }
-        // What biases learning is nobody's concern elsewhere.
-        for text in ["sampling.top_p=0.9", "sampling.top_k=20", "sampling.temperature=0"] {
-            Config::load(&[], &[text.to_string()], "eval").unwrap();
-        }
-    }
-
-    #[test]
-    fn settings_that_do_nothing_are_named() {
-        let cases: &[(&str, &[&str], &[&str])] = &[
-            (
-                "",
-                &["algorithm=grpo", "samples=8", "gamma=0.9"],
-                &["rl.gamma does nothing with rl.algorithm = \"grpo\""],
-            ),
-            ("", &["whiten=true", "samples=8", "algorithm=grpo"], &["rl.whiten does nothing"]),
-            ("[rl]\nlambda = 0.9\nsamples = 2\n", &["algorithm=grpo"], &["rl.lambda", "run.toml, line 2"]),
-            ("", &["group_epsilon=0.1"], &["rl.group_epsilon does nothing with rl.algorithm = \"ppo\""]),
-            ("", &["drop_dead_groups=true"], &["rl.drop_dead_groups"]),
-            ("", &["objective=cispo", "dual_clip=4"], &["rl.dual_clip does nothing with rl.objective = \"cispo\""]),
-            ("", &["overlong_penalty=2"], &["rl.overlong_penalty does nothing with rl.overlong = \"keep\""]),
-            ("", &["overlong=penalise", "overlong_buffer=9"], &["rl.overlong_buffer"]),
-            ("", &["reply_scale=4"], &["rl.reply_scale does nothing with rl.loss_average = \"token\""]),
-            (
-                "",
-                &["kl_coefficient=0", "kl_estimator=k3"],
-                &["rl.kl_estimator does nothing with rl.kl_coefficient = 0"],
-            ),
-            ("", &["target_kl=0.1"], &["rl.target_kl does nothing with rl.epochs = 1"]),
-            ("[reward]\nform = \"sigmoid\"\nclip = 2.0\n", &[], &["reward.clip does nothing with reward.form"]),
-            ("", &["gamma=0.9", "states=64"], &[]),
-            // What stands as it would without being written says nothing.
-            ("[rl]\ngroup_epsilon = 0.02\n", &[], &[]),
-        ];
-        for (file, overrides, parts) in cases {
-            let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
-            let layers = [("run.toml".to_string(), file.to_string())];
-            let (_, notes) = Config::load_noting(&layers, &overrides, "rl").unwrap();
-            assert_eq!(notes.len(), usize::from(!parts.is_empty()), "{overrides:?}: {notes:?}");
-            assert!(parts.iter().all(|part| notes[0].contains(part)), "{notes:?} lack {parts:?}");
-        }
-        let bundled = include_str!("../data/config/quickstart.toml").to_string();
-        let (_, notes) = Config::load_noting(&[(format!("/x/{BUNDLED}"), bundled)], &[], "rl").unwrap();
-        assert!(notes.is_empty(), "{notes:?}");
-    }
-
-    #[test]
-    fn flagged_submissions_earn_what_is_said() {
-        for (flagged, case, expected) in [
-            ("full", Case::Edit, 0.3),
-            ("neutral", Case::Edit, 0.0),
-            ("neutral", Case::Error, -1.0),
-            ("neutral", Case::Invalid, -1.0),
-        ] {
-            let reward = load("", &[&format!("reward.flagged={flagged}")]).unwrap().reward;
-            assert_eq!(reward.of(case, 0.3, true), expected, "{flagged} {case:?}");
-            assert_eq!(reward.of(Case::Edit, 0.3, false), 0.3);
-        }
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@
 pub mod console;
 pub mod error;
 pub mod files;
+pub mod machine;
 pub mod metrics;
 pub mod rng;
 pub mod tensor;

@@ -4,6 +4,7 @@
 
 pub mod floors;
 
+mod limits;
 mod memory;
 
 use crate::config::Config;
@@ -253,6 +254,30 @@ impl Asked {
         self.samples().then(|| largest(fits)).flatten().map(|blocks| blocks * block)
     }
 
+    /// Settings above their defaults, of which a smaller one alone makes the run fit.
+    fn smaller_settings(&self, available: usize) -> Vec<String> {
+        type Knob = (&'static str, fn(&mut Config) -> &mut usize);
+        let engine: [Knob; 3] = [
+            ("engine.max_running", |config| &mut config.engine.max_running),
+            ("engine.prefill_tokens", |config| &mut config.engine.prefill_tokens),
+            ("engine.block_size", |config| &mut config.engine.block_size),
+        ];
+        let rl: [Knob; 2] =
+            [("rl.states", |config| &mut config.rl.states), ("rl.samples", |config| &mut config.rl.samples)];
+        let lora: [Knob; 1] = [("lora.rank", |config| &mut config.lora.rank)];
+        let engine = engine.into_iter().filter(|_| self.samples());
+        let rl = rl.into_iter().filter(|_| self.target.work == Work::Rl);
+        let lora = lora.into_iter().filter(|_| self.rank() > 0);
+        let Ok(mut usual) = Config::load(&[], &[], self.target.work.name()) else { return vec![] };
+        let smaller = |(key, value): Knob| {
+            let now = *value(&mut self.config.clone());
+            let fits = |n: usize| self.with(|config| *value(config) = n).fits(available);
+            let most = (now > *value(&mut usual)).then(|| largest(fits)).flatten()?;
+            Some(format!("{key}={most} (now {now})"))
+        };
+        engine.chain(rl).chain(lora).filter_map(smaller).collect()
+    }
+
     /// Changes of which each alone makes the run fit.
     fn ways_out(&self, available: usize) -> Vec<String> {
         let mut ways = vec![];
@@ -286,6 +311,7 @@ impl Asked {
                 ways.push(format!("{key}={few} (now {now}) with engine.cache_tokens={n} (now {cache})"));
             }
         }
+        ways.extend(self.smaller_settings(available));
         if self.full() {
             let adapter = self.with(|config| config.sft.full = false);
             if adapter.fits(available) {
@@ -338,6 +364,16 @@ impl Plan {
             micro_tokens: self.asked.largest_micro_tokens(available),
             cache_tokens: self.asked.largest_cache_tokens(available),
         }
+    }
+
+    /// Error: a setting under which no request to this model can run.
+    pub fn check_settings(&self) -> Result<()> {
+        self.asked.check_settings()
+    }
+
+    /// Error: lora.rank is above the smallest dimension of a layer that a fresh adapter adapts.
+    pub fn check_rank(&self) -> Result<()> {
+        self.asked.check_rank()
     }
 
     /// Error: the run asks more than `available` bytes; says what is asked, what is there and what would make it fit.

@@ -5,13 +5,14 @@ use crate::agent::Dialog;
 use crate::backend::Backend;
 use crate::batch::{self, Group, LossBatch};
 use crate::checkpoint;
-use crate::config::Pretrain;
-use crate::error::Result;
+use crate::config::{Config, Pretrain};
+use crate::error::{Error, Result};
 use crate::exercises::{Exercise, Exercises};
 use crate::message::Message;
 use crate::model::config::ModelConfig;
-use crate::model::{Activations, Gradients, Model, Policy};
+use crate::model::{Activations, Gradients, Model, Policy, Recompute};
 use crate::optimizer::{AdamWConfig, Optimizer};
+use crate::plan::{Kind, Target, Work, plan};
 use crate::rng::Philox;
 use crate::run::{Run, Suspects};
 use crate::tensor::{DType, Tensor};
@@ -25,8 +26,9 @@ struct State {
     step: usize,
 }
 
-/// A random model of the settings' shape over the dialog's tokenizer; the vocabulary is padded to a multiple of 16.
-pub fn model(backend: &dyn Backend, settings: &Pretrain, dialog: &Dialog, seed: u64) -> Result<Model> {
+/// The shape that the settings give a model over the dialog's tokenizer; the vocabulary is padded to a multiple of 16. Error: a shape that
+/// no model can have.
+pub fn shape(settings: &Pretrain, dialog: &Dialog) -> Result<ModelConfig> {
     let vocab = dialog.tokenizer.vocab_size().next_multiple_of(16);
     let text = json!({
         "architectures": ["Qwen2ForCausalLM"],
@@ -44,8 +46,35 @@ pub fn model(backend: &dyn Backend, settings: &Pretrain, dialog: &Dialog, seed: 
         "tie_word_embeddings": true,
         "torch_dtype": "float32",
     });
-    let config = ModelConfig::from_json(&text.to_string(), Path::new("[pretrain]"))?;
-    Model::random(backend, config, seed, DType::F32)
+    ModelConfig::from_json(&text.to_string(), Path::new("[pretrain]"))
+        .map_err(|e| e.context("pretrain.hidden, pretrain.layers, pretrain.heads, pretrain.kv_heads, pretrain.mlp"))
+}
+
+/// The least tokens of an exercise's prompt and of a reply; most have more.
+const FEWEST_TOKENS: (usize, usize) = (64, 8);
+
+/// Refuses a model or a batch that `available` bytes have surely no room for. Error: names the settings, what they ask and what is there.
+pub fn check_memory(shape: &ModelConfig, config: &Config, kind: Kind, available: usize) -> Result<()> {
+    let s = &config.pretrain;
+    let tokens = s.exercises * (FEWEST_TOKENS.0 + s.replies * FEWEST_TOKENS.1);
+    // Full training, in passes of a whole step.
+    let mut planned = config.clone();
+    (planned.sft.full, planned.sft.micro_tokens, planned.sft.recompute) = (true, tokens, Recompute::Norms);
+    let total = plan(shape, &planned, Target::new(Work::Sft, kind)).total;
+    if total <= available {
+        return Ok(());
+    }
+    Err(Error::content(format!(
+        "a model of pretrain.hidden = {}, pretrain.layers = {} and pretrain.mlp = {} with pretrain.exercises = {} of pretrain.replies = {} \
+         a step asks {:.1} GB or more, and there are {:.1} GB; expected smaller ones",
+        s.hidden,
+        s.layers,
+        s.mlp,
+        s.exercises,
+        s.replies,
+        total as f64 / 1e9,
+        available as f64 / 1e9
+    )))
 }
 
 /// `pretrain.steps` steps of `exercises` prompts with `replies` replies each.

@@ -125,7 +125,7 @@ pub fn train(
     let Sft { beta1, beta2, weight_decay, .. } = *settings;
     let constants = AdamWConfig { beta1, beta2, eps: 1e-8, weight_decay };
     let mut optimizer = Optimizer::new(backend, &*trained.params(), constants)?;
-    let steps = plan(examples, settings, run.config.run.seed);
+    let steps = plan(examples, settings, run.config.run.seed)?;
     let schedule = settings.schedule.over(settings.warmup, steps.len());
     if settings.warmup >= steps.len() {
         errln!(
@@ -192,9 +192,33 @@ fn content(examples: &[Example], packs: &[Vec<usize>], loss: f64) -> Value {
     json!({"loss": loss.to_string(), "examples": packs.iter().flatten().map(one).collect::<Vec<_>>()})
 }
 
+/// The most examples of all epochs together whose order is held in memory: about 2 GB.
+const MOST_PICKS: usize = 50_000_000;
+
+/// What `train` would refuse of these examples. Errors: more epochs than can be planned; a warm-up that the steps do not reach the end of.
+pub fn check(examples: &[Example], settings: &Sft, seed: u64) -> Result<()> {
+    let steps = if examples.is_empty() { 0 } else { plan(examples, settings, seed)?.len() };
+    match settings.warmup {
+        warmup if warmup > 0 && warmup >= steps => Err(Error::content(format!(
+            "sft.warmup = {warmup} with {steps} steps (sft.epochs, sft.batch_tokens): the learning rate would never be reached; expected \
+             less than the steps"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The examples of every step, as packs of one pass each: shuffled by epoch, cut into steps of about equal tokens within
 /// `batch_tokens`, each packed within `micro_tokens`.
-fn plan(examples: &[Example], settings: &Sft, seed: u64) -> Vec<Vec<Vec<usize>>> {
+fn plan(examples: &[Example], settings: &Sft, seed: u64) -> Result<Vec<Vec<Vec<usize>>>> {
+    let picks = examples.len().saturating_mul(settings.epochs);
+    if picks > MOST_PICKS {
+        return Err(Error::content(format!(
+            "sft.epochs = {} of {} examples: the order of all of them is drawn ahead; expected at most {} epochs",
+            settings.epochs,
+            examples.len(),
+            MOST_PICKS / examples.len()
+        )));
+    }
     let tokens: usize = examples.iter().map(|e| e.ids.len()).sum();
     let even = tokens.div_ceil(tokens.div_ceil(settings.batch_tokens));
     let mut steps = vec![];
@@ -217,7 +241,7 @@ fn plan(examples: &[Example], settings: &Sft, seed: u64) -> Vec<Vec<Vec<usize>>>
             steps.push(packs.map(|pack| pack.into_iter().map(|place| step[place]).collect()).collect());
         }
     }
-    steps
+    Ok(steps)
 }
 
 fn loss_tokens(example: &Example) -> usize {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules of the crate in layer order; a line is a layer.
 const LAYERS: &[&[&str]] = &[
-    &["console", "error", "files", "metrics", "rng", "tensor", "version"],
+    &["console", "error", "files", "machine", "metrics", "rng", "tensor", "version"],
     &["backend"],
     &["weights"],
     &["model"],

@@ -1,7 +1,21 @@
 //! What can be typed.
 
+mod tools;
+
+pub use tools::{BenchArgs, KernelsArgs, KernelsCommand, SandboxArgs, SandboxCommand, SandboxRunArgs};
+
+use super::numbers;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+
+/// The largest seed: what a TOML file can hold.
+const MOST_SEED: u64 = i64::MAX as u64;
+/// The most positions that a model's config.json may state.
+const MOST_TOKENS: u64 = 1 << 24;
+/// The longest time: eleven days, which is what a sandbox takes.
+const MOST_SECONDS: u64 = 1_000_000;
+/// The most processes that Linux numbers.
+const MOST_PROCESSES: u64 = 4_194_304;
 
 /// Train a language-model agent for machine-learning engineering on one machine: supervised fine-tuning on explored
 /// trajectories, then step-wise reinforcement learning on real experiments.
@@ -28,6 +42,8 @@ pub enum Command {
     Collect(CollectArgs),
     /// Train the quickstart's base model from random numbers on generated exercises
     Pretrain(PretrainArgs),
+    /// List the settings: defaults, ranges, and what each does
+    Config(ConfigArgs),
     /// Memory by part and the times no run beats, before anything is loaded; refuses what cannot fit
     Plan(PlanArgs),
     /// Write a model for other programs (transformers, vLLM, llama.cpp), an adapter folded in with --merge
@@ -56,6 +72,17 @@ pub enum Command {
     Bench(BenchArgs),
 }
 
+/// `config`
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    /// Sections or settings; all when none is named
+    #[arg(value_name = "SECTION|KEY")]
+    pub names: Vec<String>,
+    /// Print docs/settings.md
+    #[arg(long)]
+    pub markdown: bool,
+}
+
 /// What the verbs that make a run share. Each takes the options that it uses, and no other.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
@@ -66,12 +93,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR", default_value = "runs/latest")]
     pub out: PathBuf,
     /// Random seed (run.seed)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::whole::<0, MOST_SEED>, allow_hyphen_values = true)]
     pub seed: Option<u64>,
     /// Check everything that can be checked before the work, print what would run, and stop
     #[arg(long)]
     pub dry_run: bool,
-    /// Settings, section.key=value; a bare key belongs to the command's own section
+    /// Settings, section.key=value; a bare key belongs to the command's own section; `onestep config` lists them
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 }
@@ -186,7 +213,7 @@ pub struct QuickstartArgs {
     #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
     pub out: PathBuf,
     /// Random seed (run.seed)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::whole::<0, MOST_SEED>, allow_hyphen_values = true)]
     pub seed: Option<u64>,
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -195,7 +222,7 @@ pub struct QuickstartArgs {
     /// Settings to lay over the quickstart's (TOML)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Settings, section.key=value
+    /// Settings, section.key=value; `onestep config` lists them
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 }
@@ -216,13 +243,13 @@ pub struct PlanArgs {
     #[arg(long, value_name = "KIND")]
     pub device_kind: Option<DeviceKind>,
     /// Memory there is, for example 141GB or 80GiB; that of the device kind when not given
-    #[arg(long, value_name = "BYTES")]
-    pub memory: Option<String>,
+    #[arg(long, value_name = "BYTES", value_parser = numbers::bytes, allow_hyphen_values = true)]
+    pub memory: Option<u64>,
     /// Tokens of every prompt; the most that the settings allow when not given
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count::<1, MOST_TOKENS>, allow_hyphen_values = true)]
     pub prompt_tokens: Option<usize>,
     /// Tokens of every reply; the most that the settings allow when not given
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count::<1, MOST_TOKENS>, allow_hyphen_values = true)]
     pub reply_tokens: Option<usize>,
     /// Print JSON
     #[arg(long)]
@@ -278,10 +305,10 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Number of answers
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = numbers::count::<1, 65_536>, allow_hyphen_values = true)]
     pub samples: usize,
     /// Random seed
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = numbers::whole::<0, MOST_SEED>, allow_hyphen_values = true)]
     pub seed: u64,
     /// Settings, section.key=value (bare keys: [sampling])
     #[arg(value_name = "KEY=VALUE")]
@@ -310,8 +337,8 @@ pub struct ExportArgs {
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub dtype: WeightType,
     /// The most bytes of a weight file, for example 2GB (hf) [default: 5GB]
-    #[arg(long, value_name = "BYTES")]
-    pub shard_size: Option<String>,
+    #[arg(long, value_name = "BYTES", value_parser = numbers::bytes, allow_hyphen_values = true)]
+    pub shard_size: Option<u64>,
     /// Read the folder back and compare it with base and adapter (hf)
     #[arg(long)]
     pub verify: bool,
@@ -423,61 +450,6 @@ pub struct TaskAuditArgs {
     pub words: Vec<String>,
 }
 
-/// `sandbox ...`
-#[derive(Debug, Subcommand)]
-pub enum SandboxCommand {
-    /// Run one Python script in a sandbox and print its verdict
-    Run(SandboxRunArgs),
-    /// Say which protection is in force here, and what would raise it
-    Probe(SandboxArgs),
-}
-
-/// How scripts are shut in.
-#[derive(Debug, Clone, Args)]
-pub struct SandboxArgs {
-    /// The best protection that is tried: 3 namespaces and cgroups, 2 namespaces, 1 Landlock and seccomp
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=3))]
-    pub tier: u8,
-    /// Run scripts without protection where none is possible
-    #[arg(long)]
-    pub unsafe_no_sandbox: bool,
-    /// Python interpreter with numpy and scikit-learn, instead of the private environment
-    #[arg(long, value_name = "PATH")]
-    pub python: Option<PathBuf>,
-}
-
-/// `sandbox run`
-#[derive(Debug, Clone, Args)]
-pub struct SandboxRunArgs {
-    /// The script
-    #[arg(value_name = "SCRIPT")]
-    pub script: PathBuf,
-    /// Folder whose files the script sees beside it; regular files that it makes or changes are written back there
-    #[arg(long, value_name = "DIR")]
-    pub workspace: Option<PathBuf>,
-    /// Seconds of wall and of CPU time
-    #[arg(long, value_name = "S", default_value_t = 60.0)]
-    pub time: f64,
-    /// Memory of all its processes
-    #[arg(long, value_name = "BYTES", default_value = "1GiB")]
-    pub memory: String,
-    /// Bytes of stdout and stderr together
-    #[arg(long, value_name = "BYTES", default_value = "1MiB")]
-    pub output: String,
-    /// Bytes of all files it writes
-    #[arg(long, value_name = "BYTES", default_value = "256MiB")]
-    pub disk: String,
-    /// Processes and threads at one time
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub processes: u64,
-    /// Print one line of JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How it is shut in.
-    #[command(flatten)]
-    pub sandbox: SandboxArgs,
-}
-
 /// `data ...`
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
@@ -490,7 +462,8 @@ pub enum DataCommand {
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
         /// Number of examples
-        #[arg(long, short = 'n', value_name = "N", default_value_t = 3)]
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 3, value_parser = numbers::count::<0, 1_000_000_000>,
+              allow_hyphen_values = true)]
         examples: usize,
         /// Settings, section.key=value (bare keys: [sft])
         #[arg(value_name = "KEY=VALUE")]
@@ -519,63 +492,4 @@ pub struct ReportArgs {
     /// The page to write; report.html in the run's folder when not given
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-}
-
-/// `kernels ...`
-#[derive(Debug, Subcommand)]
-pub enum KernelsCommand {
-    /// The kernels, one a line, with their source
-    List,
-    /// Compile every kernel into the cache, for machines without NVRTC, and print what they take
-    Compile {
-        /// For which GPUs, and where to.
-        #[command(flatten)]
-        args: KernelsArgs,
-    },
-    /// Write what every kernel takes (registers, shared memory, stack, spills) as CSV
-    Table {
-        /// The file to write
-        #[arg(long, value_name = "FILE")]
-        out: PathBuf,
-        /// For which GPUs, and where to.
-        #[command(flatten)]
-        args: KernelsArgs,
-    },
-}
-
-/// What is compiled for.
-#[derive(Debug, Clone, Args)]
-pub struct KernelsArgs {
-    /// Architectures, for example sm_90a [default: sm_80 sm_86 sm_89 sm_90a sm_100a sm_120a]
-    #[arg(long, value_name = "ARCH", num_args = 1..)]
-    pub arch: Vec<String>,
-    /// Folder of the compiled kernels [default: kernels/ in the cache folder]
-    #[arg(long, value_name = "DIR")]
-    pub cache: Option<PathBuf>,
-}
-
-/// `bench`
-#[derive(Debug, Clone, Args)]
-pub struct BenchArgs {
-    /// Everything, most valuable first
-    #[arg(long)]
-    pub all: bool,
-    /// Only rows whose suite/kernel/mode/shape contains PATTERN
-    #[arg(long, value_name = "PATTERN")]
-    pub only: Option<String>,
-    /// Rows that would begin later are not run
-    #[arg(long, value_name = "N", default_value_t = 480.0)]
-    pub seconds: f64,
-    /// Tiny shapes and few repeats: shows that everything runs
-    #[arg(long)]
-    pub quick: bool,
-    /// Where to compute: cuda, cuda:1, or cpu (with --quick)
-    #[arg(long, value_name = "DEVICE", default_value = "cuda")]
-    pub device: String,
-    /// Folder for bench.jsonl, bench.csv and machine.json
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-    /// Print the Markdown table of a results folder, and do nothing else
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["all", "only", "out"])]
-    pub table: Option<PathBuf>,
 }

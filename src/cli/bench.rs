@@ -24,9 +24,6 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if !args.all && args.only.is_none() {
         return Err(Error::usage("bench: what? Give --all, or --only PATTERN, for example --only attention"));
     }
-    if args.seconds.is_nan() || args.seconds <= 0.0 {
-        return Err(Error::usage(format!("--seconds {}: expected a number above 0, for example 480", args.seconds)));
-    }
     let options = Options { only: args.only.clone(), seconds: args.seconds, quick: args.quick };
     let config = session::settings(&[], &[format!("run.device={}", args.device)], "run")?;
     session::threads(&config)?;

@@ -33,11 +33,12 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let adapter = args.policy.adapter.as_deref();
     let wanted = name(&config, model, adapter)?;
     session::check_out(out)?;
-    session::check_memory(&config, model, Work::Eval)?;
+    session::check_plan(&config, model, adapter, Work::Eval)?;
     let tasks = session::task_list(&config)?;
     read(out)?;
     if args.run.dry_run {
         train::check_policy(&config, model, adapter)?;
+        session::check_python(args.python.python.as_deref())?;
         let paths = [("model", Some(model)), ("adapter", adapter)];
         return train::show(&config, &paths, out, &format!("policy: {wanted}"));
     }

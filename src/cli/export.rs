@@ -10,6 +10,9 @@ use crate::export::{self, Source};
 use crate::model::Policy;
 use crate::tensor::DType;
 
+/// Bytes of a weight file when nothing else is asked.
+const SHARD_SIZE: u64 = 5_000_000_000;
+
 /// `onestep export`
 pub fn run(args: &ExportArgs) -> Result<()> {
     match (&args.adapter, args.merge) {
@@ -47,13 +50,8 @@ fn folder(args: &ExportArgs, source: Source) -> Result<()> {
             return Err(Error::usage("--dtype q8_0 is a type of GGUF: add --format gguf, or take bf16, f16 or f32"));
         }
     };
-    let (shards, notes) = export::hugging_face(
-        &Cpu,
-        source,
-        &args.out,
-        dtype,
-        session::bytes("--shard-size", args.shard_size.as_deref().unwrap_or("5GB"))?,
-    )?;
+    let (shards, notes) =
+        export::hugging_face(&Cpu, source, &args.out, dtype, args.shard_size.unwrap_or(SHARD_SIZE) as usize)?;
     notes.iter().for_each(|note| errln!("note: {note}"));
     outln!("{shards} weight files of {dtype:?} written to {}", args.out.display());
     if args.verify {

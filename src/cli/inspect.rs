@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::publish;
 use crate::message::Message;
 use crate::model::{Activations, Policy};
+use crate::plan::Work;
 use crate::report;
 use crate::rollout::{Engine, Request};
 use crate::task::{Grade, Task};
@@ -29,6 +30,9 @@ use std::sync::Arc;
 pub fn generate(args: &GenerateArgs) -> Result<()> {
     let given = Given { verb: "generate", section: "sampling", file: None, overrides: &args.overrides };
     let config = given.settings(&[], &[("--device", "run.device", args.device.clone())])?;
+    // What of the lengths does not fit is told with the prompt's own length.
+    let planned = session::planned(&config, &args.model, args.adapter.as_deref(), Work::Eval)?;
+    session::check_memory(&config, &planned)?;
     session::threads(&config)?;
     let backend = session::backend(&config, None)?;
     let speaker = session::speaker(&*backend, &args.model, &config)?;

@@ -8,10 +8,12 @@ mod export;
 mod given;
 mod inspect;
 mod machine;
+mod numbers;
 mod plan;
 mod quickstart;
 mod sandbox;
 mod session;
+mod settings;
 mod train;
 mod unknown;
 
@@ -81,6 +83,7 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(args) => evaluation::eval(&args),
         Command::Collect(args) => train::collect(&args),
         Command::Pretrain(args) => train::pretrain(&args),
+        Command::Config(args) => settings::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Generate(args) => inspect::generate(&args),

@@ -25,10 +25,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let layers: Vec<&Path> = args.config.iter().map(|path| path.as_path()).collect();
     let config = session::settings(&layers, &args.overrides, works[0].name())?;
     Given { verb: "plan", section: works[0].name(), file: None, overrides: &args.overrides }.tell_unread();
-    session::lora(&config)?;
     let (name, model, stored) = shape(args)?;
     let kind = kind(args, &config);
-    let asked = args.memory.as_deref().map(|text| session::bytes("--memory", text)).transpose()?;
+    let asked = args.memory.map(|bytes| bytes as usize);
     let own =
         if args.device_kind.is_none() { session::present_gpu(&config).map(|gpu| gpu.memory as usize) } else { None };
     let available = asked.or(own).or(Peaks::of(kind).memory);
@@ -43,6 +42,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         outln!("{name}");
         plans.iter().for_each(|plan| out!("\n{}", plan.table(available)));
     }
+    plans.iter().try_for_each(|plan| plan.check_settings().and_then(|()| plan.check_rank()))?;
     available.map_or(Ok(()), |bytes| plans.iter().try_for_each(|plan| plan.check(bytes)))
 }
 

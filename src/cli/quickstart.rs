@@ -12,6 +12,7 @@ use crate::error::{Error, Result, check_interrupt};
 use crate::evaluate::{self, Evaluations};
 use crate::files::write_whole;
 use crate::metrics;
+use crate::plan::Work;
 use crate::report;
 use crate::run::{Place, Run};
 use crate::sft::{self, Trained};
@@ -42,13 +43,14 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     place.check()?;
     let mut clock = Clock::new();
 
+    let model_dir = locate(Path::new(MODEL))?;
+    session::check_plan(&config, &model_dir, None, Work::Rl)?;
     let tasks = session::task_list(&config)?;
     let held_in: Vec<String> = tasks.iter().filter(|t| !t.held_out).map(|t| t.name.clone()).collect();
     let library = train::library(&config)?;
     let world = session::world(&config, args.python.python.as_deref(), tasks)?;
     world.announce();
     session::threads(&config)?;
-    let model_dir = locate(Path::new(MODEL))?;
     let identity = evaluation::identity(&config, &world, "quickstart", &model_dir)?;
     let folder = place.begin(&config, identity)?;
     print_recipe(&config);

@@ -1,7 +1,7 @@
 //! The verbs about sandboxes: run one script in one, say which protection this machine has.
 
 use super::args::{SandboxArgs, SandboxCommand, SandboxRunArgs};
-use super::session::{self, bytes};
+use super::session;
 use crate::console::{err, errln, out, outln};
 use crate::error::{Error, Result};
 use crate::sandbox::{Job, Limits, Outcome, Pool, Protection, Python, Verdict, Wanted};
@@ -20,19 +20,18 @@ pub fn sandbox(command: &SandboxCommand) -> Result<()> {
 fn start(args: &SandboxArgs) -> Result<Pool> {
     let python = Python::ensure(args.python.as_deref(), &session::cache()?, &mut |line| errln!("{line}"))?;
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
-    let wanted = Wanted { best: args.tier, unsafe_without: args.unsafe_no_sandbox, preload: None };
+    let wanted = Wanted { best: args.tier as u8, unsafe_without: args.unsafe_no_sandbox, preload: None };
     Pool::start(&program, 1, &python, &wanted)
 }
 
 fn run(args: &SandboxRunArgs) -> Result<()> {
-    let limit = |option: &str, text: &str| bytes(option, text).map(|bytes| bytes as u64);
     let limits = Limits {
         cpu_seconds: args.time,
         wall_seconds: args.time,
-        memory_bytes: limit("--memory", &args.memory)?,
-        output_bytes: limit("--output", &args.output)?,
-        file_bytes: limit("--disk", &args.disk)?,
-        disk_bytes: limit("--disk", &args.disk)?,
+        memory_bytes: args.memory,
+        output_bytes: args.output,
+        file_bytes: args.disk,
+        disk_bytes: args.disk,
         processes: args.processes,
     };
     let name = args.script.file_name().and_then(|name| name.to_str()).ok_or_else(|| {

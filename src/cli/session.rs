@@ -12,9 +12,11 @@ use crate::config::{self, Config, Device};
 use crate::console::errln;
 use crate::environment::{self, Environment, Store};
 use crate::error::{self, Error, Result};
+use crate::machine;
 use crate::model::Model;
+use crate::model::config::ModelConfig;
 use crate::model::lora::{Adapter, LoraConfig, Module};
-use crate::plan::{Kind, Target, Work, plan};
+use crate::plan::{Kind, Plan, Target, Work, plan};
 use crate::rng::Philox;
 use crate::rollout::Engine;
 use crate::sandbox::{Pool, Python, Wanted};
@@ -72,7 +74,7 @@ pub fn exit_code(error: &Error, can_resume: bool) -> u8 {
 
 /// The number asked for, or one for each core.
 pub fn count(asked: usize) -> usize {
-    if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, usize::from) }
+    if asked > 0 { asked } else { machine::cores() }
 }
 
 /// Starts the compute threads. Call it after `tasks`: sandboxes are forked first.
@@ -122,13 +124,51 @@ pub fn check_device(config: &Config) -> Result<()> {
     }
 }
 
-/// Refuses a `dir` that is no model's folder, and work on its model that the GPU has no memory for, before anything is started or loaded.
-/// Error: what is there; what the work asks, what is there, what would fit.
-pub fn check_memory(config: &Config, dir: &Path, work: Work) -> Result<()> {
+/// Refuses a `dir` that is no model's folder, and a run on its model that settings or memory do not allow, before anything is started or
+/// loaded. An adapter that is given settles [lora]. Error: which setting, and what the model allows; what the work asks, what is there, what
+/// would fit.
+pub fn check_plan(config: &Config, dir: &Path, adapter: Option<&Path>, work: Work) -> Result<()> {
+    let planned = planned(config, dir, adapter, work)?;
+    planned.check_settings()?;
+    if adapter.is_none() {
+        planned.check_rank()?;
+    }
+    check_memory(config, &planned)
+}
+
+/// The plan of `work` on the model in `dir`. Error: it is no model's folder, or `adapter` is none of its adapters.
+pub fn planned(config: &Config, dir: &Path, adapter: Option<&Path>, work: Work) -> Result<Plan> {
     checkpoint::check_model(dir)?;
-    let Some(gpu) = present_gpu(config) else { return Ok(()) };
-    let planned = plan(&checkpoint::read_config(dir)?, config, Target::new(work, Kind::of_gpu(&gpu.name)));
-    planned.check((gpu.memory as f64 * config.run.gpu_memory) as usize).map_err(|e| e.context(gpu.name))
+    let model = checkpoint::read_config(dir)?;
+    let mut config = config.clone();
+    if let Some(adapter) = adapter {
+        config.lora.rank = adapter_shape(&model, adapter)?.rank;
+    }
+    let (kind, ..) = memory(&config);
+    Ok(plan(&model, &config, Target::new(work, kind)))
+}
+
+/// Refuses a plan that there is no memory for.
+pub fn check_memory(config: &Config, planned: &Plan) -> Result<()> {
+    let (_, name, available) = memory(config);
+    available.map_or(Ok(()), |bytes| planned.check(bytes).map_err(|e| e.context(name)))
+}
+
+/// What computes under these settings, its name, and the bytes of memory that a run may have there.
+pub fn memory(config: &Config) -> (Kind, String, Option<usize>) {
+    match present_gpu(config) {
+        Some(gpu) => {
+            let bytes = (gpu.memory as f64 * config.run.gpu_memory) as usize;
+            (Kind::of_gpu(&gpu.name), gpu.name, Some(bytes))
+        }
+        None => (Kind::Cpu { cores: count(config.run.threads) }, "this machine".to_string(), machine::memory()),
+    }
+}
+
+/// The shape of the adapter that `dir` means, for a model of this shape.
+pub fn adapter_shape(model: &ModelConfig, dir: &Path) -> Result<LoraConfig> {
+    let (dir, _) = checkpoint::adapter_folder(dir)?; // its note comes when the adapter is opened for use
+    Ok(checkpoint::load_adapter(&Cpu, model, &dir)?.config)
 }
 
 /// Opens a GPU under the run's settings.
@@ -222,6 +262,12 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
     Ok(World { environment, interrupted, protection, tier, python: versions, _scratch: scratch })
 }
 
+/// Refuses an interpreter that was given and cannot run the tasks, as `world` would.
+pub fn check_python(python: Option<&Path>) -> Result<()> {
+    let Some(given) = python else { return Ok(()) };
+    Python::ensure(Some(given), &cache()?, &mut |line| errln!("{line}")).map(drop)
+}
+
 /// What the fork-servers of these tasks load: numpy, which is seeded before each script, and what the tasks list; all that the sandbox
 /// knows when one of them lists nothing.
 fn preload(tasks: &[Task]) -> Option<Vec<String>> {
@@ -294,20 +340,13 @@ pub fn adapter(backend: &dyn Backend, model: &Model, base: &Path, dir: Option<&P
 
 /// A fresh adapter of the settings' shape.
 pub fn new_adapter(backend: &dyn Backend, model: &Model, config: &Config, name: &str) -> Result<Adapter> {
-    Adapter::new(backend, &model.config, lora(config)?, &mut Philox::named(config.run.seed, name))
+    Adapter::new(backend, &model.config, lora(config), &mut Philox::named(config.run.seed, name))
 }
 
-/// The settings of adapters. Error: a module that does not exist.
-pub fn lora(config: &Config) -> Result<LoraConfig> {
-    let modules = config.lora.modules.iter().map(|name| module(name)).collect::<Result<Vec<_>>>()?;
-    Ok(LoraConfig { rank: config.lora.rank, alpha: config.lora.alpha, rslora: config.lora.rslora, modules })
-}
-
-fn module(name: &str) -> Result<Module> {
-    Module::named(name).ok_or_else(|| {
-        let names: Vec<&str> = Module::ALL.iter().map(|m| m.name().trim_end_matches("_proj")).collect();
-        Error::content(format!("lora.modules has `{name}`; modules are {}", names.join(", ")))
-    })
+/// The settings of adapters. Their modules exist: the settings were checked.
+fn lora(config: &Config) -> LoraConfig {
+    let modules = config.lora.modules.iter().filter_map(|name| Module::named(name)).collect();
+    LoraConfig { rank: config.lora.rank, alpha: config.lora.alpha, rslora: config.lora.rslora, modules }
 }
 
 /// An agent over the speaker's model, for the states of `world`.
@@ -323,36 +362,18 @@ pub fn agent<'a>(
 
 /// Refuses a place that cannot become a run's folder, before anything is computed for it.
 pub fn check_out(out: &Path) -> Result<()> {
-    match out.ancestors().find(|path| path.exists()) {
+    check_folder("--out", out)
+}
+
+/// Refuses a `path` that was given as `option` and cannot become a folder.
+pub fn check_folder(option: &str, folder: &Path) -> Result<()> {
+    match folder.ancestors().find(|path| path.exists()) {
         Some(path) if !path.is_dir() => Err(Error::usage(format!(
-            "--out {}: {} is a file; expected a folder or the path of a new one, for example runs/mine",
-            out.display(),
+            "{option} {}: {} is a file; expected a folder or the path of a new one, for example runs/mine",
+            folder.display(),
             path.display()
         ))),
         _ => Ok(()),
-    }
-}
-
-/// Bytes as they are typed: a number and a unit, decimal (GB) or binary (GiB).
-pub fn bytes(option: &str, text: &str) -> Result<usize> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = (text[..split].trim(), text[split..].to_ascii_lowercase());
-    let units = [
-        ("", 1.0),
-        ("b", 1.0),
-        ("kb", 1e3),
-        ("mb", 1e6),
-        ("gb", 1e9),
-        ("tb", 1e12),
-        ("kib", 1024.0),
-        ("mib", 1048576.0),
-        ("gib", 1073741824.0),
-        ("tib", 1099511627776.0),
-    ];
-    let factor = units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
-    match (number.parse::<f64>(), factor) {
-        (Ok(n), Some(factor)) if n > 0.0 && n.is_finite() => Ok((n * factor) as usize),
-        _ => Err(Error::usage(format!("{option} {text}: expected a number with a unit, for example 141GB or 80GiB"))),
     }
 }
 

@@ -17,7 +17,8 @@ use crate::expert::{self, Expert};
 use crate::export;
 use crate::ideas::{Library, Selection};
 use crate::identity::Identity;
-use crate::model::lora::{Adapter, LoraConfig};
+use crate::model::Model;
+use crate::model::lora::Adapter;
 use crate::plan::Work;
 use crate::ppo::Learner;
 use crate::pretrain;
@@ -64,12 +65,6 @@ pub fn check_policy(config: &Config, model: &Path, adapter: Option<&Path>) -> Re
     session::adapter(&Cpu, &speaker.model, model, adapter).map(drop)
 }
 
-/// The shape of the adapter that `dir` means, for the model in the folder `model`.
-fn shape(model: &Path, dir: &Path) -> Result<LoraConfig> {
-    let (dir, _) = checkpoint::adapter_folder(dir)?; // its note comes when the adapter is opened for use
-    Ok(checkpoint::load_adapter(&Cpu, &checkpoint::read_config(model)?, &dir)?.config)
-}
-
 /// `onestep pretrain`: the model goes to --out/model, and nowhere else.
 pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     let given = Given::of_run("pretrain", &args.run);
@@ -84,7 +79,10 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     let copy = tempfile::tempdir().map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
     exercises::save_tokenizer(copy.path(), config.run.seed)?;
     let dialog = session::dialog(copy.path(), &config)?;
-    let model = pretrain::model(&*backend, &config.pretrain, &dialog, config.run.seed)?;
+    let shape = pretrain::shape(&config.pretrain, &dialog)?;
+    let (kind, _, available) = session::memory(&config);
+    pretrain::check_memory(&shape, &config, kind, available.unwrap_or(usize::MAX))?;
+    let model = Model::random(&*backend, shape, config.run.seed, DType::F32)?;
     let mut identity = Identity::new("pretrain", &config)?;
     identity.add("device", session::device(&config));
     if args.run.dry_run {
@@ -117,6 +115,7 @@ pub fn collect(args: &CollectArgs) -> Result<()> {
     }
     let mut identity = Identity::new("collect", &config)?;
     if args.run.dry_run {
+        session::check_python(args.python.python.as_deref())?;
         let more = if adds { "adds to the run that is there".to_string() } else { place.preview(&identity)? };
         return show(&config, &[], out, &more);
     }
@@ -186,11 +185,10 @@ pub fn sft(args: &SftArgs) -> Result<()> {
     if config.sft.full {
         given.check_lora(&config, None)?;
     }
-    session::lora(&config)?;
     let inputs = inputs(model, adapter, data);
     let place = Place { out, phase: "sft", resume: args.resume, inputs: &inputs };
     place.check()?;
-    session::check_memory(&config, model, Work::Sft)?;
+    session::check_plan(&config, model, adapter, Work::Sft)?;
     let interrupted = session::interrupt()?;
     session::threads(&config)?;
     let backend = backend(&config, out, args.run.dry_run)?;
@@ -200,6 +198,7 @@ pub fn sft(args: &SftArgs) -> Result<()> {
         given.check_lora(&config, Some((dir, &start.config)))?;
     }
     let examples = examples(&config, &speaker, data)?;
+    sft::check(&examples.training, &config.sft, config.run.seed)?;
     let dtype = saved_dtype(&config, model)?;
     let mut identity = Identity::new("sft", &config)?;
     identity.add_model(model)?;
@@ -295,19 +294,20 @@ pub fn rl(args: &RlArgs) -> Result<()> {
     let (out, adapter) = (args.run.out.as_path(), args.policy.adapter.as_deref());
     let model = needed(&args.policy.model, "--model", "~/models/Qwen2.5-0.5B")?;
     let data = needed(&args.data, "--data", "runs/collect/trajectories.jsonl")?;
-    session::lora(&config)?;
     let inputs = inputs(model, adapter, data);
     let place = Place { out, phase: "rl", resume: args.resume, inputs: &inputs };
     place.check()?;
     let expert = trajectory::read_jsonl(data)?;
-    session::check_memory(&config, model, Work::Rl)?;
+    session::check_plan(&config, model, adapter, Work::Rl)?;
     let tasks = session::task_list(&config)?;
     tell_unused(&expert, &tasks);
     if let Some(dir) = adapter {
-        given.check_lora(&config, Some((dir, &shape(model, dir)?)))?;
+        let shape = session::adapter_shape(&checkpoint::read_config(model)?, dir)?;
+        given.check_lora(&config, Some((dir, &shape)))?;
     }
     if args.run.dry_run {
         check_policy(&config, model, adapter)?;
+        session::check_python(args.python.python.as_deref())?;
         check_states(&expert, &tasks, &snapshots(data))?;
         let mut identity = Identity::new("rl", &config)?;
         identity.add_model(model)?;

@@ -2,7 +2,7 @@
 //! of another verb.
 
 use super::args::Typed;
-use crate::config::DEFAULTS;
+use crate::config::{self, DEFAULTS};
 use crate::identity::is_read;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -139,9 +139,17 @@ pub fn hint(error: &clap::Error, words: &[String]) -> Option<String> {
             "{option} is a setting, not an option: settings are typed as key=value without dashes, here {typed}={shown}"
         ),
         false => format!(
-            "{option} is no option; the setting for it is {typed}={shown}, in a unit of its own (data/config/default.toml says which)"
+            "{option} is no option; the setting for it is {typed}={shown}, in a unit of its own (`onestep config {key}` says which)"
         ),
     })
+}
+
+/// The setting whose full or bare key is nearest to `name`, when one is near.
+pub fn nearest(name: &str) -> Option<&'static str> {
+    let bare: Vec<&str> = config::SETTINGS.iter().flat_map(|setting| [setting.key, setting.parts().1]).collect();
+    let near = similar::get_close_matches(name, &bare, 1, 0.75);
+    let found = config::SETTINGS.iter().find(|s| near.iter().any(|near| *near == s.key || *near == s.parts().1));
+    found.map(|setting| setting.key)
 }
 
 /// The long options of a verb.

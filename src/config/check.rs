@@ -1,10 +1,10 @@
-//! Which values settings may have: ranges, settings that exclude each other, and settings that do nothing beside others. All of it is looked
-//! at when every layer and override is known, so their order does not matter.
+//! Settings outside their ranges, settings that exclude each other, and settings that do nothing beside others. All of it is looked at when
+//! every layer and override is known, so their order does not matter.
 
-use super::{Algorithm, Config, GroupDeviation, KlIn, LossAverage, Objective, Overlong, SaveDtype};
+use super::{Algorithm, Config, GroupDeviation, KlIn, LossAverage, Objective, Overlong, SETTINGS, SaveDtype};
 use crate::backend::KlEstimator;
 use crate::reward::Form;
-use toml::{Table, Value};
+use toml::Table;
 
 /// Why settings cannot stand, and the keys whose values are to blame.
 pub(super) struct Fault {
@@ -12,138 +12,31 @@ pub(super) struct Fault {
     pub text: String,
 }
 
-/// The numbers a setting may be.
-#[derive(Debug, Clone, Copy)]
-enum Range {
-    /// Whole, above 0.
-    Count,
-    /// At least 0.
-    NotNegative,
-    /// Above 0.
-    Positive,
-    /// From 0 to 1.
-    Share,
-    /// At least 0, below 1.
-    BelowOne,
-    /// Above 0, at most 1.
-    Portion,
-    /// 0, which turns it off, or above 1.
-    OffOrAboveOne,
-}
-
-impl Range {
-    fn has(self, x: f64) -> bool {
-        match self {
-            Range::Count => x >= 1.0,
-            Range::NotNegative => x >= 0.0,
-            Range::Positive => x > 0.0,
-            Range::Share => (0.0..=1.0).contains(&x),
-            Range::BelowOne => (0.0..1.0).contains(&x),
-            Range::Portion => x > 0.0 && x <= 1.0,
-            Range::OffOrAboveOne => x == 0.0 || x > 1.0,
-        }
-    }
-
-    fn words(self) -> &'static str {
-        match self {
-            Range::Count => "a whole number above 0",
-            Range::NotNegative => "a number of at least 0",
-            Range::Positive => "a number above 0",
-            Range::Share => "a share from 0 to 1",
-            Range::BelowOne => "a number in [0, 1)",
-            Range::Portion => "a number in (0, 1]",
-            Range::OffOrAboveOne => "0, which turns it off, or a number above 1",
-        }
-    }
-}
-
-/// (key, its range, a valid value)
-const RANGES: &[(&str, Range, &str)] = &[
-    ("run.checkpoint_every", Range::Count, "10"),
-    ("run.keep", Range::Count, "2"),
-    ("environment.max_steps", Range::Count, "15"),
-    ("reward.clip", Range::NotNegative, "1.0"),
-    ("sampling.temperature", Range::NotNegative, "1.0"),
-    ("sampling.top_p", Range::Portion, "1.0"),
-    ("sampling.top_k", Range::NotNegative, "0, which keeps all tokens"),
-    ("sampling.max_tokens", Range::Count, "1024"),
-    ("engine.block_size", Range::Count, "16"),
-    ("engine.cache_tokens", Range::Count, "65536"),
-    ("engine.prefill_tokens", Range::Count, "4096"),
-    ("engine.max_running", Range::Count, "256"),
-    ("lora.rank", Range::Count, "16"),
-    ("sft.epochs", Range::Count, "2"),
-    ("sft.learning_rate", Range::NotNegative, "2e-4"),
-    ("sft.batch_tokens", Range::Count, "16384"),
-    ("sft.micro_tokens", Range::Count, "4096"),
-    ("sft.beta1", Range::BelowOne, "0.9"),
-    ("sft.beta2", Range::BelowOne, "0.999"),
-    ("sft.weight_decay", Range::NotNegative, "0.0"),
-    ("sft.max_norm", Range::NotNegative, "1.0"),
-    ("sft.validation_share", Range::Share, "0.05"),
-    ("rl.steps", Range::Count, "39"),
-    ("rl.states", Range::Count, "256"),
-    ("rl.samples", Range::Count, "8"),
-    ("rl.initial_share", Range::Share, "0.3"),
-    ("rl.refresh_share", Range::Share, "0.3"),
-    ("rl.learning_rate", Range::NotNegative, "1e-5"),
-    ("rl.critic_learning_rate", Range::NotNegative, "1e-4"),
-    ("rl.beta1", Range::BelowOne, "0.9"),
-    ("rl.beta2", Range::BelowOne, "0.999"),
-    ("rl.weight_decay", Range::NotNegative, "0.01"),
-    ("rl.max_norm", Range::NotNegative, "1.0"),
-    ("rl.epochs", Range::Count, "1"),
-    ("rl.minibatches", Range::Count, "1"),
-    ("rl.target_kl", Range::NotNegative, "0.02"),
-    ("rl.micro_tokens", Range::Count, "8192"),
-    ("rl.clip_low", Range::BelowOne, "0.2"),
-    ("rl.clip_high", Range::NotNegative, "0.2"),
-    ("rl.dual_clip", Range::OffOrAboveOne, "3.0"),
-    ("rl.value_clip", Range::NotNegative, "0.5"),
-    ("rl.gamma", Range::Share, "1.0"),
-    ("rl.lambda", Range::Share, "1.0"),
-    ("rl.kl_coefficient", Range::NotNegative, "0.001"),
-    ("rl.entropy_coefficient", Range::NotNegative, "0.01"),
-    ("rl.group_epsilon", Range::NotNegative, "0.02"),
-    ("rl.overlong_penalty", Range::NotNegative, "1.0"),
-    ("rl.reply_scale", Range::Positive, "8.0"),
-    ("eval.trajectories", Range::Count, "8"),
-];
-
-/// The first number outside its range. `table` has all settings.
+/// The first setting outside its range. `table` has all settings.
 pub(super) fn ranges(table: &Table) -> Option<Fault> {
-    let number = |key: &str| {
-        let (section, name) = key.split_once('.')?;
+    SETTINGS.iter().find_map(|setting| {
+        let (section, name) = setting.parts();
         let value = table.get(section)?.get(name)?;
-        value.as_float().or_else(|| value.as_integer().map(|n| n as f64))
-    };
-    RANGES.iter().find_map(|&(key, range, example)| {
-        // Judged as most are used: rounded to f32.
-        let value = number(key).filter(|&value| !range.has(f64::from(value as f32)))?;
+        let fault = setting.range.fault(value)?;
+        let example = setting.range.meant(value).map_or(setting.default().to_string(), |n| n.to_string());
         Some(Fault {
-            keys: vec![key],
-            text: format!("{key} = {value}: expected {}, for example {example}", range.words()),
+            keys: vec![setting.key],
+            text: format!("{}{fault}: expected {}, for example {example}", setting.key, setting.range.words_here()),
         })
     })
 }
 
-/// The first float of `table` that is not finite in f32, as section.key and value.
-pub(super) fn not_finite(table: &Table) -> Option<(String, f64)> {
-    let entries = table.iter().filter_map(|(section, value)| Some((section, value.as_table()?)));
-    let mut values = entries.flat_map(|(section, keys)| keys.iter().map(move |(key, value)| (section, key, value)));
-    values.find_map(|(section, key, value)| match value {
-        Value::Float(x) if !(*x as f32).is_finite() => Some((format!("{section}.{key}"), *x)),
-        _ => None,
-    })
-}
+/// Replies of one step that are held at once.
+const MOST_REPLIES: usize = 1_000_000;
 
 /// The first two settings that exclude each other. `section` is that of the command: `rl` has rules of its own for sampling, which
 /// evaluation does not.
 pub(super) fn combinations(config: &Config, section: &str) -> Option<Fault> {
-    let (rl, sampling) = (&config.rl, &config.sampling);
+    let (rl, sampling, pretrain) = (&config.rl, &config.sampling, &config.pretrain);
     let is_rl = section == "rl";
     let ppo = rl.algorithm == Algorithm::Ppo;
-    let rules: [(bool, &[&'static str], String); 10] = [
+    let (context, replies) = (config.environment.context_limit, rl.states.saturating_mul(rl.samples));
+    let rules: [(bool, &[&'static str], String); 14] = [
         (
             config.sft.save_dtype != SaveDtype::Base && !config.sft.full,
             &["sft.save_dtype", "sft.full"],
@@ -153,6 +46,40 @@ pub(super) fn combinations(config: &Config, section: &str) -> Option<Fault> {
             rl.algorithm == Algorithm::Grpo && rl.samples < 2,
             &["rl.samples", "rl.algorithm"],
             "rl.samples = 1 with rl.algorithm = \"grpo\": a group needs 2 or more samples, for example rl.samples=8".into(),
+        ),
+        (
+            replies > MOST_REPLIES,
+            &["rl.states", "rl.samples"],
+            format!(
+                "rl.states = {} with rl.samples = {}: {replies} replies a step; expected at most {MOST_REPLIES} together",
+                rl.states, rl.samples
+            ),
+        ),
+        (
+            (is_rl || section == "eval") && sampling.max_tokens >= context,
+            &["sampling.max_tokens", "environment.context_limit"],
+            format!(
+                "sampling.max_tokens = {} with environment.context_limit = {context}: no prompt would have room beside its reply; \
+                 expected a reply of fewer tokens than the context",
+                sampling.max_tokens
+            ),
+        ),
+        (
+            !pretrain.hidden.is_multiple_of(2 * pretrain.heads),
+            &["pretrain.heads", "pretrain.hidden"],
+            format!(
+                "pretrain.heads = {} with pretrain.hidden = {}: expected heads of an even number of channels each, so that twice the \
+                 heads divide the channels",
+                pretrain.heads, pretrain.hidden
+            ),
+        ),
+        (
+            !pretrain.heads.is_multiple_of(pretrain.kv_heads),
+            &["pretrain.kv_heads", "pretrain.heads"],
+            format!(
+                "pretrain.kv_heads = {} with pretrain.heads = {}: expected a divisor of the heads",
+                pretrain.kv_heads, pretrain.heads
+            ),
         ),
         (
             rl.kl_in == KlIn::Loss && rl.kl_estimator == KlEstimator::K1 && rl.kl_coefficient > 0.0,

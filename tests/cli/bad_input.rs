@@ -273,7 +273,7 @@ fn settings_that_are_unknown_or_of_another_type() {
         ("epoch=2", ["unknown key `epoch`", "epochs"]),
         ("sftt.epochs=2", ["unknown section `sftt`", "sections are"]),
         ("epochs=many", ["sft.epochs", "expected an integer, for example 2"]),
-        ("learning_rate=fast", ["sft.learning_rate", "expected a float"]),
+        ("learning_rate=fast", ["sft.learning_rate", "expected a number from 0"]),
         ("lora.modules=[1]", ["lora.modules", "expected"]),
         ("epochs", ["section.key=value", "for example"]),
         ("batch_tokens=0", ["sft.batch_tokens = 0", "above 0"]),

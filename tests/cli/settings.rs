@@ -19,7 +19,7 @@ fn settings_that_would_bias_learning_are_refused_where_something_is_learnt() {
         (&["sampling.temperature=0"], &["sampling.temperature = 0", "above 0"]),
         (&["rl.kl_in=loss", "rl.kl_estimator=k1"], &["rl.kl_estimator=k1", "k2"]),
         (&["rl.gamma=7"], &["override `rl.gamma=7`", "from 0 to 1"]),
-        (&["rl.entropy_coefficient=-3"], &["rl.entropy_coefficient = -3", "at least 0"]),
+        (&["rl.entropy_coefficient=-3"], &["rl.entropy_coefficient = -3", "from 0 to"]),
         (&["rl.learning_rate=nan"], &["rl.learning_rate", "finite"]),
         (&["rl.minibatches=5"], &["rl.minibatches = 5", "divide"]),
         (&["--config", text(&config)], &["mine.toml, line 3", "rl.clip_low = -0.5", "[0, 1)"]),
