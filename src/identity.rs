@@ -46,6 +46,7 @@ const FREE: &[&str] = &[
     "run.workers",
     "run.checkpoint_every",
     "run.keep",
+    "run.divergence_patience",
     "run.store_bytes",
     "run.gpu_check",
     "run.gpu_memory",
@@ -256,6 +257,7 @@ const UNREAD: &[(&str, &[&str])] = &[
             "pretrain",
             "run.checkpoint_every",
             "run.keep",
+            "run.divergence_patience",
         ],
     ),
     (
@@ -277,6 +279,7 @@ const UNREAD: &[(&str, &[&str])] = &[
             "run.threads",
             "run.checkpoint_every",
             "run.keep",
+            "run.divergence_patience",
         ],
     ),
     (
@@ -320,6 +323,7 @@ const UNREAD: &[(&str, &[&str])] = &[
             "run.store_bytes",
             "run.checkpoint_every",
             "run.keep",
+            "run.divergence_patience",
         ],
     ),
     ("task", &["reward", "sampling", "engine", "lora", "sft", "rl", "eval", "collect", "pretrain"]),

@@ -92,6 +92,7 @@ pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> 
     let mut grads = Gradients::new(backend, Policy { model: &model, adapter: None }, true)?;
     let mut acts = Activations::default();
     let mut progress = run.progress(settings.steps, start);
+    let mut divergence = run.divergence(model.config.vocab);
     for step in start + 1..=settings.steps {
         let drawn: Vec<Exercise> = (0..settings.exercises)
             .map(|i| exercises.draw(&mut Philox::named(seed, &format!("exercise {step} {i}")), settings.replies))
@@ -124,6 +125,9 @@ pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> 
             })?;
         let tokens = batch.batch.tokens();
         run.log(step, &json!({"loss": loss, "learning_rate": lr, "grad_norm": grad_norm, "tokens": tokens}))?;
+        if let Some(line) = divergence.loss(loss).map_err(|error| error.context(format!("pretrain step {step}")))? {
+            progress.say(&format!("warning: pretrain step {step}: {line}"));
+        }
         progress.advance(step, tokens, &format!("loss {loss:.3}"));
         run.step_done(step, settings.steps, &State { step }, |dir| {
             checkpoint::save_model(&dir.join("model"), &model, DType::F32)?;

@@ -55,6 +55,7 @@ pub fn train(
         start = step;
     }
     let mut progress = run.progress(settings.steps, start);
+    let mut divergence = run.divergence(base.config.vocab);
     let (mut had_few_edits, mut dead_steps) = (false, 0);
     for step in start + 1..=settings.steps {
         let clock = Instant::now();
@@ -125,6 +126,14 @@ pub fn train(
         dead_steps = if stats.dead_groups == Some(1.0) { dead_steps + 1 } else { 0 };
         if dead_steps == MOST_DEAD_STEPS {
             progress.say(&all_dead(step));
+        }
+        // Without a live group there was no update, and nothing was measured.
+        let watched = match stats.minibatches.is_empty() {
+            true => Ok(None),
+            false => divergence.policy(stats.policy.entropy, stats.policy.kl),
+        };
+        if let Some(line) = watched.map_err(|error| error.context(format!("rl step {step}")))? {
+            progress.say(&format!("warning: rl step {step}: {line}"));
         }
         let tokens = logprobs.iter().map(Vec::len).sum();
         progress.advance(step, tokens, &format!("reward {:+.3}", values["reward"].as_f64().unwrap_or_default()));

@@ -1,8 +1,10 @@
 //! What every training loop needs of its run: where it writes, its log, its checkpoints, and whether the user wants it to stop.
 
+mod divergence;
 mod folder;
 mod lost;
 
+pub use divergence::Divergence;
 pub use folder::{Folder, Place, write_config};
 pub use lost::Suspects;
 
@@ -125,6 +127,11 @@ impl<'a> Run<'a> {
     /// An error when the user wants to stop and there is nothing to save.
     pub fn check_interrupt(&self) -> Result<()> {
         check_interrupt(self.interrupted)
+    }
+
+    /// A watch over this phase's steps, for a model of `vocab` tokens.
+    pub fn divergence(&self, vocab: usize) -> Divergence {
+        Divergence::new(self.config.run.divergence_patience, vocab)
     }
 
     /// The progress over `steps`, `done` of which are behind.

@@ -143,6 +143,7 @@ pub fn train(
     let mut grads = trained.gradients(backend, base)?;
     let mut acts = Activations::new(settings.recompute);
     let mut progress = run.progress(steps.len(), start);
+    let mut divergence = run.divergence(base.config.vocab);
     for (index, packs) in steps.iter().enumerate().skip(start) {
         let step = index + 1;
         grads.zero(backend)?;
@@ -166,6 +167,9 @@ pub fn train(
                 run.lost(error, step, &trained.suspects(base, lr), || content(examples, packs, loss))
             })?;
             run.log(step, &json!({"validation_loss": loss}))?;
+        }
+        if let Some(line) = divergence.loss(loss).map_err(|error| error.context(format!("sft step {step}")))? {
+            progress.say(&format!("warning: sft step {step}: {line}"));
         }
         let read = packs.iter().flatten().map(|&e| examples[e].ids.len()).sum();
         progress.advance(step, read, &format!("loss {loss:.3}"));

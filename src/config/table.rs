@@ -71,6 +71,9 @@ pub const SETTINGS: &[Setting] = settings! {
         "Steps between checkpoints.";
     "run.keep": Whole(1, 1_000_000),
         "Checkpoints that are kept.";
+    "run.divergence_patience": Whole(0, STEPS),
+        "Steps in a row that may look diverged (the loss near that of equal probabilities or risen far, the policy's \
+         entropy or distance as large) before a run ends; 0 only tells.";
     "tasks.dir": Text(1, PATH),
         "Folder of task folders.";
     "tasks.ideas": Text(1, PATH),
