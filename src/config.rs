@@ -11,6 +11,7 @@ use range::shortened;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 mod check;
@@ -387,18 +388,20 @@ fn set(merged: &mut Table, defaults: &Table, section: &str, key: &str, value: Va
     Ok(path)
 }
 
-/// The line (from 1) on which a section's key is set; the file's first line when it cannot be told.
+/// The line (from 1) on which a section's key is set, in whatever form of TOML; that of a key outside of sections where `section` is `key`.
+/// The file's first line when it cannot be told.
 fn line_of(text: &str, section: &str, key: &str) -> usize {
-    let mut inside = section == key;
-    for (i, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.starts_with('[') {
-            inside = line.trim_matches(['[', ']', ' ']) == section;
-        } else if inside && line.split('=').next().is_some_and(|k| k.trim().trim_matches('"') == key) {
-            return i + 1;
-        }
+    fn find<'t, 'i>(table: &'t DeTable<'i>, name: &str) -> Option<(usize, &'t DeValue<'i>)> {
+        let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
+        Some((key.span().start, value.get_ref()))
     }
-    1
+    let place = |document: &DeTable| {
+        let (outer, value) = find(document, section)?;
+        let inner = value.as_table().and_then(|table| find(table, key));
+        Some(inner.map_or(outer, |(start, _)| start))
+    };
+    let start = DeTable::parse(text).ok().and_then(|document| place(document.get_ref())).unwrap_or(0);
+    1 + text.bytes().take(start).filter(|&byte| byte == b'\n').count()
 }
 
 /// The folder a relative path of the settings belongs to: the working folder when it has `path`, else the nearest folder

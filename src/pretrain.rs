@@ -141,7 +141,7 @@ pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> 
 /// Warm-up, a plateau, then a line down to 3 %.
 fn rate(settings: &Pretrain, step: usize, done: f32) -> f32 {
     let warm = (step as f32 / settings.warmup.max(1) as f32).min(1.0);
-    let fall = ((1.0 - done) / (1.0 - settings.decay_from)).clamp(0.03, 1.0);
+    let fall = ((1.0 - done) / (1.0 - settings.decay_from).max(f32::EPSILON)).clamp(0.03, 1.0);
     warm * fall
 }
 

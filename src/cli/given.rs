@@ -39,10 +39,14 @@ impl<'a> Given<'a> {
         let mut overrides = self.overrides.to_vec();
         for (option, name, value) in options {
             let Some(value) = value else { continue };
-            if let Some((_, other)) = self.typed().find(|(key, other)| key == name && other != value) {
-                return Err(Error::usage(format!(
-                    "{option} {value} and {name}={other} are two values of one setting; give one of them"
-                )));
+            match self.typed().find(|(key, _)| key == name) {
+                None => {}
+                Some((_, other)) if other == value => continue,
+                Some((_, other)) => {
+                    return Err(Error::usage(format!(
+                        "{option} {value} and {name}={other} are two values of one setting; give one of them"
+                    )));
+                }
             }
             overrides.push(format!("{name}={value}"));
         }

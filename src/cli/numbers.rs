@@ -17,7 +17,7 @@ pub fn count<const LOW: u64, const HIGH: u64>(text: &str) -> Result<usize, Strin
 /// Seconds above 0, at most `MOST`.
 pub fn seconds<const MOST: u64>(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|&s: &f64| s > 0.0 && s <= MOST as f64);
-    number.ok_or_else(|| format!("expected seconds above 0, at most {MOST}"))
+    number.ok_or_else(|| format!("expected seconds above 0, at most {MOST}, for example 480"))
 }
 
 /// Bytes: a number and a unit, decimal (GB) or binary (GiB).

@@ -94,7 +94,7 @@ impl Range {
         };
         match value {
             _ if is_valid => None,
-            Value::Float(x) if !x.is_finite() => Some(format!(" = {x}, which is not finite")),
+            Value::Float(x) if !x.is_finite() => Some(format!(" = {value}, which is not finite")),
             value => Some(format!(" = {}", shown(value))),
         }
     }

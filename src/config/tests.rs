@@ -23,6 +23,10 @@ fn errors_name_place_and_valid_value() {
         ("[rl]\nsteps = 7\nstepz = 8\n", &[], &["run.toml, line 3", "stepz", "steps"]),
         ("[rll]\n", &[], &["rll", "sections are"]),
         ("x = 1\n", &[], &["line 1", "outside a section"]),
+        // Other forms of the same.
+        ("# a\nrl.steps = 0\n", &[], &["run.toml, line 2", "rl.steps = 0"]),
+        ("rl = { samples = 2, steps = 0 }\n", &[], &["run.toml, line 1", "rl.steps = 0"]),
+        ("[sft]\nepochs = 1\n\n[ rl ]\n\"steps\" = 0\n", &[], &["run.toml, line 5", "rl.steps = 0"]),
         ("[rl]\nsteps = \"many\"\n", &[], &["line 2", "rl.steps", "a whole number from 1 to", "39"]),
         ("[rl\n", &[], &["run.toml"]),
         ("[rl]\nalgorithm = \"dpo\"\n", &[], &["run.toml, line 2", "rl.algorithm", "ppo", "grpo"]),

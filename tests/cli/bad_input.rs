@@ -272,11 +272,11 @@ fn settings_that_are_unknown_or_of_another_type() {
     for (setting, parts) in [
         ("epoch=2", ["unknown key `epoch`", "epochs"]),
         ("sftt.epochs=2", ["unknown section `sftt`", "sections are"]),
-        ("epochs=many", ["sft.epochs", "expected an integer, for example 2"]),
+        ("epochs=many", ["sft.epochs", "expected a whole number from 1 to 100000, for example 2"]),
         ("learning_rate=fast", ["sft.learning_rate", "expected a number from 0"]),
-        ("lora.modules=[1]", ["lora.modules", "expected"]),
+        ("lora.modules=[1]", ["lora.modules = [1]", "expected a list of q, k, v, o, gate, up, down"]),
         ("epochs", ["section.key=value", "for example"]),
-        ("batch_tokens=0", ["sft.batch_tokens = 0", "above 0"]),
+        ("batch_tokens=0", ["sft.batch_tokens = 0", "a whole number from 1 to"]),
         ("validation_share=2", ["sft.validation_share = 2", "from 0 to 1"]),
         ("run.device=gpu", ["run.device", "cpu"]),
     ] {
@@ -328,7 +328,7 @@ fn what_cannot_be_typed() {
         (&["fly"][..], ["fly", "--help"]),
         (&[], ["Usage", "quickstart"]),
         (&["sft", "--modell", "x"], ["--modell", "--model"]),
-        (&["sft", "--seed", "x"], ["--seed", "invalid digit"]),
+        (&["sft", "--seed", "x"], ["--seed", "expected a whole number from 0 to"]),
         (&["score", "--model", "x"], ["--input", "--output"]),
         (&["sft", "--data", "d", "--out", text(&out)], ["--model is needed", "for example --model"]),
         (&["sft", "--model", "m", "--out", text(&out)], ["--data is needed", "for example --data"]),

@@ -236,7 +236,7 @@ fn what_cannot_be_exported_is_refused_and_nothing_is_left() {
         (&["--merge"], "--merge without --adapter"),
         (&["--dtype", "q8_0"], "add --format gguf"),
         (&["--dtype", "int4"], "q8_0"),
-        (&["--shard-size", "many"], "--shard-size many: expected a number with a unit"),
+        (&["--shard-size", "many"], "'--shard-size <BYTES>': expected a number of bytes with a unit"),
         (&["--format", "gguf", "--verify"], "--verify is for --format hf"),
         (&["--format", "gguf", "--shard-size", "1GB"], "--shard-size is for --format hf"),
         (&["--adapter", "/nowhere", "--merge"], "/nowhere"),

@@ -6,6 +6,7 @@ mod context;
 mod data;
 mod disk_full;
 mod export;
+mod keys;
 mod look;
 mod lost;
 mod machine;

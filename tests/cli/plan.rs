@@ -41,7 +41,7 @@ fn what_cannot_be_planned_is_refused() {
     refused(&[], &["--model or --random-weights"]);
     refused(&["--model", "/nowhere"], &["/nowhere: no such folder"]);
     let seven = ["--random-weights", "qwen2.5-7b"];
-    refused(&[&seven[..], &["--memory", "much"]].concat(), &["--memory much", "141GB"]);
+    refused(&[&seven[..], &["--memory", "much"]].concat(), &["'much' for '--memory <BYTES>'", "141GB"]);
     refused(&[&seven[..], &["lora.modules=foo"]].concat(), &["foo", "gate"]);
     let full = [&seven[..], &["--device-kind", "h100", "--for", "sft", "full=true"]].concat();
     refused(&full, &["asks", "there are 84.83 GB", "sft.full=false"]);

@@ -113,6 +113,13 @@ pub fn onestep_on_full_disk(blocks: u32, arguments: &[&str]) -> Ended {
     ended(command)
 }
 
+/// Runs the program with at most `kilobytes` of address space.
+pub fn onestep_within(kilobytes: u64, arguments: &[&str]) -> Ended {
+    let mut command = command("sh");
+    command.args(["-c", &format!("ulimit -v {kilobytes}; exec \"$@\""), "sh", PROGRAM]).args(arguments);
+    ended(command)
+}
+
 /// Starts the program in a process group of its own, as a shell does, with nothing to read from it.
 pub fn start(arguments: &[&str]) -> Running {
     let mut command = command(PROGRAM);
