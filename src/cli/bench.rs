@@ -28,7 +28,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         return Err(Error::usage(format!("--seconds {}: expected a number above 0, for example 480", args.seconds)));
     }
     let options = Options { only: args.only.clone(), seconds: args.seconds, quick: args.quick };
-    let config = session::settings(&[], &[format!("run.device={}", args.device)], "run")?;
+    let separate = format!("run.gpu_separate_allocations={}", args.separate_allocations);
+    let config = session::settings(&[], &[format!("run.device={}", args.device), separate], "run")?;
     session::threads(&config)?;
     let ordinal = match config.run.device {
         Device::Cpu => None,
