@@ -82,6 +82,9 @@ DEVICE void scores(float (&s)[N][4], const bf16* q, int row, const bf16* k, int 
   }
 }
 
+// A tile's maximum in the units of exponents. Rounded here, in both kernels: no compiler may fuse it with a difference that follows.
+DEVICE float scaled(float most, float scale) { return rounded_product(most, scale); }
+
 // Leaves the scores of keys up to the position of their row; returns the two rows' maxima, over the lanes that share them.
 template <int N>
 DEVICE void mask_and_max(float (&s)[N][4], int key, const int (&position)[2], float (&most)[2]) {
@@ -154,7 +157,7 @@ DEVICE void output(float (&o)[4], const u32 (&p)[8][4], const bf16* v, int unit)
 }
 
 // Merges a tile's maximum and sum into those so far; `old` and `fresh` are what outputs so far and the tile's are multiplied by.
-// Explicit fmaf here and in `blend`: no compiler may round otherwise in one of the kernels. A tile without a key changes nothing.
+// Explicit fmaf here and in `blend`, as the rounding in `scaled`: no compiler may round otherwise in one of the kernels. A tile without a key changes nothing.
 DEVICE void merge_weights(float& m, float& l, float tile_m, float tile_l, float& old, float& fresh) {
   float most = fmaxf(m, tile_m);
   old = exp2f(m - most), fresh = exp2f(tile_m - most);
@@ -203,7 +206,7 @@ DEVICE void split(const bf16* __restrict__ qkv, const Cache& c, bf16* shared, fl
 #pragma unroll
       for (int r = 0; r < 2; r++) {
         const float* row = maxima + r * 8 + lane / 4;
-        m[r] = fmaxf(fmaxf(row[0], row[16]), fmaxf(row[32], row[48])) * scale;
+        m[r] = scaled(fmaxf(fmaxf(row[0], row[16]), fmaxf(row[32], row[48])), scale);
       }
       exponentials(s, scale, m, sum);
       if ((lane & 3) == 0) sums[warp * 16 + lane / 4] = sum[0], sums[warp * 16 + 8 + lane / 4] = sum[1];
@@ -225,7 +228,7 @@ DEVICE void split(const bf16* __restrict__ qkv, const Cache& c, bf16* shared, fl
       }
       if ((int)threadIdx.x < heads) {
         const float *row_m = maxima + threadIdx.x, *row_l = sums + threadIdx.x;
-        float2 ml = {fmaxf(fmaxf(row_m[0], row_m[16]), fmaxf(row_m[32], row_m[48])) * scale,
+        float2 ml = {scaled(fmaxf(fmaxf(row_m[0], row_m[16]), fmaxf(row_m[32], row_m[48])), scale),
                      ((row_l[0] + row_l[16]) + row_l[32]) + row_l[48]};
         i64 head = (i64)i * nh + first_head + threadIdx.x;
         *reinterpret_cast<float2*>(ml_tiles + (head * most_tiles + tile) * 2) = ml;
@@ -343,7 +346,7 @@ DEVICE void prompt(const bf16* __restrict__ qkv, const Cache& c, bf16* shared, b
       if (has_next) load_pages<HS, PROMPT_THREADS>(k, c.k + kv * HS, stride, rows + next_rows);
       cp_async_commit();
 #pragma unroll
-      for (int r = 0; r < 2; r++) tile_m[r] = fmaxf(row_m[r * 8], row_m[PROMPT_ROWS + r * 8]) * scale;
+      for (int r = 0; r < 2; r++) tile_m[r] = scaled(fmaxf(row_m[r * 8], row_m[PROMPT_ROWS + r * 8]), scale);
 #pragma unroll
       for (int two = 0; two < 2; two++) {
         int quarter = half * 2 + two;

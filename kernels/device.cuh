@@ -57,6 +57,16 @@ DEVICE u32 pack_bf16(float low, float high) {
 DEVICE float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
 DEVICE float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
+// x y rounded by itself: never fused with a sum.
+DEVICE float rounded_product(float x, float y) {
+#ifdef __CUDACC__
+  return __fmul_rn(x, y);
+#else
+  volatile float product = x * y;
+  return product;
+#endif
+}
+
 // 2^x to 2 units in the last place; results below 2^-126 are 0.
 DEVICE float exp2_fast(float x) {
 #ifdef __CUDACC__

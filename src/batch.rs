@@ -100,7 +100,7 @@ impl LossBatch {
         samples: Vec<Range<usize>>,
     ) -> Result<Self> {
         let put = |values: &[i32]| -> Result<Tensor> {
-            let mut tensor = backend.alloc(&[values.len()], DType::I32)?;
+            let mut tensor = backend.alloc_unset(&[values.len()], DType::I32)?;
             backend.write(&mut tensor, &Tensor::from_slice(&[values.len()], values))?;
             Ok(tensor)
         };
@@ -150,7 +150,7 @@ pub fn forward_hidden(
     acts: &mut Activations,
 ) -> Result<Tensor> {
     model::forward(backend, policy, &batch.batch, keep, acts)?;
-    let mut hidden = backend.alloc(&[batch.loss_rows(), policy.model.config.hidden], backend.activation())?;
+    let mut hidden = backend.alloc_unset(&[batch.loss_rows(), policy.model.config.hidden], backend.activation())?;
     backend.gather_rows(acts.hidden(), &batch.rows, &mut hidden)?;
     Ok(hidden)
 }
@@ -165,7 +165,7 @@ pub fn forward(
     acts: &mut Activations,
 ) -> Result<RowScores> {
     let hidden = forward_hidden(backend, policy, batch, keep, acts)?;
-    let vector = || backend.alloc(&[batch.loss_rows()], backend.accumulator());
+    let vector = || backend.alloc_unset(&[batch.loss_rows()], backend.accumulator());
     let (mut logp, mut entropy, mut lse) = (vector()?, vector()?, vector()?);
     let head = policy.model.lm_head();
     backend.linear_logprob(&hidden, head, &batch.targets, temperature, &mut logp, &mut entropy, &mut lse)?;
@@ -199,7 +199,7 @@ pub fn backward(
     dentropy: Option<&Tensor>,
     grads: &mut Gradients,
 ) -> Result<()> {
-    let mut drows = backend.alloc(scores.hidden.shape(), backend.activation())?;
+    let mut drows = backend.alloc_unset(scores.hidden.shape(), backend.activation())?;
     backend.linear_logprob_backward(
         &scores.hidden,
         policy.model.lm_head(),

@@ -44,8 +44,8 @@ section! {
 section! {
     /// `[run]`
     Run {
-        seed: u64, device: Device, gpu_memory: f64, gpu_check: bool, gpu_fixed_gemms: bool, threads: usize, workers: usize,
-        sandbox_tier: u8, unsafe_no_sandbox: bool, reuse_rewards: bool, store_bytes: u64,
+        seed: u64, device: Device, gpu_memory: f64, gpu_check: bool, gpu_fixed_gemms: bool, gpu_separate_allocations: bool,
+        threads: usize, workers: usize, sandbox_tier: u8, unsafe_no_sandbox: bool, reuse_rewards: bool, store_bytes: u64,
         checkpoint_every: usize, keep: usize, divergence_patience: usize,
     }
 }

@@ -50,6 +50,7 @@ const FREE: &[&str] = &[
     "run.store_bytes",
     "run.gpu_check",
     "run.gpu_memory",
+    "run.gpu_separate_allocations",
     "run.device",       // `device` says what computes
     "run.sandbox_tier", // `sandbox` says what is in force
     "run.unsafe_no_sandbox",
@@ -276,6 +277,7 @@ const UNREAD: &[(&str, &[&str])] = &[
             "run.gpu_memory",
             "run.gpu_check",
             "run.gpu_fixed_gemms",
+            "run.gpu_separate_allocations",
             "run.threads",
             "run.checkpoint_every",
             "run.keep",

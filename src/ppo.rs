@@ -138,7 +138,7 @@ impl<'a> Learner<'a> {
             actor_optimizer: Optimizer::new(backend, &reference.tensors, constants)?,
             reference,
             critic,
-            acts: Activations::new(settings.recompute),
+            acts: Activations::new(settings.recompute).with_room(settings.micro_tokens),
             updates: 0,
         })
     }
@@ -359,7 +359,7 @@ impl<'a> Learner<'a> {
     }
 
     fn vector(&self, values: &[f32]) -> Result<Tensor> {
-        let mut tensor = self.backend.alloc(&[values.len()], self.backend.accumulator())?;
+        let mut tensor = self.backend.alloc_unset(&[values.len()], self.backend.accumulator())?;
         self.backend.write(&mut tensor, &Tensor::from_slice(&[values.len()], values))?;
         Ok(tensor)
     }

@@ -73,8 +73,8 @@ impl<'a> Run<'a> {
         self.log.write(self.phase, step as u64, values)
     }
 
-    /// After `step` of `steps` (from 1): a checkpoint when one is due, at the end, or when the user wants to stop; then an error
-    /// that says so. `write` puts the tensors into the folder it is given.
+    /// After `step` of `steps` (from 1): what the backend chose by timing is written, then a checkpoint when one is due, at the end, or
+    /// when the user wants to stop; then an error that says so. `write` puts the tensors into the folder it is given.
     pub fn step_done(
         &self,
         step: usize,
@@ -82,6 +82,7 @@ impl<'a> Run<'a> {
         state: &impl Serialize,
         write: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
+        self.backend.keep_choices()?;
         let stop = self.interrupted.load(Ordering::SeqCst);
         if !stop && step < steps && !step.is_multiple_of(self.config.run.checkpoint_every) {
             return Ok(());

@@ -141,7 +141,7 @@ pub fn train(
         start = step;
     }
     let mut grads = trained.gradients(backend, base)?;
-    let mut acts = Activations::new(settings.recompute);
+    let mut acts = Activations::new(settings.recompute).with_room(settings.micro_tokens);
     let mut progress = run.progress(steps.len(), start);
     let mut divergence = run.divergence(base.config.vocab);
     for (index, packs) in steps.iter().enumerate().skip(start) {
@@ -273,7 +273,7 @@ pub fn cross_entropy(
     let scores = batch::forward(backend, policy, batch, 1.0, grads.is_some(), acts)?;
     let sum: f64 = backend.read(&scores.logp)?.into_iter().map(f64::from).sum();
     if let Some(grads) = grads {
-        let mut dlogp = backend.alloc(&[batch.loss_rows()], backend.accumulator())?;
+        let mut dlogp = backend.alloc_unset(&[batch.loss_rows()], backend.accumulator())?;
         backend.fill(&mut dlogp, -weight)?;
         batch::backward(backend, policy, batch, 1.0, acts, &scores, &dlogp, None, grads)?;
     }

@@ -103,6 +103,8 @@ pub struct Tensor {
     shape: Vec<usize>,
     dtype: DType,
     storage: Storage,
+    /// Bytes that the storage has.
+    capacity: usize,
 }
 
 impl std::fmt::Debug for Tensor {
@@ -122,7 +124,7 @@ impl Tensor {
     /// Zeros on the host.
     pub fn zeros(shape: &[usize], dtype: DType) -> Self {
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        Self { shape: shape.to_vec(), dtype, storage: Storage::Owned(vec![0; bytes.div_ceil(8)]) }
+        Self { shape: shape.to_vec(), dtype, storage: Storage::Owned(vec![0; bytes.div_ceil(8)]), capacity: bytes }
     }
 
     /// A copy of `values` in `shape`; the element counts must agree.
@@ -155,15 +157,33 @@ impl Tensor {
                 if !(bytes.as_ptr() as usize + start).is_multiple_of(dtype.size()) {
                     return Err(Error::content(format!("mapped tensor at byte {start} is not aligned for {dtype:?}")));
                 }
-                Ok(Self { shape: shape.to_vec(), dtype, storage: Storage::Mapped { source, start } })
+                let storage = Storage::Mapped { source, start };
+                Ok(Self { shape: shape.to_vec(), dtype, storage, capacity: end - start })
             }
             _ => Err(Error::content(format!("tensor {shape:?} at byte {start} lies outside its file"))),
         }
     }
 
-    /// A tensor on memory of a device.
+    /// A tensor on memory of a device, which has the bytes that `shape` needs.
     pub fn on_device(shape: &[usize], dtype: DType, memory: Arc<dyn DeviceMemory>) -> Self {
-        Self { shape: shape.to_vec(), dtype, storage: Storage::Device(memory) }
+        let capacity = shape.iter().product::<usize>() * dtype.size();
+        Self { shape: shape.to_vec(), dtype, storage: Storage::Device(memory), capacity }
+    }
+
+    /// Bytes of the memory that it was made with; a tensor that was fitted to fewer elements keeps them.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Gives it this shape, with anything in it, when it is of this type and its memory has room; else false, and nothing has changed.
+    /// Mapped tensors are frozen.
+    pub fn refit(&mut self, shape: &[usize], dtype: DType) -> bool {
+        let has_room = shape.iter().product::<usize>() * dtype.size() <= self.capacity;
+        let fits = has_room && dtype == self.dtype && !self.is_mapped();
+        if fits {
+            self.shape = shape.to_vec();
+        }
+        fits
     }
 
     /// The address of the first element, when the tensor lies on a device.
@@ -296,6 +316,16 @@ mod tests {
             }
             assert_eq!((round(low), round(middle), round(high)), (below, even, above), "{low:e} to {high:e}");
         }
+    }
+
+    #[test]
+    fn a_tensor_is_fitted_within_the_memory_it_was_made_with() {
+        let mut tensor = Tensor::from_slice(&[2, 3], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        assert!(tensor.refit(&[4], DType::F32));
+        assert_eq!((tensor.slice::<f32>(), tensor.capacity()), (&[1.0, 2.0, 3.0, 4.0][..], 24));
+        assert!(tensor.refit(&[3, 2], DType::F32) && tensor.len() == 6);
+        assert!(!tensor.refit(&[7], DType::F32) && !tensor.refit(&[6], DType::I32));
+        assert_eq!(tensor.shape(), [3, 2]);
     }
 
     #[test]

@@ -3,42 +3,12 @@
 //! show: speed, and that the real libraries behave as the stand-ins do.
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
+#[path = "common/libraries.rs"]
+mod libraries;
+
+use libraries::{ROOT, cache, compile, libraries, source};
+use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
-
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
-/// The folder of the stand-in libraries, compiled once.
-fn libraries() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpu");
-        std::fs::create_dir_all(&folder).unwrap();
-        let sources = Path::new(ROOT).join("tests/simt/libraries");
-        std::fs::write(folder.join("none.cpp"), "").unwrap();
-        let none = folder.join("none.cpp");
-        for (source, name) in [
-            (sources.join("cuda.cpp"), "libcuda.so.1"),
-            (sources.join("nvrtc.cpp"), "libnvrtc.so.13"),
-            (none, "libnvrtc-builtins.so.13.0"),
-            (sources.join("cublasLt.cpp"), "libcublasLt.so.13"),
-        ] {
-            let mut command = Command::new("c++");
-            command.args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]);
-            command.arg(format!("-Wl,-soname,{name}")).arg(source).arg("-o").arg(folder.join(name)).arg("-ldl");
-            let output = command.output().expect("running c++; install a C++ compiler (Debian: apt-get install g++)");
-            assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        folder
-    })
-}
-
-/// The cubins that the stand-in compiler made are kept between runs; they hold the emulation, which their names do not know.
-fn cache() -> PathBuf {
-    let emulation = blake3::hash(concat!(include_str!("simt/simt.hpp"), include_str!("simt/switch.S")).as_bytes());
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("gpu-cache-{}", &emulation.to_hex()[..8]))
-}
 
 /// `onestep ARGS` on the stand-in GPU.
 fn onestep(args: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -161,4 +131,74 @@ fn failures_say_what_to_do() {
     let output = onestep(&generate, &[("LD_LIBRARY_PATH", nowhere.path().to_str().unwrap())]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("driver"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn ragged_steps_choose_few_products_and_keep_them_at_their_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    // Conversations of 20 lengths, one a step.
+    let turn = |i: usize| {
+        let text = "and again ".repeat(1 + 3 * i);
+        format!(
+            r#"{{"conversations": [{{"from": "human", "value": "Say {i} {text}."}}, {{"from": "gpt", "value": "{text}"}}]}}"#
+        )
+    };
+    std::fs::write(path("data.json"), format!("[{}]", (0..20).map(turn).collect::<Vec<_>>().join(","))).unwrap();
+    compile(&source("writes.cpp"), folder.path(), "writes.so");
+    let (data, out, writes) = (path("data.json"), path("run"), path("writes"));
+    let settings = ["lora.rank=4", "sft.epochs=1", "sft.batch_tokens=1", "sft.validation_share=0.0"];
+    let sft = ["sft", "--model", MODEL, "--data", &data, "--out", &out, "--device", "cuda"];
+    let variables = [("LD_PRELOAD", path("writes.so")), ("SIMT_WRITES", writes.clone())];
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let output = onestep(&[&sft[..], &settings].concat(), &variables);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let metrics = std::fs::read_to_string(Path::new(&out).join("metrics.jsonl")).unwrap();
+    let steps = metrics.lines().filter(|line| line.contains("learning_rate")).count();
+    assert_eq!(steps, 20, "{metrics}");
+    let kept = std::fs::read_to_string(Path::new(&out).join("gemms.json")).unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+    let chosen = kept["algorithms"].as_object().unwrap().len();
+    let written = std::fs::read_to_string(writes).unwrap();
+    let writes = written.lines().filter(|line| line.contains("gemms.json")).count();
+    println!("{steps} steps: {chosen} products chosen, written {writes} times");
+    assert!((10..=40).contains(&chosen) && (1..=20).contains(&writes), "{chosen} chosen, written {writes} times");
+}
+
+#[test]
+fn a_missing_or_shadowed_gemm_library_is_said_and_no_result() {
+    let generate = ["generate", "--model", MODEL, "--prompt", "x", "run.device=cuda", "max_tokens=2", "temperature=0.0"];
+    let with = succeed(&generate);
+    assert!(!text(&with.stderr).contains("cuBLASLt"), "{}", text(&with.stderr));
+    let (missing, shadowed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for name in ["libcuda.so.1", "libnvrtc.so.13", "libnvrtc-builtins.so.13.0", "libcublasLt.so.13"] {
+        std::os::unix::fs::symlink(libraries().join(name), shadowed.path().join(name)).unwrap();
+        if name != "libcublasLt.so.13" {
+            std::os::unix::fs::symlink(libraries().join(name), missing.path().join(name)).unwrap();
+        }
+    }
+    // Another one under the name without a version, which is looked for first.
+    compile(&source("cublasLt.cpp"), shadowed.path(), "libcublasLt.so");
+    for (folder, what) in [(&missing, "libcublasLt.so.13"), (&shadowed, "another cuBLASLt")] {
+        let variables = [("LD_LIBRARY_PATH", folder.path().to_str().unwrap())];
+        let output = onestep(&generate, &variables);
+        let said = text(&output.stderr);
+        assert!(output.status.success() && output.stdout == with.stdout, "{said}");
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains("cuBLASLt")).collect();
+        assert!(lines.len() == 1 && lines[0].contains(what) && lines[0].contains("2 to 2.5 times"), "{said}");
+    }
+    let out = missing.path().join("bench");
+    let only = "kernel/add_rmsnorm/forward";
+    let bench = ["bench", "--quick", "--only", only, "--out", out.to_str().unwrap()];
+    let output = onestep(&bench, &[("LD_LIBRARY_PATH", missing.path().to_str().unwrap())]);
+    let (said, failed) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{said}{failed}");
+    assert!(said.contains("no result without") && said.contains("cuBLASLt"), "{said}");
+}
+
+#[test]
+fn separate_allocations_change_no_bit() {
+    let generate = ["generate", "--model", MODEL, "--prompt", "Say x.", "run.device=cuda", "max_tokens=12"];
+    let separate = [&generate[..], &["run.gpu_separate_allocations=true"]].concat();
+    assert_eq!(text(&succeed(&separate).stdout), text(&succeed(&generate).stdout));
 }

@@ -6,7 +6,8 @@ use onestep::backend::cuda::compiler::{ARCHS, Compiler, Resources, parse, table}
 use onestep::backend::cuda::kernels::{SOURCES, names};
 use onestep::backend::cuda::library::Places;
 use rayon::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
@@ -128,19 +129,73 @@ fn no_kernel_spills_and_the_table_is_what_was_compiled() {
 
 #[test]
 fn matrix_kernels_use_the_tensor_cores() {
-    let nvdisasm = package(NVDISASM).join("nvidia/cu13/bin/nvdisasm");
     let missing: Vec<_> = TENSOR_CORES.iter().filter(|stem| SOURCES.iter().all(|(name, _)| name != *stem)).collect();
     assert!(missing.is_empty(), "no sources of {missing:?}");
-    let folder = tempfile::tempdir().unwrap();
     let all: Vec<_> = pairs().into_iter().filter(|(stem, _)| TENSOR_CORES.contains(stem)).collect();
     all.par_iter().for_each(|(stem, arch)| {
-        let path = folder.path().join(format!("{stem}-{arch}.cubin"));
-        std::fs::write(&path, compiler().cubin(stem, arch).unwrap()).unwrap();
-        let output = Command::new(&nvdisasm).arg(&path).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8_lossy(&output.stdout);
+        let text = disassembled(&compiler().cubin(stem, arch).unwrap());
         // mma.sync becomes HMMA, wgmma HGMMA, tcgen05 UTCHMMA.
         assert!(text.contains("HMMA") || text.contains("HGMMA"), "kernels/{stem}.cu on {arch} uses no tensor core");
+    });
+}
+
+/// The machine code of a cubin as text.
+fn disassembled(cubin: &[u8]) -> String {
+    let nvdisasm = package(NVDISASM).join("nvidia/cu13/bin/nvdisasm");
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(cubin).unwrap();
+    let output = Command::new(&nvdisasm).arg(file.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Scalar f32 instructions of a kernel's machine code: [products, sums, both in one].
+type Arithmetic = [usize; 3];
+
+/// Those of every kernel in a disassembly, by name.
+fn arithmetic(disassembly: &str) -> BTreeMap<String, Arithmetic> {
+    let mut all: BTreeMap<String, Arithmetic> = BTreeMap::new();
+    let mut kernel = None;
+    for line in disassembly.lines() {
+        if let Some(section) = line.trim().strip_prefix(".section\t") {
+            let name = section.strip_prefix(".text.").and_then(|rest| rest.split(',').next());
+            kernel = name.map(str::to_string);
+        }
+        let Some(kernel) = &kernel else { continue };
+        let counts = all.entry(kernel.clone()).or_default();
+        let words = line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        for word in words {
+            if let Some(place) = ["FMUL", "FADD", "FFMA"].iter().position(|name| *name == word) {
+                counts[place] += 1;
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn split_and_prompt_leave_the_compiler_no_product_to_fuse() {
+    // Their results are the same to the bit only while each product is rounded, or fused with a sum, as the source says: then forbidding
+    // the compiler to fuse changes nothing. Where it may fuse one, the machine code has other instructions.
+    let (stem, source) = SOURCES.iter().find(|(stem, _)| *stem == "attention_paged").unwrap();
+    let counts = |source: &str, arch: &str, more: &[&str]| {
+        arithmetic(&disassembled(&compiler().compile_with(stem, source, arch, more).unwrap().cubin))
+    };
+    let explicit = "fmaf(l, old, tile_l * fresh)";
+    let left_open = source.replace(explicit, "l * old + tile_l * fresh");
+    assert_ne!(*source, left_open, "attention_paged.cu has no {explicit}");
+    let alone = format!("{source}KERNEL(32) alone(float* x) {{ x[0] = scaled(x[0], x[1]) - x[2]; }}\n");
+    ["sm_80", "sm_90a", "sm_120a"].par_iter().for_each(|arch| {
+        let [free, bound] = [&[][..], &["--fmad=false"]].map(|more| counts(source, arch, more));
+        assert_eq!(free.len(), names(source).count(), "{arch}: kernels {:?}", free.keys());
+        assert!(free.values().all(|[products, sums, both]| products * sums * both > 0), "{arch}: {free:?}");
+        assert_eq!(free, bound, "{arch}: [products, sums, both in one] with and without leave to fuse");
+        assert_eq!(counts(&alone, arch, &[])["alone"], [1, 1, 0], "{arch}: a scaled maximum and a difference");
+        // That a fused product shows: one left to the compiler.
+        let [free, bound] = [&[][..], &["--fmad=false"]].map(|more| counts(&left_open, arch, more));
+        for kernel in ["prompt_64", "merge_64"] {
+            assert_ne!(free[kernel], bound[kernel], "{arch}: {kernel}");
+        }
     });
 }
 

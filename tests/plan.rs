@@ -18,6 +18,7 @@ use onestep::optimizer::{AdamWConfig, Optimizer};
 use onestep::plan::{Kind, Plan, Target, Work, plan};
 use onestep::ppo::Learner;
 use onestep::rng::Philox;
+use onestep::rollout::RECORDING_BYTES;
 use onestep::tensor::{DType, DeviceMemory, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -282,6 +283,23 @@ fn seven(work: Work, more: &[&str]) -> Plan {
     let all: Vec<String> = more.iter().map(|s| (*s).to_string()).collect();
     let config = Config::load(&[], &all, work.name()).unwrap();
     plan(&shapes::named("qwen2.5-7b").unwrap(), &config, Target::new(work, Kind::H200))
+}
+
+#[test]
+fn rl_of_7b_at_the_defaults_fits_an_h200_with_its_recordings() {
+    let rl = seven(Work::Rl, &[]);
+    // Attention's tiles of 256 samples of up to 15,000 tokens, in block tables of 1024 columns: (B, NH, tiles, HS + 2) in f32.
+    let one = 256 * 28 * (1024 * 16 / 128) * 130 * 4;
+    let recordings = rl.bytes("recordings");
+    assert!((RECORDING_BYTES + one..RECORDING_BYTES + one + one / 4).contains(&recordings), "{recordings}");
+    rl.check(141_000_000_000).unwrap();
+    // Shorter samples have fewer tiles; what samples nothing, or cannot record, has none.
+    let short = seven(Work::Eval, &["environment.context_limit=4096"]);
+    assert!(short.bytes("recordings") < RECORDING_BYTES + one / 2);
+    assert_eq!(seven(Work::Sft, &[]).bytes("recordings"), 0);
+    let config = Config::load(&[], &[], "rl").unwrap();
+    let shape = shapes::named("qwen2.5-7b").unwrap();
+    assert_eq!(plan(&shape, &config, Target::new(Work::Rl, CPU)).bytes("recordings"), 0);
 }
 
 fn rate(plan: &Plan, what: &str) -> f64 {

@@ -214,6 +214,10 @@ pub struct AdamW {
 pub trait Recording: Send + Sync {
     /// Does it once more.
     fn replay(&self) -> Result<()>;
+    /// Bytes of the device's memory that it holds.
+    fn bytes(&self) -> usize {
+        0
+    }
 }
 
 /// A copy of `tensor`, a tensor of the backend.
@@ -246,8 +250,18 @@ pub trait Backend: Send + Sync {
         Ok(None)
     }
 
+    /// Writes what was chosen by timing so far to where a resumed run finds it, where the backend chooses anything: called at the end of a
+    /// step. Error: the file cannot be written.
+    fn keep_choices(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Zeros of this backend.
     fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor>;
+    /// A tensor with anything in it, to be written whole before it is read.
+    fn alloc_unset(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        self.alloc(shape, dtype)
+    }
     /// A frozen weight from a file, where and as this backend computes with it: as it is on the host; in device memory, in the activation
     /// type, on a GPU.
     fn place(&self, weight: Tensor) -> Result<Tensor> {

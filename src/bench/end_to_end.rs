@@ -33,6 +33,7 @@ pub fn bytes_needed(sizes: &Sizes, task: &Task) -> f64 {
     weights
         + match *task {
             Task::Sft { t } => training(t) + 16.0 * adapter as f64,
+            Task::RaggedSft { t, spread, .. } => training(t + spread) + 16.0 * adapter as f64,
             Task::Decode { b, context } => cache(b * context) + logits(b),
             Task::Rollout { prompts, samples, prompt, reply } => {
                 cache(prompts * (prompt + samples * (reply + BLOCK_SIZE))) + logits(prompts * samples)
@@ -43,6 +44,16 @@ pub fn bytes_needed(sizes: &Sizes, task: &Task) -> f64 {
             _ => 0.0,
         }
         + if sizes.model.0 == "tiny" { 0.0 } else { 2e9 }
+}
+
+/// Lengths of a step's packs: `t` on the mean, drawn in pairs as far above as below it.
+fn ragged(step: usize, t: usize, packs: usize, spread: usize) -> Vec<usize> {
+    let mut random = Philox::new(8, step as u64);
+    let pair = |_| {
+        let off = random.below(spread + 1);
+        [t - off, t + off]
+    };
+    (0..packs / 2).flat_map(pair).collect()
 }
 
 /// What a step found out about itself.
@@ -95,7 +106,9 @@ impl<'a> EndToEnd<'a> {
             self.sampled = Some(self.rollout(prompts, samples, prompt, reply)?);
         }
         match work.task {
-            Task::Sft { t } => self.sft(t),
+            Task::Sft { t } => self.sft(0.0, move |_| vec![t]),
+            // The loss is of other tokens in every step.
+            Task::RaggedSft { t, packs, spread } => self.sft(0.1, move |step| ragged(step, t, packs, spread)),
             Task::Decode { b, context } => self.decode(b, context),
             Task::Rollout { prompts, samples, prompt, reply } => {
                 Ok(Box::new(move || self.rollout(prompts, samples, prompt, reply).map(drop)))
@@ -105,11 +118,22 @@ impl<'a> EndToEnd<'a> {
         }
     }
 
-    fn sft(&self, t: usize) -> Result<Step<'_>> {
+    /// Steps over the packs whose lengths `lengths` gives for a step's number; a pack beside others is two sequences. After a few of them
+    /// the loss must be below the first one plus `slack`.
+    fn sft(&self, slack: f64, lengths: impl Fn(usize) -> Vec<usize> + 'static) -> Result<Step<'_>> {
         let be = self.target.backend;
         let mut adapter = self.adapter()?;
-        let ids = self.ids(0, t);
-        let batch = LossBatch::from_sequences(be, &self.model.config, &[(&ids, &vec![true; t])])?;
+        let batches = move |step: usize| -> Result<Vec<LossBatch>> {
+            let lengths = lengths(step);
+            let one = |&t: &usize| {
+                let (ids, is_sampled) = (self.ids(0, t), vec![true; t]);
+                let cut = if lengths.len() > 1 { t / 2 } else { t };
+                let sequences = [(&ids[..cut], &is_sampled[..cut]), (&ids[cut..], &is_sampled[cut..])];
+                let few = if cut < t { 2 } else { 1 };
+                LossBatch::from_sequences(be, &self.model.config, &sequences[..few])
+            };
+            lengths.iter().map(one).collect()
+        };
         let mut grads = Gradients::new(be, Policy { model: &self.model, adapter: Some(&adapter) }, false)?;
         let constants = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 };
         let mut optimizer = Optimizer::new(be, &adapter.tensors, constants)?;
@@ -121,16 +145,20 @@ impl<'a> EndToEnd<'a> {
         Ok(Box::new(move || {
             grads.zero(be)?;
             let policy = Policy { model: &self.model, adapter: Some(&adapter) };
-            let weight = 1.0 / batch.loss_rows() as f32;
-            let loss = cross_entropy(be, policy, &batch, weight, &mut acts, Some(&mut grads))?;
+            let packs = batches(optimizer.steps as usize)?;
+            let weight = 1.0 / packs.iter().map(LossBatch::loss_rows).sum::<usize>() as f32;
+            let mut loss = 0.0;
+            for batch in &packs {
+                loss += cross_entropy(be, policy, batch, weight, &mut acts, Some(&mut grads))?;
+            }
             let tensors = grads.adapter.as_deref().unwrap_or_default();
             let norm = optimizer.step(be, &mut adapter.tensors, tensors, 1e-4, 1.0)?;
             let start = *first.get_or_insert(loss);
-            // Training on one batch: a step that does nothing, or the wrong thing, shows in a loss that does not fall.
+            // Training on the same tokens: a step that does nothing, or the wrong thing, shows in a loss that does not fall.
             let off = if config.tied { 0.0 } else { (start - expected).abs() };
             let steps = optimizer.steps;
             let error =
-                if !loss.is_finite() || norm == 0.0 || (steps > 5 && loss >= start) { f64::INFINITY } else { off };
+                if !loss.is_finite() || norm == 0.0 || (steps > 5 && loss >= start + slack) { f64::INFINITY } else { off };
             *self.findings.borrow_mut() = Findings {
                 error: Some((error, 0.5)),
                 note: format!(

@@ -80,6 +80,7 @@ pub fn run(target: Target, folder: &Path, options: &Options) -> Result<Vec<Row>>
         bench.kernel(&work)?;
     }
     bench.models(sizes)?;
+    target.backend.keep_choices()?;
     Ok(bench.recorder.rows)
 }
 
@@ -205,6 +206,12 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// Why no time of this device is a result: it lacks the library that its products are to be done by.
+    fn refusal(&self) -> Option<String> {
+        let missing = self.target.device()?.gemm_library().err()?;
+        Some(format!("wrong: not timed, as no result without the vendor's matrix products: {missing}"))
+    }
+
     /// Times a step, or says why not.
     fn time(
         &mut self,
@@ -298,6 +305,9 @@ impl Bench<'_> {
         if self.is_late(&row)? {
             return Ok(());
         }
+        if let Some(status) = self.refusal() {
+            return self.recorder.add(Row { status, ..row });
+        }
         let row = match right {
             true => self.time(row, (&work.cost, work.runs), KERNEL, kernels::prepare(self.target, work), true)?,
             false => Row { status: "wrong: does not agree with the oracle, so it is not timed".into(), ..row },
@@ -345,6 +355,10 @@ impl Bench<'_> {
             if self.is_late(&row)? {
                 continue;
             }
+            if let Some(status) = self.refusal() {
+                self.recorder.add(Row { status, ..row })?;
+                continue;
+            }
             let needed = bytes_needed(sizes, &work.task);
             if needed > free {
                 self.too_large(work, needed, free)?;
@@ -360,7 +374,7 @@ impl Bench<'_> {
                 },
             };
             let method = match work.task {
-                Task::Sft { .. } | Task::Decode { .. } => MODEL,
+                Task::Sft { .. } | Task::RaggedSft { .. } | Task::Decode { .. } => MODEL,
                 _ => ROLLOUT,
             };
             let mut row = self.time(row, (&work.cost, work.runs), method, model.prepare(work), true)?;

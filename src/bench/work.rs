@@ -13,6 +13,9 @@ pub const BLOCK_SIZE: usize = 16;
 /// Tokens that are decoded between two words with the host, as the engine does.
 pub const BURST: usize = 8;
 
+/// Packs of a ragged training step; even, so that lengths can be drawn in pairs about their mean.
+const RAGGED_PACKS: usize = 4;
+
 /// What is done. Extents by the glossary's letters in lower case.
 #[allow(missing_docs)]
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +44,9 @@ pub enum Task {
     Paged { b: usize, context: usize, heads: Heads },
     /// A LoRA training step over one packed sequence.
     Sft { t: usize },
+    /// A LoRA training step over `packs` packs of two sequences each, of other lengths in every step: `t` tokens a pack on the mean, up to
+    /// `spread` more or fewer.
+    RaggedSft { t: usize, packs: usize, spread: usize },
     /// One token of each of B sequences of `context` tokens.
     Decode { b: usize, context: usize },
     /// Sampling by the engine: prompts, replies of each, tokens of both.
@@ -248,6 +254,12 @@ pub fn models(sizes: &Sizes) -> Vec<Work> {
     let bar = is_7b.then_some(Bar::Tokens(17e3));
     let cost = Cost { flops, tokens: t as f64, bar, ..Cost::default() };
     add("lora sft", "full", format!("packed {t}, R {}", sizes.rank), cost, Task::Sft { t });
+    // Attention of two sequences of half the length each: half of one's.
+    let (packs, spread) = (RAGGED_PACKS, t / 8);
+    let flops = (packs * t) as f64 * (4.0 * parameters + attention / 2.0 + 6.0 * adapter as f64);
+    let cost = Cost { flops, tokens: (packs * t) as f64, bar, ..Cost::default() };
+    let shape = format!("{packs} ragged packs of {t} +- {spread}, R {}", sizes.rank);
+    add("lora sft", "full", shape, cost, Task::RaggedSft { t, packs, spread });
     for context in sizes.contexts.into_iter().rev() {
         for b in sizes.batches {
             let bar = match (is_7b, context, b) {

@@ -25,7 +25,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         return Err(Error::usage("bench: what? Give --all, or --only PATTERN, for example --only attention"));
     }
     let options = Options { only: args.only.clone(), seconds: args.seconds, quick: args.quick };
-    let config = session::settings(&[], &[format!("run.device={}", args.device)], "run")?;
+    let separate = format!("run.gpu_separate_allocations={}", args.separate_allocations);
+    let config = session::settings(&[], &[format!("run.device={}", args.device), separate], "run")?;
     session::threads(&config)?;
     let ordinal = match config.run.device {
         Device::Cpu => None,

@@ -191,7 +191,9 @@ fn play(
         reward: &config.reward,
         interrupted: &world.interrupted,
     };
-    evaluate::play(&mut agent, policy, &world.environment, &names(&world.environment), &plan)
+    let episodes = evaluate::play(&mut agent, policy, &world.environment, &names(&world.environment), &plan)?;
+    backend.keep_choices()?;
+    Ok(episodes)
 }
 
 /// Scores `episodes` and writes them and evaluation.json. Returns the name they have there, which is chosen while no other evaluation

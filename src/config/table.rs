@@ -50,6 +50,8 @@ pub const SETTINGS: &[Setting] = settings! {
         "Wait after every launch on the GPU, so that an error names the launch it comes from; slow.";
     "run.gpu_fixed_gemms": Flag,
         "Take the GEMM library's first algorithm in place of the fastest of several.";
+    "run.gpu_separate_allocations": Flag,
+        "A device allocation for each tensor, so that compute-sanitizer sees accesses outside of one; slow.";
     // Threads beyond the cores gain nothing; a few times as many serve tests of equal results.
     "run.threads": PerCore { most: 16, bytes: 8 << 20 },
         "Compute threads; 0 takes one for each core.";

@@ -302,21 +302,21 @@ impl Scratch {
     }
 }
 
-/// Bytes of a buffer.
+/// Bytes of a buffer, whatever part of it the last pass used.
 pub(super) fn bytes(tensor: &Tensor) -> usize {
-    tensor.len() * tensor.dtype().size()
+    tensor.capacity()
 }
 
-/// Gives `tensor` this shape in the activation type, keeping what it has when that fits.
+/// Gives `tensor` this shape in the activation type, with anything in it: in the memory it has when that is enough.
 pub(super) fn fit(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize]) -> Result<()> {
     fit_as(be, tensor, shape, be.activation())
 }
 
 /// The same in `dtype`.
 fn fit_as(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize], dtype: DType) -> Result<()> {
-    if tensor.shape() != shape || tensor.dtype() != dtype {
+    if !tensor.refit(shape, dtype) {
         *tensor = Tensor::default(); // freed first, so that two never live together
-        *tensor = be.alloc(shape, dtype)?;
+        *tensor = be.alloc_unset(shape, dtype)?;
     }
     Ok(())
 }

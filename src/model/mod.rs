@@ -270,10 +270,13 @@ pub enum Recompute {
     Blocks,
 }
 
-/// Buffers of the forward and backward passes, reused between calls of one size. What a kept pass left serves one backward.
+/// Buffers of the forward and backward passes: as large as the largest pass so far, and used in part by smaller ones. What a kept pass
+/// left serves one backward.
 #[derive(Default)]
 pub struct Activations {
     recompute: Recompute,
+    /// Tokens that buffers have room for at least.
+    room: usize,
     norms: Vec<Normed>,
     blocks: Vec<BlockBuffers>,
     passing: Passing,
@@ -287,6 +290,11 @@ impl Activations {
     /// No buffers yet.
     pub fn new(recompute: Recompute) -> Self {
         Self { recompute, ..Self::default() }
+    }
+
+    /// The same with room for passes of `tokens` tokens whenever buffers are made, so that they are made once.
+    pub fn with_room(self, tokens: usize) -> Self {
+        Self { room: tokens, ..self }
     }
 
     /// (T, C) after the final norm, of the last pass, until its backward.
@@ -309,9 +317,12 @@ impl Activations {
         self.kept = None;
         self.norms.resize_with(self.norms.len().max(norms), Normed::default);
         self.blocks.resize_with(self.blocks.len().max(blocks), BlockBuffers::default);
-        self.norms[..norms].iter_mut().try_for_each(|normed| normed.fit(be, policy, rows))?;
-        self.blocks[..blocks].iter_mut().try_for_each(|block| block.fit(be, policy, rows))?;
-        self.passing.fit(be, policy, rows)
+        for rows in [rows.max(self.room), rows] {
+            self.norms[..norms].iter_mut().try_for_each(|normed| normed.fit(be, policy, rows))?;
+            self.blocks[..blocks].iter_mut().try_for_each(|block| block.fit(be, policy, rows))?;
+            self.passing.fit(be, policy, rows)?;
+        }
+        Ok(())
     }
 }
 
@@ -398,7 +409,8 @@ pub fn backward(
             acts.kept
         )));
     }
-    let (places, Activations { recompute, norms, blocks, passing, scratch, .. }) = (&model.places, acts);
+    let (places, Activations { recompute, room, norms, blocks, passing, scratch, .. }) = (&model.places, acts);
+    scratch.fit(be, policy, rows.max(*room))?;
     scratch.fit(be, policy, rows)?;
     be.fill(&mut scratch.dsum, 0.0)?;
     let dw = grads.weights.as_mut().map(|list| &mut list[places.norm]);
@@ -427,7 +439,7 @@ pub fn backward(
 
 /// An integer tensor of the backend.
 pub fn index_tensor(be: &dyn Backend, shape: &[usize], values: &[i32]) -> Result<Tensor> {
-    let mut tensor = be.alloc(shape, DType::I32)?;
+    let mut tensor = be.alloc_unset(shape, DType::I32)?;
     be.write(&mut tensor, &Tensor::from_slice(shape, values))?;
     Ok(tensor)
 }

@@ -7,6 +7,7 @@ use crate::config::Algorithm;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;
 use crate::model::{Recompute, parameter_shapes};
+use crate::rollout::RECORDING_BYTES;
 
 /// Rows of the passes that buffers are fitted to.
 #[derive(Debug, Clone, Copy)]
@@ -160,6 +161,16 @@ impl Asked {
         }
     }
 
+    /// Bytes that the recording of a burst of all running samples holds, at most: what attention gives for each tile of keys of the longest
+    /// samples, in f32, once for all layers and steps, and a little for other ops. Block tables have a power of two of columns.
+    pub(super) fn recording(&self) -> usize {
+        let (engine, Heads { nh, hs, .. }) = (&self.config.engine, self.model.heads);
+        let (prompt, reply) = self.lengths();
+        let longest = (prompt + reply).min(engine.cache_tokens);
+        let tiles = (longest.div_ceil(engine.block_size).next_power_of_two() * engine.block_size).div_ceil(128);
+        engine.max_running.next_multiple_of(32) * nh * tiles * (hs + 2) * size_of::<f32>() + (32 << 20)
+    }
+
     /// Memory by part. Formulas beside the lines; e and a are bytes of the activation and accumulator types.
     pub(super) fn parts(&self, rows: Rows) -> Vec<Part> {
         let (e, a) = self.target.kind.sizes();
@@ -265,6 +276,12 @@ impl Asked {
                 "KV cache",
                 when(samples, blocks * engine.block_size * self.kv_token()),
                 format!("{blocks} blocks of {} tokens of {}", engine.block_size, size(self.kv_token())),
+            ),
+            // RECORDING_BYTES, passed at most by the newest; max_running NH tiles (HS + 2) 4 a burst
+            one(
+                "recordings",
+                when(is_gpu && samples, RECORDING_BYTES + self.recording()),
+                format!("CUDA graphs of decoding, {} one of {} samples", size(self.recording()), engine.max_running),
             ),
             // trained weights are rounded to bf16 one at a time for the tensor cores
             one("workspace", when(is_gpu, GPU_WORKSPACE + when(full, largest * e)), "temporaries of ops".into()),

@@ -7,23 +7,24 @@ use crate::backend::{Backend, Recording};
 use crate::config::Sampling as Settings;
 use crate::error::Result;
 use crate::model::kv_cache::{KvCache, PagedPlan, Sequence};
+use crate::model::lora::Module;
 use crate::model::{self, Activations, Policy, index_tensor};
 use crate::tensor::{DType, Tensor};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 
-/// Bursts kept; when there are more, all others are dropped and made again.
-const KEPT: usize = 48;
+/// Bytes of device memory that recordings may hold together; beyond them those that were not used for longest are dropped and made again.
+pub const RECORDING_BYTES: usize = 1 << 30;
 
 /// What makes two bursts do the same work on the same memory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
-    rows: usize,
     width: usize,
     steps: usize,
     /// Device addresses of the weights and of the adapter, its rank and scale.
     policy: Vec<u64>,
+    buffers: BufferKey,
     /// Temperature, top_p and top_k as bits.
     sampling: [u32; 3],
 }
@@ -36,19 +37,25 @@ struct Burst {
     logp: Vec<Tensor>, // steps of (B)
     has_run: bool,
     recording: Option<Box<dyn Recording>>,
+    /// The run in which it was used last, counted from 1.
+    used: u64,
 }
 
-/// What all bursts of B rows work in.
+/// What all bursts of B rows under adapters of one shape work in.
 struct Buffers {
     acts: Activations,
     logits: Tensor, // (B, V)
 }
 
-/// The bursts made so far, and their buffers by rows.
+/// What decides about the shapes of a burst's buffers: its rows; rank and modules of the adapter.
+type BufferKey = (usize, Option<(usize, Vec<Module>)>);
+
+/// The bursts made so far, and their buffers.
 #[derive(Default)]
 pub(super) struct Bursts {
     known: HashMap<Key, Burst>,
-    buffers: HashMap<usize, Buffers>,
+    buffers: HashMap<BufferKey, Buffers>,
+    runs: u64,
 }
 
 /// One running sample at the start of a burst: its sequence, with room for the burst's tokens already appended, the token it goes on
@@ -97,12 +104,11 @@ impl Bursts {
         let ids = index_tensor(be, &[extent], &ids)?;
 
         let sampling = [settings.temperature.to_bits(), settings.top_p.to_bits(), settings.top_k as u32];
-        let key = Key { rows: extent, width, steps, policy: identity(policy), sampling };
-        if !be.records() || self.known.len() >= KEPT {
-            self.known.retain(|known, _| *known == key);
-            self.buffers.retain(|&rows, _| rows == extent);
-        }
-        let buffers = match self.buffers.entry(extent) {
+        let adapter = policy.adapter.map(|adapter| (adapter.config.rank, adapter.config.modules.clone()));
+        let key = Key { width, steps, policy: identity(policy), buffers: (extent, adapter), sampling };
+        self.runs += 1;
+        self.forget(be, &key);
+        let buffers = match self.buffers.entry(key.buffers.clone()) {
             Entry::Occupied(old) => old.into_mut(),
             Entry::Vacant(new) => {
                 let logits = be.alloc(&[extent, policy.model.lm_head().rows()], be.accumulator())?;
@@ -123,6 +129,7 @@ impl Bursts {
         if be.records() && burst.has_run && burst.recording.is_none() {
             burst.recording = be.record(&mut || burst.steps(be, policy, cache, buffers))?;
         }
+        burst.used = self.runs;
         match &burst.recording {
             Some(recording) => recording.replay()?,
             None => burst.steps(be, policy, cache, buffers)?,
@@ -140,7 +147,35 @@ impl Bursts {
     }
 }
 
+impl Bursts {
+    /// Drops what is not worth its memory beside the burst that comes: all others where nothing is recorded, else those used longest ago
+    /// until recordings are within their bytes; then the buffers that no burst works in.
+    fn forget(&mut self, be: &dyn Backend, next: &Key) {
+        if !be.records() {
+            self.known.retain(|known, _| known == next);
+        }
+        let mut held = self.bytes();
+        while held > RECORDING_BYTES {
+            let others = self.known.iter().filter(|&(key, _)| key != next);
+            let Some((oldest, burst)) = others.min_by_key(|(_, burst)| burst.used) else { break };
+            held -= burst.bytes();
+            let oldest = oldest.clone();
+            self.known.remove(&oldest);
+        }
+        self.buffers.retain(|key, _| *key == next.buffers || self.known.keys().any(|known| known.buffers == *key));
+    }
+
+    /// Bytes that the recordings hold.
+    fn bytes(&self) -> usize {
+        self.known.values().map(Burst::bytes).sum()
+    }
+}
+
 impl Burst {
+    fn bytes(&self) -> usize {
+        self.recording.as_ref().map_or(0, |recording| recording.bytes())
+    }
+
     /// A burst that starts from `plan`, `draws` and `ids`.
     fn new(be: &dyn Backend, plan: PagedPlan, draws: Draws, ids: Tensor, steps: usize) -> Result<Self> {
         let rows = ids.len();
@@ -149,7 +184,7 @@ impl Burst {
             all.push(be.alloc(&[rows], DType::I32)?);
             logp.push(be.alloc(&[rows], be.accumulator())?);
         }
-        Ok(Self { plan, draws, ids: all, logp, has_run: false, recording: None })
+        Ok(Self { plan, draws, ids: all, logp, has_run: false, recording: None, used: 0 })
     }
 
     /// The work: the same ops on the same tensors every time.

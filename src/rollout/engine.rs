@@ -46,6 +46,7 @@ impl<'a> Engine<'a> {
         let cache = KvCache::new(backend, &model.config, scheduler.blocks.total(), settings.block_size)?;
         let (bursts, acts, burst) =
             (Bursts::default(), Activations::default(), settings.burst.min(settings.block_size));
+        let acts = acts.with_room(settings.prefill_tokens);
         let positions = model.config.max_positions;
         Ok(Self { backend, cache, scheduler, padding, bursts, burst, positions, acts, interrupted: None })
     }
@@ -187,7 +188,7 @@ impl<'a> Engine<'a> {
         first: usize,
         rows: &[i32],
     ) -> Result<()> {
-        let mut hidden = self.backend.alloc(&[rows.len(), policy.model.config.hidden], self.backend.activation())?;
+        let mut hidden = self.backend.alloc_unset(&[rows.len(), policy.model.config.hidden], self.backend.activation())?;
         self.backend.gather_rows(self.acts.hidden(), &self.indices(rows)?, &mut hidden)?;
         let running = &self.scheduler.running[first..];
         let draws: Vec<Draw> = running.iter().map(|r| replies[r.request][r.sample].draw).collect();
@@ -237,7 +238,7 @@ impl<'a> Engine<'a> {
     }
 
     fn indices(&self, values: &[i32]) -> Result<Tensor> {
-        let mut tensor = self.backend.alloc(&[values.len()], DType::I32)?;
+        let mut tensor = self.backend.alloc_unset(&[values.len()], DType::I32)?;
         self.backend.write(&mut tensor, &Tensor::from_slice(&[values.len()], values))?;
         Ok(tensor)
     }

@@ -48,3 +48,16 @@ fn a_device_without_the_vendors_library_has_no_ceiling_and_says_why() {
     assert!(gemm.len() > 3 && gemm.iter().all(|r| r.is_wrong() && r.median.is_none()), "{gemm:#?}");
     assert!(gemm[0].status.contains("no library for matrix products"), "{}", gemm[0].status);
 }
+
+#[test]
+fn times_without_the_vendors_library_are_no_result() {
+    for only in ["kernel/", "model/"] {
+        let rows = rows(only, false);
+        let timed: Vec<&Row> = rows.iter().filter(|r| only.trim_end_matches('/') == r.suite).collect();
+        assert!(timed.len() > 5, "{only}: {} rows", timed.len());
+        for row in timed {
+            assert!(row.is_wrong() && row.median.is_none() && row.tokens_per_second.is_none(), "{row:?}");
+            assert!(row.status.contains("no result") && row.status.contains("made without a library"), "{row:?}");
+        }
+    }
+}

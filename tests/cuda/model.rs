@@ -113,9 +113,8 @@ fn loss_and_gradients_are_as_exact_as_bf16_allows() {
     }
 }
 
-fn generate(be: &dyn Backend, base: &Model, adapter: &Adapter, burst: usize, rounds: usize) -> Vec<Vec<Sample>> {
-    let settings = Settings { block_size: 8, cache_tokens: 1024, prefill_tokens: 64, max_running: 16, burst };
-    let sampling = Sampling { temperature: 0.7, top_p: 1.0, top_k: 0, max_tokens: 9 };
+/// A few samples of each prompt, of other lengths.
+fn requests() -> Vec<Request> {
     let request = |(i, group): (usize, Group)| Request {
         prompt: group.prompt,
         samples: 2 + i,
@@ -123,7 +122,13 @@ fn generate(be: &dyn Backend, base: &Model, adapter: &Adapter, burst: usize, rou
         stream: format!("{i}"),
         max_tokens: 9 - 2 * i,
     };
-    let requests: Vec<Request> = groups(80).into_iter().enumerate().map(request).collect();
+    groups(80).into_iter().enumerate().map(request).collect()
+}
+
+fn generate(be: &dyn Backend, base: &Model, adapter: &Adapter, burst: usize, rounds: usize) -> Vec<Vec<Sample>> {
+    let settings = Settings { block_size: 8, cache_tokens: 1024, prefill_tokens: 64, max_running: 16, burst };
+    let sampling = Sampling { temperature: 0.7, top_p: 1.0, top_k: 0, max_tokens: 9 };
+    let requests = requests();
     let mut engine = Engine::new(be, base, &settings).unwrap();
     let policy = Policy { model: base, adapter: Some(adapter) };
     let samples = engine.generate(policy, &requests, &sampling, &[7, 9]).unwrap();
@@ -155,6 +160,27 @@ fn recorded_bursts_sample_what_single_steps_sample_and_the_trainer_scores() {
     // Engine and trainer order their sums differently, and each may be as far from exact as a plain bf16 computation.
     let (gauge, bound) = (mean_difference(&recorded, &trained), 2.0 * mean_difference(&plain, &exact));
     assert!(gauge <= bound, "engine and trainer differ by {gauge} a token, allowed {bound}");
+}
+
+#[test]
+fn one_engine_serves_an_adapter_and_the_base_in_turns() {
+    let be = gpu(Order::Forward, 0, false);
+    let base = model(&be, QWEN2);
+    let adapter = adapter(&be, &base.config);
+    let settings = Settings { block_size: 8, cache_tokens: 1024, prefill_tokens: 64, max_running: 16, burst: 4 };
+    let sampling = Sampling { temperature: 0.7, top_p: 1.0, top_k: 0, max_tokens: 9 };
+    let requests = requests();
+    let mut engine = Engine::new(&be, &base, &settings).unwrap();
+    // The same rows, in turns: recordings of one work while those of the other are made and replayed.
+    let mut first: [Option<Vec<Vec<Sample>>>; 2] = [None, None];
+    for _ in 0..3 {
+        for (adapter, first) in [Some(&adapter), None].into_iter().zip(&mut first) {
+            let policy = Policy { model: &base, adapter };
+            let samples = engine.generate(policy, &requests, &sampling, &[7, 9]).unwrap();
+            assert_eq!(*first.get_or_insert_with(|| samples.clone()), samples, "adapter: {}", adapter.is_some());
+        }
+    }
+    assert_ne!(first[0], first[1], "the adapter changes nothing, and shows nothing");
 }
 
 /// The trainer's log-probabilities of the replies.

@@ -201,6 +201,10 @@ impl Device for Simt {
         if self.shared.records(work) { Ok(()) } else { self.shared.launch(launch) }
     }
 
+    fn gemm_library(&self) -> Result<()> {
+        if self.shared.has_gemm { Ok(()) } else { Err(Error::system("this emulation was made without a library")) }
+    }
+
     fn gemm(&self, g: &Gemm) -> Result<bool> {
         if !self.shared.has_gemm {
             return Ok(false);
@@ -285,6 +289,11 @@ impl Shared {
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
+        for arg in launch.args {
+            if let Arg::Pointer(address @ 1..) = *arg {
+                self.range(address, 0).map_err(|e| e.context(format!("an argument of {}", launch.kernel.name)))?;
+            }
+        }
         run(launch, self.order, self.seed)?;
         self.check_redzones(launch.kernel.name)
     }

@@ -46,7 +46,7 @@ sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sani
 for tool in memcheck racecheck; do
     if [ -z "$sanitizer" ]; then
         row sanitizer "$tool" "not run: compute-sanitizer is not installed"
-    elif timeout "${SECONDS_SANITIZER:-600}" "$sanitizer" --tool "$tool" --error-exitcode 86 "$onestep" bench --quick --only correctness --out "$scratch" > "$scratch/log" 2>&1; then
+    elif timeout "${SECONDS_SANITIZER:-600}" "$sanitizer" --tool "$tool" --error-exitcode 86 "$onestep" bench --quick --only correctness --separate-allocations --out "$scratch" > "$scratch/log" 2>&1; then
         row sanitizer "$tool" checked
     else
         code=$?

@@ -5,12 +5,53 @@ use std::collections::BTreeMap;
 /// Every part starts at a multiple of this: what tensor-core loads and the vendor's GEMMs like best.
 const ALIGNMENT: usize = 256;
 
+/// Free parts of a range by their starts, no two of them neighbours.
+#[derive(Debug, Default)]
+pub(super) struct FreeParts(BTreeMap<usize, usize>);
+
+impl FreeParts {
+    /// The first part of at least `bytes` bytes, cut to these.
+    pub fn take(&mut self, bytes: usize) -> Option<usize> {
+        let bytes = rounded(bytes);
+        let (start, length) = self.0.iter().find(|&(_, &length)| length >= bytes).map(|(&s, &l)| (s, l))?;
+        self.0.remove(&start);
+        if length > bytes {
+            self.0.insert(start + bytes, length - bytes);
+        }
+        Some(start)
+    }
+
+    /// Takes a part in, joined with its neighbours.
+    pub fn give(&mut self, mut start: usize, bytes: usize) {
+        let mut length = rounded(bytes);
+        if let Some(after) = self.0.remove(&(start + length)) {
+            length += after;
+        }
+        if let Some((&before, &before_length)) = self.0.range(..start).next_back()
+            && before + before_length == start
+        {
+            self.0.remove(&before);
+            (start, length) = (before, before_length + length);
+        }
+        self.0.insert(start, length);
+    }
+
+    /// Bytes of all parts.
+    pub fn bytes(&self) -> usize {
+        self.0.values().sum()
+    }
+
+    /// Takes all parts out, as (start, bytes).
+    pub fn drain(&mut self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        std::mem::take(&mut self.0).into_iter()
+    }
+}
+
 /// A range of `total` bytes and its free parts.
 #[derive(Debug)]
 pub(super) struct Arena {
     total: usize,
-    /// Start of each free part and its length.
-    free: BTreeMap<usize, usize>,
+    free: FreeParts,
     in_use: usize,
     peak: usize,
 }
@@ -18,37 +59,22 @@ pub(super) struct Arena {
 impl Arena {
     pub fn new(total: usize) -> Self {
         let total = total / ALIGNMENT * ALIGNMENT;
-        Self { total, free: BTreeMap::from([(0, total)]), in_use: 0, peak: 0 }
+        Self { total, free: FreeParts(BTreeMap::from([(0, total)])), in_use: 0, peak: 0 }
     }
 
     /// The offset of `bytes` bytes, or `None` when no free part is as long. Parts of equal sizes taken and freed in the same order get
     /// the same offsets again.
     pub fn take(&mut self, bytes: usize) -> Option<usize> {
-        let bytes = Self::rounded(bytes);
-        let (start, length) = self.free.iter().find(|&(_, &length)| length >= bytes).map(|(&s, &l)| (s, l))?;
-        self.free.remove(&start);
-        if length > bytes {
-            self.free.insert(start + bytes, length - bytes);
-        }
-        self.in_use += bytes;
+        let start = self.free.take(bytes)?;
+        self.in_use += rounded(bytes);
         self.peak = self.peak.max(self.in_use);
         Some(start)
     }
 
     /// Gives back what `take` gave for as many bytes.
-    pub fn give(&mut self, mut start: usize, bytes: usize) {
-        let mut length = Self::rounded(bytes);
-        self.in_use -= length;
-        if let Some(after) = self.free.remove(&(start + length)) {
-            length += after;
-        }
-        if let Some((&before, &before_length)) = self.free.range(..start).next_back()
-            && before + before_length == start
-        {
-            self.free.remove(&before);
-            (start, length) = (before, before_length + length);
-        }
-        self.free.insert(start, length);
+    pub fn give(&mut self, start: usize, bytes: usize) {
+        self.in_use -= rounded(bytes);
+        self.free.give(start, bytes);
     }
 
     /// The whole range.
@@ -58,17 +84,18 @@ impl Arena {
 
     /// Bytes not taken, and the longest part of them.
     pub fn available(&self) -> (usize, usize) {
-        (self.total - self.in_use, self.free.values().copied().max().unwrap_or(0))
+        (self.total - self.in_use, self.free.0.values().copied().max().unwrap_or(0))
     }
 
     /// The most bytes that were taken at one time.
     pub fn peak(&self) -> usize {
         self.peak
     }
+}
 
-    fn rounded(bytes: usize) -> usize {
-        bytes.max(1).next_multiple_of(ALIGNMENT)
-    }
+/// Bytes as they are taken and given.
+fn rounded(bytes: usize) -> usize {
+    bytes.max(1).next_multiple_of(ALIGNMENT)
 }
 
 #[cfg(test)]

@@ -89,7 +89,13 @@ impl Compiler {
 
     /// The same for a source that is not among the crate's.
     pub fn compile_source(&self, stem: &str, source: &str, arch: &str) -> Result<Compiled> {
-        let key = key(stem, source, arch);
+        self.compile_with(stem, source, arch, &[])
+    }
+
+    /// The same with options of NVRTC beside the usual ones, for example "--fmad=false".
+    pub fn compile_with(&self, stem: &str, source: &str, arch: &str, more: &[&str]) -> Result<Compiled> {
+        let options: Vec<String> = options(arch).into_iter().chain(more.iter().map(|o| (*o).to_string())).collect();
+        let key = key(stem, source, arch, &options);
         let known = match &self.nvrtc {
             Ok(nvrtc) => Some(self.folder.join(format!("{key}-{}.cubin", nvrtc.version))),
             Err(_) => newest(&self.folder, &key),
@@ -105,7 +111,7 @@ impl Compiler {
             ))
         })?;
         let start = Instant::now();
-        let compiled = nvrtc.compile(&format!("{stem}.cu"), source, &options(arch));
+        let compiled = nvrtc.compile(&format!("{stem}.cu"), source, &options);
         let (cubin, log) = compiled.map_err(|e| e.context(format!("compiling kernels/{stem}.cu for {arch}")))?;
         let path = self.folder.join(format!("{key}-{}.cubin", nvrtc.version));
         // The log first: an entry is there when its cubin is.
@@ -122,9 +128,9 @@ fn options(arch: &str) -> Vec<String> {
 }
 
 /// A file name, but for the compiler's version: everything else that decides about the content is in it.
-fn key(stem: &str, source: &str, arch: &str) -> String {
+fn key(stem: &str, source: &str, arch: &str, options: &[String]) -> String {
     let mut hasher = blake3::Hasher::new();
-    for part in [source, HEADER, &options(arch).join(" ")] {
+    for part in [source, HEADER, &options.join(" ")] {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
     }
     format!("{stem}-{arch}-{}", &hasher.finalize().to_hex()[..24])
@@ -312,7 +318,7 @@ ptxas info    : Used 26 registers, used 0 barriers";
         for part in ["tensor.cu for sm_80", "pip install nvidia-cuda-nvrtc", "kernels compile --arch sm_80"] {
             assert!(error.contains(part), "{error}");
         }
-        let key = key("tensor", kernels::source("tensor").unwrap(), "sm_80");
+        let key = key("tensor", kernels::source("tensor").unwrap(), "sm_80", &options("sm_80"));
         let put = |name: String, bytes: &[u8]| {
             std::fs::write(folder.path().join(format!("{name}.log")), "").unwrap();
             std::fs::write(folder.path().join(name), bytes).unwrap();

@@ -89,13 +89,26 @@ pub trait Device: Send + Sync {
     fn launch(&self, launch: &Launch) -> Result<()>;
     /// A matrix product of the vendor's library; false when this device has none for it, and nothing was done.
     fn gemm(&self, gemm: &Gemm) -> Result<bool>;
+    /// Error: why there is no vendor's library for matrix products, so that `gemm` does none.
+    fn gemm_library(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Writes what was chosen by timing (algorithms of matrix products) to where a resumed run finds it. Does nothing on a device that
+    /// chooses nothing. Error: the file cannot be written.
+    fn keep_choices(&self) -> Result<()> {
+        Ok(())
+    }
     /// Waits for all work given so far.
     fn synchronize(&self) -> Result<()>;
     /// Seconds that the device takes for the work that `work` gives it, by its own clock.
     fn elapsed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
     /// (free, total) bytes of memory that `alloc` can give out.
     fn memory(&self) -> Result<(usize, usize)>;
-    /// Records what `work` gives the device, without doing it. Memory that `work` takes and frees stays the recording's own; tensors
-    /// that it was given must outlive it. `work` must not copy from or to the host.
+    /// True when `record` gives recordings.
+    fn records(&self) -> bool {
+        true
+    }
+    /// Records what `work` gives the device, without doing it. Memory that `work` takes and frees stays the recording's own, and is taken
+    /// again by `work` itself; tensors that it was given must outlive it. `work` must not copy from or to the host.
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>>;
 }

@@ -3,14 +3,17 @@
 //!
 //! The contract of all `unsafe` here: handles (context, stream, module, function, event) are made by this file and live as long as the
 //! program; device addresses come from live tensors of this arena, whose shapes the ops have checked; host buffers outlive the call,
-//! which returns only when they have been read or written.
+//! which returns only when they have been read or written (uploads.rs).
 
 use super::arena::Arena;
 use super::compiler::Compiler;
 use super::device::{Arg, Device, Gemm, Launch};
 use super::gemm_library::GemmLibrary;
+use super::graph::Graph;
 use super::kernels::Kernel;
 use super::library;
+use super::memory::{Function, Memory, Module, Recorded, State, lock};
+use super::uploads::Uploads;
 use crate::backend::Recording;
 use crate::error::{Error, Result};
 use crate::tensor::DeviceMemory;
@@ -18,7 +21,7 @@ use cudarc::driver::{DriverError, result, sys};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_void};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How a GPU is used.
 #[derive(Debug, Clone)]
@@ -35,6 +38,8 @@ pub struct Options {
     pub fixed_gemms: bool,
     /// Wait after every launch, so that an error names the launch it comes from. Slow.
     pub check_each: bool,
+    /// Give every tensor an allocation of its own, so that compute-sanitizer sees accesses outside of one. Slow, and nothing is recorded.
+    pub separate_allocations: bool,
 }
 
 /// One GPU.
@@ -44,16 +49,19 @@ pub struct Gpu {
     arch: String,
     context: Context,
     state: Arc<Mutex<State>>,
-    base: u64,
+    /// Of the arena; none where every tensor has an allocation of its own.
+    base: Option<u64>,
+    uploads: Mutex<Uploads>,
     compiler: Compiler,
-    gemms: Option<Mutex<GemmLibrary>>,
+    /// Or why there is none.
+    gemms: Result<Mutex<GemmLibrary>>,
 }
 
 /// Handles that belong to the primary context. It is current on every thread that calls.
 #[derive(Clone, Copy)]
-struct Context {
-    context: sys::CUcontext,
-    stream: sys::CUstream,
+pub(super) struct Context {
+    pub context: sys::CUcontext,
+    pub stream: sys::CUstream,
 }
 
 // SAFETY: CUDA contexts and streams may be used from any thread; calls on one stream are ordered by the driver.
@@ -61,82 +69,12 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
-struct State {
-    arena: Arena,
-    functions: HashMap<Kernel, Function>,
-    modules: HashMap<&'static str, Module>,
-    /// The newest launches, for the message when one failed.
-    recent: VecDeque<&'static str>,
-    /// Parts of the arena freed while a recording is made: they stay its own.
-    held: Option<Vec<(usize, usize)>>,
-    /// Wait after every launch.
-    check_each: bool,
-}
-
-#[derive(Clone, Copy)]
-struct Module(sys::CUmodule);
-// SAFETY: modules are read-only after loading and belong to the context, not to a thread.
-unsafe impl Send for Module {}
-
-#[derive(Clone, Copy)]
-struct Function {
-    handle: sys::CUfunction,
-    /// Bytes of dynamic shared memory it may take.
-    shared: u32,
-}
-// SAFETY: as `Module`.
-unsafe impl Send for Function {}
-
-struct Memory {
-    address: u64,
-    offset: usize,
-    bytes: usize,
-    state: Arc<Mutex<State>>,
-    context: Context,
-}
-
-impl DeviceMemory for Memory {
-    fn address(&self) -> u64 {
-        self.address
-    }
-
-    fn download(&self, bytes: &mut [u8]) -> Result<()> {
-        if lock(&self.state).held.is_some() {
-            return Err(Error::system("values were read while work was recorded; read them before"));
-        }
-        let n = bytes.len();
-        // SAFETY: see the contract above; the stream is waited for before the bytes are looked at.
-        unsafe {
-            let Context { context, stream } = self.context;
-            result::ctx::set_current(context)
-                .and_then(|()| result::memcpy_dtoh_async(bytes, self.address, stream))
-                .and_then(|()| result::stream::synchronize(stream))
-        }
-        .map_err(|e| lost(&self.state, &format!("copying {n} bytes from the GPU"), e))
-    }
-}
-
 /// Why waiting for the GPU failed: the launches that may have done it.
-fn lost(state: &Mutex<State>, doing: &str, error: DriverError) -> Error {
+pub(super) fn lost(state: &Mutex<State>, doing: &str, error: DriverError) -> Error {
     let State { recent, check_each, .. } = &*lock(state);
     let recent: Vec<&str> = recent.iter().copied().collect();
     let hint = if *check_each { "the last one failed" } else { "run again with run.gpu_check=true to see which" };
     failed(doing, error).context(format!("newest launches: {}; {hint}", recent.join(", ")))
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        let mut state = lock(&self.state);
-        match &mut state.held {
-            Some(held) => held.push((self.offset, self.bytes)),
-            None => state.arena.give(self.offset, self.bytes),
-        }
-    }
-}
-
-/// The state is consistent between statements, so a panic of another thread does not spoil it.
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Dynamic shared memory that every kernel may take without being told.
@@ -146,7 +84,7 @@ const RECENT: usize = 8;
 /// Left to the driver, modules and the GEMM library beside the arena.
 const SPARE: usize = 600 << 20;
 
-fn failed(doing: &str, error: DriverError) -> Error {
+pub(super) fn failed(doing: &str, error: DriverError) -> Error {
     let text = error.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("no text").to_string();
     Error::system(format!("{doing}: CUDA says {:?}: {text}", error.0))
 }
@@ -189,28 +127,24 @@ impl Gpu {
 
         let (free, total) = result::mem_get_info().map_err(|e| failed("asking for free memory", e))?;
         let arena = Arena::new((free.saturating_sub(SPARE) as f64 * options.memory) as usize);
-        // SAFETY: a plain allocation; it lives as long as the program.
-        let base = unsafe { result::malloc_sync(arena.total()) }.map_err(|e| {
-            failed(
-                &format!(
-                    "taking {} MB of the {} MB free of {} MB on {name}",
-                    arena.total() >> 20,
-                    free >> 20,
-                    total >> 20
-                ),
-                e,
-            )
-        })?;
+        let base = match options.separate_allocations {
+            true => None,
+            // SAFETY: a plain allocation; it lives as long as the program.
+            false => Some(unsafe { result::malloc_sync(arena.total()) }.map_err(|e| {
+                let [taken, free, total] = [arena.total(), free, total].map(|bytes| bytes >> 20);
+                failed(&format!("taking {taken} MB of the {free} MB free of {total} MB on {name}"), e)
+            })?),
+        };
         let gemms = match library::cublaslt() {
-            Ok(()) => Some(Mutex::new(GemmLibrary::open(options.gemms.clone(), options.fixed_gemms)?)),
-            Err(_) => None,
+            Ok(()) => Ok(Mutex::new(GemmLibrary::open(options.gemms.clone(), options.fixed_gemms)?)),
+            Err(why) => Err(why),
         };
         let state = State {
             arena,
             functions: HashMap::new(),
             modules: HashMap::new(),
             recent: VecDeque::new(),
-            held: None,
+            recording: None,
             check_each: options.check_each,
         };
         Ok(Self {
@@ -219,6 +153,7 @@ impl Gpu {
             compiler: Compiler::new(options.kernels.clone()),
             arch,
             context,
+            uploads: Mutex::new(Uploads::new().map_err(|e| failed("taking host memory for uploads", e))?),
             state: Arc::new(Mutex::new(state)),
             base,
             gemms,
@@ -277,12 +212,14 @@ impl Gpu {
         Ok(allowed.handle)
     }
 
+    /// Notes a launch that is about to be given to the stream.
     fn remember(&self, name: &'static str) {
-        let recent = &mut lock(&self.state).recent;
+        let State { recent, recording, .. } = &mut *lock(&self.state);
         if recent.len() == RECENT {
             recent.pop_front();
         }
         recent.push_back(name);
+        recording.iter_mut().for_each(|recorded| recorded.launches += 1);
     }
 
     fn after_launch(&self) -> Result<()> {
@@ -290,7 +227,7 @@ impl Gpu {
     }
 
     fn is_recording(&self) -> bool {
-        lock(&self.state).held.is_some()
+        lock(&self.state).recording.is_some()
     }
 }
 
@@ -304,11 +241,11 @@ impl Device for Gpu {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn DeviceMemory>> {
-        let taken = {
-            let arena = &mut lock(&self.state).arena;
-            arena.take(bytes).ok_or_else(|| (arena.available(), arena.total()))
+        let (taken, total) = {
+            let mut state = lock(&self.state);
+            (state.take(bytes), state.arena.total())
         };
-        let offset = taken.map_err(|((free, longest), total)| {
+        let offset = taken.map_err(|(free, longest)| {
             Error::system(format!(
                 "out of GPU memory: {:.1} MB asked, {:.1} MB free of {:.1} MB (longest piece {:.1} MB) on {}; `onestep plan` says what \
                  takes it and what would fit: smaller sft.micro_tokens, rl.micro_tokens or engine.cache_tokens",
@@ -319,8 +256,11 @@ impl Device for Gpu {
                 self.name
             ))
         })?;
-        let (address, state) = (self.base + offset as u64, self.state.clone());
-        Ok(Arc::new(Memory { address, offset, bytes, state, context: self.context }))
+        if self.base.is_none() {
+            self.bind()?;
+        }
+        let memory = Memory::new(offset, bytes, self.base, &self.state, self.context);
+        Ok(Arc::new(memory.map_err(|e| failed(&format!("taking {bytes} bytes on {}", self.name), e))?))
     }
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
@@ -328,8 +268,9 @@ impl Device for Gpu {
             return Err(Error::system("values from the host were written while work was recorded; write them before"));
         }
         self.bind()?;
-        // SAFETY: see the contract above; the host bytes are pageable, so the driver has read them when the call returns.
-        unsafe { result::memcpy_htod_async(to, bytes, self.context.stream) }
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        uploads
+            .copy(to, bytes, self.context.stream)
             .map_err(|e| self.lost(&format!("copying {} bytes to the GPU", bytes.len()), e))
     }
 
@@ -383,13 +324,22 @@ impl Device for Gpu {
     }
 
     fn gemm(&self, gemm: &Gemm) -> Result<bool> {
-        let Some(library) = &self.gemms else { return Ok(false) };
+        let Ok(library) = &self.gemms else { return Ok(false) };
         self.bind()?;
         self.remember("cublasLtMatmul");
         let mut library = library.lock().unwrap_or_else(PoisonError::into_inner);
         let done = library.run(self, self.context.stream, gemm, self.is_recording())?;
         self.after_launch()?;
         Ok(done)
+    }
+
+    fn gemm_library(&self) -> Result<()> {
+        self.gemms.as_ref().map(|_| ()).map_err(Clone::clone)
+    }
+
+    fn keep_choices(&self) -> Result<()> {
+        let Ok(library) = &self.gemms else { return Ok(()) };
+        library.lock().unwrap_or_else(PoisonError::into_inner).keep()
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -426,10 +376,17 @@ impl Device for Gpu {
         Ok((arena.available().0, arena.total()))
     }
 
+    fn records(&self) -> bool {
+        self.base.is_some()
+    }
+
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>> {
+        if !self.records() {
+            return Err(Error::system("work was recorded where every tensor has an allocation of its own"));
+        }
         self.bind()?;
         let doing = |e| self.lost("recording work for the GPU", e);
-        lock(&self.state).held = Some(vec![]);
+        lock(&self.state).recording = Some(Recorded::new());
         let stream = self.context.stream;
         // SAFETY: the stream is live; the mode lets only this thread's calls matter. The capture is ended whatever `work` says.
         let (done, graph) = unsafe {
@@ -438,56 +395,10 @@ impl Device for Gpu {
             let done = begun.map_err(doing).and_then(|()| work());
             (done, result::stream::end_capture(stream))
         };
-        let held = lock(&self.state).held.take().unwrap_or_default();
-        let mut recorded =
-            Graph { executable: None, context: self.context, held, state: self.state.clone(), name: self.name.clone() };
-        done?;
-        let graph = graph.map_err(doing)?;
-        // SAFETY: the graph was just made, and is destroyed once it is instantiated.
-        unsafe {
-            let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            result::graph::destroy(graph).map_err(doing)?;
-            recorded.executable = Some(executable.map_err(doing)?);
-        }
+        let recorded = lock(&self.state).recording.take().unwrap_or_else(Recorded::new);
+        let mut recorded = Graph::new(recorded, self.context, self.state.clone(), self.name.clone());
+        let made = graph.map_err(doing).and_then(|graph| recorded.instantiate(graph).map_err(doing));
+        done.and(made)?;
         Ok(Box::new(recorded))
-    }
-}
-
-/// A CUDA graph and the memory that is its own.
-struct Graph {
-    executable: Option<sys::CUgraphExec>,
-    context: Context,
-    held: Vec<(usize, usize)>,
-    state: Arc<Mutex<State>>,
-    name: String,
-}
-
-// SAFETY: an instantiated graph may be launched from any thread.
-unsafe impl Send for Graph {}
-// SAFETY: launches of one graph on one stream are ordered by the driver.
-unsafe impl Sync for Graph {}
-
-impl Recording for Graph {
-    fn replay(&self) -> Result<()> {
-        let Some(executable) = self.executable else { return Ok(()) };
-        // SAFETY: context, stream and graph are live; the memory that the graph uses is held by it or by tensors of its maker.
-        unsafe {
-            let bound = result::ctx::set_current(self.context.context);
-            bound.and_then(|()| result::graph::launch(executable, self.context.stream))
-        }
-        .map_err(|e| failed(&format!("replaying recorded work on {}", self.name), e))
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        if let Some(executable) = self.executable {
-            // SAFETY: destroyed once. An error here has nobody to go to, and the memory is given back in any case.
-            let _ = unsafe { result::graph::exec_destroy(executable) };
-        }
-        let mut state = lock(&self.state);
-        for (offset, bytes) in self.held.drain(..) {
-            state.arena.give(offset, bytes);
-        }
     }
 }

@@ -1,5 +1,5 @@
-//! Matrix products by cuBLASLt: descriptors and algorithms cached by shape, algorithms timed on the real operands' shapes, the choice
-//! kept in a file, so that a resumed run computes the same bits.
+//! Matrix products by cuBLASLt: descriptors cached by shape, algorithms timed once for a class of shapes, the choices kept in a file,
+//! so that a resumed run computes the same bits.
 //!
 //! The contract of all `unsafe` here: descriptors are made and destroyed by `Plan`; the caller guarantees a current context, a live
 //! stream, and addresses of live tensors as large as the `Gemm` says (`Device`'s contract).
@@ -13,6 +13,7 @@ use cudarc::driver::sys::CUstream;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,6 +22,14 @@ const WORKSPACE: usize = 32 << 20;
 /// Algorithms asked for, and runs of each when they are timed.
 const CANDIDATES: usize = 8;
 const RUNS: usize = 3;
+/// Shapes whose descriptors are kept; when there are more, all are dropped and made again. A step of ragged batches has some twenty new
+/// ones.
+const MOST_PLANS: usize = 4096;
+/// Ways to add up what splits of K give, of CUBLASLT_REDUCTION_SCHEME: COMPUTE_TYPE alone. INPLACE adds in an order that is not fixed,
+/// OUTPUT_TYPE rounds partial sums to bf16.
+const REDUCTIONS: u32 = 2;
+/// Of the rule by which algorithms are chosen (`Key::class`, `REDUCTIONS`): choices by another rule are made again.
+const RULE: u32 = 1;
 
 /// The library's handle and what is known about each shape.
 pub(super) struct GemmLibrary {
@@ -28,6 +37,8 @@ pub(super) struct GemmLibrary {
     workspace: Option<Arc<dyn DeviceMemory>>,
     plans: HashMap<Key, Option<Plan>>,
     choices: Choices,
+    /// There are choices that the file does not have.
+    has_new: bool,
     file: Option<PathBuf>,
     is_fixed: bool,
 }
@@ -53,11 +64,14 @@ struct Plan {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
-/// The algorithms chosen so far, by key in words; the library's opaque 64 bytes as eight words.
+/// The algorithms chosen so far, by class in words; the library's opaque 64 bytes as eight words.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Choices {
     /// Choices hold for one version of the library only.
     version: usize,
+    /// And for one rule of ours.
+    #[serde(default)]
+    rule: u32,
     algorithms: BTreeMap<String, [u64; 8]>,
 }
 
@@ -79,26 +93,51 @@ impl Key {
             accumulates: gemm.beta != 0.0,
         }
     }
+
+    /// What the key shares with those that an algorithm is chosen for together: all but the exact number of tokens, which differs from
+    /// batch to batch. Tokens are the rows of c, or what is summed over where `a` is transposed.
+    fn class(mut self) -> Self {
+        let tokens = &mut self.extents[if self.is_transposed[0] { 2 } else { 0 }];
+        *tokens = match *tokens {
+            // Few tokens (decoding) are bound by memory; which tile is best differs there.
+            0..=16 => 16,
+            17..=64 => 64,
+            65..=4096 => tokens.next_multiple_of(256),
+            _ => tokens.next_multiple_of(1024),
+        };
+        self
+    }
 }
 
 impl GemmLibrary {
-    /// Choices are read from `file` when it exists and added to it. With `is_fixed` nothing is timed: the library's first algorithm.
+    /// Choices are read from `file` when it exists; `keep` writes it. With `is_fixed` nothing is timed, read or kept: the library's first
+    /// algorithm for each shape.
     pub fn open(file: Option<PathBuf>, is_fixed: bool) -> Result<Self> {
         let handle = result::create_handle()
             .map_err(|e| Error::system(format!("opening cuBLASLt: {:?}; the GPU may be out of memory", e.0)))?;
         // SAFETY: takes nothing.
         let version = unsafe { sys::cublasLtGetVersion() };
-        let fresh = Choices { version, algorithms: BTreeMap::new() };
+        let file = file.filter(|_| !is_fixed);
+        let fresh = Choices { version, rule: RULE, algorithms: BTreeMap::new() };
         let choices = match &file {
             Some(path) if path.exists() => {
                 let text = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
                 let read: Choices = serde_json::from_slice(&text)
                     .map_err(|e| Error::content(format!("{}: {e}; remove the file to time again", path.display())))?;
-                if read.version == version { read } else { fresh }
+                if (read.version, read.rule) == (version, RULE) { read } else { fresh }
             }
             _ => fresh,
         };
-        Ok(Self { handle, workspace: None, plans: HashMap::new(), choices, file, is_fixed })
+        Ok(Self { handle, workspace: None, plans: HashMap::new(), choices, has_new: false, file, is_fixed })
+    }
+
+    /// Writes the choices to their file when there are new ones.
+    pub fn keep(&mut self) -> Result<()> {
+        let Some(path) = self.file.as_ref().filter(|_| self.has_new) else { return Ok(()) };
+        let text = serde_json::to_vec_pretty(&self.choices).map_err(|e| Error::system(format!("GEMM choices: {e}")))?;
+        write_whole(path, &text)?;
+        self.has_new = false;
+        Ok(())
     }
 
     /// Does `gemm` on the stream; false when the library has no algorithm for it. While work is recorded nothing is timed.
@@ -108,6 +147,9 @@ impl GemmLibrary {
         }
         let key = Key::of(gemm);
         if !self.plans.contains_key(&key) {
+            if self.plans.len() >= MOST_PLANS {
+                self.plans.clear();
+            }
             let plan = self.plan(device, stream, gemm, &key, is_recording)?;
             self.plans.insert(key, plan);
         }
@@ -190,34 +232,62 @@ impl GemmLibrary {
             unsafe { result::set_matmul_desc_attribute(operation, attribute, (&value as *const i32).cast(), 4) }
                 .map_err(fail)?;
         }
-        let name = format!("{key:?}");
-        if let Some(&data) = self.choices.algorithms.get(&name) {
-            plan.algorithm.data = data;
-            return Ok(Some(plan));
-        }
-        let candidates = self.candidates(gemm, &plan, key)?;
-        let Some(&first) = candidates.first() else { return Ok(None) };
-        plan.algorithm = first;
-        if !self.is_fixed && !is_recording && candidates.len() > 1 {
-            plan.algorithm = self.fastest(device, stream, gemm, &plan, &candidates)?;
-        }
-        self.choices.algorithms.insert(name, plan.algorithm.data);
-        if let Some(path) = &self.file {
-            let text =
-                serde_json::to_vec_pretty(&self.choices).map_err(|e| Error::system(format!("GEMM choices: {e}")))?;
-            write_whole(path, &text)?;
-        }
-        Ok(Some(plan))
+        let chosen = self.choose(device, stream, gemm, &plan, key, is_recording)?;
+        Ok(chosen.map(|algorithm| {
+            plan.algorithm = algorithm;
+            plan
+        }))
     }
 
-    /// What the library would try, best guess first. In-place reductions (whose order is not fixed) are left out.
+    /// The algorithm of the shape's class where it can do the exact shape, else the library's first one for the shape; for a class met
+    /// first the fastest of several. `None` when the library has none.
+    fn choose(
+        &mut self,
+        device: &dyn Device,
+        stream: CUstream,
+        gemm: &Gemm,
+        plan: &Plan,
+        key: &Key,
+        is_recording: bool,
+    ) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
+        let class = format!("{:?}", key.class());
+        let known = self.choices.algorithms.get(&class).map(|&data| sys::cublasLtMatmulAlgo_t { data });
+        if let Some(algorithm) = known.filter(|algorithm| !self.is_fixed && self.can_do(plan, algorithm)) {
+            return Ok(Some(algorithm));
+        }
+        let candidates = self.candidates(gemm, plan, key)?;
+        let Some(&first) = candidates.first() else { return Ok(None) };
+        if self.is_fixed || known.is_some() {
+            return Ok(Some(first));
+        }
+        let chosen = match is_recording || candidates.len() == 1 {
+            true => first,
+            false => self.fastest(device, stream, gemm, plan, &candidates)?,
+        };
+        self.choices.algorithms.insert(class, chosen.data);
+        self.has_new = true;
+        Ok(Some(chosen))
+    }
+
+    /// Whether an algorithm that was chosen for another shape does the plan's, within the workspace.
+    fn can_do(&self, plan: &Plan, algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
+        let ([a, b, c], mut found) = (plan.layouts, MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed());
+        // SAFETY: descriptors, layouts and handle are live; the library writes one result, of which zeros are a value too.
+        unsafe {
+            let result = found.as_mut_ptr();
+            let status = sys::cublasLtMatmulAlgoCheck(self.handle, plan.operation, b, a, c, c, algorithm, result);
+            status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && (*result).workspaceSize <= WORKSPACE
+        }
+    }
+
+    /// What the library would try, best guess first.
     fn candidates(&self, gemm: &Gemm, plan: &Plan, key: &Key) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
         let fail = |e| failed("looking for an algorithm", gemm, e);
         let preference = result::create_matmul_pref().map_err(fail)?;
         use sys::cublasLtMatmulPreferenceAttributes_t::*;
         let [a, b, c] = key.alignments;
         let numbers = [
-            (CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, 6), // COMPUTE_TYPE | OUTPUT_TYPE
+            (CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, REDUCTIONS),
             (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b),
             (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a),
             (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),

@@ -102,6 +102,8 @@ pub struct Places {
     packages: OnceLock<Vec<PathBuf>>,
 }
 
+/// The places in words.
+const PLACES: &str = "LD_LIBRARY_PATH, CUDA_HOME, CUDA_PATH, the usual folders or the packages of python3";
 /// Where distributions and containers put the driver and the toolkit.
 const SYSTEM: [&str; 9] = [
     "usr/lib/x86_64-linux-gnu",
@@ -194,7 +196,11 @@ impl Places {
                 "{name}: {} is newer than CUDA {driver}, which the driver runs; {install}, or update the driver",
                 path.display()
             ),
-            _ => format!("{name} not found; {install}"),
+            _ => {
+                let files: Vec<String> =
+                    name.majors().iter().map(|major| format!("lib{}.so.{major}", name.stem())).collect();
+                format!("{name} not found (no {} in {PLACES}); {install}", files.join(" or "))
+            }
         }))
     }
 
@@ -471,7 +477,9 @@ mod tests {
         let root = tree(&["mine/libnvrtc.so.13", "mine/libcuda.so.1"]);
         let places = places(root.path(), &[("LD_LIBRARY_PATH", "mine")]);
         let error = places.find(Name::Nccl, CUDA_12).unwrap_err().to_string();
-        assert!(error.contains("NCCL not found") && error.contains("nvidia-nccl-cu12"), "{error}");
+        for part in ["NCCL not found (no libnccl.so.2 in LD_LIBRARY_PATH", "nvidia-nccl-cu12"] {
+            assert!(error.contains(part), "{error}");
+        }
         // An empty file is no library; the loader says so.
         let error = places.open(Name::Driver, None).unwrap_err().to_string();
         assert!(error.contains("libcuda.so.1: ") && error.contains("file too short"), "{error}");

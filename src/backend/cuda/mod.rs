@@ -20,9 +20,12 @@ pub mod compiler;
 pub mod device;
 pub mod driver;
 mod gemm_library;
+mod graph;
 pub mod kernels;
 pub mod library;
+mod memory;
 pub mod probe;
+mod uploads;
 
 mod adamw;
 mod add_rmsnorm;
@@ -148,12 +151,20 @@ impl Backend for Cuda {
         Ok(tensor)
     }
 
+    fn alloc_unset(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        self.workspace(shape, dtype)
+    }
+
     fn records(&self) -> bool {
-        true
+        self.device.records()
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Recording>>> {
         self.device.record(work).map(Some)
+    }
+
+    fn keep_choices(&self) -> Result<()> {
+        self.device.keep_choices()
     }
 
     fn place(&self, weight: Tensor) -> Result<Tensor> {

@@ -111,6 +111,9 @@ pub struct BenchArgs {
     /// Where to compute: cuda, cuda:1, or cpu (with --quick)
     #[arg(long, value_name = "DEVICE", default_value = "cuda")]
     pub device: String,
+    /// A device allocation for each tensor, for compute-sanitizer; times mean nothing
+    #[arg(long, conflicts_with = "table")]
+    pub separate_allocations: bool,
     /// Folder for bench.jsonl, bench.csv and machine.json
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,

@@ -1,5 +1,6 @@
-// A GEMM library over the emulation: libcublasLt.so.13, column-major as the real one, with two algorithms to choose from. It refuses
-// what the real one would read wrongly: layouts that do not fit together, operands less aligned than was promised.
+// A GEMM library over the emulation: libcublasLt.so.13, column-major as the real one, with two algorithms to choose from: the first takes
+// twice the time, the second an even number of columns of c only. It refuses what the real one would read wrongly: layouts that do not fit
+// together, operands less aligned than was promised, an algorithm for a shape that it does not do.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -52,7 +53,9 @@ int multiply(void* argument) {
   }
   return SUCCESS;
 }
-using Do = int (*)(int (*)(void*), void (*)(void*), void*);
+using Do = int (*)(int (*)(void*), void (*)(void*), void*, unsigned);
+bool does(const Algorithm& algorithm, const Layout& c) { return algorithm.data[0] == 1 || (algorithm.data[0] == 2 && c.columns % 2 == 0); }
+long asked = 0, products = 0;
 }  // namespace
 
 extern "C" {
@@ -82,23 +85,36 @@ int cublasLtMatmulAlgoGetHeuristic(void*, Operation* operation, Layout* a, Layou
                                    Heuristic* results, int* count) {
   *count = 0;
   if (!fits(*operation, *a, *b, *c)) return INVALID_VALUE;
-  if (preference->reduction & 1) return INVALID_VALUE;  // in place: bits would depend on timing
+  // In place: bits would depend on timing. In the type of c: partial sums would be rounded to bf16.
+  if (preference->reduction & 5) return INVALID_VALUE;
+  asked++;
   for (int i = 0; i < 2 && i < wanted; i++) {
     Heuristic h{};
     h.algorithm.data[0] = i + 1;
     for (int side = 0; side < 3; side++) h.algorithm.data[1 + side] = preference->alignment[side];
-    results[(*count)++] = h;
+    if (does(h.algorithm, *c)) results[(*count)++] = h;
   }
   return SUCCESS;
 }
+int cublasLtMatmulAlgoCheck(void*, Operation* operation, Layout* a, Layout* b, Layout* c, Layout*, const Algorithm* algorithm, Heuristic* result) {
+  if (!fits(*operation, *a, *b, *c)) return INVALID_VALUE;
+  if (!does(*algorithm, *c)) return NOT_SUPPORTED;
+  *result = Heuristic{}, result->algorithm = *algorithm;
+  return SUCCESS;
+}
+// How often algorithms were asked for, and how many products were given to the driver.
+long simt_asked() { return asked; }
+long simt_products() { return products; }
 int cublasLtMatmul(void*, Operation* op, const float* alpha, const void* A, Layout* a, const void* B, Layout* b, const float* beta, const void* C,
                    Layout* c, void* D, Layout* d, const Algorithm* algorithm, void*, size_t, void*) {
-  if (!fits(*op, *a, *b, *c) || C != D || memcmp(c, d, sizeof *c) || !algorithm->data[0]) return INVALID_VALUE;
+  if (!fits(*op, *a, *b, *c) || C != D || memcmp(c, d, sizeof *c) ) return INVALID_VALUE;
+  if (!does(*algorithm, *c)) return NOT_SUPPORTED;
   const void* addresses[3] = {A, B, C};
   for (int side = 0; side < 3; side++)
     if ((uint64_t)addresses[side] % algorithm->data[1 + side]) return NOT_SUPPORTED;
+  products++;
   static Do run = (Do)dlsym(dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD), "simt_do");
   auto* call = new Call{*op, *a, *b, *c, *alpha, *beta, A, B, D};
-  return run(multiply, [](void* call) { delete (Call*)call; }, call);
+  return run(multiply, [](void* call) { delete (Call*)call; }, call, algorithm->data[0] == 1 ? 2 : 1);
 }
 }
