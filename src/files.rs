@@ -1,5 +1,7 @@
 //! Files that appear whole: written to a temporary sibling, synced, renamed. No formats here.
 
+pub mod scratch;
+
 use crate::error::{Error, Result};
 use std::ffi::OsString;
 use std::fs::{File, Permissions};

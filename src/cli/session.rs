@@ -12,6 +12,7 @@ use crate::config::{self, Config, Device};
 use crate::console::errln;
 use crate::environment::{self, Environment, Store};
 use crate::error::{self, Error, Result};
+use crate::files::scratch::Scratch;
 use crate::model::Model;
 use crate::model::lora::{Adapter, LoraConfig, Module};
 use crate::plan::{Kind, Target, Work, plan};
@@ -176,7 +177,7 @@ pub struct World {
     /// The Python that runs scripts, and its packages, with their versions.
     pub python: String,
     /// Where runs happen; removed with the world.
-    _scratch: tempfile::TempDir,
+    _scratch: Scratch,
 }
 
 /// The Python environment, the sandboxes and the tasks' data, with a line for each on stderr.
@@ -193,8 +194,7 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
     let (protection, tier) = (pool.protection().notes.clone(), pool.protection().tier);
     let versions = python.versions.iter().map(|(name, version)| format!("{name} {version}"));
     let versions = versions.collect::<Vec<_>>().join(", ");
-    let scratch = tempfile::Builder::new().prefix("onestep-").tempdir();
-    let scratch = scratch.map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
+    let scratch = Scratch::new()?;
     let c = &config.environment;
     let settings = environment::Settings {
         format: c.format,

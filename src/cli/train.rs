@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::exercises;
 use crate::expert::{self, Expert};
 use crate::export;
+use crate::files::scratch::Scratch;
 use crate::ideas::{Library, Selection};
 use crate::identity::Identity;
 use crate::model::lora::{Adapter, LoraConfig};
@@ -81,7 +82,7 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     session::threads(&config)?;
     let backend = backend(&config, out, args.run.dry_run)?;
     // The tokenizer is small and always the same: a copy serves until the run has begun.
-    let copy = tempfile::tempdir().map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
+    let copy = Scratch::new()?;
     exercises::save_tokenizer(copy.path(), config.run.seed)?;
     let dialog = session::dialog(copy.path(), &config)?;
     let model = pretrain::model(&*backend, &config.pretrain, &dialog, config.run.seed)?;

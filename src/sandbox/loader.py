@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import types
 
 # What is loaded unless the settings say otherwise.
@@ -41,6 +42,8 @@ TIER, USER = SETTINGS["tier"], SETTINGS["user"]
 # PyDLL keeps the interpreter's lock over a call: nothing here waits.
 LIBC = ctypes.PyDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 22, 24, 38, 47
+# Seconds after which this process says again that it lives.
+HEARTBEAT = SETTINGS["heartbeat"]
 SYS_LANDLOCK_RESTRICT, NEWPID = 446, 0x20000000
 # Written by a script's process until it begins: why the job failed. It is unmapped before the script is read.
 FAILURE = mmap.mmap(-1, 4096)
@@ -139,6 +142,7 @@ def open_stdin():
 def seal(folder, fds):
     """In the script's own process, before it knows its job."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
     open_stdin()  # flags and locks belong to what was opened, which would be one for all scripts
     if TIER >= 3:
         # The kernel kills it before the loader, which is in its group.
@@ -400,7 +404,21 @@ def script_process(folder, fds):
         os._exit(1)
 
 
-def run(folder, fds, answer):
+def await_end(pid, alive):
+    """As os.wait4, with a heartbeat meanwhile: status and use of the process `pid`."""
+    beat = time.monotonic() + HEARTBEAT
+    while True:
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:
+            return status, usage
+        # A script can have this signal sent as often as it likes, by stopping and going on.
+        signal.sigtimedwait([signal.SIGCHLD], max(0.0, beat - time.monotonic()))
+        if time.monotonic() >= beat:
+            alive()
+            beat = time.monotonic() + HEARTBEAT
+
+
+def run(folder, fds, answer, alive):
     """Forks the process of a script, which waits for its job, and waits for its end: how it ended, as the worker reads it."""
     fail(NOT_BEGUN)
     if TIER >= 2:
@@ -410,7 +428,7 @@ def run(folder, fds, answer):
         script_process(folder, fds)
     if TIER < 2:
         answer({"pid": pid})  # where there is a keeper, it is what is killed
-    _, status, usage = os.wait4(pid, 0)
+    status, usage = await_end(pid, alive)
     return {
         "exit": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
@@ -456,6 +474,16 @@ def main():
     # The first use of the compiler makes its tables, 1 ms of each script where none is made before.
     compile("pass", "warm_up", "exec")
     answer = lambda message: control.send(json.dumps(message).encode())
+    # Waited for, not handled.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+
+    def alive():
+        """Between jobs nobody may listen: what cannot be said then is left out."""
+        try:
+            control.send(b'"alive"', socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+
     try:
         deny_from_the_start()
         answer({"ready": os.getpid()})
@@ -469,7 +497,7 @@ def main():
                 answer({"ready": os.getpid()})
                 continue
             try:
-                ended = run(request["folder"], fds, answer)
+                ended = run(request["folder"], fds, answer, alive)
             except OSError as error:
                 ended = {"exit": None, "signal": 9, "memory_error": False, "cpu_seconds": 0.0, "peak_bytes": 0, "failure": str(error)}
             for fd in fds:
