@@ -1,5 +1,6 @@
 //! Files that appear whole: written to a temporary sibling, synced, renamed. No formats here.
 
+pub mod lock;
 pub mod scratch;
 
 use crate::error::{Error, Result};
