@@ -1,6 +1,7 @@
 //! Files that appear whole: written to a temporary sibling, synced, renamed. No formats here.
 
 pub mod lock;
+pub mod regular;
 pub mod scratch;
 
 use crate::error::{Error, Result};
