@@ -30,7 +30,7 @@ for fd in (0, 1, 2):
 found["System V"] = LIBC.shmget(4711, 0, 0), LIBC.semget(4711, 0, 0), LIBC.msgget(4711, 0)
 found["POSIX"] = LIBC.mq_open(b"/marked", os.O_RDONLY)
 umask = os.umask(0)
-found["process"] = umask, os.nice(0), os.getcwd() == os.environ["HOME"], signal.pthread_sigmask(signal.SIG_BLOCK, [])
+found["process"] = umask, os.getpriority(os.PRIO_PROCESS, 0), os.getcwd() == os.environ["HOME"], signal.pthread_sigmask(signal.SIG_BLOCK, [])
 found["limits"] = [resource.getrlimit(number) for number in range(16) if number != resource.RLIMIT_NPROC]
 found["handlers"] = [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())]
 found["environment"] = {name: text for name, text in os.environ.items() if name not in ("HOME", "TMPDIR")}
