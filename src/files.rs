@@ -1,10 +1,14 @@
 //! Files that appear whole: written to a temporary sibling, synced, renamed. No formats here.
 
+pub mod lock;
+pub mod regular;
+pub mod scratch;
+
 use crate::error::{Error, Result};
 use std::ffi::OsString;
-use std::fs::{File, Metadata, Permissions};
+use std::fs::{File, Permissions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part. Errors leave the old file as it was.
@@ -130,26 +134,6 @@ pub fn below(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
-}
-
-/// The process that holds the lock on the file or folder with `metadata`, for a message: ` (process 12, onestep sft ...)`; empty where the
-/// system does not tell.
-pub fn lock_holder(metadata: &Metadata) -> String {
-    let inode = format!(":{}", metadata.ino());
-    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    // A line is `1: FLOCK ADVISORY WRITE 1234 fe:01:5678 0 EOF`. The device is not that of stat on every file system.
-    let holder =
-        locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find_map(|words| match words[..] {
-            [_, "FLOCK", _, _, pid, place, ..] if place.ends_with(&inode) && pid != "0" => Some(pid.to_string()),
-            _ => None,
-        });
-    let Some(pid) = holder else { return String::new() };
-    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let words: Vec<_> = command.split(|&b| b == 0).filter(|w| !w.is_empty()).map(String::from_utf8_lossy).collect();
-    match words.is_empty() {
-        true => format!(" (process {pid})"),
-        false => format!(" (process {pid}: {})", words.join(" ")),
-    }
 }
 
 /// The folder that holds `path`.

@@ -4,10 +4,14 @@ use super::args::{SandboxArgs, SandboxCommand, SandboxRunArgs};
 use super::session;
 use crate::console::{err, errln, out, outln};
 use crate::error::{Error, Result};
+use crate::files::{regular, scratch::Scratch};
 use crate::sandbox::{Job, Limits, Outcome, Pool, Protection, Python, Verdict, Wanted};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
+
+/// Bytes of a script, at most.
+const MOST_SCRIPT: u64 = 16 << 20;
 
 /// `onestep sandbox ...`
 pub fn sandbox(command: &SandboxCommand) -> Result<()> {
@@ -17,11 +21,14 @@ pub fn sandbox(command: &SandboxCommand) -> Result<()> {
     }
 }
 
-fn start(args: &SandboxArgs) -> Result<Pool> {
-    let python = Python::ensure(args.python.as_deref(), &session::cache()?, &mut |line| errln!("{line}"))?;
+fn python(args: &SandboxArgs) -> Result<Python> {
+    Python::ensure(args.python.as_deref(), &session::cache()?, &mut |line| errln!("{line}"))
+}
+
+fn start(args: &SandboxArgs, python: &Python) -> Result<Pool> {
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
     let wanted = Wanted { best: args.tier as u8, unsafe_without: args.unsafe_no_sandbox, preload: None };
-    Pool::start(&program, 1, &python, &wanted)
+    Pool::start(&program, 1, python, &wanted)
 }
 
 fn run(args: &SandboxRunArgs) -> Result<()> {
@@ -34,19 +41,23 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
         disk_bytes: args.disk,
         processes: args.processes,
     };
+    if let Some((name, why)) = limits.out_of_range() {
+        return Err(Error::usage(format!("{} {why}", flag(name))));
+    }
     let name = args.script.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
         Error::usage(format!("{}: expected the path of a Python script, like train.py", args.script.display()))
     })?;
-    let text = fs::read(&args.script).map_err(|e| Error::io("reading", &args.script, &e))?;
-    let scratch = tempfile::Builder::new().prefix("onestep-").tempdir();
-    let scratch = scratch.map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
+    let text = regular::read(&args.script, MOST_SCRIPT)?;
+    let python = python(&args.sandbox)?;
+    let scratch = Scratch::new()?;
     if let Some(workspace) = &args.workspace {
-        copy(workspace, scratch.path())?;
+        copy(workspace, scratch.path(), limits.disk_bytes)?;
     }
     let script = scratch.path().join(name);
     fs::write(&script, text).map_err(|e| Error::io("writing", &script, &e))?;
+    let disk_bytes = limits.disk_bytes;
     let job = Job::new(scratch.path(), name, limits);
-    let answer = match start(&args.sandbox) {
+    let answer = match start(&args.sandbox, &python) {
         Ok(pool) => {
             let verdict = pool.run(job)?;
             describe(&verdict, pool.protection().tier)
@@ -59,7 +70,7 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
     let is_refused = answer["verdict"] == "refused";
     if let Some(workspace) = args.workspace.as_ref().filter(|_| !is_refused) {
         fs::remove_file(&script).map_err(|e| Error::io("removing", &script, &e))?;
-        copy(scratch.path(), workspace)?;
+        copy(scratch.path(), workspace, disk_bytes)?;
     }
     if args.json {
         outln!("{answer}");
@@ -78,7 +89,7 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
     }
     match is_refused {
         true => Err(Error::system(
-            "no protection is possible here, so the script was not run; `onestep sandbox probe` says why",
+            "the script was not run, for the reason above; `onestep sandbox probe` says what is possible here",
         )),
         false => Ok(()),
     }
@@ -109,24 +120,35 @@ fn describe(verdict: &Verdict, tier: u8) -> Value {
     })
 }
 
-/// The regular files of one folder into another; links are left out.
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// The option that sets a limit.
+fn flag(limit: &str) -> &'static str {
+    match limit {
+        "cpu_seconds" | "wall_seconds" => "--time",
+        "memory_bytes" => "--memory",
+        "output_bytes" => "--output",
+        "file_bytes" | "disk_bytes" => "--disk",
+        _ => "--processes",
+    }
+}
+
+/// The regular files of one folder into another, each of `most` bytes at most; links are left out.
+fn copy(from: &Path, to: &Path, most: u64) -> Result<()> {
     for entry in fs::read_dir(from).map_err(|e| Error::io("reading the folder", from, &e))? {
         let entry = entry.map_err(|e| Error::io("reading the folder", from, &e))?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         let kind = entry.file_type().map_err(|e| Error::io("looking at", &source, &e))?;
         if kind.is_dir() {
             fs::create_dir_all(&target).map_err(|e| Error::io("creating", &target, &e))?;
-            copy(&source, &target)?;
+            copy(&source, &target, most)?;
         } else if kind.is_file() {
-            fs::copy(&source, &target).map_err(|e| Error::io("copying to", &target, &e))?;
+            regular::copy(&source, &target, most)?;
         }
     }
     Ok(())
 }
 
 fn probe(args: &SandboxArgs) -> Result<()> {
-    let pool = start(args)?;
+    let pool = start(args, &python(args)?)?;
     let Protection { tier, network_closed, pid_namespace, files_closed, files_hidden, notes } = pool.protection();
     outln!("tier {tier}");
     for note in notes {

@@ -12,6 +12,7 @@ use crate::config::{self, Config, Device};
 use crate::console::errln;
 use crate::environment::{self, Environment, Store};
 use crate::error::{self, Error, Result};
+use crate::files::scratch::Scratch;
 use crate::machine;
 use crate::model::Model;
 use crate::model::config::ModelConfig;
@@ -95,7 +96,9 @@ pub fn backend(config: &Config, out: Option<&Path>) -> Result<Box<dyn Backend>> 
     let gpu = gpu(config, ordinal, out)?;
     errln!("device: {}", gpu.name());
     if let Err(why) = gpu.gemm_library() {
-        errln!("warning: {why}. Without it this program's own matrix products serve, which take 2 to 2.5 times as long");
+        errln!(
+            "warning: {why}. Without it this program's own matrix products serve, which take 2 to 2.5 times as long"
+        );
     }
     Ok(Box::new(Cuda::new(Arc::new(gpu))))
 }
@@ -220,7 +223,7 @@ pub struct World {
     /// The Python that runs scripts, and its packages, with their versions.
     pub python: String,
     /// Where runs happen; removed with the world.
-    _scratch: tempfile::TempDir,
+    _scratch: Scratch,
 }
 
 /// The Python environment, the sandboxes and the tasks' data, with a line for each on stderr.
@@ -237,8 +240,7 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
     let (protection, tier) = (pool.protection().notes.clone(), pool.protection().tier);
     let versions = python.versions.iter().map(|(name, version)| format!("{name} {version}"));
     let versions = versions.collect::<Vec<_>>().join(", ");
-    let scratch = tempfile::Builder::new().prefix("onestep-").tempdir();
-    let scratch = scratch.map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
+    let scratch = Scratch::new()?;
     let c = &config.environment;
     let settings = environment::Settings {
         format: c.format,

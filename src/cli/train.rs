@@ -11,10 +11,11 @@ use crate::config::{Config, SaveDtype};
 use crate::console::{errln, outln};
 use crate::dataset::{self, Example, Limit, Loaded};
 use crate::environment::{Environment, SnapshotStore};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exercises;
 use crate::expert::{self, Expert};
 use crate::export;
+use crate::files::scratch::Scratch;
 use crate::ideas::{Library, Selection};
 use crate::identity::Identity;
 use crate::model::Model;
@@ -76,7 +77,7 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     session::threads(&config)?;
     let backend = backend(&config, out, args.run.dry_run)?;
     // The tokenizer is small and always the same: a copy serves until the run has begun.
-    let copy = tempfile::tempdir().map_err(|e| Error::system(format!("making a scratch folder: {e}")))?;
+    let copy = Scratch::new()?;
     exercises::save_tokenizer(copy.path(), config.run.seed)?;
     let dialog = session::dialog(copy.path(), &config)?;
     let shape = pretrain::shape(&config.pretrain, &dialog)?;

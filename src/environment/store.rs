@@ -9,10 +9,9 @@
 use super::cache::{Executed, RunKey, RunResult};
 use super::snapshot::{BlobId, Files, Snapshot, SnapshotId};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, lock};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -85,16 +84,14 @@ impl Store {
     ///
     /// # Errors
     /// Content, naming the file and what to do: it is damaged, no database, another program's, or of another version. System: it cannot be
-    /// made, read or written.
+    /// made, read or written, or another process has kept its lock for a minute.
     ///
-    /// Says on stderr, once, that the runs of an older version are dropped.
+    /// Says on stderr, once, that the runs of an older version are dropped, and after a second whom it waits for.
     pub fn open(path: &Path, limit: u64) -> Result<Self> {
         let folder = files::parent(path);
         std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
         // One process at a time makes it. The lock ends with the process.
-        let lock_path = sibling(path, ".lock");
-        let lock = File::create(&lock_path).map_err(|e| Error::io("creating", &lock_path, &e))?;
-        lock.lock().map_err(|e| Error::io("locking", &lock_path, &e))?;
+        let lock = lock::take(&sibling(path, ".lock"), lock::BRIEF, |line| crate::console::errln!("{line}"))?;
         if !path.exists() {
             create(path)?;
         }

@@ -3,6 +3,7 @@
 
 use super::snapshot::Files;
 use crate::error::{Error, Result};
+use crate::files::regular;
 use crate::task::PreparedTask;
 use std::collections::BTreeSet;
 use std::fs;
@@ -114,11 +115,12 @@ impl Workspace<'_> {
             Some(text) => text.clone(),
             None => {
                 let path = self.data_path(&from).ok_or_else(|| FileError::NoFile(source.to_string()))?;
-                let size = fs::metadata(path).map_or(u64::MAX, |m| m.len());
-                if size > self.prepared.task.limits.file_bytes {
+                let (size, most) =
+                    (fs::metadata(path).map_or(u64::MAX, |m| m.len()), self.prepared.task.limits.file_bytes);
+                if size > most {
                     return Err(FileError::TooLarge(source.to_string()));
                 }
-                Arc::from(fs::read_to_string(path).map_err(|_| FileError::Binary(source.to_string()))?)
+                Arc::from(regular::read_text(path, most).map_err(|_| FileError::Binary(source.to_string()))?)
             }
         };
         let to = self.writable(destination)?;

@@ -1,16 +1,18 @@
 //! Memory and pids limits of one slot by control groups, of version 2 or 1, where this process may make them.
 
 use super::Limits;
+use crate::files::scratch::{Held, sweep};
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The groups of one slot: one folder in version 2, one a controller in version 1. Removed when dropped.
+/// The groups of one slot: one folder in version 2, one a controller in version 1. Removed when dropped, or when they are swept after the
+/// worker's death.
 #[derive(Debug)]
 pub(super) struct Cgroup {
-    memory: PathBuf,
-    pids: PathBuf,
-    is_v2: bool,
+    memory: Held,
+    /// None in version 2, where the other is for both.
+    pids: Option<Held>,
     /// Bytes and processes that are allowed by now.
     allowed: Cell<Option<(u64, u64)>>,
 }
@@ -21,72 +23,74 @@ const OWN: u64 = 1;
 const OWN_BYTES: u64 = 8 << 20;
 
 impl Cgroup {
-    /// Groups called `name` below this process's own. Error: why that is not possible here.
-    pub fn create(name: &str) -> Result<Self, String> {
-        let v2 = Self::create_v2(name);
-        match v2 {
-            Ok(group) => Ok(group),
-            Err(why_not_2) => Self::create_v1(name).map_err(|why_not_1| format!("{why_not_2}; {why_not_1}")),
-        }
+    /// New groups below this process's own. Error: why that is not possible here.
+    pub fn create() -> Result<Self, String> {
+        Self::create_v2()
+            .or_else(|why_not_2| Self::create_v1().map_err(|why_not_1| format!("{why_not_2}; {why_not_1}")))
     }
 
-    fn create_v2(name: &str) -> Result<Self, String> {
+    fn create_v2() -> Result<Self, String> {
         let parent = place(None).ok_or("no cgroup v2 is mounted")?;
-        let folder = parent.join(name);
         let text = fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default();
         if !["memory", "pids"].iter().all(|c| text.split_ascii_whitespace().any(|found| found == *c)) {
             return Err(format!("{}: the controllers memory and pids are not delegated", parent.display()));
         }
         // Possible where no process lives in the parent itself; where it is done already, nothing changes.
         let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory +pids");
-        let group = Self { memory: folder.clone(), pids: folder.clone(), is_v2: true, allowed: Cell::default() };
-        fs::create_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-        match folder.join("memory.max").exists() && folder.join("pids.max").exists() {
+        let group = Self { memory: make(&parent)?, pids: None, allowed: Cell::default() };
+        match group.memory.path.join("memory.max").exists() && group.memory.path.join("pids.max").exists() {
             true => Ok(group),
             false => Err(format!("{}: memory and pids cannot be switched on for children", parent.display())),
         }
     }
 
-    fn create_v1(name: &str) -> Result<Self, String> {
-        let make = |controller: &str| {
-            let folder = place(Some(controller)).ok_or(format!("no cgroup v1 of {controller} is mounted"))?.join(name);
-            fs::create_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-            Ok::<_, String>(folder)
+    fn create_v1() -> Result<Self, String> {
+        let parent = |controller: &str| {
+            place(Some(controller)).ok_or_else(|| format!("no cgroup v1 of {controller} is mounted"))
         };
-        let memory = make("memory")?;
-        let pids = make("pids").inspect_err(|_| drop(fs::remove_dir(&memory)))?;
-        Ok(Self { memory, pids, is_v2: false, allowed: Cell::default() })
+        let (memory, pids) = (parent("memory")?, parent("pids")?);
+        let memory = make(&memory)?;
+        let pids = make(&pids).inspect_err(|_| remove(&memory.path))?;
+        Ok(Self { memory, pids: Some(pids), allowed: Cell::default() })
     }
 
-    /// Removes the groups called `name`, where they are.
-    pub fn remove(name: &str) {
-        for controller in [None, Some("memory"), Some("pids")] {
-            if let Some(parent) = place(controller) {
-                remove(&parent.join(name));
-            }
-        }
+    /// Removes groups that workers which are dead have left, of this pool or of another.
+    pub fn sweep() {
+        let parents = [None, Some("memory"), Some("pids")].into_iter().filter_map(place);
+        parents.for_each(|parent| sweep(&parent, remove));
+    }
+
+    fn is_v2(&self) -> bool {
+        self.pids.is_none()
+    }
+
+    /// The folder of the group that limits processes.
+    fn pids(&self) -> &Path {
+        &self.pids.as_ref().unwrap_or(&self.memory).path
     }
 
     /// Puts a process into the groups. What it forks is born there: moving each script would take some 10 ms in version 1.
     pub fn join(&self, pid: i32) -> std::io::Result<()> {
-        fs::write(self.memory.join("cgroup.procs"), pid.to_string())?;
-        if self.is_v2 { Ok(()) } else { fs::write(self.pids.join("cgroup.procs"), pid.to_string()) }
+        for group in [Some(&self.memory), self.pids.as_ref()].into_iter().flatten() {
+            fs::write(group.path.join("cgroup.procs"), pid.to_string())?;
+        }
+        Ok(())
     }
 
     /// The limits of the next job.
     pub fn limit(&self, limits: &Limits) -> std::io::Result<()> {
-        if !self.is_v2 {
-            let _ = fs::write(self.memory.join("memory.max_usage_in_bytes"), "0"); // the peak begins anew
+        if !self.is_v2() {
+            let _ = fs::write(self.memory.path.join("memory.max_usage_in_bytes"), "0"); // the peak begins anew
         }
         let allowed = (limits.memory_bytes.saturating_add(OWN_BYTES), limits.processes.saturating_add(OWN));
         // Unknown until all is written.
         if self.allowed.replace(None) != Some(allowed) {
-            fs::write(self.pids.join("pids.max"), allowed.1.to_string())?;
-            if self.is_v2 {
-                let _ = fs::write(self.memory.join("memory.swap.max"), "0"); // absent without swap
+            fs::write(self.pids().join("pids.max"), allowed.1.to_string())?;
+            if self.is_v2() {
+                let _ = fs::write(self.memory.path.join("memory.swap.max"), "0"); // absent without swap
             }
-            let most = if self.is_v2 { "memory.max" } else { "memory.limit_in_bytes" };
-            fs::write(self.memory.join(most), allowed.0.to_string())?;
+            let most = if self.is_v2() { "memory.max" } else { "memory.limit_in_bytes" };
+            fs::write(self.memory.path.join(most), allowed.0.to_string())?;
         }
         self.allowed.set(Some(allowed));
         Ok(())
@@ -94,24 +98,28 @@ impl Cgroup {
 
     /// Processes that the kernel has killed for memory so far.
     pub fn out_of_memory_kills(&self) -> u64 {
-        let name = if self.is_v2 { "memory.events" } else { "memory.oom_control" };
-        let text = fs::read_to_string(self.memory.join(name)).unwrap_or_default();
+        let name = if self.is_v2() { "memory.events" } else { "memory.oom_control" };
+        let text = fs::read_to_string(self.memory.path.join(name)).unwrap_or_default();
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
     }
 
     /// The most bytes of the last job; `None` where the kernel does not say.
     pub fn peak_bytes(&self) -> Option<u64> {
         // In version 2 the peak cannot be set back, and is that of all jobs.
-        let text = (!self.is_v2).then(|| fs::read_to_string(self.memory.join("memory.max_usage_in_bytes")));
+        let text = (!self.is_v2()).then(|| fs::read_to_string(self.memory.path.join("memory.max_usage_in_bytes")));
         text?.ok()?.trim().parse().ok()
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        remove(&self.memory);
-        remove(&self.pids);
+        [Some(&self.memory), self.pids.as_ref()].into_iter().flatten().for_each(|group| remove(&group.path));
     }
+}
+
+/// A new group in the folder of another.
+fn make(parent: &Path) -> Result<Held, String> {
+    Held::make(parent).map_err(|e| format!("a group in {}: {e}", parent.display()))
 }
 
 /// A group is empty by now; a dying process may hold it for a moment.

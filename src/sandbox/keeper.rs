@@ -2,6 +2,7 @@
 //! script and carries out afterwards what the script has made.
 
 use super::protocol::Job;
+use super::pulse::{LOOK, Listener, Pulse, SILENCE};
 use super::root::{DEVICES, OLD, mount_tmpfs, old};
 use super::system::doing;
 use super::{WORKSPACE, landlock, system};
@@ -17,7 +18,6 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// The namespaces of a job; those of network and host name are its slot's, since nothing in them outlives a job.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
@@ -45,6 +45,9 @@ pub(super) struct Ahead<'a> {
 pub(super) struct Keeper {
     pub pid: i32,
     link: OwnedFd,
+    listener: Listener,
+    /// What it said that was not asked for: why it has ended.
+    last: Option<Said>,
 }
 
 impl Keeper {
@@ -62,29 +65,54 @@ impl Keeper {
             system::exit_now(0)
         };
         drop(theirs);
-        let keeper = Self { pid, link };
-        match keeper.said() {
-            (Ok(_), roads) if roads.len() == 4 => Ok((keeper, roads)),
-            (said, _) => {
+        let mut keeper = Self { pid, link, listener: Listener::new("the keeper", SILENCE), last: None };
+        match keeper.said(|| Ok(())) {
+            Ok((Ok(_), roads)) if roads.len() == 4 => Ok((keeper, roads)),
+            Ok((said, _)) => {
                 keeper.wait();
                 Err(io::Error::other(said.err().unwrap_or("no descriptors are left".to_string())))
+            }
+            Err(error) => {
+                system::kill(keeper.pid);
+                keeper.wait();
+                Err(error)
             }
         }
     }
 
     /// Has it lay out the job's files and then send the script with its `outputs`, stdout and stderr, on its way.
-    pub fn begin(&self, job: &Job, outputs: [BorrowedFd; 2]) -> io::Result<()> {
+    pub fn begin(&mut self, job: &Job, outputs: [BorrowedFd; 2]) -> io::Result<()> {
+        self.listener.heard();
         system::send(self.link.as_fd(), &serde_json::to_vec(job)?, &outputs)
     }
 
     /// Ends everything in its namespaces, with the files carried out: nothing but the keeper itself lives then. CPU seconds of what it has
-    /// waited for, and its own; what could not be laid or carried out, or that it was killed.
-    pub fn end(&self) -> (f64, Option<String>) {
+    /// waited for, and its own; what could not be laid or carried out, or that it was killed. Calls `beat` meanwhile. An error when it says
+    /// nothing for too long.
+    pub fn end(&mut self, beat: impl FnMut() -> io::Result<()>) -> io::Result<(f64, Option<String>)> {
         let _ = system::send(self.link.as_fd(), b"end", &[]);
-        match self.said() {
-            (Ok(seconds), _) => (seconds, None),
-            (Err(why), _) => (system::wait(self.pid).unwrap_or(0.0), Some(why)),
+        let said = match self.last.take() {
+            Some(said) => said,
+            None => self.said(beat)?.0,
+        };
+        Ok(match said {
+            Ok(seconds) => (seconds, None),
+            Err(why) => (system::wait(self.pid).unwrap_or(0.0), Some(why)),
+        })
+    }
+
+    /// Its link, to be listened to during the job, until it has ended.
+    pub fn speaking(&self) -> Option<BorrowedFd<'_>> {
+        self.last.is_none().then(|| self.link.as_fd())
+    }
+
+    /// Hears what it says during the job, when there is something. An error when it has said nothing for too long.
+    pub fn listen(&mut self, has_said: bool) -> io::Result<()> {
+        if has_said {
+            self.listener.heard();
+            self.last = self.message().map(|(said, _)| said);
         }
+        if self.last.is_none() { self.listener.check() } else { Ok(()) }
     }
 
     /// Waits until it is gone, and its mounts with it.
@@ -93,15 +121,34 @@ impl Keeper {
         let _ = system::wait(self.pid);
     }
 
-    fn said(&self) -> (Said, Vec<OwnedFd>) {
+    /// Waits for what it says.
+    fn said(&mut self, mut beat: impl FnMut() -> io::Result<()>) -> io::Result<(Said, Vec<OwnedFd>)> {
+        self.listener.heard();
+        loop {
+            if let [true] = system::wait_readable([Some(self.link.as_fd())], LOOK)? {
+                self.listener.heard();
+                if let Some(said) = self.message() {
+                    return Ok(said);
+                }
+            }
+            self.listener.check()?;
+            beat()?;
+        }
+    }
+
+    /// One message; none when it only says that the keeper lives.
+    fn message(&self) -> Option<(Said, Vec<OwnedFd>)> {
         let (message, fds) = system::receive(self.link.as_fd()).unwrap_or_default();
         let killed = |_| Err("the keeper was killed".to_string());
-        (serde_json::from_slice(&message).unwrap_or_else(killed), fds)
+        (message != ALIVE).then(|| (serde_json::from_slice(&message).unwrap_or_else(killed), fds))
     }
 }
 
 /// What a keeper says: CPU seconds, its own and those of what it has waited for, or what it could not do.
 type Said = Result<f64, String>;
+
+/// Says that the keeper lives.
+const ALIVE: &[u8] = b"alive";
 
 fn say(link: BorrowedFd, said: &Said, fds: &[BorrowedFd]) -> io::Result<()> {
     system::send(link, &serde_json::to_vec(said)?, fds)
@@ -125,7 +172,9 @@ fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
     say(link, &Ok(0.0), &roads.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(roads);
 
+    // Until a job comes nobody listens.
     let (message, outputs) = system::receive(link)?;
+    let mut pulse = Pulse::new(link, ALIVE);
     let job: Job = serde_json::from_slice(&message)?;
     if job.limits.disk_bytes != ahead.disk_bytes {
         for folder in [Path::new(WORKSPACE), ahead.scratch] {
@@ -134,7 +183,7 @@ fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
                 .map_err(doing("its size"))?;
         }
     }
-    let mut files = Files { user: ahead.user, laid: HashMap::new() };
+    let mut files = Files { user: ahead.user, laid: HashMap::new(), pulse: &mut pulse };
     let host = files.lay_out_all(&job)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let kept = if ahead.user.is_some() {
@@ -149,7 +198,8 @@ fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
     drop(outputs);
 
     // Orphans of the script become ours, and what they have used is counted when they are waited for.
-    while let [false, has_ended] = system::wait_readable([Some(link), Some(ended.as_fd())], Duration::from_secs(60))? {
+    while let [false, has_ended] = system::wait_readable([Some(link), Some(ended.as_fd())], LOOK)? {
+        files.pulse.beat()?;
         if has_ended {
             let _ = (&ended).read(&mut [0; 1024]);
             system::reap();
@@ -191,13 +241,14 @@ fn stamp(info: &fs::Metadata) -> Stamp {
 }
 
 /// The script's folder inside the sandbox.
-struct Files {
+struct Files<'a, 'b> {
+    pulse: &'a mut Pulse<'b>,
     user: Option<u32>,
     /// Files as they were laid out.
     laid: HashMap<PathBuf, Stamp>,
 }
 
-impl Files {
+impl Files<'_, '_> {
     /// Lays out the job's files and leaves the host behind but for the job's folder, which is returned.
     fn lay_out_all(&mut self, job: &Job) -> io::Result<OwnedFd> {
         let folder = old(&job.folder);
@@ -214,6 +265,7 @@ impl Files {
 
     fn lay_out(&mut self, source: &Path, target: &Path) -> io::Result<()> {
         for entry in fs::read_dir(source)? {
+            self.pulse.beat()?;
             let entry = entry?;
             let (kind, path) = (entry.file_type()?, target.join(entry.file_name()));
             if kind.is_symlink() {
@@ -225,10 +277,11 @@ impl Files {
                     chownat(CWD, &path, Some(Uid::from_raw(user)), None, AtFlags::empty())?;
                 }
             } else if kind.is_file() {
-                let mut whole = File::open(entry.path())?;
-                let mode = whole.metadata()?.mode() & 0o777;
+                let whole = open_file(&entry.path())?;
+                let info = whole.metadata()?;
+                let mode = info.mode() & 0o777;
                 let mut copy = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
-                io::copy(&mut whole, &mut copy)?;
+                io::copy(&mut whole.take(info.len()), &mut copy)?;
                 if let Some(user) = self.user {
                     fchown(&copy, Some(Uid::from_raw(user)), None::<Gid>)?;
                 }
@@ -258,7 +311,8 @@ impl Files {
     fn carry_out(self, job: &Job, host: BorrowedFd) -> io::Result<()> {
         let device = fs::symlink_metadata(WORKSPACE)?.dev();
         let (entries, bytes) = (MOST_ENTRIES, job.limits.disk_bytes);
-        let mut carrier = Carrier { device, entries, bytes, file_bytes: job.limits.file_bytes, laid: &self.laid };
+        let (file_bytes, laid) = (job.limits.file_bytes, &self.laid);
+        let mut carrier = Carrier { pulse: self.pulse, device, entries, bytes, file_bytes, laid };
         match carrier.folder(Path::new(WORKSPACE), host, 0) {
             // The script has shut its own folder.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
@@ -268,7 +322,8 @@ impl Files {
 }
 
 /// What may still be carried out.
-struct Carrier<'a> {
+struct Carrier<'a, 'b> {
+    pulse: &'a mut Pulse<'b>,
     device: u64,
     entries: usize,
     bytes: u64,
@@ -276,12 +331,13 @@ struct Carrier<'a> {
     laid: &'a HashMap<PathBuf, Stamp>,
 }
 
-impl Carrier<'_> {
+impl Carrier<'_, '_> {
     fn folder(&mut self, inside: &Path, outside: BorrowedFd, depth: usize) -> io::Result<()> {
         let mut names =
             fs::read_dir(inside)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<OsString>>>()?;
         names.sort();
         for name in names {
+            self.pulse.beat()?;
             let Some(left) = self.entries.checked_sub(1) else { return Ok(()) };
             self.entries = left;
             match self.entry(&inside.join(&name), Path::new(&name), outside, depth) {
@@ -312,7 +368,7 @@ impl Carrier<'_> {
     }
 
     fn file(&mut self, path: &Path, name: &Path, outside: BorrowedFd) -> io::Result<()> {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+        let file = open_file(path)?;
         let info = file.metadata()?;
         if !info.is_file() || info.len() > self.file_bytes.min(self.bytes) {
             return Ok(());
@@ -337,6 +393,17 @@ pub(super) fn copy_data(source: &Path, path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error), // left by a job that lost its worker
         _ => {}
     }
+    let whole = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(source)?;
+    let info = whole.metadata()?;
+    if !info.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
     let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)?;
-    io::copy(&mut File::open(source)?, &mut copy).map(drop)
+    // No more than it had: it may grow meanwhile.
+    io::copy(&mut whole.take(info.len()), &mut copy).map(drop)
+}
+
+/// Opens a file that may meanwhile be a link or a pipe: without following or waiting.
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }

@@ -2,11 +2,10 @@
 //! folders, not too many and not too deep, that their owner can read. Runs when the script and all it started are dead.
 
 use super::keeper::{MOST_DEPTH, MOST_ENTRIES};
-use std::ffi::OsString;
+use crate::files::scratch::{entries, remove_trees};
 use std::fs::{self, Permissions};
-use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bytes of a path below which each entry's own path is short enough for the kernel.
 const LONGEST: usize = 2048;
@@ -32,47 +31,7 @@ pub(super) fn tidy(folder: &Path) {
             }
         }
     }
-    remove(folder, too_deep);
-}
-
-/// Removes whole trees, however deep: each folder is moved up to `top` before its own entries are looked at, so that no path gets
-/// long and nothing recurses.
-fn remove(top: &Path, mut trees: Vec<PathBuf>) {
-    let mut moved = 0;
-    while let Some(tree) = trees.pop() {
-        for path in entries(&tree) {
-            if fs::symlink_metadata(&path).is_ok_and(|info| info.is_dir()) {
-                if let Ok(path) = move_up(top, &path, &mut moved) {
-                    trees.push(path);
-                }
-            } else {
-                let _ = fs::remove_file(&path);
-            }
-        }
-        let _ = fs::remove_dir(&tree);
-    }
-}
-
-fn move_up(top: &Path, path: &Path, moved: &mut u64) -> io::Result<PathBuf> {
-    // A folder that is shut cannot be moved to another parent.
-    fs::set_permissions(path, Permissions::from_mode(0o700))?;
-    loop {
-        let target = top.join(format!(".removed-{moved}"));
-        *moved += 1;
-        // Over an empty folder of that name it is moved all the same, over anything else it is not.
-        match fs::rename(path, &target) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory) => {}
-            result => return result.map(|()| target),
-        }
-    }
-}
-
-/// Paths in a folder, which is opened to its owner first.
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    let _ = fs::set_permissions(folder, Permissions::from_mode(0o700));
-    let names: Vec<OsString> =
-        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
-    names.into_iter().map(|name| folder.join(name)).collect()
+    remove_trees(folder, too_deep);
 }
 
 #[cfg(test)]

@@ -22,3 +22,35 @@ pub struct Limits {
     /// Processes and threads at one time.
     pub processes: u64,
 }
+
+/// The longest time, in seconds.
+const MOST_SECONDS: f64 = 1e6;
+/// The most bytes: 1 PiB, more than any machine has.
+const MOST_BYTES: u64 = 1 << 50;
+/// The most processes and threads that a Linux system can have.
+const MOST_PROCESSES: u64 = 1 << 22;
+
+impl Limits {
+    /// Which limit is out of its range, and its value with the range; none when all are in theirs.
+    pub fn out_of_range(&self) -> Option<(&'static str, String)> {
+        let seconds = [("cpu_seconds", self.cpu_seconds), ("wall_seconds", self.wall_seconds)].map(|(name, value)| {
+            (
+                name,
+                value > 0.0 && value <= MOST_SECONDS,
+                format!("{value}: expected above 0 and at most 1e6, like 10.0"),
+            )
+        });
+        let amounts = [
+            ("memory_bytes", self.memory_bytes, 0, MOST_BYTES),
+            ("output_bytes", self.output_bytes, 0, MOST_BYTES),
+            ("file_bytes", self.file_bytes, 0, MOST_BYTES),
+            ("disk_bytes", self.disk_bytes, 1, MOST_BYTES),
+            ("processes", self.processes, 1, MOST_PROCESSES),
+        ]
+        .map(|(name, value, least, most)| {
+            (name, (least..=most).contains(&value), format!("{value}: expected at least {least} and at most {most}"))
+        });
+        let mut all = seconds.into_iter().chain(amounts);
+        all.find(|(_, is_valid, _)| !is_valid).map(|(name, _, why)| (name, why))
+    }
+}

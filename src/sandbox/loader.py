@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import types
 
 # What is loaded unless the settings say otherwise.
@@ -41,8 +42,10 @@ TIER, USER = SETTINGS["tier"], SETTINGS["user"]
 # PyDLL keeps the interpreter's lock over a call: nothing here waits.
 LIBC = ctypes.PyDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 22, 24, 38, 47
+# Seconds after which this process says again that it lives.
+HEARTBEAT = SETTINGS["heartbeat"]
 SYS_LANDLOCK_RESTRICT, NEWPID = 446, 0x20000000
-# Written by a script's process until it begins: why the job failed. The script has no part of it.
+# Written by a script's process until it begins: why the job failed. It is unmapped before the script is read.
 FAILURE = mmap.mmap(-1, 4096)
 NOT_BEGUN = "its process ended before the script began"
 # What a script's finalizers no longer find in `sys`, and what they find in builtins: what is there before `open` and what `site` adds.
@@ -52,8 +55,9 @@ BUILTINS = {name: value for name, value in vars(builtins).items() if name not in
 # Files, each kind before those that it may write to.
 BUFFERS = (_io.BufferedWriter, _io.BufferedRandom)
 FILES = (_io._TextIOBase, BUFFERS, _io._RawIOBase)
-# Set by a script whose uncaught exception is a MemoryError.
-MEMORY_ERROR = mmap.mmap(-1, 4096)
+# The signal of which a script's process dies when its uncaught exception is a MemoryError. A script shares no memory with the loader to say
+# so, and whatever is shared would be there for the next one: only the way its process ends tells.
+OUT_OF_MEMORY = signal.SIGVTALRM
 
 
 class Program(ctypes.Structure):
@@ -128,9 +132,18 @@ def fail(why):
     FAILURE[: len(text)] = text
 
 
+def open_stdin():
+    """Puts /dev/null, opened anew, in the place of stdin."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+
+
 def seal(folder, fds):
     """In the script's own process, before it knows its job."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+    open_stdin()  # flags and locks belong to what was opened, which would be one for all scripts
     if TIER >= 3:
         # The kernel kills it before the loader, which is in its group.
         with open(f"{SETTINGS['old']}/proc/self/oom_score_adj", "w") as file:
@@ -230,8 +243,6 @@ def complain(text):
 
 def uncaught(error):
     """Tells of an exception that the script has not caught. The exit code, or the signal that it dies of, less than 0."""
-    if isinstance(error, MemoryError):
-        MEMORY_ERROR[0] = 1
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
     if sys.version_info >= (3, 12):
         sys.last_exc = error
@@ -244,6 +255,8 @@ def uncaught(error):
         tell(failed)
         complain("\nOriginal exception was:")
         sys.__excepthook__(type(error), error, error.__traceback__)
+    if isinstance(error, MemoryError):
+        return -OUT_OF_MEMORY
     return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
 
@@ -293,9 +306,23 @@ def end(code):
             stream.flush()
         except BaseException:
             pass
+    if code == -OUT_OF_MEMORY:
+        run_out_of_memory()
     if code < 0:
         os.kill(os.getpid(), -code)
     os._exit(code)
+
+
+def run_out_of_memory():
+    """Dies of OUT_OF_MEMORY: by a timer, since a script may send no signals in tier 1 on older kernels. A process that the script has forked
+    ends as Python does."""
+    if os.getpid() != SCRIPT[0]:
+        os._exit(1)
+    _signal.signal(OUT_OF_MEMORY, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [OUT_OF_MEMORY])
+    _signal.setitimer(_signal.ITIMER_VIRTUAL, 1e-6)
+    while True:
+        pass
 
 
 def drop_modules():
@@ -367,6 +394,7 @@ def script_process(folder, fds):
         script = await_job(link)
         FAILURE[0] = 0
         FAILURE.close()
+        SCRIPT[0] = os.getpid()
     except BaseException as error:
         fail(error)
         os._exit(1)
@@ -376,10 +404,23 @@ def script_process(folder, fds):
         os._exit(1)
 
 
-def run(folder, fds, answer):
+def await_end(pid, alive):
+    """As os.wait4, with a heartbeat meanwhile: status and use of the process `pid`."""
+    beat = time.monotonic() + HEARTBEAT
+    while True:
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:
+            return status, usage
+        # A script can have this signal sent as often as it likes, by stopping and going on.
+        signal.sigtimedwait([signal.SIGCHLD], max(0.0, beat - time.monotonic()))
+        if time.monotonic() >= beat:
+            alive()
+            beat = time.monotonic() + HEARTBEAT
+
+
+def run(folder, fds, answer, alive):
     """Forks the process of a script, which waits for its job, and waits for its end: how it ended, as the worker reads it."""
     fail(NOT_BEGUN)
-    MEMORY_ERROR[0] = 0
     if TIER >= 2:
         check(LIBC.setns(fds[1], NEWPID), "setns")  # what is forked next lives in that namespace
     pid = os.fork()
@@ -387,11 +428,11 @@ def run(folder, fds, answer):
         script_process(folder, fds)
     if TIER < 2:
         answer({"pid": pid})  # where there is a keeper, it is what is killed
-    _, status, usage = os.wait4(pid, 0)
+    status, usage = await_end(pid, alive)
     return {
         "exit": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
-        "memory_error": MEMORY_ERROR[0] == 1,
+        "memory_error": os.WIFSIGNALED(status) and os.WTERMSIG(status) == OUT_OF_MEMORY,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": usage.ru_maxrss * 1024,
         "failure": FAILURE[:].partition(b"\0")[0].decode(errors="replace") or None,
@@ -425,9 +466,7 @@ def load(modules):
 def main():
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     control = socket.socket(fileno=os.dup(0))
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.close(null)
+    open_stdin()
     sys.path[:] = [entry for entry in sys.path if entry]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Python ignores it; the default lets the kernel say who wrote too large a file.
@@ -435,6 +474,16 @@ def main():
     # The first use of the compiler makes its tables, 1 ms of each script where none is made before.
     compile("pass", "warm_up", "exec")
     answer = lambda message: control.send(json.dumps(message).encode())
+    # Waited for, not handled.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+
+    def alive():
+        """Between jobs nobody may listen: what cannot be said then is left out."""
+        try:
+            control.send(b'"alive"', socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+
     try:
         deny_from_the_start()
         answer({"ready": os.getpid()})
@@ -448,7 +497,7 @@ def main():
                 answer({"ready": os.getpid()})
                 continue
             try:
-                ended = run(request["folder"], fds, answer)
+                ended = run(request["folder"], fds, answer, alive)
             except OSError as error:
                 ended = {"exit": None, "signal": 9, "memory_error": False, "cpu_seconds": 0.0, "peak_bytes": 0, "failure": str(error)}
             for fd in fds:
@@ -461,6 +510,8 @@ def main():
 
 # Bytes of data that the loaded libraries hold.
 LOADED = [data_bytes()]
+# The process id of the script, in its own process.
+SCRIPT = [None]
 # The module that was loaded last before any script.
 LOADED_LAST = [next(reversed(sys.modules))]
 main()

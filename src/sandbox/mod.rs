@@ -14,6 +14,7 @@ pub mod limits;
 mod output;
 pub mod pool;
 pub mod protocol;
+mod pulse;
 pub mod python;
 mod root;
 mod seccomp;

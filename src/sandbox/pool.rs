@@ -1,9 +1,11 @@
 //! Many workers executing jobs in parallel, forked from one small helper process. Owns their lives; runs no script itself.
 
-use super::protocol::{HEARTBEAT, Isolation, Job, Outcome, Protection, Reply, Verdict, Wanted};
+use super::protocol::{Isolation, Job, Outcome, Protection, Reply, Verdict, Wanted};
+use super::pulse::SILENCE;
 use super::worker::{self, Start};
 use super::{Limits, Python, seccomp, system};
 use crate::error::{Error, Result, check_interrupt};
+use crate::files::scratch::Scratch;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Write};
@@ -18,10 +20,6 @@ use std::time::{Duration, Instant};
 
 /// How long the helper may take to end by itself when the pool is dropped.
 const SHUTDOWN: Duration = Duration::from_secs(10);
-/// How long a worker may take to load its libraries.
-const START: Duration = Duration::from_secs(300);
-/// A worker that has said nothing for two heartbeats hangs.
-const SILENCE: Duration = Duration::from_secs(2 * HEARTBEAT.as_secs());
 /// How often those who wait look whether they are to go on.
 const LOOK: Duration = Duration::from_millis(100);
 /// After so many workers that died or hung over it, a job is not tried again.
@@ -50,6 +48,8 @@ pub struct Pool {
     /// Ids of jobs that are given up.
     quarantine: Mutex<HashSet<String>>,
     cancelled: Arc<AtomicBool>,
+    /// Of this pool, and of its helper and workers.
+    scratch: Scratch,
 }
 
 /// Who waits for a slot, and who has one.
@@ -89,8 +89,17 @@ enum Lost {
     Failed(String),
     /// Its worker died or hung.
     Worker(String),
-    /// It is not wanted any more.
-    Cancelled(Error),
+    /// No job is run any more: they are not wanted, or there is no helper to make workers.
+    Over(Error),
+}
+
+impl Lost {
+    fn into_error(self) -> Error {
+        match self {
+            Self::Failed(why) | Self::Worker(why) => Error::system(why),
+            Self::Over(error) => error,
+        }
+    }
 }
 
 impl Pool {
@@ -100,13 +109,14 @@ impl Pool {
     /// Call it early, before threads, weights and devices: the helper is made by fork and exec of this process.
     pub fn start(helper: &Path, workers: usize, python: &Python, wanted: &Wanted) -> Result<Self> {
         let workers = workers.max(1);
-        let processors = system::processors();
+        let (processors, scratch) = (system::processors(), Scratch::new()?);
         let start = Start {
             interpreter: python.interpreter.clone(),
             folders: python.folders()?,
             filters: seccomp::filters()?,
             wanted: wanted.clone(),
             processors: if workers <= processors.len() { processors } else { vec![] },
+            scratch: scratch.path().to_path_buf(),
         };
         let start = serde_json::to_vec(&start).map_err(|error| Error::system(format!("sandbox settings: {error}")))?;
         if start.len() > system::MAX_MESSAGE {
@@ -140,19 +150,23 @@ impl Pool {
             protection,
             quarantine: Mutex::default(),
             cancelled: Arc::default(),
+            scratch,
         };
         if let Some(control) = &pool.control {
             system::send(lock(control).as_fd(), &start, &[]).map_err(doing)?;
         }
         // All are forked first, so that they load their libraries side by side.
         let links = (0..workers).map(|number| pool.fork_worker(number)).collect::<Result<Vec<_>>>()?;
-        let mut isolation = Isolation::default();
+        let mut weakest: Option<Isolation> = None;
         for (number, link) in links.into_iter().enumerate() {
-            let (worker, found) = await_ready(link).map_err(start_error)?;
-            isolation = found;
+            let (worker, found) = pool.await_ready(link).map_err(Lost::into_error)?;
+            // What not all have is not what is in force.
+            if weakest.as_ref().is_none_or(|isolation| found.tier < isolation.tier) {
+                weakest = Some(found);
+            }
             lock(&pool.queue).idle.push(Slot { number, worker: Some(worker) });
         }
-        pool.protection = pool.probe(isolation)?;
+        pool.protection = pool.probe(weakest.unwrap_or_default())?;
         Ok(pool)
     }
 
@@ -261,12 +275,12 @@ impl Pool {
         let (mut strikes, mut last) = (0, String::new());
         for _attempt in 0..STRIKES {
             // A worker may be gone because all processes were told to stop.
-            let stop = |lost| check_interrupt(&self.cancelled).map_or_else(Lost::Cancelled, |()| lost);
+            let stop = |lost| check_interrupt(&self.cancelled).map_or_else(Lost::Over, |()| lost);
             match self.attempt(slot, job).map_err(stop) {
                 Ok(verdict) => return Ok(verdict),
                 Err(Lost::Failed(why)) => last = why,
                 Err(Lost::Worker(why)) => (strikes, last) = (strikes + 1, why),
-                Err(Lost::Cancelled(error)) => {
+                Err(Lost::Over(error)) => {
                     slot.worker = None; // with its link closed it ends the job and itself
                     return Err(error);
                 }
@@ -283,7 +297,7 @@ impl Pool {
             return Err(failed(&last));
         }
         // The job is at fault when another one runs.
-        let folder = tempfile::tempdir().map_err(|error| failed(&error.to_string()))?;
+        let folder = self.folder().map_err(|error| failed(&error.to_string()))?;
         std::fs::write(folder.path().join("empty.py"), "").map_err(|error| failed(&error.to_string()))?;
         let empty = validated(Job::new(folder.path(), "empty.py", PROBE_LIMITS))?;
         match self.attempt(slot, &empty) {
@@ -307,8 +321,10 @@ impl Pool {
         let worker = match &mut slot.worker {
             Some(worker) => worker,
             None => {
-                let started = self.fork_worker(slot.number).and_then(|link| await_ready(link).map_err(start_error));
-                slot.worker.insert(started.map_err(|error| Lost::Failed(error.to_string()))?.0)
+                let link = self.fork_worker(slot.number).map_err(Lost::Over)?;
+                let (worker, found) = self.await_ready(link)?;
+                is_no_weaker(&found, self.protection.tier).map_err(Lost::Failed)?;
+                slot.worker.insert(worker)
             }
         };
         worker.link.get_mut().write_all(&line).map_err(|error| Lost::Worker(error.to_string()))?;
@@ -318,7 +334,7 @@ impl Pool {
                 Reply::Alive => {}
                 Reply::Done(verdict) => {
                     // Who wants this process to stop may have told the script's too.
-                    check_interrupt(&self.cancelled).map_err(Lost::Cancelled)?;
+                    check_interrupt(&self.cancelled).map_err(Lost::Over)?;
                     return Ok(verdict);
                 }
                 Reply::Failed(why) => return Err(Lost::Failed(why)),
@@ -331,7 +347,7 @@ impl Pool {
     fn await_reply(&self, worker: &Worker) -> std::result::Result<(), Lost> {
         let silent_until = Instant::now() + SILENCE;
         while worker.link.buffer().is_empty() {
-            check_interrupt(&self.cancelled).map_err(Lost::Cancelled)?;
+            check_interrupt(&self.cancelled).map_err(Lost::Over)?;
             match system::wait_readable([Some(worker.link.get_ref().as_fd())], LOOK) {
                 Ok([false]) if Instant::now() >= silent_until => return Err(Lost::Worker("it hangs".to_string())),
                 Ok([false]) => {}
@@ -344,17 +360,59 @@ impl Pool {
 
     /// Asks the helper for a worker. It cannot take jobs before it is ready.
     fn fork_worker(&self, slot: usize) -> Result<UnixStream> {
-        let doing = |error: io::Error| Error::system(format!("starting a sandbox worker: {error}"));
         let Some(control) = &self.control else { return Err(Error::system("the sandbox pool has ended")) };
-        let (ours, theirs) = UnixStream::pair().map_err(doing)?;
-        system::send(lock(control).as_fd(), slot.to_string().as_bytes(), &[theirs.as_fd()]).map_err(doing)?;
+        let (ours, theirs) =
+            UnixStream::pair().map_err(|error| Error::system(format!("starting a sandbox worker: {error}")))?;
+        system::send(lock(control).as_fd(), slot.to_string().as_bytes(), &[theirs.as_fd()])
+            .map_err(|error| self.helper_error(&format!("has ended ({error})")))?;
         Ok(ours)
+    }
+
+    /// Waits until a worker that the helper was asked for is ready; it says meanwhile that it lives, for the first time when it is forked.
+    fn await_ready(&self, link: UnixStream) -> std::result::Result<(Worker, Isolation), Lost> {
+        let failed = |error: io::Error| Lost::Failed(start_error(&error));
+        link.set_read_timeout(Some(SILENCE)).map_err(failed)?;
+        let mut link = BufReader::new(link);
+        let first = read_reply(&mut link);
+        if first.is_err() {
+            check_interrupt(&self.cancelled).map_err(Lost::Over)?;
+        }
+        match first {
+            Ok(Reply::Alive) => {}
+            Err(error) if is_silence(&error) => {
+                let why = format!("has not made a worker for {} s: it is stopped or hangs", SILENCE.as_secs());
+                return Err(Lost::Over(self.helper_error(&why)));
+            }
+            Err(error) => return Err(failed(error)),
+            Ok(_) => return Err(failed(out_of_turn())),
+        }
+        loop {
+            return match read_reply(&mut link).map_err(failed)? {
+                Reply::Alive => continue,
+                Reply::Ready(isolation, pid) => Ok((Worker { link, process: system::process_handle(pid) }, isolation)),
+                Reply::Failed(why) => Err(failed(io::Error::other(why))),
+                Reply::Done(_) => Err(failed(out_of_turn())),
+            };
+        }
+    }
+
+    /// What is wrong with the helper, without which this process makes no workers, and what to do.
+    fn helper_error(&self, what: &str) -> Error {
+        Error::system(format!(
+            "the sandbox helper (process {}) {what}; no job can be run any more: start the same command again, a run of training with --resume",
+            self.helper.id()
+        ))
+    }
+
+    /// A folder for a job of the pool's own.
+    fn folder(&self) -> io::Result<tempfile::TempDir> {
+        tempfile::Builder::new().prefix("job-").tempdir_in(self.scratch.path())
     }
 
     /// Runs probe.py and checks from this side what it says.
     fn probe(&self, isolation: Isolation) -> Result<Protection> {
         let doing = |error: io::Error| Error::system(format!("trying out the sandbox: {error}"));
-        let folder = tempfile::tempdir().map_err(doing)?;
+        let folder = self.folder().map_err(doing)?;
         let inside = folder.path().join("job");
         std::fs::create_dir(&inside).map_err(doing)?;
         let outside = folder.path().join("outside");
@@ -417,23 +475,28 @@ fn read_reply(link: &mut BufReader<UnixStream>) -> io::Result<Reply> {
     let mut line = String::new();
     match link.read_line(&mut line) {
         Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the worker died")),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::Error::other("the worker hangs")),
+        Err(error) if is_silence(&error) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the worker hangs")),
         result => result?,
     };
     Ok(serde_json::from_str(&line)?)
 }
 
-fn await_ready(link: UnixStream) -> io::Result<(Worker, Isolation)> {
-    link.set_read_timeout(Some(START))?;
-    let mut link = BufReader::new(link);
-    match read_reply(&mut link)? {
-        Reply::Ready(isolation, pid) => {
-            link.get_ref().set_read_timeout(Some(SILENCE))?;
-            Ok((Worker { link, process: system::process_handle(pid) }, isolation))
-        }
-        Reply::Failed(why) => Err(io::Error::other(why)),
-        Reply::Alive | Reply::Done(_) => Err(io::Error::other("a worker answered out of turn")),
+/// True for the error of a read that has waited for as long as it may.
+fn is_silence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+fn out_of_turn() -> io::Error {
+    io::Error::other("a worker answered out of turn")
+}
+
+/// A worker that takes another's place protects no less than the run was told. Error: what it found.
+fn is_no_weaker(found: &Isolation, tier: u8) -> std::result::Result<(), String> {
+    if found.tier >= tier {
+        return Ok(());
     }
+    let (now, notes) = (found.tier, found.notes.join("; "));
+    Err(format!("a new sandbox worker has only tier {now}, and this run began in tier {tier}: {notes}"))
 }
 
 /// What a job that is given up is told to have done.
@@ -457,8 +520,8 @@ fn round_robin(jobs: &[Job]) -> Vec<usize> {
     order.into_iter().map(|(_, i)| i).collect()
 }
 
-fn start_error(error: io::Error) -> Error {
-    Error::system(format!("starting the fork-server of a sandbox worker: {error}"))
+fn start_error(error: &io::Error) -> String {
+    format!("starting the fork-server of a sandbox worker: {error}")
 }
 
 /// The job with its folder resolved, when it can be run.
@@ -481,16 +544,8 @@ fn validated(mut job: Job) -> Result<Job> {
         }
         *source = source.canonicalize().map_err(|error| Error::io("opening the data", source, &error))?;
     }
-    let Limits { cpu_seconds, wall_seconds, disk_bytes, .. } = job.limits;
-    if disk_bytes == 0 {
-        return Err(Error::content("limit disk_bytes = 0: expected at least 1, like 33554432"));
-    }
-    for (name, seconds) in [("cpu_seconds", cpu_seconds), ("wall_seconds", wall_seconds)] {
-        if !(seconds > 0.0 && seconds <= 1e6) {
-            return Err(Error::content(format!(
-                "limit {name} = {seconds}: expected above 0 and at most 1e6, like 10.0"
-            )));
-        }
+    if let Some((name, why)) = job.limits.out_of_range() {
+        return Err(Error::content(format!("limit {name} = {why}")));
     }
     Ok(job)
 }

@@ -3,7 +3,6 @@
 use super::limits::Limits;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// What a script sees as its folder, where it has a root of its own.
 pub const WORKSPACE: &str = "/onestep";
@@ -81,16 +80,14 @@ pub struct Verdict {
     pub is_truncated: bool,
 }
 
-/// How often a worker with a job says that it lives.
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
-
-/// A worker's answers to the trainer: one `Ready` or `Failed` when it has started, then for each job some `Alive` and one of the others.
+/// A worker's answers to the trainer: `Alive` when it is there, one `Ready` or `Failed` when it has started, then one of the others for each
+/// job; `Alive` in between.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reply {
     /// It can take jobs: what it found, and its process id.
     Ready(Isolation, u32),
-    /// It is at its job.
+    /// It is at work.
     Alive,
     /// The job ended.
     Done(Verdict),

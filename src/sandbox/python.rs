@@ -2,6 +2,7 @@
 //! Nothing is installed anywhere else, and an interpreter that was given is used as it is.
 
 use crate::error::{Error, Result};
+use crate::files::lock;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -16,6 +17,8 @@ const SUPPORTED: std::ops::RangeInclusive<u32> = 10..=13;
 const CANDIDATES: [&str; 5] = ["python3", "python3.13", "python3.12", "python3.11", "python3.10"];
 /// Written into an environment when it is complete and its imports have been tried.
 const MARKER: &str = "onestep.json";
+/// Megabytes of an environment, and of what is unpacked on the way.
+const ROOM_MB: u64 = 600;
 /// The way out of every failure here.
 const ELSEWHERE: &str = "or name an interpreter that has numpy and scikit-learn with --python PATH";
 /// Prints one line of JSON: interpreter, version, and of each package its version, or null where it cannot be imported.
@@ -142,9 +145,14 @@ fn inspect(interpreter: &Path, packages: impl Iterator<Item = &'static str>) -> 
     command.env_remove("PYTHONPATH").env_remove("PYTHONHOME").current_dir("/");
     let output = command.output()?;
     if !output.status.success() {
-        return Err(io::Error::other(last_lines(&output.stderr)));
+        let said = Some(last_lines(&output.stderr)).filter(|said| !said.is_empty());
+        return Err(io::Error::other(said.unwrap_or_else(|| format!("it ended with {}", output.status))));
     }
-    Ok(serde_json::from_slice(&output.stdout)?)
+    serde_json::from_slice(&output.stdout).map_err(|_| {
+        let said = Some(last_lines(&output.stdout)).filter(|said| !said.is_empty());
+        let said = said.map_or("nothing".to_string(), |said| format!("{said:?}"));
+        io::Error::other(format!("asked for its version it printed {said}, so it is no Python interpreter"))
+    })
 }
 
 fn last_lines(text: &[u8]) -> String {
@@ -194,10 +202,10 @@ fn private(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Python> {
         return Ok(python);
     }
     let lock_path = cache.join(format!("python-{key}.lock"));
-    let lock = File::create(&lock_path).map_err(|error| Error::io("creating", &lock_path, &error))?;
-    if lock.try_lock().is_err() {
-        progress("waiting for another process that makes the Python environment");
-        lock.lock().map_err(|error| Error::io("locking", &lock_path, &error))?;
+    let held = File::create(&lock_path).map_err(|error| Error::io("creating", &lock_path, &error))?;
+    if held.try_lock().is_err() {
+        progress(&format!("waiting for {}, which makes the Python environment", lock::holder(&held)));
+        held.lock().map_err(|error| Error::io("locking", &lock_path, &error))?;
     }
     if let Some(python) = complete(&folder) {
         return Ok(python);
@@ -254,6 +262,28 @@ fn find_python() -> Result<Inspected> {
     )))
 }
 
+/// An error when what a program `said` as it failed is that the disk is full, or that the user has no more room on it: where there is how much.
+fn refuse_full_disk(said: &[u8], folder: &Path) -> Result<()> {
+    let said = String::from_utf8_lossy(said);
+    // Python gives the number beside the text, which other programs may translate.
+    let signs = ["[Errno 28]", "[Errno 122]", "No space left on device", "Disk quota exceeded"];
+    let Some(line) = said.lines().rev().find(|line| signs.iter().any(|sign| line.contains(sign))) else {
+        return Ok(());
+    };
+    // Packages are unpacked in the folder for temporary files first.
+    let room = [folder.to_path_buf(), std::env::temp_dir()].map(|place| {
+        let free = rustix::fs::statvfs(&place).map_or(0, |info| info.f_bavail * info.f_frsize);
+        format!("{} MB are free in {}", free / 1_000_000, place.display())
+    });
+    Err(Error::system(format!(
+        "the disk is full: making the Python environment {} needs about {ROOM_MB} MB, and {} ({}). Free some, or name another cache folder \
+         with XDG_CACHE_HOME or one for temporary files with TMPDIR; {ELSEWHERE}",
+        folder.display(),
+        room.join(", "),
+        line.trim()
+    )))
+}
+
 /// A venv with the pinned packages.
 fn build(base: &Path, folder: &Path, progress: &mut dyn FnMut(&str)) -> Result<()> {
     let venv = Command::new(base).args(["-m", "venv"]).arg(folder).stdin(Stdio::null()).output();
@@ -261,6 +291,7 @@ fn build(base: &Path, folder: &Path, progress: &mut dyn FnMut(&str)) -> Result<(
     if !venv.status.success() {
         // venv explains a missing ensurepip on stdout.
         let said = [venv.stdout, venv.stderr].concat();
+        refuse_full_disk(&said, folder)?;
         return Err(Error::system(format!(
             "`{} -m venv` failed: {}\nOn Debian and Ubuntu `apt-get install python3-venv` helps; {ELSEWHERE}",
             base.display(),
@@ -289,6 +320,7 @@ fn build(base: &Path, folder: &Path, progress: &mut dyn FnMut(&str)) -> Result<(
     let status = pip.wait().map_err(|error| Error::io("waiting for pip in", folder, &error))?;
     if !status.success() {
         let said = std::fs::read(&log_path).unwrap_or_default();
+        refuse_full_disk(&said, folder)?;
         return Err(Error::system(format!(
             "pip could not install the pinned packages ({status}): {}\nIt needs a package index that it can reach, once: check \
              the network, the proxy and pip's configuration (`pip config list`); {ELSEWHERE}",
@@ -316,6 +348,44 @@ mod tests {
         let error = Python::ensure(Some(Path::new("/bin/false")), cache.path(), &mut |_| ()).unwrap_err();
         assert_eq!(error.kind(), Kind::Content);
         assert!(error.to_string().contains("/bin/false") && error.to_string().contains("expected"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_is_no_interpreter_is_said_to_be_none() {
+        let cache = tempfile::tempdir().unwrap();
+        let error = Python::ensure(Some(Path::new("/bin/true")), cache.path(), &mut |_| ()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Content);
+        let text = error.to_string();
+        assert!(text.contains("/bin/true") && text.contains("printed nothing") && text.contains("no Python"), "{text}");
+    }
+
+    #[test]
+    fn a_full_disk_is_named_whoever_meets_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let executable: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        let program = |path: &Path, text: &str| {
+            std::fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(path, executable.clone()).unwrap();
+        };
+        let full = "echo 'OSError: [Errno 28] No space left on device' >&2; exit 1";
+        let (base, made) = (folder.path().join("base"), folder.path().join("made"));
+        // The environment itself does not fit, then what pip puts there.
+        program(&base, full);
+        let by_venv = build(&base, &made, &mut |_| ()).unwrap_err();
+        std::fs::create_dir_all(made.join("bin")).unwrap();
+        program(&base, "exit 0");
+        program(&made.join("bin/python"), full);
+        let by_pip = build(&base, &made, &mut |_| ()).unwrap_err();
+        for error in [by_venv, by_pip] {
+            let text = error.to_string();
+            assert_eq!(error.kind(), Kind::System);
+            assert!(text.contains("the disk is full") && text.contains(&made.display().to_string()), "{text}");
+            assert!(!text.contains("apt-get") && !text.contains("proxy"), "{text}");
+        }
+        // What is no full disk is not called one.
+        program(&made.join("bin/python"), "echo 'no route to host' >&2; exit 1");
+        let error = build(&base, &made, &mut |_| ()).unwrap_err().to_string();
+        assert!(error.contains("proxy") && !error.contains("full"), "{error}");
     }
 
     #[test]

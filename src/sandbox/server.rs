@@ -7,6 +7,7 @@
 use super::keeper::{Ahead, Keeper, begin_script, copy_data};
 use super::limits::Limits;
 use super::protocol::Job;
+use super::pulse::{HEARTBEAT, LOADING, LOOK, Listener, Pulse, SILENCE};
 use super::root::{self, OLD};
 use super::system::doing;
 use super::worker::Start;
@@ -58,6 +59,8 @@ pub(super) enum Answer {
     Ready(i32),
     /// It ends, and why.
     Error(String),
+    /// It is at work.
+    Alive,
     /// What has to be killed to end the job: its keeper or, without namespaces, the script.
     Pid(i32),
     Ended(Ended),
@@ -83,6 +86,27 @@ impl Ended {
     fn not_run(why: &io::Error) -> Self {
         let (signal, failure) = (Some(libc::SIGKILL), Some(why.to_string()));
         Self { exit: None, signal, memory_error: false, cpu_seconds: 0.0, peak_bytes: 0, failure }
+    }
+}
+
+/// An answer that says that its sender lives.
+const ALIVE: &[u8] = b"\"alive\"";
+
+/// Waits for an answer other than that the other lives, and calls `beat` meanwhile. An error when it has ended or is silent for too long.
+pub(super) fn await_answer(
+    from: BorrowedFd,
+    mut listener: Listener,
+    mut beat: impl FnMut() -> io::Result<()>,
+) -> io::Result<Answer> {
+    loop {
+        if let [true] = system::wait_readable([Some(from)], LOOK)? {
+            match receive_answer(from)? {
+                Answer::Alive => listener.heard(),
+                answer => return Ok(answer),
+            }
+        }
+        listener.check()?;
+        beat()?;
     }
 }
 
@@ -117,7 +141,7 @@ pub(super) fn serve(worker: OwnedFd, start: &Start, tried: Tried, trial: &Path) 
         answer(worker.as_fd(), &Answer::Ready(server.loader))?;
         let modules = serde_json::json!({ "load": start.wanted.preload });
         system::send(server.link.as_fd(), modules.to_string().as_bytes(), &[])?;
-        receive_answer(server.link.as_fd()).and_then(ready)?;
+        server.await_loader().and_then(ready)?;
         answer(worker.as_fd(), &Answer::Ready(server.loader))?;
         server.serve(worker.as_fd())
     });
@@ -153,11 +177,11 @@ impl Server {
         let (link, theirs) = system::socket_pair()?;
         let loader = start_loader(start, Tried { tier, user }, scratch, theirs)?;
         let server = Self { tier, user, seen, scratch, loader, link };
-        receive_answer(server.link.as_fd()).and_then(ready).map_err(doing("the loader"))?;
+        server.await_loader().and_then(ready).map_err(doing("the loader"))?;
         let null = OpenOptions::new().write(true).open("/dev/null").map_err(doing("opening /dev/null"))?;
         let trial = Job::new(trial, TRIAL_SCRIPT.0, TRIAL);
         let mut keeper = None;
-        let ended = server.run(trial, [null.as_fd(); 2], &mut keeper, |_| Ok(()))?;
+        let ended = server.run(trial, [null.as_fd(); 2], &mut keeper, None)?;
         keeper.into_iter().for_each(Keeper::wait);
         match ended {
             Ended { exit: Some(0), failure: None, .. } => Ok(server),
@@ -175,7 +199,7 @@ impl Server {
             let [stdout, stderr] = outputs.as_slice() else { return Ok(()) };
             let job: Job = serde_json::from_slice(&message)?;
             let (outputs, disk_bytes) = ([stdout.as_fd(), stderr.as_fd()], job.limits.disk_bytes);
-            let ended = self.run(job, outputs, &mut keeper, |pid| answer(worker, &Answer::Pid(pid)))?;
+            let ended = self.run(job, outputs, &mut keeper, Some(worker))?;
             // Until the next job comes, what waits for it must live in the limits of this one: as this one's own did.
             let was_well = ended.signal.is_none() && ended.failure.is_none();
             answer(worker, &Answer::Ended(ended))?;
@@ -188,15 +212,16 @@ impl Server {
     }
 
     /// Runs one job to its end. `outputs` are stdout and stderr; `keeper` is the one that waits for a job, and afterwards the one that has
-    /// ended this; `tell` is told what is to be killed to end the job, unless it waits already. What fails before the script is in what is
-    /// returned; an error means that this process cannot go on.
+    /// ended this; `worker` is told what is to be killed to end the job, unless it waits already, and that this process lives. What fails
+    /// before the script is in what is returned; an error means that this process cannot go on.
     fn run(
         &self,
         mut job: Job,
         outputs: [BorrowedFd; 2],
         keeper: &mut Option<Keeper>,
-        tell: impl Fn(i32) -> io::Result<()>,
+        worker: Option<BorrowedFd>,
     ) -> io::Result<Ended> {
+        let mut report = Report(worker.map(|worker| Pulse::new(worker, ALIVE)));
         // In a user namespace of our own the keeper and our two processes count too. On the host's tree, as an ordinary user, all that
         // user's processes do: there the worker counts, and this only keeps a bomb small enough to be stopped.
         job.limits.processes += match (self.user, self.tier) {
@@ -211,7 +236,7 @@ impl Server {
                     self.fork_script(&job.folder, theirs, rules.as_slice())?;
                     // Whether it is there is in the loader's answer.
                     let _ = begin_script(script, &job, &outputs);
-                    self.ended(tell)
+                    self.ended(None, &mut report)
                 }
                 Err(error) => Ok(Ended::not_run(&error)),
             };
@@ -220,7 +245,7 @@ impl Server {
             Some(keeper) => keeper,
             None => match self.keeper(job.limits.disk_bytes) {
                 Ok(made) => {
-                    tell(made.pid)?;
+                    report.pid(made.pid)?;
                     keeper.insert(made)
                 }
                 Err(error) => return Ok(Ended::not_run(&error)),
@@ -229,8 +254,8 @@ impl Server {
         if keeper.begin(&job, outputs).is_err() {
             system::kill(keeper.pid);
         }
-        let mut ended = self.ended(tell)?;
-        let (seconds, failure) = keeper.end();
+        let mut ended = self.ended(Some(keeper), &mut report)?;
+        let (seconds, failure) = keeper.end(|| report.beat())?;
         ended.cpu_seconds += seconds; // orphans of the script were the keeper's children
         ended.failure = failure.or(ended.failure);
         Ok(ended)
@@ -264,16 +289,49 @@ impl Server {
         system::send(self.link.as_fd(), serde_json::json!({ "folder": folder }).to_string().as_bytes(), &fds)
     }
 
-    /// How the script's process has ended; what the loader says of its start goes to `tell`.
-    fn ended(&self, tell: impl Fn(i32) -> io::Result<()>) -> io::Result<Ended> {
+    /// How the script's process has ended; what the loader says of its start goes into `report`. An error when the loader or the keeper, which
+    /// both say that they live, is silent for too long.
+    fn ended(&self, mut keeper: Option<&mut Keeper>, report: &mut Report) -> io::Result<Ended> {
+        let mut loader = Listener::new("the loader", SILENCE);
         loop {
-            match receive_answer(self.link.as_fd())? {
-                Answer::Pid(pid) => tell(pid)?,
-                Answer::Ended(ended) => return Ok(ended),
-                Answer::Error(error) => return Err(io::Error::other(error)),
-                other => return Err(io::Error::other(format!("the loader answered {other:?}"))),
+            let kept = keeper.as_ref().and_then(|keeper| keeper.speaking());
+            let [answered, has_kept] = system::wait_readable([Some(self.link.as_fd()), kept], LOOK)?;
+            if answered {
+                loader.heard();
+                match receive_answer(self.link.as_fd())? {
+                    Answer::Alive => {}
+                    Answer::Pid(pid) => report.pid(pid)?,
+                    Answer::Ended(ended) => return Ok(ended),
+                    Answer::Error(error) => return Err(io::Error::other(error)),
+                    other => return Err(io::Error::other(format!("the loader answered {other:?}"))),
+                }
             }
+            if let Some(keeper) = &mut keeper {
+                keeper.listen(has_kept)?;
+            }
+            loader.check()?;
+            report.beat()?;
         }
+    }
+
+    /// The loader's answer, which may take as long as loading takes.
+    fn await_loader(&self) -> io::Result<Answer> {
+        await_answer(self.link.as_fd(), Listener::new("the loader", LOADING), || Ok(()))
+    }
+}
+
+/// What the worker is told during a job; of a trial nobody is told.
+struct Report<'a>(Option<Pulse<'a>>);
+
+impl Report<'_> {
+    /// What is to be killed to end the job.
+    fn pid(&self, pid: i32) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), |pulse| answer(pulse.to, &Answer::Pid(pid)))
+    }
+
+    /// That this process lives, when it is time to.
+    fn beat(&mut self) -> io::Result<()> {
+        self.0.as_mut().map_or(Ok(()), Pulse::beat)
     }
 }
 
@@ -299,6 +357,7 @@ fn start_loader(start: &Start, Tried { tier, user }: Tried, scratch: &Path, stdi
     let none = vec![];
     let settings = serde_json::json!({
         "tier": tier,
+        "heartbeat": HEARTBEAT.as_secs_f64(),
         "user": user,
         "scratch": scratch,
         "old": if tier >= 2 { OLD } else { "" },

@@ -128,6 +128,13 @@ pub(super) fn wait_readable<const N: usize>(fds: [Option<BorrowedFd>; N], timeou
     }
 }
 
+/// True when nobody has the other end of a socket any more, whatever is still to be read from it.
+pub(super) fn peer_is_gone(socket: BorrowedFd) -> bool {
+    let mut polled = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one entry, alive over the call.
+    unsafe { libc::poll(&raw mut polled, 1, 0) > 0 && polled.revents & libc::POLLHUP != 0 }
+}
+
 /// Makes reads return `WouldBlock` instead of waiting.
 pub(super) fn set_nonblocking(fd: BorrowedFd) -> io::Result<()> {
     // SAFETY: plain flag calls on an open descriptor.

@@ -5,10 +5,11 @@ use super::cgroup::Cgroup;
 use super::leftovers;
 use super::limits::Limits;
 use super::output::Output;
-use super::protocol::{HEARTBEAT, Isolation, Job, Outcome, Reply, Verdict, Wanted};
+use super::protocol::{Isolation, Job, Outcome, Reply, Verdict, Wanted};
+use super::pulse::{LOADING, Listener, Pulse, SILENCE};
 use super::python::Folders;
 use super::seccomp::Filters;
-use super::server::{self, Answer, Ended, Tried, receive_answer};
+use super::server::{self, Answer, Ended, Tried, await_answer, receive_answer};
 use super::system;
 use crate::console::errln;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ const SCAN: Duration = Duration::from_millis(100);
 const KILL_GRACE: Duration = Duration::from_secs(60);
 /// How long workers may take to clean up after the trainer has gone before they are killed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+/// Whom a worker listens to.
+const SERVER: &str = "the fork-server";
 /// What is in force in each tier.
 const TIERS: [&str; 4] = [
     "tier 0: nothing, as asked for",
@@ -56,6 +59,8 @@ pub(super) struct Start {
     pub wanted: Wanted,
     /// Of slot n the n-th, when each is to have one of its own.
     pub processors: Vec<usize>,
+    /// The pool's folder for temporary files.
+    pub scratch: PathBuf,
 }
 
 /// The helper's whole life; returns its exit code. Called by main when the first argument is [`HELPER_ARGUMENT`], before
@@ -73,6 +78,7 @@ pub fn helper_main() -> i32 {
     system::adopt_orphans();
     // The first process of a pid namespace cannot end before all others are reaped, and those of a dead worker are ours.
     system::reap_at_once(true);
+    Cgroup::sweep();
     let mut workers: Vec<i32> = Vec::new();
     let mut disturbed = Instant::now();
     loop {
@@ -90,6 +96,8 @@ pub fn helper_main() -> i32 {
         let _ = kill_strays(Keep::Trees(&workers), &mut || Ok(()));
         bury(&mut workers);
         match message.map(|(text, mut fds)| (text, fds.pop())) {
+            // What it has asked for before it died is not wanted any more.
+            _ if system::peer_is_gone(control.as_fd()) => break,
             Ok((text, Some(link))) => {
                 // SAFETY: nothing has started a thread in this process.
                 match unsafe { system::fork() } {
@@ -132,18 +140,11 @@ pub fn helper_main() -> i32 {
 fn bury(workers: &mut Vec<i32>) {
     let living: BTreeSet<i32> =
         system::descendants(std::process::id() as i32).iter().map(|process| process.pid).collect();
-    workers.retain(|worker| {
-        let lives = living.contains(worker);
-        if !lives {
-            Cgroup::remove(&cgroup_name(*worker as u32));
-        }
-        lives
-    });
-}
-
-/// Of the worker with this process id.
-fn cgroup_name(worker: u32) -> String {
-    format!("onestep-{worker}")
+    let before = workers.len();
+    workers.retain(|worker| living.contains(worker));
+    if workers.len() < before {
+        Cgroup::sweep();
+    }
 }
 
 /// Kills every process below this one, at any depth, that is not in `keep`. True when there was any. An error is one of `alive`.
@@ -199,31 +200,18 @@ fn worker_main(mut link: UnixStream, start: &Start) -> i32 {
     system::die_with_parent();
     system::adopt_orphans();
     system::reap_at_once(false);
-    let ended = match Worker::start(start) {
+    // The trainer knows from now on that the helper has done its part.
+    let ended = send_reply(&mut link, &Reply::Alive).and_then(|()| match Worker::start(start, link.as_fd()) {
         Ok((mut worker, ready)) => send_reply(&mut link, &ready).and_then(|()| worker.serve(&mut link)),
         Err(error) => send_reply(&mut link, &Reply::Failed(error.to_string())).and(Err(error)),
-    };
+    });
     // Without a reply to its job, the trainer takes a closed link for the worker's death, and forks another.
     drop(link);
     i32::from(ended.and(clear_strays(Keep::Only(&[]), || Ok(()))).is_err())
 }
 
-/// Says from time to time that the worker lives.
-struct Pulse {
-    link: UnixStream,
-    next: Instant,
-}
-
-impl Pulse {
-    fn beat(&mut self) -> io::Result<()> {
-        let now = Instant::now();
-        if now >= self.next {
-            self.next = now + HEARTBEAT;
-            send_reply(&mut self.link, &Reply::Alive)?;
-        }
-        Ok(())
-    }
-}
+/// The line of `Reply::Alive`.
+const ALIVE: &[u8] = b"\"alive\"\n";
 
 fn send_reply(link: &mut UnixStream, reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
@@ -251,7 +239,8 @@ struct Worker {
 
 impl Worker {
     /// In the best tier that works here and is wanted: with its fork-server, whose libraries are loaded.
-    fn start(start: &Start) -> io::Result<(Self, Reply)> {
+    fn start(start: &Start, trainer: BorrowedFd) -> io::Result<(Self, Reply)> {
+        let mut pulse = Pulse::new(trainer, ALIVE);
         let (own, mut notes) = (std::process::id(), vec![]);
         for tier in (0..=start.wanted.best.min(3)).rev().filter(|&tier| tier > 0 || start.wanted.unsafe_without) {
             let own_user = (tier > 0 && rustix::process::getuid().is_root()).then_some(Some(FIRST_UID + own));
@@ -259,14 +248,14 @@ impl Worker {
                 let name = TIERS[usize::from(tier)];
                 let users = if user.is_some() { ", a user of its own for each worker" } else { "" };
                 let mut not_possible = |why| notes.push(format!("not possible here: {name}{users} ({why})"));
-                let mut worker = match Self::in_force(start, Tried { tier, user }) {
+                let mut worker = match Self::in_force(start, Tried { tier, user }, &mut pulse) {
                     Ok(worker) => worker,
                     Err(why) => {
                         not_possible(why);
                         continue;
                     }
                 };
-                worker.load()?;
+                worker.load(&mut pulse)?;
                 // Not before: what the libraries take is no script's.
                 match worker.cgroup.as_ref().map_or(Ok(()), |group| group.join(worker.loader)) {
                     Ok(()) => {
@@ -287,25 +276,26 @@ impl Worker {
     }
 
     /// A worker whose fork-server has entered and tried out an isolation, before libraries are loaded.
-    fn in_force(start: &Start, tried: Tried) -> io::Result<Self> {
+    fn in_force(start: &Start, tried: Tried, pulse: &mut Pulse) -> io::Result<Self> {
         let cgroup = match tried.tier {
-            3.. => Some(Cgroup::create(&cgroup_name(std::process::id())).map_err(io::Error::other)?),
+            3.. => Some(Cgroup::create().map_err(io::Error::other)?),
             _ => None,
         };
-        let trial = tempfile::tempdir()?;
+        let trial = tempfile::Builder::new().prefix("trial-").tempdir_in(&start.scratch)?;
         let trial = trial.path().canonicalize()?;
         std::fs::write(trial.join(server::TRIAL_SCRIPT.0), server::TRIAL_SCRIPT.1)?;
         let (server, theirs) = system::socket_pair()?;
         // SAFETY: nothing has started a thread in this process.
         let Some(process) = unsafe { system::fork() }? else { server::serve(theirs, start, tried, &trial) };
         drop(theirs);
-        let loader = receive_answer(server.as_fd()).and_then(server::ready).inspect_err(|_| end(process))?;
+        let entered = await_answer(server.as_fd(), Listener::new(SERVER, LOADING), || pulse.beat());
+        let loader = entered.and_then(server::ready).inspect_err(|_| end(process))?;
         Ok(Self { server, process, loader, tier: tried.tier, cgroup, idle_bytes: 0, loader_bytes: 0, waiting: None })
     }
 
     /// Waits until the libraries are loaded.
-    fn load(&mut self) -> io::Result<()> {
-        receive_answer(self.server.as_fd()).and_then(server::ready)?;
+    fn load(&mut self, pulse: &mut Pulse) -> io::Result<()> {
+        await_answer(self.server.as_fd(), Listener::new(SERVER, LOADING), || pulse.beat()).and_then(server::ready)?;
         let idle = [self.process, self.loader].map(|pid| system::proportional_bytes(pid).unwrap_or(0));
         self.idle_bytes = idle.iter().sum();
         self.loader_bytes = system::resident_bytes(self.loader);
@@ -322,7 +312,8 @@ impl Worker {
                 return Ok(());
             }
             let job: Job = serde_json::from_str(&line)?;
-            let mut pulse = Pulse { link: link.try_clone()?, next: Instant::now() + HEARTBEAT };
+            let trainer = link.try_clone()?;
+            let mut pulse = Pulse::new(trainer.as_fd(), ALIVE);
             let reply = self.run(&job, link.as_fd(), &mut pulse)?;
             if self.tier < 2 {
                 clear_strays(Keep::Only(&[self.process, self.loader]), || pulse.beat())?;
@@ -341,7 +332,7 @@ impl Worker {
     /// Waits until nothing of the last job is left: what it has in files counts against the next one's memory as long as it is. The
     /// keeper that waits for the next.
     fn free(&self) -> io::Result<Option<i32>> {
-        match receive_answer(self.server.as_fd())? {
+        match await_answer(self.server.as_fd(), Listener::new(SERVER, SILENCE), || Ok(()))? {
             Answer::Free(keeper) => Ok(keeper),
             answer => Err(io::Error::other(format!("the fork-server answered {answer:?}"))),
         }
@@ -369,6 +360,7 @@ impl Worker {
         let mut group = self.waiting.take(); // the pid of the keeper or, without namespaces, of the script, once known
         let mut stopped: Option<(Outcome, Instant)> = None; // why we killed it, and when it must be gone
         let (mut next_scan, mut shares) = (started + SCAN, Shares::default());
+        let mut listener = Listener::new(SERVER, SILENCE);
         let ended = loop {
             let wake = stopped.as_ref().map_or(wall_limit.min(next_scan), |(_, gone)| *gone);
             let timeout = wake.min(pulse.next).saturating_duration_since(Instant::now());
@@ -381,6 +373,7 @@ impl Worker {
             pulse.beat()?;
             output.read()?;
             if server_ready {
+                listener.heard();
                 match receive_answer(self.server.as_fd())? {
                     Answer::Pid(pid) => {
                         group = Some(pid);
@@ -389,9 +382,11 @@ impl Worker {
                         }
                     }
                     Answer::Ended(ended) => break ended,
+                    Answer::Alive => {}
                     answer => return Err(io::Error::other(format!("the fork-server answered {answer:?}"))),
                 }
             }
+            listener.check()?;
             let now = Instant::now();
             if let Some((_, gone)) = &stopped {
                 if now >= *gone {

@@ -10,6 +10,7 @@ mod prepare;
 pub mod split;
 
 use crate::error::{Error, Result};
+use crate::files::regular;
 use crate::sandbox::Limits;
 pub use grader::{Flag, Grade};
 pub use labels::Labels;
@@ -86,6 +87,8 @@ pub struct PreparedTask {
 }
 
 const MANIFEST: &str = "task.toml";
+/// Bytes of any text of a task, at most.
+const MOST_TEXT: u64 = 16 << 20;
 const MODALITIES: [&str; 5] = ["tabular", "image", "text", "series", "graph"];
 
 /// A whole valid task.toml: error messages quote its lines.
@@ -138,7 +141,7 @@ impl Task {
     /// Names file and key, what was expected and a valid line: unknown, missing or mistyped keys, and whatever [`Task::check`] refuses.
     pub fn load(folder: &Path) -> Result<Task> {
         let path = folder.join(MANIFEST);
-        let text = fs::read_to_string(&path).map_err(|e| Error::io("reading", &path, &e))?;
+        let text = regular::read_text(&path, MOST_TEXT)?;
         let manifest: Manifest = toml::from_str(&text).map_err(|e| manifest_error(&path, &text, &e))?;
         let Manifest { name, description, modality, metric, m_init, m_best, noise_floor, held_out, .. } = manifest;
         let Manifest { entry, submission, limits, report, preload, .. } = manifest;
@@ -163,8 +166,8 @@ impl Task {
         };
         task.check()?;
         let script = task.folder.join(&task.entry);
-        let text = fs::read_to_string(&script)
-            .map_err(|e| Error::io("reading", &script, &e).context(format!("key entry of {}", path.display())))?;
+        let text = regular::read_text(&script, MOST_TEXT)
+            .map_err(|error| error.context(format!("key entry of {}", path.display())))?;
         task.starter.insert(task.entry.clone(), text);
         Ok(task)
     }

@@ -1,9 +1,9 @@
 //! Makes a task's data by its own script, once, into a cache keyed by that script's content, and sees that they stay what they were. Never runs
 //! agent code.
 
-use super::{Labels, PreparedTask, Task};
+use super::{Labels, MOST_TEXT, PreparedTask, Task};
 use crate::error::{Error, Result};
-use crate::files::write_whole;
+use crate::files::{regular, write_whole};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ impl PreparedTask {
     /// made. System: the cache cannot be written.
     pub fn prepare(task: &Task, python: &Path, cache: &Path) -> Result<PreparedTask> {
         let script = task.folder.join(SCRIPT);
-        let text = fs::read(&script).map_err(|e| Error::io("reading", &script, &e))?;
+        let text = regular::read(&script, MOST_TEXT)?;
         // The interpreter stands for the package versions: data that scikit-learn ships can change with them.
         let mut key = blake3::Hasher::new();
         key.update(LAYOUT).update(&text).update(python.as_os_str().as_encoded_bytes());

@@ -173,7 +173,7 @@ fn a_folder_in_use_names_its_holder() {
     held.lock().unwrap();
     let ended = stage.sft(&out, &[]);
     assert_eq!(ended.code, Some(2), "{ended:?}");
-    let holder = format!("another run is writing there (process {}", std::process::id());
+    let holder = format!("another run, process {} (", std::process::id());
     assert!(ended.stderr.contains(&holder), "{ended:?}");
 }
 

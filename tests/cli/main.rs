@@ -14,6 +14,7 @@ mod models;
 mod plan;
 mod rl;
 mod runs;
+mod sandbox;
 mod score;
 mod settings;
 mod sft;

@@ -388,7 +388,7 @@ impl World {
             let name = folder.file_name().unwrap().to_string_lossy().into_owned();
             let ours = name
                 .strip_prefix("onestep-")
-                .and_then(|pid| pid.parse().ok())
+                .and_then(|rest| rest.split('-').next()?.parse().ok())
                 .is_some_and(|pid| workers.contains(&pid));
             assert!(!ours, "a control group is left: {}", folder.display());
             todo.extend(groups(&folder));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ends;
+mod fresh;
 mod processes;
 
 use onestep::sandbox::worker::HELPER_ARGUMENT;

@@ -1,10 +1,11 @@
 //! What becomes of processes: those of a job, and those that run jobs, when they die, hang or are not wanted any more.
 
-use super::{LIMITS, Process, below, job, processes, python, start, wait_until, worker_of};
+use super::{BEST, HELPER_ARGUMENT, LIMITS, Process, below, job, processes, python, start, wait_until, worker_of};
 use onestep::error::Kind;
-use onestep::sandbox::{Job, Limits, Outcome, Pool};
+use onestep::sandbox::{Job, Limits, Outcome, Pool, Wanted};
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -225,4 +226,218 @@ fn a_killed_trainer_leaves_no_process() {
         let left = processes();
         left.iter().all(|process| process.pid != helper && !all.contains(process))
     });
+}
+
+/// A pool with few libraries, for tests of what happens to its processes.
+fn start_small(workers: usize) -> Pool {
+    let wanted = Wanted { preload: Some(vec![]), ..BEST };
+    Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python(), &wanted).unwrap()
+}
+
+/// Whatever waits for a stopped process notices it by the heartbeats that it no longer makes; the job's own limits are far away.
+#[test]
+fn a_stopped_process_between_the_trainer_and_a_script_is_noticed_and_its_job_is_done_by_another() {
+    let far = Limits { wall_seconds: 2000.0, ..LIMITS };
+    std::thread::scope(|scope| {
+        for victim in ["worker", "fork-server", "loader", "keeper", "waiting keeper", "waiting loader"] {
+            let far = &far;
+            scope.spawn(move || {
+                let pool = start_small(1);
+                if pool.protection().tier < 2 && (victim.ends_with("keeper") || victim.starts_with("waiting")) {
+                    println!("not possible here: in tier {} there is no {victim}", pool.protection().tier);
+                    return;
+                }
+                wait_idle(&pool, 1, 1);
+                let worker = worker_of(&pool);
+                let server = children(worker)[0];
+                let (loader, keeper) = (children(server)[0], children(server).get(1).copied()); // in the order in which they were made
+                let pid = match victim {
+                    "worker" => worker,
+                    "fork-server" => server,
+                    "loader" | "waiting loader" => loader,
+                    _ => keeper.unwrap(),
+                };
+                let (_folder, job) = job(&format!("{BEGUN}time.sleep(3); print('done')"), far.clone());
+                if victim.starts_with("waiting") {
+                    signal(pid, "STOP");
+                }
+                std::thread::scope(|scope| {
+                    let running = scope.spawn(|| pool.run(job));
+                    if !victim.starts_with("waiting") {
+                        wait_until("the script begins", || has_begun(&pool));
+                        signal(pid, "STOP");
+                    }
+                    let verdict = running.join().unwrap().unwrap();
+                    assert_eq!((verdict.outcome, verdict.stdout.as_str()), (Outcome::Exited(0), "done\n"), "{victim}");
+                    assert!(processes().iter().all(|process| process.pid != pid), "{victim} is left");
+                });
+                wait_idle(&pool, 1, 1);
+            });
+        }
+    });
+}
+
+#[test]
+fn without_its_helper_a_pool_says_which_process_is_wrong_and_to_resume() {
+    std::thread::scope(|scope| {
+        for (name, word) in [("KILL", "has ended"), ("STOP", "is stopped")] {
+            scope.spawn(move || {
+                let pool = start_small(1);
+                let (helper, worker) = (pool.helper_pid(), worker_of(&pool));
+                signal(helper, name);
+                signal(worker, "KILL");
+                wait_until("the worker ends", || processes().iter().all(|process| process.pid != worker));
+                let (_folder, job) = job("print('done')", LIMITS);
+                let error = pool.run(job).unwrap_err();
+                let text = error.to_string();
+                assert_eq!(error.kind(), Kind::System);
+                assert!(
+                    text.contains(&helper.to_string()) && text.contains(word) && text.contains("--resume"),
+                    "{text}"
+                );
+                drop(pool);
+                wait_until("the helper ends", || processes().iter().all(|process| process.pid != helper));
+            });
+        }
+    });
+}
+
+/// What this process is executed once more for, by the name of the test that does it: to hold a pool until it is killed.
+fn hold_a_pool(test: &str, workers: usize) -> bool {
+    if std::env::var("HOLD_A_POOL_FOR").is_ok_and(|name| name == test) {
+        let pool = start_small(workers);
+        println!("helper {}", pool.helper_pid());
+        wait_until("its end", || false);
+    }
+    false
+}
+
+fn trainer(test: &str, temporary: &Path) -> Child {
+    python(); // made here, where it is locked and seen
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("processes::{test}"), "--nocapture"]).env("HOLD_A_POOL_FOR", test);
+    command.env("TMPDIR", temporary).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// The helper and the workers of a trainer, its children included.
+fn helper_of(trainer: u32) -> Option<u32> {
+    let is_helper = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(HELPER_ARGUMENT))
+    };
+    children(trainer).into_iter().find(is_helper)
+}
+
+#[test]
+fn a_helper_forks_no_more_workers_when_its_trainer_is_gone() {
+    const TEST: &str = "a_helper_forks_no_more_workers_when_its_trainer_is_gone";
+    const WORKERS: usize = 60;
+    hold_a_pool(TEST, WORKERS);
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = trainer(TEST, folder.path());
+    let mut helper = None;
+    wait_until("the helper forks", || {
+        helper = helper_of(trainer.id());
+        helper.is_some_and(|helper| !children(helper).is_empty())
+    });
+    let helper = helper.unwrap();
+    // Stopped, it cannot look for its trainer, and what the trainer has asked for waits for it.
+    signal(helper, "STOP");
+    let before = children(helper);
+    assert!(before.len() < WORKERS / 2, "{} workers by then", before.len());
+    trainer.kill().unwrap();
+    trainer.wait().unwrap();
+    signal(helper, "CONT");
+    let mut after = std::collections::BTreeSet::new();
+    wait_until("the helper ends", || {
+        after.extend(children(helper).into_iter().filter(|pid| !before.contains(pid)));
+        processes().iter().all(|process| process.pid != helper)
+    });
+    assert!(after.len() <= 1, "{} workers were forked for nobody", after.len());
+}
+
+/// Control groups of this program anywhere on the machine, by the process that made them.
+fn groups_of(pids: &[u32]) -> Vec<PathBuf> {
+    let (mut found, mut todo) = (vec![], vec![PathBuf::from("/sys/fs/cgroup")]);
+    while let Some(folder) = todo.pop() {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let pid = name.strip_prefix("onestep-").and_then(|rest| rest.split('-').next()?.parse().ok());
+        found.extend(pid.filter(|pid| pids.contains(pid)).map(|_| folder.clone()));
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        todo.extend(
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+        );
+    }
+    found
+}
+
+#[test]
+fn what_a_killed_run_leaves_goes_when_the_next_begins_and_takes_nothing_from_it() {
+    const TEST: &str = "what_a_killed_run_leaves_goes_when_the_next_begins_and_takes_nothing_from_it";
+    // Executed once more it begins the next run, in its own folder for temporary files.
+    hold_a_pool(TEST, 1);
+    let temporary = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let folders =
+        || std::fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let begun = |trainer: &mut Child| -> u32 {
+        let lines = BufReader::new(trainer.stdout.take().unwrap()).lines().map_while(Result::ok);
+        lines.filter_map(|line| line.split_once("helper ")?.1.parse().ok()).next().unwrap()
+    };
+    let mut first = trainer(TEST, temporary.path());
+    let helper = begun(&mut first);
+    let processes_of_first = below(helper);
+    let pids: Vec<u32> = processes_of_first.iter().map(|process| process.pid).collect();
+    let left = folders();
+    assert_eq!(left.len(), 1, "{left:?}");
+    // Killed from below the helper on, so that nobody tidies.
+    signal(helper, "STOP");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    signal(helper, "KILL");
+    wait_until("all end", || {
+        processes().iter().all(|process| process.pid != helper && !processes_of_first.contains(process))
+    });
+    let groups = groups_of(&pids);
+    assert_eq!(folders(), left);
+    let mut second = trainer(TEST, temporary.path());
+    begun(&mut second);
+    let held = folders();
+    assert!(held.len() == 1 && held != left, "{held:?}");
+    assert_eq!(groups_of(&pids), Vec::<PathBuf>::new(), "of {groups:?}");
+    // A third one removes nothing that the second has.
+    let mut third = trainer(TEST, temporary.path());
+    begun(&mut third);
+    assert_eq!((folders().len(), held[0].exists()), (2, true));
+    for mut trainer in [second, third] {
+        trainer.kill().unwrap();
+        trainer.wait().unwrap();
+    }
+}
+
+/// Where a worker can no longer have what the run began with, the run is told so.
+#[test]
+fn a_worker_that_is_replaced_does_not_lower_the_tier() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // A helper in mounts of its own, where control groups are made read-only later.
+    let own = folder.path().join("helper");
+    std::fs::write(&own, format!("#!/bin/sh\nexec unshare -m {} \"$@\"\n", env!("CARGO_BIN_EXE_onestep"))).unwrap();
+    std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let wanted = Wanted { preload: Some(vec![]), ..BEST };
+    let pool = Pool::start(&own, 1, python(), &wanted);
+    let Some(pool) = pool.ok().filter(|pool| pool.protection().tier == 3) else {
+        println!("not possible here: a helper in mounts of its own has no tier 3");
+        return;
+    };
+    let mounts = std::fs::read_to_string(format!("/proc/{}/mounts", pool.helper_pid())).unwrap();
+    for mount in mounts.lines().filter(|line| line.contains(" cgroup")) {
+        let place = mount.split(' ').nth(1).unwrap();
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &pool.helper_pid().to_string(), "-m", "mount", "-o", "remount,ro,bind", place]);
+        assert!(command.status().unwrap().success(), "{place}");
+    }
+    let (_folder, job) = job("print('done')", LIMITS);
+    let worker = worker_of(&pool);
+    signal(worker, "KILL");
+    wait_until("the worker ends", || processes().iter().all(|process| process.pid != worker));
+    let error = pool.run(job).unwrap_err().to_string();
+    assert!(error.contains("only tier 2") && error.contains("began in tier 3") && error.contains("cgroup"), "{error}");
 }

@@ -1,0 +1,98 @@
+//! Locks between processes: waiting for one is said, names who has it, and ends.
+
+use crate::error::{Error, Result};
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long another process may have a lock that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Before it is said.
+    pub notice: Duration,
+    /// Before it is an error.
+    pub end: Duration,
+}
+
+/// For what takes another process far less than a second.
+pub const BRIEF: Patience = Patience { notice: Duration::from_secs(1), end: Duration::from_secs(60) };
+/// How often it is tried again.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Takes the lock of the file `path`, which is made when it is not there; it is kept until what is returned is dropped. While another
+/// process has it, `say` gets one line that names the file and that process.
+///
+/// # Errors
+/// System: the file cannot be opened, or another process has kept the lock for longer than `patience`, which is named with what to do.
+pub fn take(path: &Path, patience: Patience, say: impl FnOnce(&str)) -> Result<File> {
+    let file = File::create(path).map_err(|e| Error::io("creating", path, &e))?;
+    let start = Instant::now();
+    let mut say = Some(say);
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(e)) => return Err(Error::io("locking", path, &e)),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        let (waited, shown) = (start.elapsed(), path.display());
+        if waited >= patience.end {
+            let (who, seconds) = (holder(&file), patience.end.as_secs());
+            return Err(Error::system(format!(
+                "locking {shown}: {who} has kept it for {seconds} s; if that process is stopped or hangs, let it go on or end it"
+            )));
+        }
+        if waited >= patience.notice
+            && let Some(say) = say.take()
+        {
+            say(&format!("waiting for {}, which has locked {shown}", holder(&file)));
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// Who has the lock of a file: "process PID (its command line)", or "another process" where the kernel does not say which.
+pub fn holder(file: &File) -> String {
+    let find = || -> Option<u32> {
+        let inode = file.metadata().ok()?.ino().to_string();
+        let text = fs::read_to_string("/proc/locks").ok()?;
+        // 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF; who waits has an arrow in the second place. The device is left out: on some
+        // file systems it is another than that of the file.
+        let fields = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        let is_held = |fields: &Vec<&str>| {
+            fields.get(1) == Some(&"FLOCK") && fields.get(5).and_then(|place| place.rsplit(':').next()) == Some(&inode)
+        };
+        fields.filter(is_held).find_map(|fields| fields.get(4)?.parse().ok().filter(|&pid| pid > 0))
+    };
+    let Some(pid) = find() else { return "another process".to_string() };
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<_> = command.split(|&b| b == 0).filter(|w| !w.is_empty()).map(String::from_utf8_lossy).collect();
+    match words.is_empty() {
+        true => format!("process {pid}"),
+        false => format!("process {pid} ({})", words.join(" ")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_for_a_lock_is_said_with_its_holder_and_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let held = take(&path, BRIEF, |_| panic!("nobody has it")).unwrap();
+        let own = format!("process {}", std::process::id());
+        let brief = Patience { notice: Duration::ZERO, end: Duration::from_millis(50) };
+        let mut said = String::new();
+        let error = take(&path, brief, |line| said = line.to_string()).unwrap_err().to_string();
+        for text in [&said, &error] {
+            assert!(text.contains(&own) && text.contains(&path.display().to_string()), "{text}");
+        }
+        // One that goes meanwhile is waited for.
+        let far = Patience { notice: Duration::ZERO, end: Duration::from_secs(600) };
+        let mut held = Some(held);
+        take(&path, far, |_| drop(held.take())).unwrap();
+    }
+}

@@ -1,0 +1,111 @@
+//! Files of users and scripts, which may be anything: read only when they are regular, and no more of them than they had when they were
+//! opened, however they grow meanwhile.
+
+use crate::error::{Error, Result};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Opens the file that `path` leads to, and its length in bytes. Waits for nobody, as it would for a writer to a pipe.
+///
+/// # Errors
+/// Content: it is a folder, a pipe, a device; it has more than `most` bytes; it is not there. System: it cannot be opened.
+fn open(path: &Path, most: u64) -> Result<(File, u64)> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.map_err(|e| Error::io("opening", path, &e))?;
+    let info = file.metadata().map_err(|e| Error::io("opening", path, &e))?;
+    if !info.is_file() {
+        return Err(Error::content(format!(
+            "{}: expected a regular file, not a folder, a pipe or a device",
+            path.display()
+        )));
+    }
+    if info.len() > most {
+        let (path, length) = (path.display(), info.len());
+        return Err(Error::content(format!("{path}: it has {length} bytes, at most {most} are read")));
+    }
+    Ok((file, info.len()))
+}
+
+/// The bytes of the regular file that `path` leads to, as many as it had when it was opened, `most` at most.
+///
+/// # Errors
+/// Content: it is no regular file, is larger, or is not there. System: it cannot be read.
+pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let (file, length) = open(path, most)?;
+    let mut bytes = vec![];
+    file.take(length).read_to_end(&mut bytes).map_err(|e| Error::io("reading", path, &e))?;
+    Ok(bytes)
+}
+
+/// The same as text.
+///
+/// # Errors
+/// As for [`read`]; content also when it is not UTF-8.
+pub fn read_text(path: &Path, most: u64) -> Result<String> {
+    let no_text = |_| Error::io("reading", path, &io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"));
+    String::from_utf8(read(path, most)?).map_err(no_text)
+}
+
+/// Copies the regular file that `from` leads to, with its permissions, as much of it as it had when it was opened, `most` bytes at most.
+///
+/// # Errors
+/// As for [`read`]; system also when `to` cannot be written.
+pub fn copy(from: &Path, to: &Path, most: u64) -> Result<()> {
+    let (file, length) = open(from, most)?;
+    let permissions = file.metadata().map_err(|e| Error::io("opening", from, &e))?.permissions();
+    let failed = |e: io::Error| Error::io("copying to", to, &e);
+    let mut copy = File::create(to).map_err(failed)?;
+    io::copy(&mut file.take(length), &mut copy).map_err(failed)?;
+    fs::set_permissions(to, permissions).map_err(failed)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use std::io::Write;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn only_regular_files_of_a_size_are_read_also_behind_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        fs::write(place("text"), "1234").unwrap();
+        std::os::unix::fs::symlink(place("text"), place("link")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", place("zero")).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(place("pipe")).status().unwrap().success());
+        assert_eq!(read_text(&place("link"), 4).unwrap(), "1234");
+        for (path, why) in [("zero", "regular"), ("pipe", "regular"), (".", "regular"), ("text", "at most 3")] {
+            for error in [read(&place(path), 3).unwrap_err(), copy(&place(path), &place("copy"), 3).unwrap_err()] {
+                assert_eq!(error.kind(), Kind::Content);
+                assert!(error.to_string().contains(why), "{error}");
+            }
+        }
+        assert!(!place("copy").exists());
+    }
+
+    #[test]
+    fn a_file_that_grows_while_it_is_read_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let (growing, copied) = (folder.path().join("growing"), folder.path().join("copied"));
+        fs::write(&growing, vec![b'x'; 1 << 20]).unwrap();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // As fast as it is read, up to a length at which the test has failed.
+            scope.spawn(|| {
+                let mut file = OpenOptions::new().append(true).open(&growing).unwrap();
+                while !is_over.load(Ordering::Relaxed) && file.metadata().unwrap().len() < 1 << 30 {
+                    file.write_all(&[b'x'; 1 << 16]).unwrap();
+                }
+            });
+            let length = || fs::metadata(&growing).unwrap().len();
+            let read = read(&growing, u64::MAX).unwrap().len() as u64;
+            copy(&growing, &copied, u64::MAX).unwrap();
+            is_over.store(true, Ordering::Relaxed);
+            assert!(read <= length() && fs::metadata(&copied).unwrap().len() <= length() && length() < 1 << 30);
+        });
+    }
+}

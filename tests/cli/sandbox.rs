@@ -1,0 +1,66 @@
+//! `sandbox run` with what is no script, and with limits and interpreters that are none: refused at once, with what was wrong.
+
+use crate::support::*;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+use tempfile::tempdir;
+
+/// Refused with exit code 2, before any sandbox is made, and each of `words` is said.
+fn refused(arguments: &[&str], words: &[&str]) {
+    let ended = onestep(&[&["sandbox", "run"], arguments].concat());
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{arguments:?}: {ended:?}");
+    assert!(words.iter().all(|word| ended.stderr.contains(word)), "{words:?}: {ended:?}");
+}
+
+#[test]
+fn a_script_is_a_regular_file_of_a_size() {
+    let folder = tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    assert!(Command::new("mkfifo").arg(place("pipe.py")).status().unwrap().success());
+    symlink("/dev/zero", place("zero.py")).unwrap();
+    symlink(place("pipe.py"), place("to_pipe.py")).unwrap();
+    fs::create_dir(place("folder.py")).unwrap();
+    fs::File::create(place("sparse.py")).unwrap().set_len(1 << 40).unwrap();
+    for name in ["pipe.py", "zero.py", "to_pipe.py", "folder.py"] {
+        refused(&[text(&place(name))], &[name, "regular file"]);
+    }
+    refused(&[text(&place("sparse.py"))], &["sparse.py", "at most"]);
+    refused(&[text(&place("none.py"))], &["none.py", "No such file"]);
+    // What a link leads to is run.
+    fs::write(place("script.py"), "print('done')").unwrap();
+    symlink(place("script.py"), place("link.py")).unwrap();
+    assert_eq!(done(&["sandbox", "run", text(&place("link.py"))]), "done\n");
+}
+
+#[test]
+fn limits_have_ranges_and_are_called_by_their_options() {
+    let folder = tempdir().unwrap();
+    let script = folder.path().join("script.py");
+    fs::write(&script, "print('done')").unwrap();
+    let huge = u64::MAX.to_string();
+    for (option, value) in [
+        ("--memory", huge.as_str()),
+        ("--output", &huge),
+        ("--disk", &huge),
+        ("--processes", &huge),
+        ("--processes", "0"),
+        ("--time", "inf"),
+        ("--time", "nan"),
+        ("--time", "0"),
+        ("--time", "1e300"),
+        ("--disk", "2000TiB"),
+    ] {
+        refused(&[text(&script), option, value], &[option, "expected"]);
+    }
+}
+
+#[test]
+fn a_program_that_is_no_python_is_said_to_be_none() {
+    let folder = tempdir().unwrap();
+    let script = folder.path().join("script.py");
+    fs::write(&script, "print('done')").unwrap();
+    refused(&[text(&script), "--python", "/bin/true"], &["/bin/true", "no Python interpreter"]);
+    refused(&[text(&script), "--python", "/bin/false"], &["/bin/false", "exit status: 1"]);
+    refused(&[text(&script), "--python", "/nowhere/python"], &["/nowhere/python", "No such file"]);
+}
