@@ -36,7 +36,8 @@ pub fn publish(path: &Path, write: impl FnOnce(&Path) -> Result<u64>) -> Result<
         return Err(Error::system(format!("writing {}: {length} of {expected} bytes arrived", path.display())));
     }
     file.sync_all().map_err(|e| Error::io("syncing", path, &e))?;
-    temporary.persist(path).map_err(|e| Error::io("renaming to", path, &e.error))?;
+    std::fs::rename(temporary.path(), path).map_err(|e| Error::io("renaming to", path, &e))?;
+    let _ = temporary.keep(); // renamed: nothing is left to remove
     sync_folder(folder)
 }
 

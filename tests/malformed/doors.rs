@@ -1,5 +1,6 @@
 //! Where files come in, each with a furnished folder in which all is well.
 
+use crate::policy;
 use onestep::backend::Heads;
 use onestep::backend::cpu::Cpu;
 use onestep::chat::ChatTemplate;
@@ -33,7 +34,7 @@ pub struct Door {
     pub bounded: bool,
 }
 
-pub const DOORS: [Door; 12] = [
+pub const DOORS: [Door; 18] = [
     Door { name: "weights", file: "model/model.safetensors", open: weights, bounded: true },
     Door { name: "index", file: "sharded/model.safetensors.index.json", open: sharded, bounded: true },
     Door { name: "shard", file: "sharded/model-00001-of-00002.safetensors", open: sharded, bounded: true },
@@ -46,6 +47,12 @@ pub const DOORS: [Door; 12] = [
     Door { name: "conversations", file: "data.jsonl", open: |folder| data(folder, "data.jsonl"), bounded: true },
     Door { name: "trajectories", file: "played.jsonl", open: |folder| data(folder, "played.jsonl"), bounded: true },
     Door { name: "parquet", file: "data.parquet", open: |folder| data(folder, "data.parquet"), bounded: false },
+    Door { name: "reply", file: "reply.txt", open: policy::reply, bounded: true },
+    Door { name: "patch", file: "patch.txt", open: policy::patch, bounded: true },
+    Door { name: "csv", file: "submission.csv", open: policy::csv, bounded: true },
+    Door { name: "csv_by_id", file: "by_id/submission.csv", open: policy::csv_by_id, bounded: true },
+    Door { name: "npy", file: "submission.npy", open: policy::npy, bounded: true },
+    Door { name: "trajectory_file", file: "played.jsonl", open: policy::trajectories, bounded: true },
 ];
 
 fn shape() -> ModelConfig {
@@ -88,6 +95,7 @@ pub fn furnish(folder: &Path) {
     std::fs::write(folder.join("played.jsonl"), format!("{TRAJECTORY}\n")).unwrap();
     let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/sharegpt.parquet");
     std::fs::copy(reference, folder.join("data.parquet")).unwrap();
+    policy::furnish(folder);
 }
 
 /// Puts other bytes in a file's place; a map of the old one keeps what it has.

@@ -5,6 +5,7 @@
 
 mod doors;
 mod mutate;
+mod policy;
 
 use doors::{DOORS, Door};
 use mutate::Mutator;
@@ -130,6 +131,12 @@ doors! {
     conversations "conversations" 600,
     trajectories "trajectories" 600,
     parquet "parquet" 600,
+    reply "reply" 4000,
+    patch "patch" 4000,
+    csv "csv" 4000,
+    csv_by_id "csv_by_id" 4000,
+    npy "npy" 4000,
+    trajectory_file "trajectory_file" 1500,
 }
 
 #[test]

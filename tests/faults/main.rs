@@ -1,0 +1,77 @@
+//! Faults, enumerated: every call site that touches a file, every process of a run at any instant, several runs at once. What must hold:
+//! nothing published is ever wrong, and a run that goes on afterwards ends equal, to the bit, to one that nothing has happened to.
+//!
+//!     cargo test --release --test faults                          a part of each kind, drawn from fixed seeds
+//!     FAULTS=all cargo test --release --test faults               all of it; writes the tables of tests/faults/results/
+//!     FAULTS=kill FAULTS_RUNS=50 cargo test --release --test faults kill      one kind: io, kill, stop or together
+#![allow(clippy::unwrap_used)]
+
+mod kill;
+mod processes;
+mod results;
+mod stage;
+#[allow(dead_code)] // shared with the tests of the command line, which use all of it
+#[path = "../cli/support.rs"]
+mod support;
+mod table;
+
+use kill::Tally;
+use processes::Role;
+use results::Right;
+use stage::{Verb, stage};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// One test at a time: what is left over is looked for on the whole machine, and times are measured.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// True when all of this kind of faults is asked for.
+fn is_full(kind: &str) -> bool {
+    std::env::var("FAULTS").is_ok_and(|asked| asked == "all" || asked == kind)
+}
+
+/// How many runs a kind has when all of it is asked for.
+fn runs(usual: usize) -> usize {
+    std::env::var("FAULTS_RUNS").map_or(usual, |text| text.parse().expect("FAULTS_RUNS is a number"))
+}
+
+#[test]
+fn kill_any_process_at_any_time() {
+    const KILLS: usize = 20;
+    let (_alone, stage, begun) = (alone(), stage(), Instant::now());
+    let mut tally = Tally::default();
+    let full = is_full("kill");
+    // Half of the runs are sft, a quarter each of the others.
+    let count = runs(50);
+    for (verb, share) in [(Verb::Sft, count.div_ceil(2)), (Verb::Ppo, count.div_ceil(4)), (Verb::Grpo, count / 4)] {
+        let right = Right::of(stage, verb);
+        println!("{}: {:?}, of which {:?} to start", verb.name(), right.length, right.start);
+        let (runs, kills) = if full { (share, KILLS) } else { (1, if verb == Verb::Sft { KILLS } else { 8 }) };
+        (0..runs as u64).for_each(|seed| kill::killed(stage, &right, seed, kills, &mut tally));
+    }
+    table::hits("kill", "killed", &tally, begun.elapsed(), full);
+}
+
+#[test]
+fn stop_any_process() {
+    let (_alone, stage, begun) = (alone(), stage(), Instant::now());
+    let mut tally = Tally::default();
+    let full = is_full("stop");
+    let all = [Role::Trainer, Role::All, Role::Worker, Role::Helper, Role::ForkServer, Role::Loader];
+    // What is noticed by a limit of half a minute and more is left to the whole.
+    let (verbs, roles): (&[Verb], _) =
+        if full { (&[Verb::Ppo, Verb::Grpo], &all[..]) } else { (&[Verb::Grpo], &all[..2]) };
+    for &verb in verbs {
+        let right = Right::of(stage, verb);
+        for seed in 0..if full { runs(1) as u64 } else { 1 } {
+            for &role in roles {
+                let pause = Duration::from_secs(if full { 25 } else { 1 });
+                kill::stopped(stage, &right, role, seed, pause, &mut tally);
+            }
+        }
+    }
+    table::hits("stop", "stopped", &tally, begun.elapsed(), full);
+}
