@@ -11,13 +11,13 @@ use onestep::backend::cuda::Cuda;
 use onestep::backend::cuda::device::{Device, Gemm, Matrix};
 use onestep::backend::cuda::driver::{Gpu, Options};
 use onestep::backend::{Backend, Sampling};
+use onestep::config::Engine as Settings;
+use onestep::model::config::ModelConfig;
 use onestep::model::kv_cache::{BlockManager, KvCache, PagedPlan};
 use onestep::model::lora::{Adapter, LoraConfig, Module};
-use onestep::model::config::ModelConfig;
 use onestep::model::{
     Activations, Batch, Gradients, Model, Policy, Segment, backward, forward, forward_paged, index_tensor, shapes,
 };
-use onestep::config::Engine as Settings;
 use onestep::rng::Philox;
 use onestep::rollout::{Engine, RECORDING_BYTES, Request};
 use onestep::tensor::{DType, Tensor};
@@ -120,7 +120,10 @@ fn a_recording_takes_again_what_it_freed_and_computes_the_same() {
         .unwrap();
     assert!(addresses.iter().all(|&address| address == addresses[0]), "{addresses:x?}");
     let held = used(&gpu) - before;
-    assert!((4 * n..4 * n + 8192).contains(&(held - 4 * n)), "{held} bytes are held: the temporaries, and the other thread's");
+    assert!(
+        (4 * n..4 * n + 8192).contains(&(held - 4 * n)),
+        "{held} bytes are held: the temporaries, and the other thread's"
+    );
     assert!(recording.bytes() >= held, "{} of {held}", recording.bytes());
     for _ in 0..2 {
         recording.replay().unwrap();
@@ -188,7 +191,8 @@ fn a_recorded_burst_of_a_large_model_holds_less_than_half_a_gigabyte() {
             for _ in 0..8 {
                 forward_paged(&be, policy, &ids, &mut cache, &plan, &mut acts)?;
                 be.logits(acts.hidden(), model.lm_head(), &mut logits)?;
-                let sampling = Sampling { temperature: &ones, top_p: &ones, top_k: &top_k, seed: &seed, counter: &counter };
+                let sampling =
+                    Sampling { temperature: &ones, top_p: &ones, top_k: &top_k, seed: &seed, counter: &counter };
                 be.sample(&logits, &sampling, &mut ids, &mut logp)?;
                 let table = &plan.block_table;
                 be.advance(BLOCK, table, &mut plan.positions, &mut plan.lens, &mut plan.slots, &mut counter)?;
@@ -225,11 +229,8 @@ impl Product {
     }
 
     fn run(&self, gpu: &Gpu) {
-        let matrix = |t: &Tensor| Matrix {
-            address: t.device_address().unwrap(),
-            stride: t.columns(),
-            dtype: t.dtype(),
-        };
+        let matrix =
+            |t: &Tensor| Matrix { address: t.device_address().unwrap(), stride: t.columns(), dtype: t.dtype() };
         let (a, b, c, m) = (matrix(&self.a), matrix(&self.b), matrix(&self.c), self.a.rows());
         let g = Gemm { m, n: N, k: K, a, transpose_a: false, b, transpose_b: true, c, alpha: 1.0, beta: 0.0 };
         assert!(gpu.gemm(&g).unwrap());

@@ -139,7 +139,7 @@ fn ragged_steps_choose_few_products_and_keep_them_at_their_ends() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     // Conversations of 20 lengths, one a step.
     let turn = |i: usize| {
-        let text = "and again ".repeat(1 + 3 * i);
+        let text = "and again ".repeat(1 + i);
         format!(
             r#"{{"conversations": [{{"from": "human", "value": "Say {i} {text}."}}, {{"from": "gpt", "value": "{text}"}}]}}"#
         )
@@ -167,7 +167,8 @@ fn ragged_steps_choose_few_products_and_keep_them_at_their_ends() {
 
 #[test]
 fn a_missing_or_shadowed_gemm_library_is_said_and_no_result() {
-    let generate = ["generate", "--model", MODEL, "--prompt", "x", "run.device=cuda", "max_tokens=2", "temperature=0.0"];
+    let generate =
+        ["generate", "--model", MODEL, "--prompt", "x", "run.device=cuda", "max_tokens=2", "temperature=0.0"];
     let with = succeed(&generate);
     assert!(!text(&with.stderr).contains("cuBLASLt"), "{}", text(&with.stderr));
     let (missing, shadowed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -157,8 +157,11 @@ impl<'a> EndToEnd<'a> {
             // Training on the same tokens: a step that does nothing, or the wrong thing, shows in a loss that does not fall.
             let off = if config.tied { 0.0 } else { (start - expected).abs() };
             let steps = optimizer.steps;
-            let error =
-                if !loss.is_finite() || norm == 0.0 || (steps > 5 && loss >= start + slack) { f64::INFINITY } else { off };
+            let error = if !loss.is_finite() || norm == 0.0 || (steps > 5 && loss >= start + slack) {
+                f64::INFINITY
+            } else {
+                off
+            };
             *self.findings.borrow_mut() = Findings {
                 error: Some((error, 0.5)),
                 note: format!(

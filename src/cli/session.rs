@@ -93,7 +93,9 @@ pub fn backend(config: &Config, out: Option<&Path>) -> Result<Box<dyn Backend>> 
     let gpu = gpu(config, ordinal, out)?;
     errln!("device: {}", gpu.name());
     if let Err(why) = gpu.gemm_library() {
-        errln!("warning: {why}. Without it this program's own matrix products serve, which take 2 to 2.5 times as long");
+        errln!(
+            "warning: {why}. Without it this program's own matrix products serve, which take 2 to 2.5 times as long"
+        );
     }
     Ok(Box::new(Cuda::new(Arc::new(gpu))))
 }

@@ -188,7 +188,8 @@ impl<'a> Engine<'a> {
         first: usize,
         rows: &[i32],
     ) -> Result<()> {
-        let mut hidden = self.backend.alloc_unset(&[rows.len(), policy.model.config.hidden], self.backend.activation())?;
+        let mut hidden =
+            self.backend.alloc_unset(&[rows.len(), policy.model.config.hidden], self.backend.activation())?;
         self.backend.gather_rows(self.acts.hidden(), &self.indices(rows)?, &mut hidden)?;
         let running = &self.scheduler.running[first..];
         let draws: Vec<Draw> = running.iter().map(|r| replies[r.request][r.sample].draw).collect();

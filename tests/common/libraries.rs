@@ -39,6 +39,7 @@ pub fn compile(source: &Path, folder: &Path, name: &str) {
 
 /// The cubins that the stand-in compiler made are kept between runs; they hold the emulation, which their names do not know.
 pub fn cache() -> PathBuf {
-    let emulation = blake3::hash(concat!(include_str!("../simt/simt.hpp"), include_str!("../simt/switch.S")).as_bytes());
+    let emulation =
+        blake3::hash(concat!(include_str!("../simt/simt.hpp"), include_str!("../simt/switch.S")).as_bytes());
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("gpu-cache-{}", &emulation.to_hex()[..8]))
 }
