@@ -139,7 +139,7 @@ fn ragged_steps_choose_few_products_and_keep_them_at_their_ends() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     // Conversations of 20 lengths, one a step.
     let turn = |i: usize| {
-        let text = "and again ".repeat(1 + 3 * i);
+        let text = "and again ".repeat(1 + i);
         format!(
             r#"{{"conversations": [{{"from": "human", "value": "Say {i} {text}."}}, {{"from": "gpt", "value": "{text}"}}]}}"#
         )
