@@ -33,7 +33,7 @@ impl Held {
         for _ in 0..ATTEMPTS {
             let made = tempfile::Builder::new().prefix(&prefix).rand_bytes(RANDOM).tempdir_in(parent)?;
             let path = made.keep();
-            let lock = match File::open(&path).and_then(|folder| Ok((folder.try_lock(), folder))) {
+            let lock = match File::open(&path).map(|folder| (folder.try_lock(), folder)) {
                 Ok((Ok(()), folder)) if path.exists() => Some(folder),
                 Ok((Err(TryLockError::Error(_)), _)) => None,
                 // Another process was sweeping, and took it for a leftover.
