@@ -6,6 +6,7 @@
 //!     FAULTS=kill FAULTS_RUNS=50 cargo test --release --test faults kill      one kind: io, kill, stop or together
 #![allow(clippy::unwrap_used)]
 
+mod io;
 mod kill;
 mod processes;
 mod results;
@@ -14,11 +15,13 @@ mod stage;
 #[path = "../cli/support.rs"]
 mod support;
 mod table;
+mod together;
 
 use kill::Tally;
 use processes::Role;
 use results::Right;
 use stage::{Verb, stage};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +29,13 @@ use std::time::{Duration, Instant};
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What an uninterrupted run of `verb` comes to: found out once.
+fn right(verb: Verb) -> &'static Right {
+    static RIGHTS: Mutex<BTreeMap<Verb, &'static Right>> = Mutex::new(BTreeMap::new());
+    let mut rights = RIGHTS.lock().unwrap_or_else(PoisonError::into_inner);
+    rights.entry(verb).or_insert_with(|| Box::leak(Box::new(Right::of(stage(), verb))))
 }
 
 /// True when all of this kind of faults is asked for.
@@ -47,10 +57,10 @@ fn kill_any_process_at_any_time() {
     // Half of the runs are sft, a quarter each of the others.
     let count = runs(50);
     for (verb, share) in [(Verb::Sft, count.div_ceil(2)), (Verb::Ppo, count.div_ceil(4)), (Verb::Grpo, count / 4)] {
-        let right = Right::of(stage, verb);
+        let right = right(verb);
         println!("{}: {:?}, of which {:?} to start", verb.name(), right.length, right.start);
-        let (runs, kills) = if full { (share, KILLS) } else { (1, if verb == Verb::Sft { KILLS } else { 8 }) };
-        (0..runs as u64).for_each(|seed| kill::killed(stage, &right, seed, kills, &mut tally));
+        let (runs, kills) = if full { (share, KILLS) } else { (1, if verb == Verb::Sft { 12 } else { 5 }) };
+        (0..runs as u64).for_each(|seed| kill::killed(stage, right, seed, kills, &mut tally));
     }
     table::hits("kill", "killed", &tally, begun.elapsed(), full);
 }
@@ -65,13 +75,74 @@ fn stop_any_process() {
     let (verbs, roles): (&[Verb], _) =
         if full { (&[Verb::Ppo, Verb::Grpo], &all[..]) } else { (&[Verb::Grpo], &all[..2]) };
     for &verb in verbs {
-        let right = Right::of(stage, verb);
+        let right = right(verb);
         for seed in 0..if full { runs(1) as u64 } else { 1 } {
             for &role in roles {
                 let pause = Duration::from_secs(if full { 25 } else { 1 });
-                kill::stopped(stage, &right, role, seed, pause, &mut tally);
+                kill::stopped(stage, right, role, seed, pause, &mut tally);
             }
         }
     }
     table::hits("stop", "stopped", &tally, begun.elapsed(), full);
+}
+
+/// Every call of a verb on files fails once; `part` of them when not all is asked for.
+fn fail(verb: Verb, part: usize) {
+    let (_alone, stage, begun) = (alone(), stage(), Instant::now());
+    let full = is_full("io");
+    let right = right(verb);
+    let tally = io::failed(stage, right, (!full).then_some(part));
+    table::faults(verb, &tally, begun.elapsed(), full);
+    assert!(tally.findings.is_empty(), "{} findings:\n{}", tally.findings.len(), tally.findings.join("\n"));
+}
+
+#[test]
+fn fail_any_call_of_sft() {
+    fail(Verb::Sft, 8);
+}
+
+#[test]
+fn fail_any_call_of_pretrain() {
+    fail(Verb::Pretrain, 2);
+}
+
+#[test]
+fn fail_any_call_of_export() {
+    fail(Verb::Export, 6);
+}
+
+#[test]
+fn fail_any_call_of_collect() {
+    fail(Verb::Collect, 1);
+}
+
+#[test]
+fn fail_any_call_of_ppo() {
+    fail(Verb::Ppo, 2);
+}
+
+#[test]
+fn fail_any_call_of_grpo() {
+    fail(Verb::Grpo, 1);
+}
+
+/// Two and four runs at once: one has the folder, and with one cache all end as one alone does.
+#[test]
+fn run_several_at_once() {
+    let (_alone, stage, begun) = (alone(), stage(), Instant::now());
+    let full = is_full("together");
+    let sft = right(Verb::Sft);
+    let grpo = right(Verb::Grpo);
+    let rounds = if full { runs(10) } else { 1 };
+    for _ in 0..rounds {
+        for count in [2, 4] {
+            together::one_folder(stage, sft, count, count == 4);
+        }
+        together::one_cache(stage, grpo, 2);
+        if full {
+            together::one_cache(stage, grpo, 4);
+        }
+    }
+    let (folders, caches) = (2 * rounds, rounds * if full { 2 } else { 1 });
+    table::together(folders, caches, begun.elapsed(), full);
 }

@@ -1,6 +1,7 @@
 //! The processes of a run, by what they do; what a run leaves behind when it is over.
 
 use crate::stage::{PROGRAM, Room};
+use crate::support::tree;
 use onestep::sandbox::worker::HELPER_ARGUMENT;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::{BTreeMap, BTreeSet};
@@ -158,17 +159,17 @@ impl Leftovers {
         let out = fs::File::open(&room.out).unwrap();
         assert!(out.try_lock().is_ok(), "{} is still locked", room.out.display());
         let cgroups: Vec<PathBuf> = empty_cgroups().difference(&self.cgroups).cloned().collect();
-        let temporary = names(&room.temporary);
-        let in_out: Vec<PathBuf> = below(&room.out).into_iter().filter(|path| is_temporary(path)).collect();
+        let in_tmpdir = names(&room.temporary);
+        let in_out: Vec<PathBuf> = tree(&room.out).into_keys().filter(|path| is_temporary(path)).collect();
         assert!(cgroups.is_empty() || !SWEEPS_CGROUPS, "control groups are left: {cgroups:?}");
-        assert!(temporary.is_empty() || !SWEEPS_TMPDIR, "left in TMPDIR: {temporary:?}");
+        assert!(in_tmpdir.is_empty() || !SWEEPS_TMPDIR, "left in TMPDIR: {in_tmpdir:?}");
         assert!(in_out.is_empty() || !SWEEPS_OUT, "temporary files are left: {in_out:?}");
         BTreeMap::from([
             ("processes", 0),
             ("mounts", 0),
             ("locks", 0),
             ("control groups", cgroups.len()),
-            ("in TMPDIR", temporary.len()),
+            ("in TMPDIR", in_tmpdir.len()),
             ("in --out", in_out.len()),
         ])
     }
@@ -216,9 +217,4 @@ fn mounts() -> BTreeSet<String> {
 fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-}
-
-/// Every file and folder below `folder`.
-fn below(folder: &Path) -> Vec<PathBuf> {
-    crate::support::tree(folder).into_keys().collect()
 }

@@ -1,7 +1,7 @@
 //! What a run has published: compared bit for bit with what an uninterrupted run publishes, but for what clocks say.
 
 use crate::processes::is_temporary;
-use crate::stage::{Room, Stage, Verb};
+use crate::stage::{Room, Stage, Verb, made_model};
 use crate::support::tree;
 use onestep::weights::WeightMap;
 use onestep::{metrics, trajectory};
@@ -96,7 +96,8 @@ fn same(found: &Files, right: &Files, what: &str) {
 
 /// Results, without log, settings and checkpoints.
 fn published(out: &Path) -> Files {
-    let files = files(out).into_iter();
+    let made = files(&made_model(out)).into_iter().map(|(path, bytes)| (Path::new("made").join(path), bytes));
+    let files = files(out).into_iter().chain(made);
     files
         .filter(|(path, _)| !path.starts_with("checkpoints") && !NOT_COMPARED.iter().any(|n| path.ends_with(n)))
         .collect()

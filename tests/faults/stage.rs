@@ -151,6 +151,11 @@ fn ideas() -> String {
     values.into_iter().chain([("learning", "ridge", 1), ("learning", "ridge", 2)]).map(idea).collect()
 }
 
+/// Where pretrain with its output in `out` puts its model.
+pub fn made_model(out: &Path) -> PathBuf {
+    out.with_file_name("made")
+}
+
 /// Copies a folder and all in it.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
@@ -174,7 +179,7 @@ impl Stage {
             Verb::Pretrain => vec!["pretrain"],
             Verb::Export => vec!["export", "--model", base, "--format", "hf"],
         };
-        let model = out.join("model");
+        let model = made_model(out);
         if verb == Verb::Pretrain {
             line.extend(["--model", text(&model)]);
         }
@@ -265,13 +270,18 @@ impl Room {
     pub fn cold() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name);
-        let (out, temporary, cache) = (place("run"), place("tmp"), place("cache"));
-        [&temporary, &cache].iter().for_each(|folder| fs::create_dir(folder).unwrap());
+        let (out, temporary, cache) = (place("runs/run"), place("tmp"), place("cache"));
+        [&place("runs"), &temporary, &cache].iter().for_each(|folder| fs::create_dir(folder).unwrap());
         Self { folder, out, temporary, cache }
     }
 
     pub fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The folders in which a run has its files; what it says on stderr goes elsewhere.
+    pub fn files(&self) -> [PathBuf; 3] {
+        [self.path().join("runs"), self.temporary.clone(), self.cache.clone()]
     }
 
     /// Where what the program says on stderr goes.

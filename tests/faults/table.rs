@@ -1,6 +1,8 @@
 //! Tables of what a whole run of these tests has counted, for people: tests/faults/results/KIND.md.
 
+use crate::io;
 use crate::kill::Tally;
+use crate::stage::Verb;
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
@@ -32,4 +34,38 @@ pub fn hits(kind: &str, verb: &str, tally: &Tally, time: Duration, is_full: bool
     }
     writeln!(text, "| minutes | {:.1} |", time.as_secs_f64() / 60.0).unwrap();
     write(kind, &text, is_full);
+}
+
+/// The page of a verb's calls that failed.
+pub fn faults(verb: Verb, tally: &io::Tally, time: Duration, is_full: bool) {
+    let (sites, all) = (tally.sites.values().sum::<usize>(), tally.faults.values().sum::<usize>());
+    let mut text = format!("# Calls on files that failed in {}: {sites} call sites, {all} faults\n\n", verb.name());
+    writeln!(text, "| call | sites | ENOSPC | EIO | half a write |\n|---|---|---|---|---|").unwrap();
+    for (call, sites) in &tally.sites {
+        let count = |how| tally.faults.get(&(call.clone(), how)).copied().unwrap_or(0);
+        let [full, broken, short] = [io::How::Full, io::How::Broken, io::How::Short].map(count);
+        writeln!(text, "| {call} | {sites} | {full} | {broken} | {short} |").unwrap();
+    }
+    writeln!(text, "\n| | |\n|---|---|").unwrap();
+    for (code, count) in &tally.codes {
+        writeln!(text, "| exit code {code} | {count} |").unwrap();
+    }
+    writeln!(text, "| ended equal to the bit, at once or once more without the fault | {} |", tally.ends).unwrap();
+    writeln!(text, "| calls that did not come again | {} |", tally.missed).unwrap();
+    writeln!(text, "| findings | {} |", tally.findings.len()).unwrap();
+    writeln!(text, "| minutes | {:.1} |", time.as_secs_f64() / 60.0).unwrap();
+    tally.findings.iter().for_each(|finding| writeln!(text, "\n- {finding}").unwrap());
+    write(&format!("io-{verb:?}").to_lowercase(), &text, is_full);
+}
+
+/// The page of runs at once.
+pub fn together(folders: usize, caches: usize, time: Duration, is_full: bool) {
+    let text = format!(
+        "# Two and four runs at once\n\n| | times |\n|---|---|\n\
+         | in one folder: one ran, the others were refused by name | {folders} |\n\
+         | with one cache and store, twice in a row: all equal to the bit to one alone | {caches} |\n\
+         | minutes | {:.1} |\n",
+        time.as_secs_f64() / 60.0
+    );
+    write("together", &text, is_full);
 }

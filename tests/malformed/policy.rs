@@ -66,7 +66,8 @@ pub fn patch(folder: &Path) -> Result<()> {
     let mut parts = text.splitn(3, PART);
     let mut part = || parts.next().unwrap_or_default();
     let (script, search, replace) = (part(), part(), part());
-    for index in 0..script.split('\n').count() {
+    for (index, line) in script.split('\n').enumerate() {
+        assert!(apply(script, line, line).is_err(), "{text:?}: a line in its own place is no change");
         if let Some((search, replace)) = line_start_patch(script, index, replace) {
             let patched = apply(script, &search, &replace).expect("a patch of its own making");
             assert_eq!(patched.split('\n').nth(index), replace.split('\n').next(), "{text:?}");
