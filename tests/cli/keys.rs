@@ -141,8 +141,7 @@ fn every_pair_of_key_and_value_is_taken_or_refused_by_name() {
                     let (text, shown) = (error.to_string(), typed.chars().take(40).collect::<String>());
                     assert_eq!(error.exit_code(), 2, "{text}");
                     assert!(text.starts_with(&format!("override `{shown}")), "{shown}: {text}");
-                    let says_what = ["expected", "leave it at"].iter().any(|word| text.contains(word));
-                    assert!(says_what && text.len() < 1000, "{text}");
+                    assert!(text.contains("expected") && text.len() < 1000, "{text}");
                     assert!(
                         !["usize", "u64", "i32", "integer", "float"].iter().any(|word| text.contains(word)),
                         "{text}"
