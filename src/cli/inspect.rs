@@ -267,7 +267,7 @@ pub fn task(command: &TaskCommand) -> Result<()> {
 }
 
 fn one(config: &Config, name: &str) -> Result<Task> {
-    let all = Task::load_all(&crate::config::locate(&config.tasks.dir)?)?;
+    let all = session::all_tasks(config)?;
     let mut found = Task::find(&all, &[name])?;
     found.pop().ok_or_else(|| Error::content(format!("no task {name}")))
 }

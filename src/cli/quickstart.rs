@@ -75,7 +75,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     clock.lap("evaluate base");
 
     let environment = &world.environment;
-    let bundled = locate(&config.tasks.expert)?;
+    let bundled = locate(&config.tasks.expert).map_err(|e| e.context("tasks.expert"))?;
     environment.store.load(&snapshots(&bundled))?;
     let mut expert = trajectory::read_jsonl(&bundled)?;
     let live = collected(&config, &library, &world, &held_in)?;

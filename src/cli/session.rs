@@ -191,16 +191,22 @@ pub fn gpu(config: &Config, ordinal: usize, out: Option<&Path>) -> Result<Gpu> {
     })
 }
 
+/// The tasks in the folder `tasks.dir`.
+pub fn all_tasks(config: &Config) -> Result<Vec<Task>> {
+    let all = config::locate(&config.tasks.dir).and_then(|folder| Task::load_all(&folder));
+    all.map_err(|e| e.context("tasks.dir"))
+}
+
 /// The tasks that `tasks.names` means: held_in, held_out, all, or names.
 pub fn task_list(config: &Config) -> Result<Vec<Task>> {
-    let all = Task::load_all(&config::locate(&config.tasks.dir)?)?;
+    let all = all_tasks(config)?;
     let mut chosen: Vec<Task> = vec![];
     for name in &config.tasks.names {
         let more: Vec<Task> = match name.as_str() {
             "all" => all.clone(),
             "held_in" => all.iter().filter(|t| !t.held_out).cloned().collect(),
             "held_out" => all.iter().filter(|t| t.held_out).cloned().collect(),
-            name => Task::find(&all, &[name])?,
+            name => Task::find(&all, &[name]).map_err(|e| e.context("tasks.names"))?,
         };
         chosen.extend(more.into_iter().filter(|t| chosen.iter().all(|c| c.name != t.name)).collect::<Vec<_>>());
     }

@@ -142,7 +142,8 @@ pub fn names(environment: &Environment) -> Vec<String> {
 
 /// The ideas the expert draws from.
 pub fn library(config: &Config) -> Result<Library> {
-    let library = Library::load(&crate::config::locate(&config.tasks.ideas)?)?;
+    let library = crate::config::locate(&config.tasks.ideas).and_then(|path| Library::load(&path));
+    let library = library.map_err(|e| e.context("tasks.ideas"))?;
     Ok(match config.collect.select {
         0 => library,
         n => library.select(Selection::FarthestPoint(n)),

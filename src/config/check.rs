@@ -40,12 +40,12 @@ pub(super) fn combinations(config: &Config, section: &str) -> Option<Fault> {
         (
             config.sft.save_dtype != SaveDtype::Base && !config.sft.full,
             &["sft.save_dtype", "sft.full"],
-            "sft.save_dtype without sft.full=true: an adapter is written in f32; leave it at sft.save_dtype=base".into(),
+            "sft.save_dtype without sft.full=true: an adapter is written in f32; expected sft.save_dtype=base".into(),
         ),
         (
             rl.algorithm == Algorithm::Grpo && rl.samples < 2,
             &["rl.samples", "rl.algorithm"],
-            "rl.samples = 1 with rl.algorithm = \"grpo\": a group needs 2 or more samples, for example rl.samples=8".into(),
+            "rl.samples = 1 with rl.algorithm = \"grpo\": a group needs 2 or more samples; expected, for example, rl.samples=8".into(),
         ),
         (
             replies > MOST_REPLIES,

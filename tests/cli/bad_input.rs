@@ -260,7 +260,10 @@ fn settings_that_are_unknown_or_of_another_type() {
     for (toml, parts) in [
         ("[sft]\nepochs = 1\nepoch = 2\n", ["line 3", "unknown key `epoch`", "epochs"]),
         ("[sftt]\nepochs = 1\n", ["unknown section [sftt]", "sections are", "sft"]),
-        ("[sft]\nepochs = \"many\"\n", ["line 2", "sft.epochs", "expected an integer, for example 2"]),
+        (
+            "[sft]\nepochs = \"many\"\n",
+            ["line 2", "sft.epochs", "expected a whole number from 1 to 100000, for example 2"],
+        ),
         ("[sft]\nepochs = -1\n", ["sft.epochs", "-1", "expected"]),
         ("[sft]\nschedule = \"step\"\n", ["sft.schedule", "step", "cosine"]),
         ("epochs = 1\n", ["line 1", "outside a section", "[sft]"]),

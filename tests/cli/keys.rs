@@ -207,7 +207,7 @@ fn what_the_model_or_the_machine_does_not_allow_is_said_before_anything_is_made(
         (&rl, "engine.cache_tokens=2000000000", &["KV cache", "engine.cache_tokens="]),
         (&eval, "engine.block_size=4096", &["engine.block_size = 4096", "at most 2048 tokens"]),
         (&eval, "sampling.max_tokens=2048", &["sampling.max_tokens = 2048", "the model has 2048 positions"]),
-        (&eval, "engine.cache_tokens=512", &["engine.cache_tokens = 512", "1040 tokens"]),
+        (&eval, "engine.cache_tokens=512", &["engine.cache_tokens = 512", "1056 tokens"]),
     ];
     for (words, typed, parts) in cases {
         for dry in [&["--dry-run"][..], &[]] {
