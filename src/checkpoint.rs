@@ -110,39 +110,47 @@ pub fn save_checkpoint(
         let _ = remove_folder(&temporary);
         return Err(error.context(format!("checkpoint {}", target.display())));
     }
-    tidy(root, &target, keep, say);
+    sweep(root, say);
+    prune(root, &target, keep, say);
     Ok(target)
 }
 
-/// Removes what is left of saves that died, and all but the `keep` checkpoints written last; `newest` stays.
-fn tidy(root: &Path, newest: &Path, keep: usize, say: &dyn Fn(String)) {
-    let (mut others, mut unwanted) = (vec![], vec![]);
+/// Removes what saves that died have left under `root`; `say` is told of what cannot be removed.
+pub fn sweep(root: &Path, say: &dyn Fn(String)) {
     for (name, path) in entries(root).unwrap_or_default() {
-        match Name::of(&name) {
-            Some(Name::Whole(step)) if path != newest => others.push((written(&path), step, path)),
-            Some(Name::Replaced(_)) if path.with_extension("").exists() => unwanted.push(path),
-            Some(Name::Replaced(step)) => others.push((written(&path), step, path)),
-            Some(Name::Rest) => unwanted.push(path),
-            _ => (),
-        }
-    }
-    others.sort();
-    others.truncate(others.len().saturating_sub(keep.max(1) - 1));
-    for path in unwanted.iter().chain(others.iter().map(|(_, _, path)| path)) {
-        if let Err(error) = discard(path) {
-            say(format!("warning: the old checkpoint {} stays, remove it by hand: {error}", path.display()));
+        let is_rest = match Name::of(&name) {
+            Some(Name::Rest) => true,
+            Some(Name::Replaced(_)) => path.with_extension("").exists(),
+            _ => false,
+        };
+        if is_rest {
+            discard(&path, say);
         }
     }
 }
 
-/// Removes a checkpoint. It loses its name first, so that one half removed is never taken for a checkpoint.
-fn discard(folder: &Path) -> Result<()> {
+/// Removes all but the `keep` checkpoints written last; `newest` stays.
+fn prune(root: &Path, newest: &Path, keep: usize, say: &dyn Fn(String)) {
+    let others = checkpoints(root).unwrap_or_default().into_iter().filter(|(_, path)| path != newest);
+    let mut others: Vec<_> = others.map(|(step, path)| (written(&path), step, path)).collect();
+    others.sort();
+    others.truncate(others.len().saturating_sub(keep.max(1) - 1));
+    others.iter().for_each(|(_, _, path)| discard(path, say));
+}
+
+/// Removes a checkpoint, or tells that it stays. It loses its name first, so that one half removed is never taken for a checkpoint.
+fn discard(folder: &Path, say: &dyn Fn(String)) {
     let gone = folder.with_extension("gone");
-    if folder != gone {
-        remove_folder(&gone)?;
-        rename(folder, &gone)?;
+    let remove = || {
+        if folder != gone {
+            remove_folder(&gone)?;
+            rename(folder, &gone)?;
+        }
+        remove_folder(&gone)
+    };
+    if let Err(error) = remove() {
+        say(format!("warning: the old checkpoint {} stays, remove it by hand: {error}", folder.display()));
     }
-    remove_folder(&gone)
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {

@@ -11,6 +11,11 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+/// Stands between the name of a file and the random letters of its temporary sibling.
+const TEMPORARY: &str = ".tmp-";
+/// How many random letters: tempfile's own number.
+const RANDOM: usize = 6;
+
 /// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part. Errors leave the old file as it was.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     publish(path, |temporary| {
@@ -64,6 +69,26 @@ pub fn publish_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     sync_folder(folder)
 }
 
+/// Removes what `publish` and `publish_folder` have left in `folder`, and in the folders below it, in processes that were killed. Nobody else
+/// may be writing there. What cannot be removed stays.
+pub fn sweep(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, is_folder) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        match (is_leftover(&entry.file_name().to_string_lossy()), is_folder) {
+            (true, true) => drop(std::fs::remove_dir_all(path)),
+            (true, false) => drop(std::fs::remove_file(path)),
+            (false, true) => sweep(&path),
+            (false, false) => (),
+        }
+    }
+}
+
+/// True for the name of a temporary sibling: `model.safetensors.tmp-a1B2c3`.
+pub fn is_leftover(name: &str) -> bool {
+    let random = name.rsplit_once(TEMPORARY).filter(|(stem, _)| !stem.is_empty()).map(|(_, random)| random);
+    random.is_some_and(|random| random.len() == RANDOM && random.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
 /// Renames the file or folder `path` to the first free one of `path`.1, `path`.2, ..., and returns that name. Errors: there is no such
 /// file; it cannot be renamed.
 pub fn set_aside(path: &Path) -> Result<PathBuf> {
@@ -91,7 +116,7 @@ fn sibling(path: &Path) -> Result<(&Path, OsString)> {
     let folder = parent(path);
     std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
     let mut prefix = path.file_name().unwrap_or_default().to_os_string();
-    prefix.push(".tmp-");
+    prefix.push(TEMPORARY);
     Ok((folder, prefix))
 }
 
@@ -170,6 +195,28 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         write_whole(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, rest) = (dir.path().join("adapter"), dir.path().join("adapter.tmp-a1B2c3"));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::create_dir_all(rest.join("below")).unwrap();
+        for name in ["model.safetensors.tmp-abcdef", "kept.tmp-1", ".tmp-abcdef", "kept"] {
+            std::fs::write(folder.join(name), "").unwrap();
+        }
+        // The names that `publish` gives are of this form.
+        let seen = publish(&folder.join("kept"), |temporary| {
+            assert!(is_leftover(&temporary.file_name().unwrap().to_string_lossy()), "{}", temporary.display());
+            Ok(0)
+        });
+        seen.unwrap();
+        sweep(dir.path());
+        let mut left: Vec<_> = below(dir.path()).unwrap().iter().map(|p| p.file_name().unwrap().to_owned()).collect();
+        left.sort();
+        assert_eq!(left, [".tmp-abcdef", "kept", "kept.tmp-1"]);
+        assert!(!rest.exists());
     }
 
     #[test]

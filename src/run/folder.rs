@@ -39,7 +39,8 @@ const ENTRIES: &[&str] = &[
 
 /// True for a name that a verb writes, and for a temporary file that one left when it was killed.
 fn is_ours(name: &str) -> bool {
-    ENTRIES.contains(&name) || name.split_once(".tmp-").is_some_and(|(stem, _)| ENTRIES.contains(&stem))
+    ENTRIES.contains(&name)
+        || files::is_leftover(name) && name.split_once(".tmp-").is_some_and(|(stem, _)| ENTRIES.contains(&stem))
 }
 
 /// How a run enters its folder.
@@ -184,9 +185,11 @@ impl Place<'_> {
         self.check_contents()?;
         match self.entry(&identity)? {
             Entry::Resumed(step, dir) => {
+                self.sweep(&path)?;
                 return Ok(Folder { path, resumed: Some((step, dir)), identity, _lock: held });
             }
-            Entry::New | Entry::Again => (),
+            Entry::New => (),
+            Entry::Again => self.sweep(&path)?,
             Entry::Occupied => {
                 let earlier = files::set_aside(&path)?;
                 errln!("note: {} held an earlier run, which is now {}", path.display(), earlier.display());
@@ -202,6 +205,19 @@ impl Place<'_> {
         write_config(&path.join(CONFIG), config)?;
         write_json(&path.join(identity::FILE), &identity)?;
         Ok(Folder { path, resumed: None, identity, _lock: held })
+    }
+
+    /// Removes what this run has left half written in its folder when it was killed.
+    fn sweep(&self, path: &Path) -> Result<()> {
+        for name in contents(path)?.0 {
+            let path = path.join(&name);
+            match files::is_leftover(&name) {
+                true => drop(std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path))),
+                false => files::sweep(&path),
+            }
+        }
+        checkpoint::sweep(&checkpoints(path, self.phase), &|line| errln!("{line}"));
+        Ok(())
     }
 }
 

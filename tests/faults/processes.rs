@@ -125,11 +125,6 @@ pub struct Leftovers {
     sessions: BTreeSet<u32>,
 }
 
-/// Whether a run sweeps up what an earlier one that was killed has left in TMPDIR, and its own temporary files in `--out`.
-const SWEEPS_TMPDIR: bool = false;
-const SWEEPS_OUT: bool = false;
-/// Whether it sweeps control groups of dead runs.
-const SWEEPS_CGROUPS: bool = false;
 /// How long what is below a killed trainer may take to end.
 const AFTERMATH: Duration = Duration::from_secs(30);
 
@@ -144,7 +139,7 @@ impl Leftovers {
         self.sessions.extend(helpers(room).iter().map(|process| process.session));
     }
 
-    /// What the run that is over has left, by kind; those kinds that this version is known to leave are counted only.
+    /// What the run that is over has left, by kind: nothing.
     pub fn count(&mut self, room: &Room) -> BTreeMap<&'static str, usize> {
         let deadline = Instant::now() + AFTERMATH;
         let mut living = self.living(room);
@@ -161,9 +156,9 @@ impl Leftovers {
         let cgroups: Vec<PathBuf> = empty_cgroups().difference(&self.cgroups).cloned().collect();
         let in_tmpdir = names(&room.temporary);
         let in_out: Vec<PathBuf> = tree(&room.out).into_keys().filter(|path| is_temporary(path)).collect();
-        assert!(cgroups.is_empty() || !SWEEPS_CGROUPS, "control groups are left: {cgroups:?}");
-        assert!(in_tmpdir.is_empty() || !SWEEPS_TMPDIR, "left in TMPDIR: {in_tmpdir:?}");
-        assert!(in_out.is_empty() || !SWEEPS_OUT, "temporary files are left: {in_out:?}");
+        assert!(cgroups.is_empty(), "control groups are left: {cgroups:?}");
+        assert!(in_tmpdir.is_empty(), "left in TMPDIR: {in_tmpdir:?}");
+        assert!(in_out.is_empty(), "temporary files are left: {in_out:?}");
         BTreeMap::from([
             ("processes", 0),
             ("mounts", 0),
@@ -184,7 +179,7 @@ impl Leftovers {
 /// A name that only a file has which is being written.
 pub fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.contains(".tmp") || name.ends_with(".old")
+    name.contains(".tmp") || name.ends_with(".old") || name.ends_with(".gone")
 }
 
 /// Processes of the program that say what they say where this room's runs do.

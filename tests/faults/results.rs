@@ -1,7 +1,7 @@
 //! What a run has published: compared bit for bit with what an uninterrupted run publishes, but for what clocks say.
 
 use crate::processes::is_temporary;
-use crate::stage::{Room, Stage, Verb, made_model};
+use crate::stage::{Room, Stage, Verb};
 use crate::support::tree;
 use onestep::weights::WeightMap;
 use onestep::{metrics, trajectory};
@@ -25,9 +25,6 @@ pub struct Right {
     pub length: Duration,
     pub start: Duration,
 }
-
-/// Whether an old checkpoint loses its name before its files.
-const RENAMES_BEFORE_REMOVING: bool = false;
 
 /// What of a verb is published under its final name at the end; checkpoints and log are looked at apart.
 const NOT_COMPARED: [&str; 5] =
@@ -76,15 +73,11 @@ impl Right {
         assert!(self.log.starts_with(&log), "{what}: the log is no beginning of the right one");
     }
 
-    /// Each is whole and right; where the program removes one under its own name, an old one may lack files.
+    /// Each is whole and right.
     fn check_checkpoints(&self, found: &BTreeMap<PathBuf, Files>, what: &str) {
-        for (i, (path, files)) in found.iter().enumerate() {
-            let mut right =
-                self.checkpoints.get(path).unwrap_or_else(|| panic!("{what}: {} is new", path.display())).clone();
-            if !RENAMES_BEFORE_REMOVING && i + 1 < found.len() {
-                right.retain(|path, _| files.contains_key(path));
-            }
-            same(files, &right, &format!("{what}: {}", path.display()));
+        for (path, files) in found {
+            let right = self.checkpoints.get(path).unwrap_or_else(|| panic!("{what}: {} is new", path.display()));
+            same(files, right, &format!("{what}: {}", path.display()));
         }
     }
 }
@@ -96,9 +89,8 @@ fn same(found: &Files, right: &Files, what: &str) {
 
 /// Results, without log, settings and checkpoints.
 fn published(out: &Path) -> Files {
-    let made = files(&made_model(out)).into_iter().map(|(path, bytes)| (Path::new("made").join(path), bytes));
-    let files = files(out).into_iter().chain(made);
-    files
+    files(out)
+        .into_iter()
         .filter(|(path, _)| !path.starts_with("checkpoints") && !NOT_COMPARED.iter().any(|n| path.ends_with(n)))
         .collect()
 }
@@ -108,7 +100,8 @@ pub fn checkpoints(out: &Path) -> BTreeMap<PathBuf, Files> {
     let mut found: BTreeMap<PathBuf, Files> = BTreeMap::new();
     for (path, bytes) in files(out).into_iter().filter(|(path, _)| path.starts_with("checkpoints")) {
         let folder: PathBuf = path.components().take(3).collect();
-        if !path.ends_with("identity.json") {
+        // What was typed, with run.keep, and its hash.
+        if !path.ends_with("identity.json") && !path.ends_with("manifest.json") {
             found.entry(folder).or_default().insert(path, bytes);
         }
     }

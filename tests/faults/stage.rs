@@ -151,11 +151,6 @@ fn ideas() -> String {
     values.into_iter().chain([("learning", "ridge", 1), ("learning", "ridge", 2)]).map(idea).collect()
 }
 
-/// Where pretrain with its output in `out` puts its model.
-pub fn made_model(out: &Path) -> PathBuf {
-    out.with_file_name("made")
-}
-
 /// Copies a folder and all in it.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
@@ -179,10 +174,6 @@ impl Stage {
             Verb::Pretrain => vec!["pretrain"],
             Verb::Export => vec!["export", "--model", base, "--format", "hf"],
         };
-        let model = made_model(out);
-        if verb == Verb::Pretrain {
-            line.extend(["--model", text(&model)]);
-        }
         line.extend(["--out", text(out)]);
         line.extend(settings(verb));
         if matches!(verb, Verb::Ppo | Verb::Grpo | Verb::Collect) {
