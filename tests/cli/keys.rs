@@ -135,7 +135,7 @@ fn every_pair_of_key_and_value_is_taken_or_refused_by_name() {
     for setting in SETTINGS {
         for value in values(setting) {
             let typed = format!("{}={value}", setting.key);
-            match Config::load(&[], &[typed.clone()], "run") {
+            match Config::load(&[], std::slice::from_ref(&typed), "run") {
                 Ok(_) => taken += 1,
                 Err(error) => {
                     let (text, shown) = (error.to_string(), typed.chars().take(40).collect::<String>());
