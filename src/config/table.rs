@@ -129,7 +129,7 @@ pub const SETTINGS: &[Setting] = settings! {
     "engine.burst": Whole(1, 65_536),
         "Tokens decoded on a GPU between two words with the host; never more than engine.block_size.";
     "lora.rank": Whole(1, 131_072),
-        "Rank of the adapter; at most the smallest dimension of the layers that it adapts.";
+        "Rank of the adapter; at most the largest dimension of the layers that it adapts.";
     "lora.alpha": within(1e-6, LARGE),
         "The adapter's product is scaled by this divided by the rank.";
     "lora.rslora": Flag,

@@ -12,24 +12,24 @@ impl Asked {
         found.map_or(Ok(()), |text| Err(Error::content(text)))
     }
 
-    /// Error: a fresh adapter of lora.rank has more rank than a layer that it adapts.
+    /// Error: a fresh adapter of lora.rank has more rank than any layer that it adapts.
     pub(super) fn check_rank(&self) -> Result<()> {
         let found = self.trains().then(|| self.rank_too_large()).flatten();
         found.map_or(Ok(()), |text| Err(Error::content(text)))
     }
 
-    /// A rank above the smallest dimension of an adapted layer: more adds nothing that the layer could hold.
+    /// A rank above both dimensions of every adapted layer: no layer could hold what it adds. (One rank for layers of many shapes may well be
+    /// above the smaller dimension of some of them.)
     fn rank_too_large(&self) -> Option<String> {
         let rank = self.rank();
-        let smallest = |module: &Module| {
+        let largest = |module: &Module| {
             let (n, k) = module.shape(&self.model);
-            n.min(k)
+            n.max(k)
         };
-        let module = self.modules().into_iter().min_by_key(smallest).filter(|module| rank > smallest(module))?;
-        let ((n, k), most) = (module.shape(&self.model), smallest(&module));
+        let module = self.modules().into_iter().max_by_key(largest).filter(|module| rank > largest(module))?;
+        let ((n, k), most) = (module.shape(&self.model), largest(&module));
         Some(format!(
-            "lora.rank = {rank}: {} of this model is ({n}, {k}), and a rank above its smallest dimension adds nothing; expected at most \
-             {most}, or lora.modules without it",
+            "lora.rank = {rank}: the largest layer it adapts, {} of this model, is ({n}, {k}); expected at most {most}",
             module.name()
         ))
     }

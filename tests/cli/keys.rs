@@ -198,8 +198,8 @@ fn what_the_model_or_the_machine_does_not_allow_is_said_before_anything_is_made(
     fs::write(&many, fs::read_to_string(&data).unwrap().repeat(70)).unwrap();
     let of_many = ["sft", "--model", text(&model), "--data", text(&many), "--out", text(&out)];
     let cases: [(&[&str], &str, &[&str]); 10] = [
-        (&sft, "lora.rank=17", &["lora.rank = 17", "k_proj of this model is (16, 32)", "at most 16"]),
-        (&rl, "lora.rank=17", &["lora.rank = 17", "at most 16"]),
+        (&sft, "lora.rank=65", &["lora.rank = 65", "down_proj of this model is (32, 64)", "at most 64"]),
+        (&rl, "lora.rank=65", &["lora.rank = 65", "at most 64"]),
         (&sft, "warmup=100", &["sft.warmup = 100", "steps"]),
         (&of_many, "epochs=100000", &["sft.epochs = 100000 of", "expected at most"]),
         (&sft, "micro_tokens=16777216", &["GB", "sft.micro_tokens="]),
