@@ -339,6 +339,7 @@ impl Setting {
 mod tests {
     use super::super::Config;
     use super::*;
+    use std::collections::BTreeSet;
     use toml::Value;
 
     #[test]
@@ -371,8 +372,8 @@ mod tests {
             let mut table: toml::Table = DEFAULTS.parse().unwrap();
             table[section][key] = "?".into();
             let error = table.try_into::<Config>().unwrap_err().message().to_string();
-            let named: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
-            assert_eq!(named, words, "{}: {error}", setting.key);
+            let named: BTreeSet<&str> = error.split('`').skip(3).step_by(2).collect();
+            assert_eq!(named, words.iter().copied().collect(), "{}: {error}", setting.key);
             seen += 1;
         }
         assert!(seen > 10, "{seen}");
