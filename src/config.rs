@@ -260,7 +260,7 @@ impl Config {
         Ok(Self::load_noting(layers, overrides, section)?.0)
     }
 
-    /// `load`, and a note for each setting that was given and does nothing beside the others.
+    /// `load`, and a note for each setting that was typed twice, and for each that was given and does nothing beside the others.
     pub fn load_noting(
         layers: &[(String, String)],
         overrides: &[String],
@@ -298,7 +298,7 @@ impl Config {
                 }
             }
         }
-        let mut typed: BTreeMap<String, &String> = BTreeMap::new();
+        let (mut typed, mut notes): (BTreeMap<String, (&String, &str)>, Vec<String>) = Default::default();
         for text in overrides {
             let shown = shortened(text);
             let Some((path, value)) = text.split_once('=') else {
@@ -310,17 +310,21 @@ impl Config {
             let (section, key) = path.trim().split_once('.').unwrap_or((section, path.trim()));
             let path = set(&mut merged, &defaults, section, key, typed_value(value))
                 .map_err(|e| Error::usage(format!("override `{shown}`: {e}")))?;
-            if let Some(earlier) = typed.insert(path.clone(), text) {
-                return Err(Error::usage(format!(
-                    "{path} is given twice, as `{}` and as `{shown}`; give it once",
+            if let Some((earlier, before)) = typed.insert(path.clone(), (text, value))
+                && before != value
+            {
+                notes.push(format!(
+                    "{path} is given twice, as `{}` and as `{shown}`: the last one counts",
                     shortened(earlier)
-                )));
+                ));
             }
             telling.push(path.clone());
             origins.0.insert(path, Origin { place: format!("override `{shown}`"), is_override: true });
         }
         let config = Self::checked(&merged, &origins, section)?;
-        let notes = if section == "rl" { config.notes(&telling, &origins) } else { vec![] };
+        if section == "rl" {
+            notes.extend(config.notes(&telling, &origins));
+        }
         Ok((config, notes))
     }
 

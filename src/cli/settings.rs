@@ -79,9 +79,10 @@ This page is made by `onestep config --markdown`. The same stands in `onestep co
 `onestep config rl.gamma`.
 
 A setting is typed behind a command as `section.key=value`, or stands in the TOML file of `--config`; what is typed goes before the file, and
-the file before the defaults. A bare key belongs to the command's own section: `onestep rl gamma=0.9`. Lists are typed as `a,b`. A setting that
-is typed twice is refused, and so is a value outside its range, before anything is computed. What does not fit the model, the data or this
-machine (a rank above a layer's dimension, a cache above the memory) is refused before anything is allocated; `--dry-run` says so too.
+the file before the defaults. A bare key belongs to the command's own section: `onestep rl gamma=0.9`. Lists are typed as `a,b`. Of a
+setting that is typed twice the last counts, and that is told. A value outside its range is refused before anything is computed. What does not
+fit the model, the data or this machine (a rank above every layer's dimensions, a cache above the memory) is refused before anything is
+allocated; `--dry-run` says so too.
 
 The last column says what the paper (ML-Agent, arXiv 2505.23723), transformers' Trainer (HF) or verl's PPO trainer has.
 ";

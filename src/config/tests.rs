@@ -54,7 +54,6 @@ fn errors_name_place_and_valid_value() {
         ("", &["chat.template_arguments=3"], &["chat.template_arguments = 3", "a table"]),
         ("", &["run.device=tpu"], &["run.device = \"tpu\"", "cuda:N"]),
         ("", &["run.workers=9999999"], &["run.workers = 9999999", "from 0 to 16 for each core, here to"]),
-        ("", &["steps=3", "rl.steps=3"], &["rl.steps is given twice", "`steps=3`", "`rl.steps=3`", "once"]),
         ("", &["states=10000", "samples=10000"], &["`states=10000`", "`samples=10000`", "at most 1000000"]),
         ("", &["sampling.max_tokens=15000"], &["sampling.max_tokens = 15000", "environment.context_limit = 15000"]),
         ("", &["pretrain.heads=5"], &["pretrain.heads = 5", "pretrain.hidden = 192"]),

@@ -287,7 +287,7 @@ fn lock_opened(folder: File, path: &Path) -> Result<Option<File>> {
         // Renamed since it was opened, it is another run's earlier one.
         Ok(()) if is_there().unwrap_or(false) => Ok(Some(folder)),
         Ok(()) | Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
-            "--out {}: another run, {}, is writing there; wait for it, or name another folder with --out",
+            "--out {}: another run is writing there, {}; wait for it, or name another folder with --out",
             path.display(),
             files::lock::holder(&folder)
         ))),

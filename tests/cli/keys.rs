@@ -198,7 +198,7 @@ fn what_the_model_or_the_machine_does_not_allow_is_said_before_anything_is_made(
     fs::write(&many, fs::read_to_string(&data).unwrap().repeat(70)).unwrap();
     let of_many = ["sft", "--model", text(&model), "--data", text(&many), "--out", text(&out)];
     let cases: [(&[&str], &str, &[&str]); 10] = [
-        (&sft, "lora.rank=65", &["lora.rank = 65", "down_proj of this model is (32, 64)", "at most 64"]),
+        (&sft, "lora.rank=65", &["lora.rank = 65", "down_proj of this model, is (32, 64)", "at most 64"]),
         (&rl, "lora.rank=65", &["lora.rank = 65", "at most 64"]),
         (&sft, "warmup=100", &["sft.warmup = 100", "steps"]),
         (&of_many, "epochs=100000", &["sft.epochs = 100000 of", "expected at most"]),
@@ -239,7 +239,13 @@ fn numbers_behind_options_are_refused_by_the_option() {
         }
     }
     refused(folder.path(), &["sft", "--seed", "1", "--seed", "2"], &["--seed", "multiple times"]);
-    refused(folder.path(), &["sft", "epochs=1", "sft.epochs=2"], &["sft.epochs is given twice", "give it once"]);
+    let plan = ["plan", "--random-weights", "qwen2.5-7b", "--device-kind", "h200"];
+    let twice = onestep(&[&plan[..], &["rl.states=3", "rl.states=7"]].concat());
+    assert_eq!(twice.code, Some(0), "{twice:?}");
+    assert!(twice.stderr.contains("rl.states is given twice") && twice.stderr.contains("last one counts"), "{twice:?}");
+    let once = onestep(&[&plan[..], &["rl.states=7"]].concat());
+    assert_eq!(twice.stdout, once.stdout);
+    assert!(!once.stderr.contains("twice"), "{once:?}");
 }
 
 #[test]

@@ -301,7 +301,7 @@ fn a_dry_run_finds_what_the_run_would() {
         (&["eval", "--model", model, "tasks.names=numbers"], &["numbers"]),
         (&["collect", "tasks.ideas=/nowhere"], &["/nowhere"]),
         (&["collect", "tasks.dir=/nowhere"], &["/nowhere"]),
-        (&["pretrain", "heads=5"], &["hidden_size"]),
+        (&["pretrain", "heads=5"], &["pretrain.heads = 5"]),
     ] {
         let before = tree(folder);
         let ended = onestep(&[arguments, &out].concat());
