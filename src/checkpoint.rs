@@ -188,6 +188,15 @@ pub fn newest(root: &Path, say: &dyn Fn(String)) -> Result<Option<(u64, PathBuf)
     )))
 }
 
+/// Renames checkpoints of later steps than `step` under `root`, which are damaged: they do not count among those that are kept. `say` is told.
+pub fn set_aside_after(root: &Path, step: u64, say: &dyn Fn(String)) -> Result<()> {
+    for (_, path) in checkpoints(root)?.into_iter().filter(|(at, _)| *at > step) {
+        let aside = files::set_aside(&path)?;
+        say(format!("note: {} is {} now", path.display(), aside.display()));
+    }
+    Ok(())
+}
+
 /// True when there is a checkpoint under `root`, whole or damaged.
 pub fn exists(root: &Path) -> Result<bool> {
     Ok(!checkpoints(root)?.is_empty())
@@ -210,7 +219,8 @@ enum Name {
 
 impl Name {
     fn of(name: &str) -> Option<Self> {
-        let (number, end) = name.strip_prefix("step-")?.split_at_checked(8)?;
+        let rest = name.strip_prefix("step-")?;
+        let (number, end) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
         let step = number.parse().ok()?;
         match end {
             "" => Some(Self::Whole(step)),

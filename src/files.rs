@@ -74,7 +74,7 @@ pub fn publish_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
 pub fn sweep(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let (path, is_folder) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        match (is_leftover(&entry.file_name().to_string_lossy()), is_folder) {
+        match (sibling_of(&entry.file_name().to_string_lossy()).is_some(), is_folder) {
             (true, true) => drop(std::fs::remove_dir_all(path)),
             (true, false) => drop(std::fs::remove_file(path)),
             (false, true) => sweep(&path),
@@ -83,10 +83,10 @@ pub fn sweep(folder: &Path) {
     }
 }
 
-/// True for the name of a temporary sibling: `model.safetensors.tmp-a1B2c3`.
-pub fn is_leftover(name: &str) -> bool {
-    let random = name.rsplit_once(TEMPORARY).filter(|(stem, _)| !stem.is_empty()).map(|(_, random)| random);
-    random.is_some_and(|random| random.len() == RANDOM && random.bytes().all(|b| b.is_ascii_alphanumeric()))
+/// The name of which `name` is a temporary sibling: `model.safetensors` for `model.safetensors.tmp-a1B2c3`.
+pub fn sibling_of(name: &str) -> Option<&str> {
+    let is_random = |text: &str| text.len() == RANDOM && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    name.rsplit_once(TEMPORARY).filter(|(stem, random)| !stem.is_empty() && is_random(random)).map(|(stem, _)| stem)
 }
 
 /// Renames the file or folder `path` to the first free one of `path`.1, `path`.2, ..., and returns that name. Errors: there is no such
@@ -144,13 +144,17 @@ pub fn hash(path: &Path) -> Result<(blake3::Hash, u64)> {
     }
 }
 
-/// The regular files of a folder and of those below it, sorted.
-pub fn below(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The regular files of a folder and of those below it, sorted; names that `wanted` refuses are left out, with all below them.
+pub fn below(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
     let (mut open, mut found) = (vec![folder.to_path_buf()], vec![]);
     while let Some(folder) = open.pop() {
         let failed = |e: std::io::Error| Error::io("listing", &folder, &e);
         for entry in std::fs::read_dir(&folder).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            if !wanted(&entry.file_name().to_string_lossy()) {
+                continue;
+            }
             if path.is_dir() {
                 open.push(path);
             } else if path.is_file() {
@@ -208,12 +212,13 @@ mod tests {
         }
         // The names that `publish` gives are of this form.
         let seen = publish(&folder.join("kept"), |temporary| {
-            assert!(is_leftover(&temporary.file_name().unwrap().to_string_lossy()), "{}", temporary.display());
+            assert_eq!(sibling_of(&temporary.file_name().unwrap().to_string_lossy()), Some("kept"));
             Ok(0)
         });
         seen.unwrap();
         sweep(dir.path());
-        let mut left: Vec<_> = below(dir.path()).unwrap().iter().map(|p| p.file_name().unwrap().to_owned()).collect();
+        let mut left: Vec<_> =
+            below(dir.path(), |_| true).unwrap().iter().map(|p| p.file_name().unwrap().to_owned()).collect();
         left.sort();
         assert_eq!(left, [".tmp-abcdef", "kept", "kept.tmp-1"]);
         assert!(!rest.exists());

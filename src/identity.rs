@@ -203,14 +203,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
 
 /// The regular files of a task's folder and of those below it, sorted; what begins with a point or two underscores (caches) is left out.
 fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
-    let is_hidden = |path: &Path| {
-        let parts = path.strip_prefix(folder).unwrap_or(path).components();
-        parts.into_iter().any(|part| {
-            let name = part.as_os_str().to_string_lossy();
-            name.starts_with('.') || name.starts_with("__")
-        })
-    };
-    Ok(files::below(folder)?.into_iter().filter(|path| !is_hidden(path)).collect())
+    files::below(folder, |name| !name.starts_with('.') && !name.starts_with("__"))
 }
 
 /// The blake3 hash of the names (below `root`) and contents of `files`, in their order.

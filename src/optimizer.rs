@@ -88,9 +88,10 @@ impl Optimizer {
         }
         let limit = if max_norm == 0.0 { f64::INFINITY } else { f64::from(max_norm) };
         let grad_scale = (limit / (norm + CLIP_EPS)).min(1.0) as f32;
-        if norm * f64::from(grad_scale) > MAX_NORM {
+        let clipped = norm * f64::from(grad_scale);
+        if clipped > MAX_NORM {
             return Err(Error::not_finite(format!(
-                "the gradient is too large: its square of {norm:.1e} cannot be held by the optimizer"
+                "the gradient is too large: the optimizer cannot hold the square of its norm, {clipped:.1e}"
             )));
         }
         self.steps += 1;

@@ -371,7 +371,7 @@ impl Plan {
         self.asked.check_settings()
     }
 
-    /// Error: lora.rank is above the smallest dimension of a layer that a fresh adapter adapts.
+    /// Error: lora.rank is above both dimensions of every layer that a fresh adapter adapts.
     pub fn check_rank(&self) -> Result<()> {
         self.asked.check_rank()
     }

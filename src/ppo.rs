@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::lora::Adapter;
 use crate::model::{Activations, Gradients, Model, Policy};
 use crate::optimizer::{AdamWConfig, Optimizer};
+use crate::run::Suspect;
 use crate::tensor::Tensor;
 use std::ops::Range;
 use std::path::Path;
@@ -143,14 +144,23 @@ impl<'a> Learner<'a> {
         })
     }
 
-    /// The names and tensors of all that is trained, each list with what it is called.
-    pub fn trained(&self) -> Vec<(&'static str, &[String], &[Tensor])> {
-        let mut lists = vec![("the adapter", &self.actor.names[..], &self.actor.tensors[..])];
+    /// All that is trained, and the learning rates of the update that is under way.
+    pub fn trained(&self) -> Vec<Suspect<'_>> {
+        let Rl { learning_rate, critic_learning_rate, .. } = *self.settings;
+        let factor = self.factor();
+        let list = |what, names, tensors, rate| Suspect { what, names, tensors, rate: rate * factor };
+        let mut lists = vec![list("the adapter", &self.actor.names[..], &self.actor.tensors[..], learning_rate)];
         if let Some(critic) = &self.critic {
-            lists.push(("the critic's adapter", &critic.adapter.names, &critic.adapter.tensors));
-            lists.push(("the critic's head", &critic.head_names, &critic.head));
+            let (names, tensors) = (&critic.adapter.names, &critic.adapter.tensors);
+            lists.push(list("the critic's adapter", names, tensors, critic_learning_rate));
+            lists.push(list("the critic's head", &critic.head_names, &critic.head, critic_learning_rate));
         }
         lists
+    }
+
+    /// The factor on both learning rates in the next update.
+    fn factor(&self) -> f32 {
+        self.settings.schedule.over(self.settings.warmup, self.settings.steps).factor(self.updates as u32)
     }
 
     /// Writes everything an update depends on into `dir`.
@@ -185,7 +195,7 @@ impl<'a> Learner<'a> {
         let known = Known { behaviour: round.logprobs.concat(), reference, values, signal };
         let minibatches = self.minibatches(parts, &known.signal.is_live);
 
-        let factor = settings.schedule.over(settings.warmup, settings.steps).factor(self.updates as u32);
+        let factor = self.factor();
         let mut stats = UpdateStats::new(round, &known.signal, &known.values, factor);
         let mut actor_grads = Gradients::new(self.backend, self.policy(&self.actor), false)?;
         let mut critic_grads = match &self.critic {

@@ -14,7 +14,7 @@ use crate::model::{Activations, Gradients, Model, Policy, Recompute};
 use crate::optimizer::{AdamWConfig, Optimizer};
 use crate::plan::{Kind, Target, Work, plan};
 use crate::rng::Philox;
-use crate::run::{Run, Suspects};
+use crate::run::{Run, Suspect, Suspects, finite};
 use crate::tensor::{DType, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -92,7 +92,7 @@ pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> 
     let mut grads = Gradients::new(backend, Policy { model: &model, adapter: None }, true)?;
     let mut acts = Activations::default();
     let mut progress = run.progress(settings.steps, start);
-    let mut divergence = run.divergence(model.config.vocab);
+    let mut divergence = run.divergence(model.config.vocab)?;
     for step in start + 1..=settings.steps {
         let drawn: Vec<Exercise> = (0..settings.exercises)
             .map(|i| exercises.draw(&mut Philox::named(seed, &format!("exercise {step} {i}")), settings.replies))
@@ -113,16 +113,17 @@ pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> 
 
         let lr = settings.learning_rate * rate(settings, step, done);
         let weights = grads.weights.as_deref().unwrap_or_default();
-        let grad_norm =
-            optimizer.step(backend, &mut model.weights, weights, lr, settings.max_norm).map_err(|error| {
-                let trained = vec![("the model", &model.names[..], &model.weights[..])];
-                run.lost(
-                    error,
-                    step,
-                    &Suspects { rate: lr, base: (&[], &[]), trained },
-                    || json!({"loss": loss.to_string(), "groups": groups.iter().map(content).collect::<Vec<_>>()}),
-                )
-            })?;
+        let stepped = finite("the loss", loss)
+            .and_then(|()| optimizer.step(backend, &mut model.weights, weights, lr, settings.max_norm));
+        let grad_norm = stepped.map_err(|error| {
+            let trained = Suspect { what: "the model", names: &model.names, tensors: &model.weights, rate: lr };
+            run.lost(
+                error,
+                step,
+                &Suspects { base: (&[], &[]), trained: vec![trained] },
+                || json!({"loss": loss.to_string(), "groups": groups.iter().map(content).collect::<Vec<_>>()}),
+            )
+        })?;
         let tokens = batch.batch.tokens();
         run.log(step, &json!({"loss": loss, "learning_rate": lr, "grad_norm": grad_norm, "tokens": tokens}))?;
         if let Some(line) = divergence.loss(loss).map_err(|error| error.context(format!("pretrain step {step}")))? {

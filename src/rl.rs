@@ -55,7 +55,7 @@ pub fn train(
         start = step;
     }
     let mut progress = run.progress(settings.steps, start);
-    let mut divergence = run.divergence(base.config.vocab);
+    let mut divergence = run.divergence(base.config.vocab)?;
     let (mut had_few_edits, mut dead_steps) = (false, 0);
     for step in start + 1..=settings.steps {
         let clock = Instant::now();
@@ -99,8 +99,7 @@ pub fn train(
             temperature: run.config.sampling.temperature,
         };
         let stats = learner.update(&round).map_err(|error| {
-            let (rate, base) = (settings.learning_rate, (&base.names[..], &base.weights[..]));
-            let suspects = Suspects { rate, base, trained: learner.trained() };
+            let suspects = Suspects { base: (&base.names, &base.weights), trained: learner.trained() };
             run.lost(error, step, &suspects, || content(&round, &states))
         })?;
         let updated = clock.elapsed();
@@ -160,7 +159,9 @@ fn content(round: &Round, states: &[State]) -> Value {
             .iter()
             .map(|ids| {
                 at += 1;
-                json!({"ids": ids, "logprobs": round.logprobs[at - 1], "reward": round.rewards[at - 1]})
+                // As text, since JSON has no NaN.
+                let logprobs: Vec<String> = round.logprobs[at - 1].iter().map(f32::to_string).collect();
+                json!({"ids": ids, "logprobs": logprobs, "reward": round.rewards[at - 1].to_string()})
             })
             .collect();
         json!({"task": state.task, "prompt": group.prompt, "replies": replies})

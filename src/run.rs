@@ -6,7 +6,7 @@ mod lost;
 
 pub use divergence::Divergence;
 pub use folder::{Folder, Place, write_config};
-pub use lost::Suspects;
+pub use lost::{Suspect, Suspects, finite};
 
 use crate::backend::Backend;
 use crate::checkpoint::{self, write_json};
@@ -130,9 +130,20 @@ impl<'a> Run<'a> {
         check_interrupt(self.interrupted)
     }
 
-    /// A watch over this phase's steps, for a model of `vocab` tokens.
-    pub fn divergence(&self, vocab: usize) -> Divergence {
-        Divergence::new(self.config.run.divergence_patience, vocab)
+    /// A watch over this phase's steps, for a model of `vocab` tokens, that has seen those of the log: resumed, it ends where it would have.
+    pub fn divergence(&self, vocab: usize) -> Result<Divergence> {
+        let mut divergence = Divergence::new(self.config.run.divergence_patience, vocab);
+        let logged = metrics::read(&self.folder.path.join(metrics::FILE))?;
+        for record in logged.iter().filter(|record| record["phase"] == self.phase) {
+            let number = |key: &str| record[key].as_f64();
+            // What it says now it has said, or ended the run by, before.
+            if let Some(loss) = number("loss") {
+                let _ = divergence.loss(loss);
+            } else if let (Some(entropy), Some(kl)) = (number("entropy"), number("kl")) {
+                let _ = divergence.policy(entropy, kl);
+            }
+        }
+        Ok(divergence)
     }
 
     /// The progress over `steps`, `done` of which are behind.

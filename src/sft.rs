@@ -12,7 +12,7 @@ use crate::model::lora::Adapter;
 use crate::model::{Activations, Gradients, Model, Policy};
 use crate::optimizer::{AdamWConfig, Optimizer};
 use crate::rng::Philox;
-use crate::run::{Run, Suspects};
+use crate::run::{Run, Suspect, Suspects, finite};
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -78,7 +78,7 @@ impl Trained {
             Trained::Adapter(adapter) => ("the adapter", &adapter.names, &adapter.tensors),
             Trained::Weights { model, .. } => ("the trained model", &model.names, &model.weights),
         };
-        Suspects { rate, base: (&base.names, &base.weights), trained: vec![(what, names, tensors)] }
+        Suspects { base: (&base.names, &base.weights), trained: vec![Suspect { what, names, tensors, rate }] }
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
@@ -143,7 +143,7 @@ pub fn train(
     let mut grads = trained.gradients(backend, base)?;
     let mut acts = Activations::new(settings.recompute).with_room(settings.micro_tokens);
     let mut progress = run.progress(steps.len(), start);
-    let mut divergence = run.divergence(base.config.vocab);
+    let mut divergence = run.divergence(base.config.vocab)?;
     for (index, packs) in steps.iter().enumerate().skip(start) {
         let step = index + 1;
         grads.zero(backend)?;
@@ -180,11 +180,6 @@ pub fn train(
     }
     progress.finish();
     Ok(trained)
-}
-
-/// An error when `value` is NaN or infinite.
-fn finite(what: &str, value: f64) -> Result<()> {
-    if value.is_finite() { Ok(()) } else { Err(Error::not_finite(format!("{what} is {value}"))) }
 }
 
 /// A step's examples, to be looked at: where they came from, their ids and which of them have a loss.

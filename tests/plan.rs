@@ -18,7 +18,7 @@ use onestep::optimizer::{AdamWConfig, Optimizer};
 use onestep::plan::{Kind, Plan, Target, Work, plan};
 use onestep::ppo::Learner;
 use onestep::rng::Philox;
-use onestep::rollout::RECORDING_BYTES;
+use onestep::rollout::recording_bytes;
 use onestep::tensor::{DType, DeviceMemory, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -291,11 +291,12 @@ fn rl_of_7b_at_the_defaults_fits_an_h200_with_its_recordings() {
     // Attention's tiles of 256 samples of up to 15,000 tokens, in block tables of 1024 columns: (B, NH, tiles, HS + 2) in f32.
     let one = 256 * 28 * (1024 * 16 / 128) * 130 * 4;
     let recordings = rl.bytes("recordings");
-    assert!((RECORDING_BYTES + one..RECORDING_BYTES + one + one / 4).contains(&recordings), "{recordings}");
+    let kept = recording_bytes(rl.bytes("KV cache"));
+    assert!((kept + one..kept + one + one / 4).contains(&recordings), "{recordings}");
     rl.check(141_000_000_000).unwrap();
     // Shorter samples have fewer tiles; what samples nothing, or cannot record, has none.
     let short = seven(Work::Eval, &["environment.context_limit=4096"]);
-    assert!(short.bytes("recordings") < RECORDING_BYTES + one / 2);
+    assert!(short.bytes("recordings") < kept + one / 2);
     assert_eq!(seven(Work::Sft, &[]).bytes("recordings"), 0);
     let config = Config::load(&[], &[], "rl").unwrap();
     let shape = shapes::named("qwen2.5-7b").unwrap();

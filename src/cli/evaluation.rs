@@ -11,14 +11,14 @@ use crate::console::{errln, out, outln};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluations};
-use crate::files::write_whole;
+use crate::files::{lock, write_whole};
 use crate::identity::{self, Identity};
 use crate::model::Policy;
 use crate::model::lora::Adapter;
 use crate::plan::Work;
 use crate::run::write_config;
 use crate::trajectory::Trajectory;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// Name of the file of scores in a run's folder.
@@ -223,8 +223,10 @@ fn record(
 fn lock(folder: &Path) -> Result<File> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("making the folder", folder, &e))?;
     let held = File::open(folder).map_err(|e| Error::io("opening the folder", folder, &e))?;
-    let _ = held.lock(); // some network file systems have no locks
-    Ok(held)
+    if let Err(TryLockError::Error(_)) = held.try_lock() {
+        return Ok(held); // some network file systems have no locks
+    }
+    lock::wait(held, folder, lock::BRIEF, |line| errln!("{line}"))
 }
 
 #[cfg(test)]

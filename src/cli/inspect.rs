@@ -12,7 +12,7 @@ use crate::console::{out, outln};
 use crate::dataset::{self, Limit, Severity};
 use crate::environment::{Environment, Files};
 use crate::error::{Error, Result};
-use crate::files::publish;
+use crate::files::{publish, regular};
 use crate::message::Message;
 use crate::model::{Activations, Policy};
 use crate::plan::Work;
@@ -238,7 +238,7 @@ pub fn task(command: &TaskCommand) -> Result<()> {
             let task = one(&config, name)?;
             let mut files: Files = task.starter.iter().map(|(n, t)| (n.clone(), Arc::from(t.as_str()))).collect();
             if let Some(path) = script {
-                let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, &e))?;
+                let text = regular::read_text(path, super::sandbox::MOST_SCRIPT)?;
                 files.insert(task.entry.clone(), Arc::from(text.as_str()));
             }
             let world = session::world(&config, args.python.as_deref(), vec![task.clone()])?;

@@ -4,14 +4,14 @@ use super::args::{SandboxArgs, SandboxCommand, SandboxRunArgs};
 use super::session;
 use crate::console::{err, errln, out, outln};
 use crate::error::{Error, Result};
-use crate::files::{regular, scratch::Scratch};
+use crate::files::{self, regular, scratch::Scratch};
 use crate::sandbox::{Job, Limits, Outcome, Pool, Protection, Python, Verdict, Wanted};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
 /// Bytes of a script, at most.
-const MOST_SCRIPT: u64 = 16 << 20;
+pub(super) const MOST_SCRIPT: u64 = 16 << 20;
 
 /// `onestep sandbox ...`
 pub fn sandbox(command: &SandboxCommand) -> Result<()> {
@@ -41,9 +41,6 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
         disk_bytes: args.disk,
         processes: args.processes,
     };
-    if let Some((name, why)) = limits.out_of_range() {
-        return Err(Error::usage(format!("{} {why}", flag(name))));
-    }
     let name = args.script.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
         Error::usage(format!("{}: expected the path of a Python script, like train.py", args.script.display()))
     })?;
@@ -51,7 +48,9 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
     let python = python(&args.sandbox)?;
     let scratch = Scratch::new()?;
     if let Some(workspace) = &args.workspace {
-        copy(workspace, scratch.path(), limits.disk_bytes)?;
+        copy(workspace, scratch.path(), limits.disk_bytes).map_err(|error| {
+            error.context(format!("--workspace, of which --disk={} allows as much", limits.disk_bytes))
+        })?;
     }
     let script = scratch.path().join(name);
     fs::write(&script, text).map_err(|e| Error::io("writing", &script, &e))?;
@@ -68,10 +67,6 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
         }
     };
     let is_refused = answer["verdict"] == "refused";
-    if let Some(workspace) = args.workspace.as_ref().filter(|_| !is_refused) {
-        fs::remove_file(&script).map_err(|e| Error::io("removing", &script, &e))?;
-        copy(scratch.path(), workspace, disk_bytes)?;
-    }
     if args.json {
         outln!("{answer}");
     } else {
@@ -86,6 +81,9 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
             answer["peak_memory"].as_f64().unwrap_or(0.0) / 1e6,
             answer["tier"]
         );
+    }
+    if let Some(workspace) = args.workspace.as_ref().filter(|_| !is_refused) {
+        bring_back(scratch.path(), workspace, disk_bytes, Some(name))?;
     }
     match is_refused {
         true => Err(Error::system(
@@ -120,17 +118,6 @@ fn describe(verdict: &Verdict, tier: u8) -> Value {
     })
 }
 
-/// The option that sets a limit.
-fn flag(limit: &str) -> &'static str {
-    match limit {
-        "cpu_seconds" | "wall_seconds" => "--time",
-        "memory_bytes" => "--memory",
-        "output_bytes" => "--output",
-        "file_bytes" | "disk_bytes" => "--disk",
-        _ => "--processes",
-    }
-}
-
 /// The regular files of one folder into another, each of `most` bytes at most; links are left out.
 fn copy(from: &Path, to: &Path, most: u64) -> Result<()> {
     for entry in fs::read_dir(from).map_err(|e| Error::io("reading the folder", from, &e))? {
@@ -145,6 +132,45 @@ fn copy(from: &Path, to: &Path, most: u64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Brings the regular files that a script has made or changed in `from` back into the user's folder `to`, each whole or not at all; that
+/// named `except`, at the top, stays behind. Errors: a link, or anything else that is no file or folder, is in the place of one of them; it is
+/// never followed.
+fn bring_back(from: &Path, to: &Path, most: u64, except: Option<&str>) -> Result<()> {
+    for entry in fs::read_dir(from).map_err(|e| Error::io("reading the folder", from, &e))? {
+        let entry = entry.map_err(|e| Error::io("reading the folder", from, &e))?;
+        if except.is_some_and(|name| entry.file_name() == name) {
+            continue;
+        }
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().map_err(|e| Error::io("looking at", &source, &e))?;
+        let there = fs::symlink_metadata(&target).map(|info| info.file_type()).ok();
+        if there.is_some_and(|there| there != kind && (kind.is_dir() || kind.is_file())) {
+            return Err(Error::content(format!(
+                "{}: what the script made there was not brought back: something else, or a link, is in its place",
+                target.display()
+            )));
+        }
+        if kind.is_dir() {
+            if there.is_none() {
+                fs::create_dir(&target).map_err(|e| Error::io("creating", &target, &e))?;
+            }
+            bring_back(&source, &target, most, None)?;
+        } else if kind.is_file() && !(there.is_some() && is_same(&source, &target)?) {
+            files::publish(&target, |temporary| {
+                regular::copy(&source, temporary, most)?;
+                let length = fs::metadata(&source).map_err(|e| Error::io("measuring", &source, &e))?.len();
+                Ok(length)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// True when two regular files have the same bytes.
+fn is_same(one: &Path, other: &Path) -> Result<bool> {
+    Ok(files::hash(one)? == files::hash(other)?)
 }
 
 fn probe(args: &SandboxArgs) -> Result<()> {

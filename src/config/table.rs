@@ -289,7 +289,7 @@ pub const SETTINGS: &[Setting] = settings! {
         "Weight of the prompts' own tokens in the first half of the steps.";
     // The shapes that a config.json may state.
     "pretrain.hidden": Whole(2, 131_072),
-        "Channels of the model (C); a multiple of pretrain.heads.";
+        "Channels of the model (C); a multiple of twice pretrain.heads.";
     "pretrain.layers": Whole(1, 1024),
         "Blocks of the model (L).";
     "pretrain.heads": Whole(1, 4096),

@@ -27,6 +27,11 @@ const RETRY: Duration = Duration::from_millis(10);
 /// System: the file cannot be opened, or another process has kept the lock for longer than `patience`, which is named with what to do.
 pub fn take(path: &Path, patience: Patience, say: impl FnOnce(&str)) -> Result<File> {
     let file = File::create(path).map_err(|e| Error::io("creating", path, &e))?;
+    wait(file, path, patience, say)
+}
+
+/// The same for a file or folder that was opened at `path`.
+pub fn wait(file: File, path: &Path, patience: Patience, say: impl FnOnce(&str)) -> Result<File> {
     let start = Instant::now();
     let mut say = Some(say);
     loop {
@@ -51,26 +56,28 @@ pub fn take(path: &Path, patience: Patience, say: impl FnOnce(&str)) -> Result<F
     }
 }
 
-/// Who has the lock of a file: "process PID (its command line)", or "another process" where the kernel does not say which.
+/// Who has the lock of a file: "process PID (its command line)", with "perhaps" where only the file's number agrees and not its device, or
+/// "another process" where the kernel does not say.
 pub fn holder(file: &File) -> String {
-    let find = || -> Option<u32> {
-        let inode = file.metadata().ok()?.ino().to_string();
-        let text = fs::read_to_string("/proc/locks").ok()?;
-        // 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF; who waits has an arrow in the second place. The device is left out: on some
-        // file systems it is another than that of the file.
+    let Ok(info) = file.metadata() else { return "another process".to_string() };
+    let device = format!("{:02x}:{:02x}:{}", libc::major(info.dev()), libc::minor(info.dev()), info.ino());
+    let number = format!(":{}", info.ino());
+    let text = fs::read_to_string("/proc/locks").unwrap_or_default();
+    // 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF; who waits has an arrow in the second place. On some file systems the device is
+    // another than that of the file.
+    let held = |place: &dyn Fn(&str) -> bool| {
         let fields = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-        let is_held = |fields: &Vec<&str>| {
-            fields.get(1) == Some(&"FLOCK") && fields.get(5).and_then(|place| place.rsplit(':').next()) == Some(&inode)
-        };
-        fields.filter(is_held).find_map(|fields| fields.get(4)?.parse().ok().filter(|&pid| pid > 0))
+        let mut own = fields.filter(|f| f.get(1) == Some(&"FLOCK") && f.get(5).is_some_and(|at| place(at)));
+        own.find_map(|fields| fields.get(4)?.parse::<u32>().ok().filter(|&pid| pid > 0))
     };
-    let Some(pid) = find() else { return "another process".to_string() };
+    let sure = held(&|place| place == device);
+    let Some(pid) = sure.or_else(|| held(&|place| place.ends_with(&number))) else {
+        return "another process".to_string();
+    };
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words: Vec<_> = command.split(|&b| b == 0).filter(|w| !w.is_empty()).map(String::from_utf8_lossy).collect();
-    match words.is_empty() {
-        true => format!("process {pid}"),
-        false => format!("process {pid} ({})", words.join(" ")),
-    }
+    let (perhaps, command) = (if sure.is_some() { "" } else { "perhaps " }, words.join(" "));
+    if command.is_empty() { format!("{perhaps}process {pid}") } else { format!("{perhaps}process {pid} ({command})") }
 }
 
 #[cfg(test)]

@@ -25,6 +25,11 @@ impl KvCache {
         let layers = || (0..config.layers).map(|_| be.alloc(&shape, be.activation())).collect::<Result<Vec<_>>>();
         Ok(Self { k: layers()?, v: layers()?, block_size })
     }
+
+    /// The bytes of all layers.
+    pub fn bytes(&self) -> usize {
+        self.k.iter().chain(&self.v).map(|layer| layer.len() * layer.dtype().size()).sum()
+    }
 }
 
 /// The blocks of one sequence and its length in tokens. Made, grown and freed by its `BlockManager` only.

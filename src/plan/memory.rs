@@ -7,7 +7,7 @@ use crate::config::Algorithm;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;
 use crate::model::{Recompute, parameter_shapes};
-use crate::rollout::RECORDING_BYTES;
+use crate::rollout::recording_bytes;
 
 /// Rows of the passes that buffers are fitted to.
 #[derive(Debug, Clone, Copy)]
@@ -277,10 +277,13 @@ impl Asked {
                 when(samples, blocks * engine.block_size * self.kv_token()),
                 format!("{blocks} blocks of {} tokens of {}", engine.block_size, size(self.kv_token())),
             ),
-            // RECORDING_BYTES, passed at most by the newest; max_running NH tiles (HS + 2) 4 a burst
+            // recording_bytes, passed at most by the newest; max_running NH tiles (HS + 2) 4 a burst
             one(
                 "recordings",
-                when(is_gpu && samples, RECORDING_BYTES + self.recording()),
+                when(
+                    is_gpu && samples,
+                    recording_bytes(blocks * engine.block_size * self.kv_token()) + self.recording(),
+                ),
                 format!("CUDA graphs of decoding, {} one of {} samples", size(self.recording()), engine.max_running),
             ),
             // trained weights are rounded to bf16 one at a time for the tensor cores

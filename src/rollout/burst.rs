@@ -14,8 +14,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 
-/// Bytes of device memory that recordings may hold together; beyond them those that were not used for longest are dropped and made again.
-pub const RECORDING_BYTES: usize = 1 << 30;
+/// Bytes of device memory that recordings may hold together beside a key/value cache of `cache` bytes; beyond them those that were not used
+/// for longest are dropped and made again.
+pub fn recording_bytes(cache: usize) -> usize {
+    (cache / 4).min(1 << 30)
+}
 
 /// What makes two bursts do the same work on the same memory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -51,11 +54,12 @@ struct Buffers {
 type BufferKey = (usize, Option<(usize, Vec<Module>)>);
 
 /// The bursts made so far, and their buffers.
-#[derive(Default)]
 pub(super) struct Bursts {
     known: HashMap<Key, Burst>,
     buffers: HashMap<BufferKey, Buffers>,
     runs: u64,
+    /// Bytes that recordings may hold together.
+    most: usize,
 }
 
 /// One running sample at the start of a burst: its sequence, with room for the burst's tokens already appended, the token it goes on
@@ -76,6 +80,11 @@ fn padded(running: usize) -> usize {
 }
 
 impl Bursts {
+    /// None so far; beside a key/value cache of `cache` bytes.
+    pub fn new(cache: usize) -> Self {
+        Self { known: HashMap::new(), buffers: HashMap::new(), runs: 0, most: recording_bytes(cache) }
+    }
+
     /// Decodes `steps` tokens of every row; returns (ids, log-probabilities) step by step, in the rows' order. `padding` is a sequence
     /// of one token whose block nobody reads, with `steps` at most the cache's block size.
     #[allow(clippy::too_many_arguments)]
@@ -145,9 +154,7 @@ impl Bursts {
             })
             .collect()
     }
-}
 
-impl Bursts {
     /// Drops what is not worth its memory beside the burst that comes: all others where nothing is recorded, else those used longest ago
     /// until recordings are within their bytes; then the buffers that no burst works in.
     fn forget(&mut self, be: &dyn Backend, next: &Key) {
@@ -155,7 +162,7 @@ impl Bursts {
             self.known.retain(|known, _| known == next);
         }
         let mut held = self.bytes();
-        while held > RECORDING_BYTES {
+        while held > self.most {
             let others = self.known.iter().filter(|&(key, _)| key != next);
             let Some((oldest, burst)) = others.min_by_key(|(_, burst)| burst.used) else { break };
             held -= burst.bytes();

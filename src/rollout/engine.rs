@@ -44,9 +44,8 @@ impl<'a> Engine<'a> {
     pub fn new(backend: &'a dyn Backend, model: &Model, settings: &Settings) -> Result<Self> {
         let (scheduler, padding) = Scheduler::new(settings)?;
         let cache = KvCache::new(backend, &model.config, scheduler.blocks.total(), settings.block_size)?;
-        let (bursts, acts, burst) =
-            (Bursts::default(), Activations::default(), settings.burst.min(settings.block_size));
-        let acts = acts.with_room(settings.prefill_tokens);
+        let (bursts, burst) = (Bursts::new(cache.bytes()), settings.burst.min(settings.block_size));
+        let acts = Activations::default().with_room(settings.prefill_tokens);
         let positions = model.config.max_positions;
         Ok(Self { backend, cache, scheduler, padding, bursts, burst, positions, acts, interrupted: None })
     }

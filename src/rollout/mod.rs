@@ -5,7 +5,7 @@ mod engine;
 mod sampler;
 mod scheduler;
 
-pub use burst::RECORDING_BYTES;
+pub use burst::recording_bytes;
 pub use engine::Engine;
 
 /// A prompt and how many replies it wants.

@@ -9,6 +9,7 @@ use crate::identity::{self, Identity};
 use std::fs::{File, Metadata, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 /// Name of the settings in a run's folder.
 pub const CONFIG: &str = "config.toml";
@@ -39,8 +40,7 @@ const ENTRIES: &[&str] = &[
 
 /// True for a name that a verb writes, and for a temporary file that one left when it was killed.
 fn is_ours(name: &str) -> bool {
-    ENTRIES.contains(&name)
-        || files::is_leftover(name) && name.split_once(".tmp-").is_some_and(|(stem, _)| ENTRIES.contains(&stem))
+    ENTRIES.contains(&files::sibling_of(name).unwrap_or(name))
 }
 
 /// How a run enters its folder.
@@ -186,6 +186,7 @@ impl Place<'_> {
         match self.entry(&identity)? {
             Entry::Resumed(step, dir) => {
                 self.sweep(&path)?;
+                checkpoint::set_aside_after(&checkpoints(&path, self.phase), step, &|line| errln!("{line}"))?;
                 return Ok(Folder { path, resumed: Some((step, dir)), identity, _lock: held });
             }
             Entry::New => (),
@@ -207,13 +208,21 @@ impl Place<'_> {
         Ok(Folder { path, resumed: None, identity, _lock: held })
     }
 
-    /// Removes what this run has left half written in its folder when it was killed.
+    /// Removes what this run has left half written in its folder when it was killed, and its word on a step that failed. What an evaluation
+    /// that is under way may be writing stays.
     fn sweep(&self, path: &Path) -> Result<()> {
+        let played = File::open(path.join("trajectories")).ok();
+        let is_evaluated =
+            played.as_ref().is_some_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock)));
         for name in contents(path)?.0 {
-            let path = path.join(&name);
-            match files::is_leftover(&name) {
-                true => drop(std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path))),
-                false => files::sweep(&path),
+            let (path, stem) = (path.join(&name), files::sibling_of(&name));
+            if is_evaluated && ["trajectories", "evaluation.json"].contains(&stem.unwrap_or(&name)) {
+                continue;
+            }
+            if stem.is_some() || name == super::lost::FILE {
+                drop(std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path)));
+            } else {
+                files::sweep(&path);
             }
         }
         checkpoint::sweep(&checkpoints(path, self.phase), &|line| errln!("{line}"));
@@ -274,6 +283,10 @@ fn some(names: &[String]) -> String {
     if names.len() > 3 { format!("{shown}, ...") } else { shown }
 }
 
+/// A look whether a folder is free holds its lock for an instant: so often, and so long apart, it is tried again.
+const RETRIES: usize = 10;
+const RETRY: Duration = Duration::from_millis(10);
+
 /// Locks a folder until the file is dropped. Error: another run has it.
 fn lock(path: &Path) -> Result<Option<File>> {
     lock_opened(File::open(path).map_err(|e| Error::io("opening the folder", path, &e))?, path)
@@ -283,12 +296,22 @@ fn lock(path: &Path) -> Result<Option<File>> {
 fn lock_opened(folder: File, path: &Path) -> Result<Option<File>> {
     let place = |metadata: Metadata| (metadata.dev(), metadata.ino());
     let is_there = || Ok::<_, std::io::Error>(place(folder.metadata()?) == place(path.metadata()?));
-    match folder.try_lock() {
-        // Renamed since it was opened, it is another run's earlier one.
+    let mut locked = folder.try_lock();
+    for _ in 0..RETRIES {
+        if !matches!(locked, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(RETRY);
+        locked = folder.try_lock();
+    }
+    let out = path.display();
+    match locked {
         Ok(()) if is_there().unwrap_or(false) => Ok(Some(folder)),
-        Ok(()) | Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
-            "--out {}: another run is writing there, {}; wait for it, or name another folder with --out",
-            path.display(),
+        Ok(()) => Err(Error::usage(format!(
+            "--out {out}: another run has just renamed it to begin there; name another folder with --out"
+        ))),
+        Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
+            "--out {out}: another run is writing there, {}; wait for it, or name another folder with --out",
             files::lock::holder(&folder)
         ))),
         // Some network file systems have no locks.

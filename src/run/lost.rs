@@ -12,12 +12,27 @@ pub const FILE: &str = "failed_step.json";
 
 /// Where the first number that is not finite may lie.
 pub struct Suspects<'a> {
-    /// The learning rate of the step.
-    pub rate: f32,
     /// The frozen base: names and tensors.
     pub base: (&'a [String], &'a [Tensor]),
-    /// What is trained, list by list: what it is called (`the adapter`), names and tensors.
-    pub trained: Vec<(&'static str, &'a [String], &'a [Tensor])>,
+    /// What is trained, list by list.
+    pub trained: Vec<Suspect<'a>>,
+}
+
+/// One list of trained tensors.
+pub struct Suspect<'a> {
+    /// What it is called: `the adapter`.
+    pub what: &'static str,
+    /// A name for each tensor.
+    pub names: &'a [String],
+    /// The tensors.
+    pub tensors: &'a [Tensor],
+    /// The learning rate of the step.
+    pub rate: f32,
+}
+
+/// An error when `value`, which `what` names, is NaN or infinite.
+pub fn finite(what: &str, value: f64) -> Result<()> {
+    if value.is_finite() { Ok(()) } else { Err(Error::not_finite(format!("{what} is {value}"))) }
 }
 
 impl Suspects<'_> {
@@ -30,14 +45,14 @@ impl Suspects<'_> {
             Some(path) => format!("begin a new run with a lower one, from {} if you like", path.display()),
             None => "begin again with a lower one".to_string(),
         };
-        let rate = self.rate;
-        for (what, names, tensors) in &self.trained {
+        for Suspect { what, names, tensors, rate } in &self.trained {
             if let Some(found) = broken(names, tensors)? {
                 return Ok(format!(
                     "base and data are sound; {what} is not: its {found}; the learning rate {rate:e} is too high: {begin}"
                 ));
             }
         }
+        let rate = self.trained.first().map_or(0.0, |suspect| suspect.rate);
         Ok(format!(
             "every weight is finite, so this batch made it: look at the lengths and rewards of its examples, and if they are as they \
              should be the learning rate {rate:e} is too high: {begin}"
@@ -70,7 +85,7 @@ impl Run<'_> {
         let verdict = verdict.unwrap_or_else(|error| format!("its cause could not be looked for: {error}"));
         let path = self.folder.path.join(FILE);
         let report = json!({
-            "phase": self.phase, "step": step, "learning_rate": suspects.rate, "error": error.to_string(), "verdict": verdict, "batch": batch(),
+            "phase": self.phase, "step": step, "learning_rate": suspects.trained.first().map(|suspect| suspect.rate), "error": error.to_string(), "verdict": verdict, "batch": batch(),
         });
         let dumped = match write_json(&path, &report) {
             Ok(()) => format!("the step's batch is in {}", path.display()),

@@ -208,7 +208,7 @@ impl Pool {
     /// its id.
     ///
     /// # Errors
-    /// Content: a folder that is none, a script outside it, data that is not there, a limit that is no positive number. System: no
+    /// Content: a folder that is none, a script outside it, data that is not there, a limit outside its range. System: no
     /// worker can be started, or a job could not be sealed. Interrupted: see [`Pool::cancelled_by`]. After the first error no further job
     /// is begun.
     pub fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>> {
@@ -412,17 +412,23 @@ impl Pool {
     /// Runs probe.py and checks from this side what it says.
     fn probe(&self, isolation: Isolation) -> Result<Protection> {
         let doing = |error: io::Error| Error::system(format!("trying out the sandbox: {error}"));
-        let folder = self.folder().map_err(doing)?;
+        let making = |path: &Path| {
+            let path = path.to_path_buf();
+            move |error: io::Error| Error::io("trying out the sandbox: making", &path, &error)
+        };
+        let folder = self.folder().map_err(making(self.scratch.path()))?;
         let inside = folder.path().join("job");
-        std::fs::create_dir(&inside).map_err(doing)?;
+        std::fs::create_dir(&inside).map_err(making(&inside))?;
         let outside = folder.path().join("outside");
         let listener = TcpListener::bind("127.0.0.1:0").map_err(doing)?;
         let port = listener.local_addr().map_err(doing)?.port();
         let readable = folder.path().join("readable");
-        std::fs::write(&readable, "text").map_err(doing)?;
+        std::fs::write(&readable, "text").map_err(making(&readable))?;
         let request = serde_json::json!({ "port": port, "readable": readable, "outside": outside });
-        std::fs::write(inside.join("request.json"), request.to_string()).map_err(doing)?;
-        std::fs::write(inside.join("probe.py"), PROBE).map_err(doing)?;
+        for (name, text) in [("request.json", request.to_string().as_str()), ("probe.py", PROBE)] {
+            let path = inside.join(name);
+            std::fs::write(&path, text).map_err(making(&path))?;
+        }
         let verdict = self.run(Job::new(&inside, "probe.py", PROBE_LIMITS))?;
         #[derive(Deserialize)]
         struct Answer {
@@ -521,7 +527,9 @@ fn round_robin(jobs: &[Job]) -> Vec<usize> {
 }
 
 fn start_error(error: &io::Error) -> String {
-    format!("starting the fork-server of a sandbox worker: {error}")
+    format!(
+        "starting the fork-server of a sandbox worker: {error}; start the same command again, a run of training with --resume"
+    )
 }
 
 /// The job with its folder resolved, when it can be run.

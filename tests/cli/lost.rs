@@ -117,6 +117,10 @@ fn training_that_falls_apart_is_told_and_ended() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("training diverges: ") && ended.stderr.contains("16 steps in a row"), "{ended:?}");
     assert!(!out.join("adapter").exists());
+    // Resumed, it ends at the same step again: what was seen before counts.
+    let again = stage.sft(&out, &[&wild[..], &["--resume"]].concat());
+    assert_eq!(again.code, Some(1), "{again:?}");
+    assert_eq!(again.stderr.lines().last(), ended.stderr.lines().last());
     let ended = stage.sft(&out, &[&wild[..], &["run.divergence_patience=0"]].concat());
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stderr.contains("warning: sft step ") && ended.stderr.contains("training diverges: "), "{ended:?}");
@@ -144,6 +148,8 @@ fn a_damaged_checkpoint_costs_its_steps_and_no_bit() {
     assert!(ended.stderr.contains(&told) && ended.stderr.contains(text(&steps[1])), "{ended:?}");
     assert_eq!(weights(&out), weights(&whole));
     assert_eq!(log(&out), log(&whole));
+    // It lies beside the others, and does not count among them.
+    assert!(steps[2].exists() && steps[2].with_extension("1").exists());
 
     // A log that lost lines is told; the training is not touched.
     let path = out.join("metrics.jsonl");

@@ -64,3 +64,55 @@ fn a_program_that_is_no_python_is_said_to_be_none() {
     refused(&[text(&script), "--python", "/bin/false"], &["/bin/false", "exit status: 1"]);
     refused(&[text(&script), "--python", "/nowhere/python"], &["/nowhere/python", "No such file"]);
 }
+
+/// What comes back into the user's folder: what the script made or changed, and never through a link.
+#[test]
+fn a_workspace_gets_back_what_changed_and_links_are_not_followed() {
+    let folder = tempdir().unwrap();
+    let (script, victim) = (folder.path().join("script.py"), folder.path().join("victim"));
+    let workspace = folder.path().join("workspace");
+    fs::create_dir_all(workspace.join("below")).unwrap();
+    fs::create_dir(&victim).unwrap();
+    fs::write(victim.join("secret.txt"), "secret").unwrap();
+    fs::write(workspace.join("same.txt"), "same").unwrap();
+    fs::write(workspace.join("below/old.txt"), "old").unwrap();
+    let run =
+        |more: &[&str]| onestep(&[&["sandbox", "run", text(&script), "--workspace", text(&workspace)], more].concat());
+    let write = |path: &str, word: &str| format!("open('{path}', 'w').write('{word}')\n");
+
+    let same = fs::metadata(workspace.join("same.txt")).unwrap().modified().unwrap();
+    let lines = [
+        "import os\n".to_string(),
+        write("new.txt", "new"),
+        write("below/old.txt", "changed"),
+        "os.remove('script.py')\n".into(),
+    ];
+    fs::write(&script, lines.concat()).unwrap();
+    let ended = run(&[]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(fs::read_to_string(workspace.join("new.txt")).unwrap(), "new");
+    assert_eq!(fs::read_to_string(workspace.join("below/old.txt")).unwrap(), "changed");
+    assert_eq!(
+        fs::metadata(workspace.join("same.txt")).unwrap().modified().unwrap(),
+        same,
+        "what did not change is left alone"
+    );
+    assert!(!workspace.join("script.py").exists());
+
+    symlink(victim.join("secret.txt"), workspace.join("link.txt")).unwrap();
+    symlink(&victim, workspace.join("links")).unwrap();
+    for path in ["link.txt", "links/planted.txt"] {
+        fs::write(
+            &script,
+            format!("import os\nos.makedirs('links', exist_ok=True)\n{}print('hello')", write(path, "mine")),
+        )
+        .unwrap();
+        let ended = run(&[]);
+        assert_eq!(ended.code, Some(2), "{path}: {ended:?}");
+        assert!(ended.stdout.contains("hello") && ended.stderr.contains("was not brought back"), "{path}: {ended:?}");
+    }
+    assert_eq!(fs::read_to_string(victim.join("secret.txt")).unwrap(), "secret");
+    assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
+    let small = run(&["--disk", "1"]);
+    assert!(small.code == Some(2) && small.stderr.contains("--disk"), "{small:?}");
+}
