@@ -30,14 +30,24 @@ pub struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// The parameter at `index` of the flat list: as it lies in the base, or W + scale B A in the accumulator type, not yet rounded.
+    /// The parameter at `index` of the flat list: as it lies in the base, or W + scale B A in the accumulator type, not yet rounded. Error: it
+    /// holds numbers that are not finite.
     fn parameter(&self, backend: &dyn Backend, index: usize) -> Result<Given<'a>> {
         let Policy { model, adapter } = self.policy;
         let merged = match adapter {
             Some(adapter) => model.merged_weight(backend, adapter, index)?,
             None => None,
         };
-        Ok(merged.map_or(Given::Held(&model.weights[index]), Given::Made))
+        let given = merged.map_or(Given::Held(&model.weights[index]), Given::Made);
+        let copy = given.tensor().host_copy()?;
+        match copy.as_ref().unwrap_or(given.tensor()).not_finite() {
+            0 => Ok(given),
+            count => Err(Error::content(format!(
+                "tensor {} holds {count} of {} numbers that are not finite: the model is broken; get it again, or take another",
+                model.names[index],
+                given.tensor().len()
+            ))),
+        }
     }
 }
 

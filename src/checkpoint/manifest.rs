@@ -1,6 +1,6 @@
 //! The list of a checkpoint's files with their hashes, written last: a checkpoint that does not agree with its list is not whole.
 
-use super::{read_json, write_json};
+use super::write_json;
 use crate::error::{Error, Result};
 use crate::files;
 use serde::{Deserialize, Serialize};
@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 /// Name of the list inside a checkpoint.
 pub const FILE: &str = "manifest.json";
+
+/// Bytes of a list, at most.
+const MOST: u64 = 64 << 20;
 
 /// What a checkpoint consists of.
 #[derive(Serialize, Deserialize)]
@@ -43,10 +46,12 @@ pub fn write(folder: &Path, step: u64) -> Result<()> {
 /// be read or is not on the list; it is the checkpoint of another step; there is no list.
 pub fn check(folder: &Path, step: u64) -> Result<()> {
     let path = folder.join(FILE);
-    if !path.exists() {
+    if !path.is_file() {
         return Err(Error::content(format!("it has no {FILE}: it is not whole, or an earlier version wrote it")));
     }
-    let manifest: Manifest = read_json(&path)?;
+    let text = files::regular::read_text(&path, MOST)?;
+    let manifest: Manifest =
+        serde_json::from_str(&text).map_err(|e| Error::content(format!("{}: {e}", path.display())))?;
     if manifest.step != step {
         return Err(Error::content(format!("its {FILE} is that of step {}", manifest.step)));
     }

@@ -48,7 +48,10 @@ impl Held {
 }
 
 /// Hands to `remove` each folder in `parent` that a process of this user made by [`Held::make`] and that no living process holds.
+/// One below which something is mounted stays: what is mounted there is not its maker's.
 pub fn sweep(parent: &Path, remove: impl Fn(&Path)) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         if !is_held_name(&entry.file_name().to_string_lossy()) {
             continue;
@@ -57,7 +60,8 @@ pub fn sweep(parent: &Path, remove: impl Fn(&Path)) {
         let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
         let Ok(folder) = OpenOptions::new().read(true).custom_flags(flags).open(&path) else { continue };
         let is_own = folder.metadata().is_ok_and(|info| info.uid() == getuid().as_raw());
-        if is_own && folder.try_lock().is_ok() {
+        let is_mounted = mounts.iter().any(|at| Path::new(at).starts_with(&path));
+        if is_own && !is_mounted && folder.try_lock().is_ok() {
             remove(&path);
         }
     }
@@ -67,7 +71,9 @@ pub fn sweep(parent: &Path, remove: impl Fn(&Path)) {
 fn is_held_name(name: &str) -> bool {
     let is_number = |text: Option<&str>| text.is_some_and(|text| text.parse::<u64>().is_ok());
     let mut parts = name.strip_prefix(PREFIX).unwrap_or_default().split('-');
-    is_number(parts.next()) && is_number(parts.next()) && parts.next().is_some_and(|text| text.len() == RANDOM)
+    is_number(parts.next())
+        && is_number(parts.next())
+        && parts.next().is_some_and(|text| text.len() == RANDOM && text.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
 /// When this process was started, in ticks since the machine was; 0 where that is not to be read.

@@ -3,7 +3,7 @@
 use super::Run;
 use crate::checkpoint::{self, write_json};
 use crate::error::{Error, Kind, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -52,6 +52,13 @@ impl Suspects<'_> {
                 ));
             }
         }
+        for Suspect { what, names, tensors, rate } in &self.trained {
+            if let Some(found) = huge(names, tensors)? {
+                return Ok(format!(
+                    "every weight is finite, but {what} has gone far: its {found}; the learning rate {rate:e} is too high: {begin}"
+                ));
+            }
+        }
         let rate = self.trained.first().map_or(0.0, |suspect| suspect.rate);
         Ok(format!(
             "every weight is finite, so this batch made it: look at the lengths and rewards of its examples, and if they are as they \
@@ -67,6 +74,24 @@ fn broken(names: &[String], tensors: &[Tensor]) -> Result<Option<String>> {
         let count = copy.as_ref().unwrap_or(tensor).not_finite();
         if count > 0 {
             return Ok(Some(format!("tensor {name} holds {count} of {} numbers that are not finite", tensor.len())));
+        }
+    }
+    Ok(None)
+}
+
+/// Above what any trained weight is.
+const HUGE: f64 = 1e4;
+
+/// The first tensor that holds a number as large as no trained weight is, and how large.
+fn huge(names: &[String], tensors: &[Tensor]) -> Result<Option<String>> {
+    for (name, tensor) in names.iter().zip(tensors) {
+        let copy = tensor.host_copy()?;
+        let largest = crate::weights::converted(copy.as_ref().unwrap_or(tensor), DType::F64)
+            .slice::<f64>()
+            .iter()
+            .fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        if largest > HUGE {
+            return Ok(Some(format!("tensor {name} holds numbers as large as {largest:.0e}")));
         }
     }
     Ok(None)
