@@ -58,7 +58,7 @@ impl Divergence {
     pub fn policy(&mut self, entropy: f64, kl: f64) -> Result<Option<String>> {
         let why = if entropy > 0.95 * self.uniform {
             Some(format!("the policy's entropy, {entropy:.2}, is that of equal probabilities"))
-        } else if !(kl.abs() <= FAR) {
+        } else if kl.is_nan() || kl.abs() > FAR {
             Some(format!("the policy is {kl:.1} nats a token away from where it started"))
         } else {
             None
