@@ -12,10 +12,6 @@ use std::path::PathBuf;
 const MOST_SEED: u64 = i64::MAX as u64;
 /// The most positions that a model's config.json may state.
 const MOST_TOKENS: u64 = 1 << 24;
-/// The longest time: eleven days, which is what a sandbox takes.
-const MOST_SECONDS: u64 = 1_000_000;
-/// The most processes that Linux numbers.
-const MOST_PROCESSES: u64 = 4_194_304;
 
 /// Train a language-model agent for machine-learning engineering on one machine: supervised fine-tuning on explored
 /// trajectories, then step-wise reinforcement learning on real experiments.

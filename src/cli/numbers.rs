@@ -1,7 +1,6 @@
 //! Numbers as they are typed behind options: each says what it expects when it is none, or out of range. clap puts the option in front.
 
-/// The most bytes that an option takes: 1 PiB.
-const MOST_BYTES: f64 = (1u64 << 50) as f64;
+use crate::sandbox::MOST_BYTES;
 
 /// A whole number from `LOW` to `HIGH`.
 pub fn whole<const LOW: u64, const HIGH: u64>(text: &str) -> Result<u64, String> {
@@ -38,7 +37,7 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     ];
     let factor = units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
     let number = number.parse::<f64>().ok().zip(factor).map(|(n, factor)| n * factor);
-    let valid = number.filter(|bytes| (1.0..=MOST_BYTES).contains(bytes));
+    let valid = number.filter(|bytes| (1.0..=MOST_BYTES as f64).contains(bytes));
     valid.map(|bytes| bytes as u64).ok_or_else(|| {
         "expected a number of bytes with a unit, for example 141GB or 80GiB, at least 1 and at most 1024TiB".to_string()
     })

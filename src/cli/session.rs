@@ -374,15 +374,10 @@ pub fn agent<'a>(
 
 /// Refuses a place that cannot become a run's folder, before anything is computed for it.
 pub fn check_out(out: &Path) -> Result<()> {
-    check_folder("--out", out)
-}
-
-/// Refuses a `path` that was given as `option` and cannot become a folder.
-pub fn check_folder(option: &str, folder: &Path) -> Result<()> {
-    match folder.ancestors().find(|path| path.exists()) {
+    match out.ancestors().find(|path| path.exists()) {
         Some(path) if !path.is_dir() => Err(Error::usage(format!(
-            "{option} {}: {} is a file; expected a folder or the path of a new one, for example runs/mine",
-            folder.display(),
+            "--out {}: {} is a file; expected a folder or the path of a new one, for example runs/mine",
+            out.display(),
             path.display()
         ))),
         _ => Ok(()),

@@ -4,6 +4,7 @@ use super::Run;
 use crate::checkpoint::{self, write_json};
 use crate::error::{Error, Kind, Result};
 use crate::tensor::{DType, Tensor};
+use crate::weights::converted;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -86,7 +87,7 @@ const HUGE: f64 = 1e4;
 fn huge(names: &[String], tensors: &[Tensor]) -> Result<Option<String>> {
     for (name, tensor) in names.iter().zip(tensors) {
         let copy = tensor.host_copy()?;
-        let largest = crate::weights::converted(copy.as_ref().unwrap_or(tensor), DType::F64)
+        let largest = converted(copy.as_ref().unwrap_or(tensor), DType::F64)
             .slice::<f64>()
             .iter()
             .fold(0.0, |largest: f64, x| largest.max(x.abs()));
@@ -110,7 +111,12 @@ impl Run<'_> {
         let verdict = verdict.unwrap_or_else(|error| format!("its cause could not be looked for: {error}"));
         let path = self.folder.path.join(FILE);
         let report = json!({
-            "phase": self.phase, "step": step, "learning_rate": suspects.trained.first().map(|suspect| suspect.rate), "error": error.to_string(), "verdict": verdict, "batch": batch(),
+            "phase": self.phase,
+            "step": step,
+            "learning_rate": suspects.trained.first().map(|suspect| suspect.rate),
+            "error": error.to_string(),
+            "verdict": verdict,
+            "batch": batch(),
         });
         let dumped = match write_json(&path, &report) {
             Ok(()) => format!("the step's batch is in {}", path.display()),

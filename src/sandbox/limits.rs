@@ -23,12 +23,12 @@ pub struct Limits {
     pub processes: u64,
 }
 
-/// The longest time, in seconds.
-const MOST_SECONDS: f64 = 1e6;
+/// The longest time, in seconds: eleven days.
+pub const MOST_SECONDS: u64 = 1_000_000;
 /// The most bytes: 1 PiB, more than any machine has.
-const MOST_BYTES: u64 = 1 << 50;
+pub const MOST_BYTES: u64 = 1 << 50;
 /// The most processes and threads that a Linux system can have.
-const MOST_PROCESSES: u64 = 1 << 22;
+pub const MOST_PROCESSES: u64 = 1 << 22;
 
 impl Limits {
     /// Which limit is out of its range, and its value with the range; none when all are in theirs.
@@ -36,7 +36,7 @@ impl Limits {
         let seconds = [("cpu_seconds", self.cpu_seconds), ("wall_seconds", self.wall_seconds)].map(|(name, value)| {
             (
                 name,
-                value > 0.0 && value <= MOST_SECONDS,
+                value > 0.0 && value <= MOST_SECONDS as f64,
                 format!("{value}: expected above 0 and at most 1e6, like 10.0"),
             )
         });

@@ -1,7 +1,7 @@
 //! What can be typed behind the verbs about sandboxes, kernels and benchmarks.
 
-use super::{MOST_PROCESSES, MOST_SECONDS};
 use crate::cli::numbers;
+use crate::sandbox::{MOST_PROCESSES, MOST_SECONDS};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
