@@ -44,6 +44,11 @@ impl Right {
         Self { verb, published, checkpoints, log, length, start: resumed.unwrap_or(length) }
     }
 
+    /// How many lines the log has at its end.
+    pub fn lines(&self) -> usize {
+        self.log.len()
+    }
+
     /// The run in `out` has come to its end: everything is there and equal.
     pub fn check_end(&self, out: &Path, what: &str) {
         same(&published(out), &self.published, what);

@@ -1,6 +1,7 @@
 //! What the runs are given: a tiny model, conversations, a task that takes milliseconds, an expert's trajectories on it; and each run's own room.
 
 use crate::support::{done, messages, model, python, text};
+use onestep::metrics;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -283,6 +284,11 @@ impl Room {
     /// What the program said on stderr when it was last started here.
     pub fn said(&self) -> String {
         fs::read_to_string(self.said_path()).unwrap_or_default()
+    }
+
+    /// How many lines the run's log has by now.
+    pub fn logged(&self) -> usize {
+        fs::read_to_string(self.out.join(metrics::FILE)).map_or(0, |text| text.lines().count())
     }
 
     /// Starts `verb` in a process group of its own, with more arguments and variables.
