@@ -2,6 +2,7 @@
 //! Draws nothing (report/ does).
 
 use crate::error::{Error, Result};
+use crate::files::regular;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -24,35 +25,37 @@ pub struct MetricsLog {
 impl MetricsLog {
     /// Starts a new log in `dir`; an old one there is emptied.
     pub fn create(dir: &Path) -> Result<Self> {
-        Self::open(dir, |_| false)
+        Self::open(dir, &[])
     }
 
     /// Goes on with the log in `dir`, for example in a run's next phase.
     pub fn append(dir: &Path) -> Result<Self> {
-        Self::open(dir, |_| true)
+        Self::open(dir, &logged(dir)?.all()?)
     }
 
     /// Starts `phase` anew after what earlier phases wrote: from its first line on, everything is dropped.
     pub fn restart(dir: &Path, phase: &str) -> Result<Self> {
-        let mut is_past = false;
-        Self::open(dir, |record| {
-            is_past |= record["phase"] == phase;
-            !is_past
-        })
+        let logged = logged(dir)?;
+        match logged.records.iter().position(|record| record["phase"] == phase) {
+            Some(first) => Self::open(dir, &logged.records[..first]),
+            None => Self::open(dir, &logged.all()?),
+        }
     }
 
     /// Goes on from a checkpoint made at the end of `step` of `phase`: what was written after it is dropped. That is everything
-    /// from the first line of this phase with a later step on, and a last line that was not finished. Returns too how many of the steps up
-    /// to `step` have no line.
+    /// from the first line of this phase with a later step on, a last line that was not finished, and from a line on that cannot be read
+    /// when all of the steps stand before it. Returns too how many of the steps up to `step` have no line.
     pub fn resume(dir: &Path, phase: &str, step: u64) -> Result<(Self, u64)> {
-        let (mut is_past, mut logged) = (false, BTreeSet::new());
-        let log = Self::open(dir, |record| {
-            let at = record["step"].as_u64().filter(|_| record["phase"] == phase);
-            is_past |= at.is_some_and(|at| at > step);
-            logged.extend(at.filter(|at| !is_past && *at > 0));
-            !is_past
-        })?;
-        Ok((log, step.saturating_sub(logged.len() as u64)))
+        let logged = logged(dir)?;
+        let at = |record: &Value| record["step"].as_u64().filter(|_| record["phase"] == phase);
+        let is_past = |record: &Value| at(record).is_some_and(|at| at > step);
+        let kept = logged.records.iter().position(is_past).unwrap_or(logged.records.len());
+        let steps: BTreeSet<u64> = logged.records[..kept].iter().filter_map(at).filter(|at| *at > 0).collect();
+        let missing = step.saturating_sub(steps.len() as u64);
+        if missing > 0 && kept == logged.records.len() {
+            return Ok((Self::open(dir, &logged.all()?)?, missing));
+        }
+        Ok((Self::open(dir, &logged.records[..kept])?, missing))
     }
 
     /// Lets what was written so far survive a power cut.
@@ -60,21 +63,19 @@ impl MetricsLog {
         self.lines.sync_all().map_err(|e| Error::io("syncing", &self.lines_path, &e))
     }
 
-    fn open(dir: &Path, mut keep: impl FnMut(&Value) -> bool) -> Result<Self> {
+    /// The log in `dir` with its first records, `kept`, and none after them.
+    fn open(dir: &Path, kept: &[Value]) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io("making", dir, &e))?;
         let path = dir.join(FILE);
         let io = |e: std::io::Error| Error::io("writing", &path, &e);
-        let mut kept = if path.exists() { read(&path)? } else { Vec::new() };
-        let first_dropped = kept.iter().position(|record| !keep(record)).unwrap_or(kept.len());
-        kept.truncate(first_dropped);
+        let text = if path.exists() { regular::read(&path, u64::MAX)? } else { Vec::new() };
         let mut lines = File::options().create(true).truncate(false).write(true).open(&path).map_err(io)?;
-        let text = if path.exists() { std::fs::read(&path).map_err(io)? } else { Vec::new() };
         let end = text.split_inclusive(|&b| b == b'\n').filter(|line| !line.trim_ascii().is_empty());
         let length: usize = end.take(kept.len()).map(<[u8]>::len).sum();
         lines.set_len(length as u64).and_then(|()| lines.seek(std::io::SeekFrom::End(0))).map_err(io)?;
         // The event file is made again from the lines kept, so that it never tells another story.
         let mut events = Events::create(&dir.join(EVENTS))?;
-        for record in &kept {
+        for record in kept {
             events.write(record)?;
         }
         events.flush()?;
@@ -98,25 +99,52 @@ impl MetricsLog {
     }
 }
 
+/// What a log holds.
+struct Logged {
+    /// The records up to a line that cannot be read.
+    records: Vec<Value>,
+    /// What is wrong about that line.
+    bad: Option<Error>,
+}
+
+impl Logged {
+    /// The records. Error: one of them cannot be read.
+    fn all(self) -> Result<Vec<Value>> {
+        self.bad.map_or(Ok(self.records), Err)
+    }
+}
+
+/// What the log in `dir` holds: nothing where there is none.
+fn logged(dir: &Path) -> Result<Logged> {
+    let path = dir.join(FILE);
+    if path.exists() { scan(&path) } else { Ok(Logged { records: vec![], bad: None }) }
+}
+
 /// The records of a metrics.jsonl, in order. A last line without its line break was being written when the run stopped: it is
 /// left out. Any other line that is no JSON object is an error with its number.
 pub fn read(path: &Path) -> Result<Vec<Value>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
+    scan(path)?.all()
+}
+
+fn scan(path: &Path) -> Result<Logged> {
+    let bytes = regular::read(path, u64::MAX)?;
     let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
     let mut records = Vec::new();
     for (i, line) in bytes[..whole].split(|&b| b == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty())
     {
-        let bad = |what: String| {
-            let expected = r#"expected one JSON object a line, such as {"phase": "rl", "step": 1, "reward": 0.1}"#;
-            Error::content(format!("{}:{}: {what}; {expected}", path.display(), i + 1))
+        let what = match serde_json::from_slice(line) {
+            Ok(record @ Value::Object(_)) => {
+                records.push(record);
+                continue;
+            }
+            Ok(_) => "no object".to_string(),
+            Err(e) => e.to_string(),
         };
-        match serde_json::from_slice(line) {
-            Ok(record @ Value::Object(_)) => records.push(record),
-            Ok(_) => return Err(bad("no object".into())),
-            Err(e) => return Err(bad(e.to_string())),
-        }
+        let expected = r#"expected one JSON object a line, such as {"phase": "rl", "step": 1, "reward": 0.1}"#;
+        let bad = Error::content(format!("{}:{}: {what}; {expected}", path.display(), i + 1));
+        return Ok(Logged { records, bad: Some(bad) });
     }
-    Ok(records)
+    Ok(Logged { records, bad: None })
 }
 
 /// A TensorBoard event file: TFRecord framing (tensorflow/core/lib/io/record_writer.h) around `Event` messages of protocol
@@ -291,6 +319,20 @@ mod tests {
         assert_eq!(std::fs::metadata(dir.path().join(EVENTS)).unwrap().len(), events, "made again from the same lines");
         drop(MetricsLog::create(dir.path()).unwrap());
         assert!(read(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_matters_up_to_the_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = |bad: &str| format!("{{\"phase\":\"rl\",\"step\":1}}\n{bad}{{\"phase\":\"rl\",\"step\":2}}\n");
+        std::fs::write(dir.path().join(FILE), text("?\n")).unwrap();
+        for result in [MetricsLog::append(dir.path()), MetricsLog::restart(dir.path(), "sft")] {
+            assert!(result.unwrap_err().to_string().contains(":2:"));
+        }
+        assert!(MetricsLog::resume(dir.path(), "rl", 2).unwrap_err().to_string().contains(":2:"));
+        assert_eq!(std::fs::read_to_string(dir.path().join(FILE)).unwrap(), text("?\n"), "untouched");
+        assert_eq!(MetricsLog::resume(dir.path(), "rl", 1).unwrap().1, 0);
+        assert_eq!(std::fs::read_to_string(dir.path().join(FILE)).unwrap(), "{\"phase\":\"rl\",\"step\":1}\n");
     }
 
     #[test]
