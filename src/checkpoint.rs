@@ -297,15 +297,22 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, &e))
+    /// Configurations and states have a few kilobytes.
+    const MOST: u64 = 64 << 20;
+    files::regular::read_text(path, MOST)
 }
 
 fn make_folder(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| Error::io("creating", path, &e))
 }
 
+/// Removes the folder, or the file that somebody has put in its place.
 fn remove_folder(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
+    let removed = match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => std::fs::remove_file(path),
+        removed => removed,
+    };
+    match removed {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removing", path, &e)),
         _ => Ok(()),
     }

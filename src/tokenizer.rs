@@ -4,6 +4,7 @@
 mod added;
 
 use crate::error::{Error, Result};
+use crate::files::regular;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -33,8 +34,7 @@ impl Tokenizer {
     /// - generation_config.json and config.json: `eos_token_id`.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        let bytes =
-            std::fs::read(&path).map_err(|e| missing(dir).unwrap_or_else(|| Error::io("reading", &path, &e)))?;
+        let bytes = regular::read(&path, u64::MAX).map_err(|e| missing(dir).unwrap_or(e))?;
         let mut inner = parsed(&bytes).map_err(|e| {
             Error::content(format!("{}: {e}; expected a tokenizer.json of the `tokenizers` library", path.display()))
         })?;
@@ -237,11 +237,7 @@ fn ids_of(path: &Path, key: &str) -> Result<Vec<u32>> {
 
 /// The text of a file that may be absent.
 fn read_text(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("reading", path, &e)),
-    }
+    if path.exists() { regular::read_text(path, u64::MAX).map(Some) } else { Ok(None) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! Knows names, shapes and types; what the tensors mean is for others to say.
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, regular};
 use crate::tensor::{Bytes, DType, Tensor, to_bf16, to_f16};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
@@ -82,7 +82,7 @@ impl WeightMap {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = std::fs::read_to_string(index).map_err(|e| Error::io("reading", index, &e))?;
+        let text = regular::read_text(index, u64::MAX)?;
         let parsed: Index = serde_json::from_str(&text).map_err(|e| {
             Error::content(format!(
                 "{}: {e}; expected {{\"weight_map\": {{\"tensor name\": \"model-00001-of-00002.safetensors\"}}}}",
@@ -215,7 +215,7 @@ impl WeightMap {
 
 impl Shard {
     fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("opening", path, &e))?;
+        let file = regular::file(path)?;
         // SAFETY: the map is private and read-only. Its contract, that nobody truncates or rewrites the file while it lives, is
         // handed to the user by `WeightMap::open`; this crate replaces files only by renaming, which leaves the old inode alone.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, &e))?;

@@ -141,8 +141,7 @@ fn hub_name(text: &str) -> Option<&str> {
 
 /// What the adapter in `dir` says its base is.
 fn base_of(dir: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(dir.join(ADAPTER_CONFIG)).ok()?;
-    let config: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let config: serde_json::Value = super::read_json(&dir.join(ADAPTER_CONFIG)).ok()?;
     config["base_model_name_or_path"].as_str().filter(|base| !base.is_empty()).map(str::to_string)
 }
 

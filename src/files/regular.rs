@@ -7,20 +7,26 @@ use std::io::{self, Read, Take};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Opens the file that `path` leads to, to be read as far as it goes now. Waits for nobody, as it would for a writer to a pipe.
+/// Opens the regular file that `path` leads to. Waits for nobody, as it would for a writer to a pipe.
 ///
 /// # Errors
-/// Content: it is a folder, a pipe, a device; it has more than `most` bytes; it is not there. System: it cannot be opened.
-fn open(path: &Path, most: u64) -> Result<Take<File>> {
+/// Content: it is a folder, a pipe, a device; it is not there. System: it cannot be opened.
+pub fn file(path: &Path) -> Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = file.map_err(|e| Error::io("opening", path, &e))?;
-    let info = file.metadata().map_err(|e| Error::io("opening", path, &e))?;
-    if !info.is_file() {
+    if !file.metadata().map_err(|e| Error::io("opening", path, &e))?.is_file() {
         return Err(Error::content(format!(
             "{}: expected a regular file, not a folder, a pipe or a device",
             path.display()
         )));
     }
+    Ok(file)
+}
+
+/// The same, to be read as far as it goes now, which is `most` bytes at most.
+fn open(path: &Path, most: u64) -> Result<Take<File>> {
+    let file = file(path)?;
+    let info = file.metadata().map_err(|e| Error::io("opening", path, &e))?;
     if info.len() > most {
         let (path, length) = (path.display(), info.len());
         return Err(Error::content(format!("{path}: it has {length} bytes, at most {most} are read")));
