@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes that an algorithm may use beside its operands: what NVIDIA advises for Hopper.
@@ -75,6 +75,23 @@ struct Choices {
     algorithms: BTreeMap<String, [u64; 8]>,
 }
 
+impl Choices {
+    /// Those in the file; `None` when there is none.
+    fn read(path: &Path) -> Result<Option<Self>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
+        let read = serde_json::from_slice(&text);
+        read.map(Some).map_err(|e| Error::content(format!("{}: {e}; remove the file to time again", path.display())))
+    }
+
+    /// True when both were made by one version under one rule.
+    fn agrees(&self, other: &Self) -> bool {
+        (self.version, self.rule) == (other.version, other.rule)
+    }
+}
+
 fn failed(doing: &str, gemm: &Gemm, error: result::CublasError) -> Error {
     Error::system(format!("cuBLASLt, {doing} ({} x {} x {}): {:?}", gemm.m, gemm.n, gemm.k, error.0))
 }
@@ -120,20 +137,20 @@ impl GemmLibrary {
         let file = file.filter(|_| !is_fixed);
         let fresh = Choices { version, rule: RULE, algorithms: BTreeMap::new() };
         let choices = match &file {
-            Some(path) if path.exists() => {
-                let text = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
-                let read: Choices = serde_json::from_slice(&text)
-                    .map_err(|e| Error::content(format!("{}: {e}; remove the file to time again", path.display())))?;
-                if (read.version, read.rule) == (version, RULE) { read } else { fresh }
-            }
-            _ => fresh,
+            Some(path) => Choices::read(path)?.filter(|read| read.agrees(&fresh)).unwrap_or(fresh),
+            None => fresh,
         };
         Ok(Self { handle, workspace: None, plans: HashMap::new(), choices, has_new: false, file, is_fixed })
     }
 
-    /// Writes the choices to their file when there are new ones.
+    /// Writes the choices to their file when there are new ones, with those that another program has written there since.
     pub fn keep(&mut self) -> Result<()> {
         let Some(path) = self.file.as_ref().filter(|_| self.has_new) else { return Ok(()) };
+        if let Some(theirs) = Choices::read(path)?.filter(|theirs| theirs.agrees(&self.choices)) {
+            for (class, algorithm) in theirs.algorithms {
+                self.choices.algorithms.entry(class).or_insert(algorithm);
+            }
+        }
         let text = serde_json::to_vec_pretty(&self.choices).map_err(|e| Error::system(format!("GEMM choices: {e}")))?;
         write_whole(path, &text)?;
         self.has_new = false;
