@@ -65,6 +65,13 @@ pub fn page_values(
     Ok(())
 }
 
+/// What `sample` says of row `b` of its logits when nothing can be drawn from it.
+pub fn no_distribution(b: usize) -> Error {
+    Error::content(format!(
+        "sample: row {b} of logits has NaN, +inf or no finite logit: the weights or the adapter are broken, or a value overflowed"
+    ))
+}
+
 /// Sampling settings are in range: temperature finite and at least 0, top_p in (0, 1], top_k at least 0.
 pub fn sampling_values(temperature: &[f32], top_p: &[f32], top_k: &[i32]) -> Result<()> {
     for (b, ((&t, &p), &k)) in temperature.iter().zip(top_p).zip(top_k).enumerate() {

@@ -3,7 +3,8 @@
 
 use super::{chunk_rows, linear_logprob, run, simd};
 use crate::backend::Sampling;
-use crate::error::{Error, Result};
+use crate::backend::check::no_distribution;
+use crate::error::Result;
 use crate::rng::{philox4x32, unit_f32};
 
 /// logits (B, V) -> ids (B) and their log-probabilities (B). Settings are in range.
@@ -46,7 +47,7 @@ pub fn sample(logits: &[f32], v: usize, sampling: &Sampling, ids: &mut [i32], lo
     });
     match bad.iter().position(|&bad| bad) {
         None => Ok(()),
-        Some(b) => Err(Error::content(format!("sample: row {b} of logits has NaN, +inf or no finite logit"))),
+        Some(b) => Err(no_distribution(b)),
     }
 }
 

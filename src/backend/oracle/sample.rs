@@ -2,7 +2,8 @@
 
 use super::Real;
 use crate::backend::Sampling;
-use crate::error::{Error, Result};
+use crate::backend::check::no_distribution;
+use crate::error::Result;
 use crate::rng::{philox4x32, unit_f32};
 
 /// logits (B, V) -> ids (B) and their log-probabilities (B) as documented at `Backend::sample`. Settings are in range.
@@ -18,7 +19,7 @@ pub fn sample<R: Real>(logits: &[R], v: usize, sampling: &Sampling, ids: &mut [i
         }
         let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         if !max.is_finite() || row.iter().any(|z| z.is_nan()) {
-            return Err(Error::content(format!("sample: row {b} of logits has NaN, +inf or no finite logit")));
+            return Err(no_distribution(b));
         }
         let greedy = temperature[b] == 0.0;
         let divisor = if greedy { 1.0 } else { f64::from(temperature[b]) };
