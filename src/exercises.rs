@@ -5,7 +5,7 @@ mod layout;
 mod tokenizer;
 
 pub use layout::{Inputs, Layout};
-pub use tokenizer::{save_tokenizer, train_tokenizer};
+pub use tokenizer::{save_tokenizer, train_tokenizer, vocab_size};
 
 use crate::environment::action::{self, Action};
 use crate::environment::patch::{self, line_start_patch};

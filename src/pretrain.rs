@@ -7,7 +7,7 @@ use crate::batch::{self, Group, LossBatch};
 use crate::checkpoint;
 use crate::config::{Config, Pretrain};
 use crate::error::{Error, Result};
-use crate::exercises::{Exercise, Exercises};
+use crate::exercises::{self, Exercise, Exercises};
 use crate::message::Message;
 use crate::model::config::ModelConfig;
 use crate::model::{Activations, Gradients, Model, Policy, Recompute};
@@ -26,10 +26,10 @@ struct State {
     step: usize,
 }
 
-/// The shape that the settings give a model over the dialog's tokenizer; the vocabulary is padded to a multiple of 16. Error: a shape that
-/// no model can have.
-pub fn shape(settings: &Pretrain, dialog: &Dialog) -> Result<ModelConfig> {
-    let vocab = dialog.tokenizer.vocab_size().next_multiple_of(16);
+/// The shape that the settings give a model over the exercises' tokenizer; the vocabulary is padded to a multiple of 16. Error: a shape
+/// that no model can have.
+pub fn shape(settings: &Pretrain) -> Result<ModelConfig> {
+    let vocab = exercises::vocab_size().next_multiple_of(16);
     let text = json!({
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",

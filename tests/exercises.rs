@@ -3,7 +3,7 @@
 
 use onestep::environment::action::{self, Action, ReplyFormat};
 use onestep::environment::{patch, prompt};
-use onestep::exercises::{Exercise, Exercises, Inputs, Layout, save_tokenizer};
+use onestep::exercises::{Exercise, Exercises, Inputs, Layout, save_tokenizer, train_tokenizer, vocab_size};
 use onestep::ideas::Library;
 use onestep::rng::Philox;
 use onestep::task::Task;
@@ -165,6 +165,14 @@ fn committed_tokenizer_is_the_one_the_command_makes() {
         let kept = std::fs::read(root().join("weights/quickstart").join(name)).unwrap();
         assert!(made == kept, "{name} differs from the committed one");
     }
+}
+
+#[test]
+fn the_vocabulary_has_one_size_for_every_seed() {
+    for seed in [1, 77] {
+        assert_eq!(train_tokenizer(seed).unwrap().get_vocab_size(true), vocab_size());
+    }
+    assert_eq!(committed().get_vocab_size(true), vocab_size());
 }
 
 #[test]

@@ -218,6 +218,9 @@ pub struct QuickstartArgs {
     /// Settings to lay over the quickstart's (TOML)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Check everything that can be checked before the work, print what would run, and stop
+    #[arg(long)]
+    pub dry_run: bool,
     /// Settings, section.key=value; `onestep config` lists them
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,

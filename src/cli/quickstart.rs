@@ -11,6 +11,7 @@ use crate::console::{out, outln};
 use crate::error::{Error, Result, check_interrupt};
 use crate::evaluate::{self, Evaluations};
 use crate::files::write_whole;
+use crate::identity::Identity;
 use crate::metrics;
 use crate::plan::Work;
 use crate::report;
@@ -48,6 +49,12 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     let tasks = session::task_list(&config)?;
     let held_in: Vec<String> = tasks.iter().filter(|t| !t.held_out).map(|t| t.name.clone()).collect();
     let library = train::library(&config)?;
+    if args.dry_run {
+        train::check_policy(&config, &model_dir, None)?;
+        session::check_python(args.python.python.as_deref())?;
+        let identity = Identity::new("quickstart", &config)?;
+        return train::show(&config, &[("model", Some(&model_dir))], out, &place.preview(&identity)?);
+    }
     let world = session::world(&config, args.python.python.as_deref(), tasks)?;
     world.announce();
     session::threads(&config)?;

@@ -11,7 +11,7 @@ use crate::config::{Config, SaveDtype};
 use crate::console::{errln, outln};
 use crate::dataset::{self, Example, Limit, Loaded};
 use crate::environment::{Environment, SnapshotStore};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exercises;
 use crate::expert::{self, Expert};
 use crate::export;
@@ -76,19 +76,19 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     let interrupted = session::interrupt()?;
     session::threads(&config)?;
     let backend = backend(&config, out, args.run.dry_run)?;
-    // The tokenizer is small and always the same: a copy serves until the run has begun.
-    let copy = Scratch::new()?;
-    exercises::save_tokenizer(copy.path(), config.run.seed)?;
-    let dialog = session::dialog(copy.path(), &config)?;
-    let shape = pretrain::shape(&config.pretrain, &dialog)?;
+    let shape = pretrain::shape(&config.pretrain)?;
     let (kind, _, available) = session::memory(&config);
     pretrain::check_memory(&shape, &config, kind, available.unwrap_or(usize::MAX))?;
-    let model = Model::random(&*backend, shape, config.run.seed, DType::F32)?;
     let mut identity = Identity::new("pretrain", &config)?;
     identity.add("device", session::device(&config));
     if args.run.dry_run {
         return show(&config, &[], out, &place.preview(&identity)?);
     }
+    // The tokenizer is small and always the same: a copy serves until the run has begun.
+    let copy = Scratch::new()?;
+    exercises::save_tokenizer(copy.path(), config.run.seed)?;
+    let dialog = session::dialog(copy.path(), &config)?;
+    let model = Model::random(&*backend, shape, config.run.seed, DType::F32)?;
     let folder = place.begin(&config, identity)?;
     outln!("{} parameters, {} steps", model.parameters(), config.pretrain.steps);
     let mut run = Run::open(&*backend, &config, &folder, "pretrain", &interrupted)?;
@@ -170,6 +170,18 @@ pub fn save_trajectories(path: &Path, environment: &Environment, trajectories: &
     }
     environment.store.save(&snapshots)?;
     trajectory::write_jsonl(path, trajectories)
+}
+
+/// Adds the workspaces that the steps of the trajectories in `data` start from, which lie beside it.
+fn load_states(store: &SnapshotStore, data: &Path) -> Result<()> {
+    let folder = snapshots(data);
+    if !folder.exists() {
+        let (data, folder) = (data.display(), folder.display());
+        return Err(Error::content(format!(
+            "{data}: the workspaces of its steps belong beside it, in {folder}, which is not there; copy that folder too, or collect again"
+        )));
+    }
+    store.load(&folder)
 }
 
 /// The folder of workspace snapshots beside a trajectory file.
@@ -310,7 +322,7 @@ pub fn rl(args: &RlArgs) -> Result<()> {
     if args.run.dry_run {
         check_policy(&config, model, adapter)?;
         session::check_python(args.python.python.as_deref())?;
-        check_states(&expert, &tasks, &snapshots(data))?;
+        check_states(&expert, &tasks, data)?;
         let mut identity = Identity::new("rl", &config)?;
         identity.add_model(model)?;
         identity.add_adapter(adapter)?;
@@ -327,7 +339,7 @@ pub fn rl(args: &RlArgs) -> Result<()> {
         Some(adapter) => adapter,
         None => session::new_adapter(&*backend, &speaker.model, &config, "rl adapter")?,
     };
-    world.environment.store.load(&snapshots(data))?;
+    load_states(&world.environment.store, data)?;
     let pool = state_pool(&world.environment, &names(&world.environment), &expert)?;
     let mut identity = evaluation::identity(&config, &world, "rl", model)?;
     identity.add_adapter(adapter)?;
@@ -353,9 +365,9 @@ fn tell_unused(expert: &[Trajectory], tasks: &[Task]) {
 }
 
 /// That the files of every state are there, as `state_pool` will want them.
-fn check_states(expert: &[Trajectory], tasks: &[Task], snapshots: &Path) -> Result<()> {
+fn check_states(expert: &[Trajectory], tasks: &[Task], data: &Path) -> Result<()> {
     let store = SnapshotStore::default();
-    store.load(snapshots)?;
+    load_states(&store, data)?;
     for trajectory in expert {
         let task = tasks.iter().find(|task| task.name == trajectory.task);
         for state in task.into_iter().flat_map(|task| state_pool::states(trajectory, task)) {

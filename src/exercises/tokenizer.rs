@@ -28,6 +28,11 @@ const CHAT_TEMPLATE: &str = "{% for message in messages %}\
     {% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
+/// How many tokens the tokenizer has, of any seed.
+pub fn vocab_size() -> usize {
+    BPE_TOKENS + boilerplate().len()
+}
+
 /// Trains the tokenizer: equal seeds give equal tokenizers.
 ///
 /// # Errors

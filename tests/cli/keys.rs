@@ -74,6 +74,7 @@ impl World {
             ("eval", strings(&["--dry-run", "--model", model])),
             ("collect", strings(&["--dry-run"])),
             ("pretrain", strings(&["--dry-run"])),
+            ("quickstart", strings(&["--dry-run"])),
             ("plan", strings(&["--model", model, "--for", "sft"])),
             ("plan", strings(&["--model", model, "--for", "rl"])),
         ];

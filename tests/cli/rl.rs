@@ -139,7 +139,7 @@ fn expert_states_whose_files_are_not_there_are_refused() {
     fs::copy(&stage().data, &data).unwrap();
     let named = ["rl", "--model", text(&stage().model), "--data", text(&data), "--out", text(&out)];
     let arguments = [&named[..], &["--python", python()], &SETTINGS].concat();
-    refused(folder.path(), &arguments, &[text(&folder.path().join("snapshots/snapshots.jsonl"))]);
+    refused(folder.path(), &arguments, &[text(&folder.path().join("snapshots")), "copy that folder too"]);
 }
 
 #[test]
