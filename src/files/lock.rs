@@ -56,8 +56,8 @@ pub fn wait(file: File, path: &Path, patience: Patience, say: impl FnOnce(&str))
     }
 }
 
-/// Who has the lock of a file: "process PID (its command line)", with "perhaps" where only the file's number agrees and not its device, or
-/// "another process" where the kernel does not say.
+/// Who has the lock of a file: "process PID (its command line)", and whether it is stopped; with "perhaps" where only the file's number agrees
+/// and not its device, or "another process" where the kernel does not say.
 pub fn holder(file: &File) -> String {
     let Ok(info) = file.metadata() else { return "another process".to_string() };
     let device = format!("{:02x}:{:02x}:{}", libc::major(info.dev()), libc::minor(info.dev()), info.ino());
@@ -76,8 +76,17 @@ pub fn holder(file: &File) -> String {
     };
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words: Vec<_> = command.split(|&b| b == 0).filter(|w| !w.is_empty()).map(String::from_utf8_lossy).collect();
-    let (perhaps, command) = (if sure.is_some() { "" } else { "perhaps " }, words.join(" "));
-    if command.is_empty() { format!("{perhaps}process {pid}") } else { format!("{perhaps}process {pid} ({command})") }
+    let perhaps = if sure.is_some() { "" } else { "perhaps " };
+    let command = if words.is_empty() { String::new() } else { format!(" ({})", words.join(" ")) };
+    let stopped =
+        if is_stopped(pid) { format!(", which is stopped (kill -CONT {pid} lets it go on)") } else { String::new() };
+    format!("{perhaps}process {pid}{command}{stopped}")
+}
+
+/// True when a signal has stopped the process, as Ctrl-Z does.
+fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('T'))
 }
 
 #[cfg(test)]
@@ -97,6 +106,23 @@ mod tests {
         for text in [&said, &error] {
             assert!(text.contains(&own) && text.contains(&path.display().to_string()), "{text}");
         }
+        // Another program's, which has been stopped.
+        let mut other = std::process::Command::new("flock")
+            .arg("--no-fork")
+            .arg(folder.path())
+            .args(["sleep", "600"])
+            .spawn()
+            .unwrap();
+        let lock = File::open(folder.path()).unwrap();
+        while lock.try_lock().is_ok() {
+            lock.unlock().unwrap();
+        }
+        let stop = rustix::process::Pid::from_child(&other);
+        rustix::process::kill_process(stop, rustix::process::Signal::STOP).unwrap();
+        while !is_stopped(other.id()) {}
+        assert!(holder(&lock).ends_with(&format!("which is stopped (kill -CONT {} lets it go on)", other.id())));
+        other.kill().unwrap();
+        other.wait().unwrap();
         // One that goes meanwhile is waited for.
         let far = Patience { notice: Duration::ZERO, end: Duration::from_secs(600) };
         let mut held = Some(held);
