@@ -456,7 +456,7 @@ fn create(path: &Path) -> Result<()> {
         connection.close().map_err(|(_, e)| e)
     };
     make().map_err(|e| failed("making", path, &e))?;
-    temporary.persist(path).map_err(|e| Error::io("renaming to", path, &e.error))?;
+    std::fs::rename(&temporary, path).map_err(|e| Error::io("renaming to", path, &e))?;
     files::sync_folder(folder)
 }
 

@@ -117,6 +117,11 @@ fn fail_any_call_of_collect() {
 }
 
 #[test]
+fn fail_any_call_of_eval() {
+    fail(Verb::Eval, 1);
+}
+
+#[test]
 fn fail_any_call_of_ppo() {
     fail(Verb::Ppo, 2);
 }

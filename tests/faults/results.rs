@@ -97,7 +97,17 @@ fn published(out: &Path) -> Files {
     files(out)
         .into_iter()
         .filter(|(path, _)| !path.starts_with("checkpoints") && !NOT_COMPARED.iter().any(|n| path.ends_with(n)))
+        .map(|(path, bytes)| if path.ends_with("evaluation.json") { (path, scores(bytes)) } else { (path, bytes) })
         .collect()
+}
+
+/// An evaluation without what was typed, which names the run's folder. One that cannot be read stays as it is.
+fn scores(bytes: Vec<u8>) -> Vec<u8> {
+    let Ok(mut evaluation) = serde_json::from_slice::<Value>(&bytes) else { return bytes };
+    for policy in evaluation["policies"].as_object_mut().into_iter().flat_map(|policies| policies.values_mut()) {
+        policy["played"]["command"].take();
+    }
+    evaluation.to_string().into_bytes()
 }
 
 /// The checkpoints that have their names.

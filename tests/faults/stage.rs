@@ -24,6 +24,7 @@ pub enum Verb {
     Pretrain,
     Export,
     Collect,
+    Eval,
 }
 
 impl Verb {
@@ -35,12 +36,13 @@ impl Verb {
             Verb::Pretrain => "pretrain",
             Verb::Export => "export",
             Verb::Collect => "collect",
+            Verb::Eval => "eval",
         }
     }
 
     /// True when the verb has `--resume`; others begin anew.
     pub fn resumes(self) -> bool {
-        !matches!(self, Verb::Export | Verb::Collect)
+        !matches!(self, Verb::Export | Verb::Collect | Verb::Eval)
     }
 }
 
@@ -172,12 +174,13 @@ impl Stage {
             Verb::Sft => vec!["sft", "--model", base, "--data", text(&self.messages)],
             Verb::Ppo | Verb::Grpo => vec!["rl", "--model", trained, "--data", data, "--python", python()],
             Verb::Collect => vec!["collect", "--python", python()],
+            Verb::Eval => vec!["eval", "--model", trained, "--python", python()],
             Verb::Pretrain => vec!["pretrain"],
             Verb::Export => vec!["export", "--model", base, "--format", "hf"],
         };
         line.extend(["--out", text(out)]);
         line.extend(settings(verb));
-        if matches!(verb, Verb::Ppo | Verb::Grpo | Verb::Collect) {
+        if matches!(verb, Verb::Ppo | Verb::Grpo | Verb::Collect | Verb::Eval) {
             line.extend([&self.tasks[..], "tasks.names=curve", "environment.prompt=compact", "run.workers=2"]);
             line.extend(["environment.format=no_thought", "environment.max_steps=3"]);
         }
@@ -229,6 +232,7 @@ fn settings(verb: Verb) -> &'static [&'static str] {
         ],
         Verb::Export => &[],
         Verb::Collect => &["trajectories=3", "rounds=1"],
+        Verb::Eval => &["trajectories=2", "sampling.max_tokens=48", "engine.cache_tokens=4096"],
     }
 }
 
