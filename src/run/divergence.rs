@@ -106,6 +106,8 @@ mod tests {
         assert_eq!(watch(8, (0..50).map(|i| 7.5 * 0.95f64.powi(i))), (None, None), "from above equal probabilities");
         assert_eq!(watch(8, (0..50).map(|i| 2.0 + if i % 2 == 0 { 0.9 } else { -0.9 })), (None, None));
         assert_eq!(watch(8, [0.1].into_iter().chain((0..50).map(|_| 0.9))), (None, None), "an easy first step");
+        assert_eq!(watch(8, [5.0, 0.1].into_iter().chain([5.0; 50])), (None, None), "one easy step");
+        assert_eq!(watch(8, [2.0; 5].into_iter().chain([4.0; 50])), (None, None), "risen, and far from guessing");
     }
 
     #[test]

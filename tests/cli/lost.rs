@@ -186,18 +186,36 @@ fn a_folder_in_use_names_its_holder() {
     assert!(ended.stderr.contains(&holder), "{ended:?}");
 }
 
+/// Arguments of `pretrain` that make it a matter of seconds.
+const TINY: [&str; 7] = ["exercises=1", "replies=1", "hidden=16", "layers=1", "heads=2", "kv_heads=1", "mlp=16"];
+
+#[test]
+fn pretraining_that_falls_apart_is_ended() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("run");
+    let wild = ["pretrain.learning_rate=100", "pretrain.steps=30", "run.divergence_patience=4"];
+    let ended = onestep(&[&["pretrain", "--out", text(&out)], &TINY[..], &wild].concat());
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("pretrain step ") && ended.stderr.contains("training diverges: "), "{ended:?}");
+    assert!(!out.join("model").exists());
+}
+
 /// The bundled model is a file like any other: no run writes to it.
 #[test]
 fn pretraining_writes_below_its_own_folder_only() {
     let folder = tempdir().unwrap();
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights");
-    let before = tree(&bundled);
+    // The tokenizer has the same bytes when it is written again, and another time.
+    let written = || -> Vec<_> {
+        let times = tree(&bundled).into_keys().map(|path| fs::metadata(&path).unwrap().modified().unwrap());
+        times.collect()
+    };
+    let before = (tree(&bundled), written());
     let out = folder.path().join("run");
-    let tiny = ["exercises=1", "replies=1", "hidden=16", "layers=1", "heads=2", "kv_heads=1", "mlp=16"];
-    done(&[&["pretrain", "--out", text(&out), "pretrain.steps=1"], &tiny[..]].concat());
+    done(&[&["pretrain", "--out", text(&out), "pretrain.steps=1"], &TINY[..]].concat());
     done(&["generate", "--model", text(&out.join("model")), "--prompt", "x", "max_tokens=2"]);
     let other = folder.path().join("other");
     let typed = ["pretrain", "--out", text(&out), "--model", text(&other)];
     refused(folder.path(), &typed, &["pretrain does not use --model"]);
-    assert!(before == tree(&bundled), "weights/ was written to");
+    assert!(before == (tree(&bundled), written()), "weights/ was written to");
 }

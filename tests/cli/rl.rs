@@ -178,3 +178,17 @@ fn ppo_logs_its_critic_and_goes_on_where_it_was_stopped() {
     let (_folder, whole) = stopped_equals_whole("algorithm=ppo", "TERM", 0);
     check_fields(&whole, true);
 }
+
+/// A model of random numbers gives all tokens about the same probability.
+#[test]
+fn a_policy_that_guesses_is_told_and_ended() {
+    let folder = tempdir().unwrap();
+    let (base, out) = (model(folder.path()), folder.path().join("run"));
+    let named =
+        ["rl", "--model", text(&base), "--data", text(&stage().data), "--out", text(&out), "--python", python()];
+    let settings = ["steps=3", "states=2", "samples=2", "algorithm=ppo", "run.divergence_patience=2"];
+    let ended = onestep(&[&named[..], &SETTINGS, &settings].concat());
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("rl step 2: training diverges: the policy's entropy"), "{ended:?}");
+    assert!(!out.join("adapter").exists());
+}

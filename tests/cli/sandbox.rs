@@ -80,6 +80,8 @@ fn a_workspace_gets_back_what_changed_and_links_are_not_followed() {
         |more: &[&str]| onestep(&[&["sandbox", "run", text(&script), "--workspace", text(&workspace)], more].concat());
     let write = |path: &str, word: &str| format!("open('{path}', 'w').write('{word}')\n");
 
+    // A second name of a file that changes keeps the old bytes: what comes back is a new file, renamed into its place.
+    fs::hard_link(workspace.join("below/old.txt"), folder.path().join("other_name.txt")).unwrap();
     let same = fs::metadata(workspace.join("same.txt")).unwrap().modified().unwrap();
     let lines = [
         "import os\n".to_string(),
@@ -92,25 +94,30 @@ fn a_workspace_gets_back_what_changed_and_links_are_not_followed() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(fs::read_to_string(workspace.join("new.txt")).unwrap(), "new");
     assert_eq!(fs::read_to_string(workspace.join("below/old.txt")).unwrap(), "changed");
+    assert_eq!(fs::read_to_string(folder.path().join("other_name.txt")).unwrap(), "old");
     assert_eq!(
         fs::metadata(workspace.join("same.txt")).unwrap().modified().unwrap(),
         same,
         "what did not change is left alone"
     );
-    assert!(!workspace.join("script.py").exists());
 
     symlink(victim.join("secret.txt"), workspace.join("link.txt")).unwrap();
     symlink(&victim, workspace.join("links")).unwrap();
     for path in ["link.txt", "links/planted.txt"] {
         fs::write(
             &script,
-            format!("import os\nos.makedirs('links', exist_ok=True)\n{}print('hello')", write(path, "mine")),
+            format!(
+                "import os\nprint('hello', os.listdir())\nos.makedirs('links', exist_ok=True)\n{}",
+                write(path, "mine")
+            ),
         )
         .unwrap();
         let ended = run(&[]);
         assert_eq!(ended.code, Some(2), "{path}: {ended:?}");
+        assert!(!ended.stdout.contains("link"), "{path}: what links lead to is left out: {ended:?}");
         assert!(ended.stdout.contains("hello") && ended.stderr.contains("was not brought back"), "{path}: {ended:?}");
     }
+    assert!(!workspace.join("script.py").exists(), "the script stays behind");
     assert_eq!(fs::read_to_string(victim.join("secret.txt")).unwrap(), "secret");
     assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
     let small = run(&["--disk", "1"]);

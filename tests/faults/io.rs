@@ -3,7 +3,7 @@
 
 use crate::processes::Leftovers;
 use crate::results::Right;
-use crate::stage::{PROGRAM, Room, Stage};
+use crate::stage::{PROGRAM, Room, Stage, Verb};
 use onestep::rng::Philox;
 use std::collections::BTreeMap;
 use std::fs;
@@ -114,15 +114,21 @@ fn calls() -> Vec<(String, String, String)> {
     text.lines().map(parts).collect()
 }
 
-/// The sites of `verb`, by the order in which they are come to.
-fn sites(stage: &Stage, right: &Right) -> Vec<Site> {
+/// A run of `verb` that is only watched, and its calls: site, call, path.
+pub fn watched(stage: &Stage, verb: Verb) -> (Room, Vec<(String, String, String)>) {
     let _ = fs::remove_file(log_path());
     let room = Room::new(stage);
-    let code = room.start(stage, right.verb, &[], &variables(stage, &room, &[])).end();
+    let code = room.start(stage, verb, &[], &variables(stage, &room, &[])).end();
     assert_eq!(code, Some(0), "{}", room.said());
+    (room, calls())
+}
+
+/// The sites of `verb`, by the order in which they are come to.
+fn sites(stage: &Stage, right: &Right) -> Vec<Site> {
+    let (room, calls) = watched(stage, right.verb);
     right.check_end(&room.out, "a run that is only watched");
     let mut found: Vec<Site> = vec![];
-    for (id, call, example) in calls() {
+    for (id, call, example) in calls {
         match found.iter_mut().find(|site| site.id == id) {
             Some(site) => site.times += 1,
             None => found.push(Site { id, call, times: 1, example }),

@@ -96,6 +96,27 @@ fn fail(verb: Verb, part: usize) {
     assert!(tally.findings.is_empty(), "{} findings:\n{}", tally.findings.len(), tally.findings.join("\n"));
 }
 
+/// A resumed run counts on the log up to its checkpoint, also after a power cut.
+#[test]
+fn the_log_is_on_disk_before_its_checkpoint_has_its_name() {
+    let (_alone, stage) = (alone(), stage());
+    let (mut is_synced, mut checkpoints) = (true, 0);
+    for (_, call, path) in io::watched(stage, Verb::Sft).1 {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let is_checkpoint = name.strip_prefix("step-").is_some_and(|step| step.bytes().all(|b| b.is_ascii_digit()));
+        match call.as_str() {
+            "write" if name == "metrics.jsonl" => is_synced = false,
+            "fsync" if name == "metrics.jsonl" => is_synced = true,
+            "rename" if is_checkpoint => {
+                assert!(is_synced, "{name} is there, lines of the log up to it may not be");
+                checkpoints += 1;
+            }
+            _ => (),
+        }
+    }
+    assert!(checkpoints > 3, "{checkpoints} checkpoints");
+}
+
 #[test]
 fn fail_any_call_of_sft() {
     fail(Verb::Sft, 8);
