@@ -73,7 +73,7 @@ impl Keeper {
                 Err(io::Error::other(said.err().unwrap_or("no descriptors are left".to_string())))
             }
             Err(error) => {
-                system::kill(keeper.pid);
+                system::kill_child(keeper.pid);
                 keeper.wait();
                 Err(error)
             }

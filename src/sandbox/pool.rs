@@ -389,7 +389,12 @@ impl Pool {
         loop {
             return match read_reply(&mut link).map_err(failed)? {
                 Reply::Alive => continue,
-                Reply::Ready(isolation, pid) => Ok((Worker { link, process: system::process_handle(pid) }, isolation)),
+                Reply::Ready(isolation, pid) => {
+                    let process = system::process_handle(pid);
+                    // As long as it has its end of the link it lives, and the number is no other's.
+                    let process = process.filter(|_| !system::peer_is_gone(link.get_ref().as_fd()));
+                    Ok((Worker { link, process }, isolation))
+                }
                 Reply::Failed(why) => Err(failed(io::Error::other(why))),
                 Reply::Done(_) => Err(failed(out_of_turn())),
             };

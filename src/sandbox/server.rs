@@ -252,7 +252,7 @@ impl Server {
             },
         };
         if keeper.begin(&job, outputs).is_err() {
-            system::kill(keeper.pid);
+            system::kill_child(keeper.pid);
         }
         let mut ended = self.ended(Some(keeper), &mut report)?;
         let (seconds, failure) = keeper.end(|| report.beat())?;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// Most descriptors one message carries.
@@ -144,19 +144,36 @@ pub(super) fn set_nonblocking(fd: BorrowedFd) -> io::Result<()> {
     }
 }
 
-/// Sends SIGKILL to a process, or with a negative number to a process group. One that is gone is no error.
-pub(super) fn kill(pid: i32) {
-    signal(pid, libc::SIGKILL);
+/// Sends SIGKILL to a child of this process that nobody has waited for yet: until then its number is no other's.
+pub(super) fn kill_child(pid: i32) {
+    signal_number(pid, libc::SIGKILL);
+}
+
+/// Sends SIGKILL to a process of the table. One that has ended is no error, and whoever has its number now gets nothing.
+pub(super) fn kill(target: &Process) {
+    signal(target, libc::SIGKILL);
 }
 
 /// The same with SIGSTOP.
-pub(super) fn stop(pid: i32) {
-    signal(pid, libc::SIGSTOP);
+pub(super) fn stop(target: &Process) {
+    signal(target, libc::SIGSTOP);
 }
 
-fn signal(pid: i32, number: i32) {
-    if pid != 0 && pid != 1 && pid != -1 {
-        // SAFETY: a plain call; 0, 1 and -1, which mean more than one group, are excluded.
+fn signal(target: &Process, number: i32) {
+    // Opened before the table is read again: when the number is still the same process's, the handle is that one's.
+    let handle = process_handle(target.pid as u32);
+    if process(target.pid).is_none_or(|now| now.started != target.started) {
+        return;
+    }
+    match handle {
+        Some(handle) => signal_handle(handle.as_fd(), number),
+        None => signal_number(target.pid, number),
+    }
+}
+
+fn signal_number(pid: i32, number: i32) {
+    if pid > 1 {
+        // SAFETY: a plain call; what means more than one process is excluded.
         unsafe { libc::kill(pid, number) };
     }
 }
@@ -172,15 +189,13 @@ pub(super) fn process_handle(pid: u32) -> Option<OwnedFd> {
 
 /// Sends SIGKILL to the process of a handle. One that is gone is no error.
 pub(super) fn kill_handle(process: BorrowedFd) {
+    signal_handle(process, libc::SIGKILL);
+}
+
+fn signal_handle(process: BorrowedFd, number: i32) {
     // SAFETY: a plain call; a null info means none.
     unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            process.as_raw_fd(),
-            libc::SIGKILL,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), number, std::ptr::null::<libc::siginfo_t>(), 0)
     };
 }
 
@@ -406,6 +421,8 @@ pub(super) fn reap() -> bool {
 pub(super) struct Process {
     pub pid: i32,
     pub parent: i32,
+    /// When it began, in ticks since the machine did: no other process has had this number and this time.
+    pub started: u64,
     /// Seconds, its own and those of children it has waited for.
     pub cpu_seconds: f64,
     /// Resident bytes, shared pages included.
@@ -432,7 +449,7 @@ pub(super) fn descendants(root: i32) -> Vec<Process> {
 }
 
 /// None when it is gone.
-fn process(pid: i32) -> Option<Process> {
+pub(super) fn process(pid: i32) -> Option<Process> {
     let mut line = [0; 1024]; // in one piece, and longer than any: this is read of all processes, over and over
     let length = std::io::Read::read(&mut std::fs::File::open(format!("/proc/{pid}/stat")).ok()?, &mut line).ok()?;
     parse_stat(pid, &String::from_utf8_lossy(&line[..length]))
@@ -459,6 +476,7 @@ fn parse_stat(pid: i32, line: &str) -> Option<Process> {
     Some(Process {
         pid,
         parent: fields.get(1)?.parse().ok()?,
+        started: ticks(19)?,
         cpu_seconds: (ticks(11)? + ticks(12)? + ticks(13)? + ticks(14)?) as f64 / ticks_per_second as f64,
         resident_bytes: ticks(21)? * page as u64,
     })
@@ -483,7 +501,6 @@ pub(super) fn proportional_bytes(pid: i32) -> Option<u64> {
 mod tests {
     use super::*;
     use std::io::Read;
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_descriptor_travels_with_its_message() {
@@ -503,11 +520,25 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_the_number_of_an_ended_process_gets_no_signal() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let now = process(child.id() as i32).unwrap();
+        // One that had this number before.
+        kill(&Process { started: now.started - 1, ..now.clone() });
+        drop(child.stdin.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        kill(&process(child.id() as i32).unwrap());
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(libc::SIGKILL));
+    }
+
+    #[test]
     fn a_command_name_with_parentheses_is_parsed() {
         // The n-th field of proc(5) has the value n - 1.
         let numbers = (4..=24).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
         let process = parse_stat(7, &format!("7 (a) R (b) S 3 {numbers}")).unwrap();
         assert_eq!((process.pid, process.parent), (7, 3));
+        assert_eq!(process.started, 21);
         // Fields 14 to 17, in hundredths of a second on every Linux; field 24, in pages.
         assert_eq!(process.cpu_seconds, (13 + 14 + 15 + 16) as f64 / 100.0);
         assert_eq!(process.resident_bytes % (23 * 4096), 0);

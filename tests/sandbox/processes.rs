@@ -200,6 +200,44 @@ fn dropping_the_pool_leaves_no_process() {
 }
 
 #[test]
+fn a_process_that_has_the_number_of_a_dead_worker_is_left_alone() {
+    const TEST: &str = "a_process_that_has_the_number_of_a_dead_worker_is_left_alone";
+    if std::env::var("HOLD_A_POOL_FOR").is_ok_and(|name| name == TEST) {
+        let pool = start_small(1);
+        let worker = worker_of(&pool);
+        signal(worker, "KILL");
+        wait_until("the worker is gone", || processes().iter().all(|process| process.pid != worker));
+        let mut other = loop {
+            std::fs::write("/proc/sys/kernel/ns_last_pid", (worker - 1).to_string()).unwrap();
+            let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+            if other.id() == worker {
+                break other;
+            }
+            other.kill().unwrap();
+            other.wait().unwrap();
+        };
+        drop(pool);
+        assert!(other.try_wait().unwrap().is_none(), "it was killed");
+        other.kill().unwrap();
+        return;
+    }
+    // Executed once more, with process numbers of its own, which are given to others as it likes.
+    let own = |program: &Path| {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc"]).arg(program);
+        command
+    };
+    if !own(Path::new("true")).status().is_ok_and(|status| status.success()) {
+        println!("not possible here: process numbers of its own");
+        return;
+    }
+    python(); // made here, where it is locked and seen
+    let mut command = own(&std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("processes::{TEST}"), "--nocapture"]).env("HOLD_A_POOL_FOR", TEST);
+    assert!(command.status().unwrap().success());
+}
+
+#[test]
 fn a_killed_trainer_leaves_no_process() {
     // This test is its own trainer: executed once more, it holds a pool with a running job until it is killed.
     if std::env::var_os("HOLD_A_POOL").is_some() {
