@@ -4,7 +4,7 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most descriptors one message carries.
 const MAX_FDS: usize = 8;
@@ -291,6 +291,28 @@ pub(super) fn wait(pid: i32) -> io::Result<f64> {
     }
 }
 
+/// The same for one that is killed: calls `beat` at least every `look` meanwhile. An error when it is not gone after `most`.
+pub(super) fn wait_meanwhile(
+    pid: i32,
+    most: Duration,
+    look: Duration,
+    mut beat: impl FnMut() -> io::Result<()>,
+) -> io::Result<f64> {
+    let until = Instant::now() + most;
+    // Without handles there is nothing to be waited for but the end itself.
+    let handle = process_handle(pid as u32);
+    while let Some(handle) = &handle {
+        if let [true] = wait_readable([Some(handle.as_fd())], look)? {
+            break;
+        }
+        if Instant::now() >= until {
+            return Err(io::Error::other("a killed process does not end"));
+        }
+        beat()?;
+    }
+    wait(pid)
+}
+
 /// Seconds of CPU time of this process and of children it has waited for.
 pub(super) fn cpu_seconds() -> f64 {
     let of = |who| {
@@ -308,16 +330,11 @@ fn seconds(usage: &libc::rusage) -> f64 {
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
-/// In the first process of a pid namespace: kills all others in it, and waits for those that are its children until none is left.
+/// In the first process of a pid namespace: kills all others in it.
 pub(super) fn end_namespace() {
     assert_eq!(std::process::id(), 1, "only the first process of a pid namespace may end it");
     // SAFETY: -1 means every process but this one that it can see, which are those of its namespace.
-    unsafe {
-        libc::kill(-1, libc::SIGKILL);
-        while libc::waitpid(-1, std::ptr::null_mut(), 0) > 0
-            || io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
-        {}
-    }
+    unsafe { libc::kill(-1, libc::SIGKILL) };
 }
 
 /// What a mount does not allow (mount_setattr(2)). On a read-only one devices are written all the same, but keep modes and times.
@@ -530,6 +547,27 @@ mod tests {
         let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         kill(&process(child.id() as i32).unwrap());
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn who_waits_for_a_long_end_says_meanwhile_that_it_lives() {
+        let cat = || std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        // It ends when there were three beats.
+        let (mut child, mut beats) = (cat(), 0);
+        let input = &mut child.stdin.take();
+        let beat = || {
+            beats += 1;
+            drop(input.take_if(|_| beats == 3));
+            Ok(())
+        };
+        let (hour, look) = (Duration::from_secs(3600), Duration::from_millis(1));
+        wait_meanwhile(child.id() as i32, hour, look, beat).unwrap();
+        assert!(beats >= 3, "{beats}");
+        let mut child = cat();
+        let error = wait_meanwhile(child.id() as i32, Duration::ZERO, look, || Ok(())).unwrap_err();
+        assert!(error.to_string().contains("does not end"), "{error}");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::leftovers;
 use super::limits::Limits;
 use super::output::Output;
 use super::protocol::{Isolation, Job, Outcome, Reply, Verdict, Wanted};
-use super::pulse::{LOADING, Listener, Pulse, SILENCE};
+use super::pulse::{KILL_GRACE, LOADING, Listener, Pulse, SILENCE};
 use super::python::Folders;
 use super::seccomp::Filters;
 use super::server::{self, Answer, Ended, Tried, await_answer, receive_answer};
@@ -34,8 +34,6 @@ const AFTERMATH: Duration = Duration::from_secs(10);
 const PATROL: Duration = Duration::from_secs(1);
 /// How often a running group's CPU time and memory are added up.
 const SCAN: Duration = Duration::from_millis(100);
-/// How long a killed group may take to be gone before its worker is given up.
-const KILL_GRACE: Duration = Duration::from_secs(60);
 /// How long workers may take to clean up after the trainer has gone before they are killed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 /// Whom a worker listens to.
@@ -328,7 +326,7 @@ impl Worker {
             }
             send_reply(link, &reply)?;
             if self.tier >= 2 {
-                self.waiting = self.free()?;
+                self.waiting = self.free(&mut pulse)?;
             }
             if system::resident_bytes(self.loader) > self.loader_bytes.saturating_add(MOST_GROWTH) {
                 return Err(io::Error::other("the fork-server has grown"));
@@ -338,8 +336,8 @@ impl Worker {
 
     /// Waits until nothing of the last job is left: what it has in files counts against the next one's memory as long as it is. The
     /// keeper that waits for the next.
-    fn free(&self) -> io::Result<Option<Process>> {
-        match await_answer(self.server.as_fd(), Listener::new(SERVER, SILENCE), || Ok(()))? {
+    fn free(&self, pulse: &mut Pulse) -> io::Result<Option<Process>> {
+        match await_answer(self.server.as_fd(), Listener::new(SERVER, SILENCE), || pulse.beat())? {
             Answer::Free(keeper) => Ok(keeper.and_then(|pid| self.below(pid))),
             answer => Err(io::Error::other(format!("the fork-server answered {answer:?}"))),
         }

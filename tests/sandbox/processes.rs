@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Lower process ids first: those that were made earlier, until the numbers start again.
 fn children(parent: u32) -> Vec<u32> {
@@ -310,6 +311,54 @@ fn a_stopped_process_between_the_trainer_and_a_script_is_noticed_and_its_job_is_
                     assert!(processes().iter().all(|process| process.pid != pid), "{victim} is left");
                 });
                 wait_idle(&pool, 1, 1);
+            });
+        }
+    });
+}
+
+/// What a job leaves may take longer to be gone than anybody may be silent: here a process that someone outside does not wait for.
+#[test]
+fn a_job_that_takes_long_to_be_gone_is_not_taken_for_a_stopped_process() {
+    std::thread::scope(|scope| {
+        for (wall_seconds, expected) in [(2000.0, Outcome::Signaled(9)), (10.0, Outcome::WallLimit)] {
+            scope.spawn(move || {
+                let pool = start_small(1);
+                if pool.protection().tier < 2 {
+                    println!("not possible here: in tier {} there is no namespace to be ended", pool.protection().tier);
+                    return;
+                }
+                let worker = worker_of(&pool);
+                let (_folder, long) = job(&format!("{BEGUN}time.sleep(1000)"), Limits { wall_seconds, ..LIMITS });
+                std::thread::scope(|scope| {
+                    let running = scope.spawn(|| pool.run(long));
+                    wait_until("the script begins", || has_begun(&pool));
+                    let script = begun(pool.helper_pid()).unwrap().pid;
+                    let mut command = Command::new("nsenter");
+                    let mut outside = command.args(["-t", &script.to_string(), "-p", "sleep", "1000"]).spawn().unwrap();
+                    let mut may_not = false;
+                    wait_until("a process enters", || {
+                        may_not = outside.try_wait().unwrap().is_some();
+                        may_not || !children(outside.id()).is_empty()
+                    });
+                    if may_not {
+                        println!("not possible here: entering a job's namespace");
+                    } else {
+                        signal(outside.id(), "STOP");
+                    }
+                    if expected == Outcome::Signaled(9) {
+                        signal(script, "KILL");
+                    }
+                    wait_until("the script ends", || !has_begun(&pool));
+                    if !may_not {
+                        std::thread::sleep(Duration::from_secs(25));
+                        signal(outside.id(), "CONT");
+                        outside.wait().unwrap();
+                    }
+                    assert_eq!(running.join().unwrap().unwrap().outcome, expected);
+                });
+                let (_folder, next) = job("print('done')", LIMITS);
+                assert_eq!(pool.run(next).unwrap().stdout, "done\n");
+                assert_eq!(worker_of(&pool), worker, "{expected:?}");
             });
         }
     });
