@@ -45,6 +45,8 @@ pub struct Pool {
     freed: Condvar,
     workers: usize,
     protection: Protection,
+    /// What all workers have had since the start.
+    begun: Isolation,
     /// Ids of jobs that are given up.
     quarantine: Mutex<HashSet<String>>,
     cancelled: Arc<AtomicBool>,
@@ -148,6 +150,7 @@ impl Pool {
             freed: Condvar::new(),
             workers,
             protection,
+            begun: Isolation::default(),
             quarantine: Mutex::default(),
             cancelled: Arc::default(),
             scratch,
@@ -158,15 +161,18 @@ impl Pool {
         // All are forked first, so that they load their libraries side by side.
         let links = (0..workers).map(|number| pool.fork_worker(number)).collect::<Result<Vec<_>>>()?;
         let mut weakest: Option<Isolation> = None;
+        let mut all_have_users = true;
         for (number, link) in links.into_iter().enumerate() {
             let (worker, found) = pool.await_ready(link).map_err(Lost::into_error)?;
             // What not all have is not what is in force.
-            if weakest.as_ref().is_none_or(|isolation| found.tier < isolation.tier) {
+            all_have_users &= found.own_user;
+            if weakest.as_ref().is_none_or(|weakest| (found.tier, found.own_user) < (weakest.tier, weakest.own_user)) {
                 weakest = Some(found);
             }
             lock(&pool.queue).idle.push(Slot { number, worker: Some(worker) });
         }
-        pool.protection = pool.probe(weakest.unwrap_or_default())?;
+        pool.begun = Isolation { own_user: all_have_users, ..weakest.unwrap_or_default() };
+        pool.protection = pool.probe(pool.begun.clone())?;
         Ok(pool)
     }
 
@@ -323,7 +329,7 @@ impl Pool {
             None => {
                 let link = self.fork_worker(slot.number).map_err(Lost::Over)?;
                 let (worker, found) = self.await_ready(link)?;
-                is_no_weaker(&found, self.protection.tier).map_err(Lost::Failed)?;
+                is_no_weaker(&found, &self.begun).map_err(Lost::Failed)?;
                 slot.worker.insert(worker)
             }
         };
@@ -502,12 +508,17 @@ fn out_of_turn() -> io::Error {
 }
 
 /// A worker that takes another's place protects no less than the run was told. Error: what it found.
-fn is_no_weaker(found: &Isolation, tier: u8) -> std::result::Result<(), String> {
-    if found.tier >= tier {
-        return Ok(());
+fn is_no_weaker(found: &Isolation, begun: &Isolation) -> std::result::Result<(), String> {
+    let (now, tier, notes) = (found.tier, begun.tier, found.notes.join("; "));
+    if now < tier {
+        return Err(format!("a new sandbox worker has only tier {now}, and this run began in tier {tier}: {notes}"));
     }
-    let (now, notes) = (found.tier, found.notes.join("; "));
-    Err(format!("a new sandbox worker has only tier {now}, and this run began in tier {tier}: {notes}"))
+    if begun.own_user && !found.own_user {
+        return Err(format!(
+            "the scripts of a new sandbox worker have no user of their own, as this run began with: {notes}"
+        ));
+    }
+    Ok(())
 }
 
 /// What a job that is given up is told to have done.
@@ -576,6 +587,23 @@ mod tests {
             |many, few| Queue { running: running(many, few), waiting: waiting.clone(), ..Queue::default() }.next();
         assert_eq!([next(0, 0), next(1, 0), next(2, 2), next(1, 2)], [Some(3), Some(5), Some(3), Some(3)]);
         assert_eq!(Queue::default().next(), None);
+    }
+
+    #[test]
+    fn a_worker_that_takes_anothers_place_has_what_that_had() {
+        let isolation = |tier, own_user| Isolation { tier, own_user, notes: vec!["why not".to_string()] };
+        for (found, begun, expected) in [
+            ((3, true), (3, true), None),
+            ((3, true), (2, false), None),
+            ((2, true), (3, true), Some("only tier 2")),
+            ((3, false), (3, true), Some("no user of their own")),
+            ((3, false), (2, true), Some("no user of their own")),
+            ((3, false), (3, false), None),
+        ] {
+            let error = is_no_weaker(&isolation(found.0, found.1), &isolation(begun.0, begun.1)).err();
+            let fits = |part: &str| error.as_ref().is_some_and(|text| text.contains(part) && text.contains("why not"));
+            assert!(expected.map_or(error.is_none(), fits), "{found:?} for {begun:?}: {error:?}");
+        }
     }
 
     #[test]

@@ -265,7 +265,7 @@ impl Worker {
                 match worker.cgroup.as_ref().map_or(Ok(()), |group| group.join(worker.loader)) {
                     Ok(()) => {
                         notes.push(format!("in force: {name}{users}"));
-                        return Ok((worker, Reply::Ready(Isolation { tier, notes }, own)));
+                        return Ok((worker, Reply::Ready(Isolation { tier, own_user: user.is_some(), notes }, own)));
                     }
                     Err(why) => {
                         not_possible(why);
