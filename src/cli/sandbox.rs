@@ -9,6 +9,7 @@ use crate::sandbox::{Job, Limits, Outcome, Pool, Protection, Python, Verdict, Wa
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Bytes of a script, at most.
 pub(super) const MOST_SCRIPT: u64 = 16 << 20;
@@ -28,7 +29,7 @@ fn python(args: &SandboxArgs) -> Result<Python> {
 fn start(args: &SandboxArgs, python: &Python) -> Result<Pool> {
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
     let wanted = Wanted { best: args.tier as u8, unsafe_without: args.unsafe_no_sandbox, preload: None };
-    Pool::start(&program, 1, python, &wanted)
+    Pool::start(&program, 1, python, &wanted, Arc::default())
 }
 
 fn run(args: &SandboxRunArgs) -> Result<()> {

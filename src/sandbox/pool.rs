@@ -109,7 +109,16 @@ impl Pool {
     /// until their libraries are loaded, and tries out the protection. With no more workers than processors each has one of its own.
     ///
     /// Call it early, before threads, weights and devices: the helper is made by fork and exec of this process.
-    pub fn start(helper: &Path, workers: usize, python: &Python, wanted: &Wanted) -> Result<Self> {
+    ///
+    /// While `cancelled` is set nothing is waited for and no job is begun, and jobs that run are ended: all calls, this one too, return an
+    /// error (interrupted).
+    pub fn start(
+        helper: &Path,
+        workers: usize,
+        python: &Python,
+        wanted: &Wanted,
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<Self> {
         let workers = workers.max(1);
         let (processors, scratch) = (system::processors(), Scratch::new()?);
         let start = Start {
@@ -152,7 +161,7 @@ impl Pool {
             protection,
             begun: Isolation::default(),
             quarantine: Mutex::default(),
-            cancelled: Arc::default(),
+            cancelled,
             scratch,
         };
         if let Some(control) = &pool.control {
@@ -174,12 +183,6 @@ impl Pool {
         pool.begun = Isolation { own_user: all_have_users, ..weakest.unwrap_or_default() };
         pool.protection = pool.probe(pool.begun.clone())?;
         Ok(pool)
-    }
-
-    /// While `flag` is set no job is begun and those that run are ended: their calls return an error (interrupted).
-    pub fn cancelled_by(mut self, flag: Arc<AtomicBool>) -> Self {
-        self.cancelled = flag;
-        self
     }
 
     /// The protection in force, found by trying it in a sandbox of this pool.
@@ -215,7 +218,7 @@ impl Pool {
     ///
     /// # Errors
     /// Content: a folder that is none, a script outside it, data that is not there, a limit outside its range. System: no
-    /// worker can be started, or a job could not be sealed. Interrupted: see [`Pool::cancelled_by`]. After the first error no further job
+    /// worker can be started, or a job could not be sealed. Interrupted: see [`Pool::start`]. After the first error no further job
     /// is begun.
     pub fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>> {
         let order = round_robin(&jobs);
@@ -335,7 +338,7 @@ impl Pool {
         };
         worker.link.get_mut().write_all(&line).map_err(|error| Lost::Worker(error.to_string()))?;
         loop {
-            self.await_reply(worker)?;
+            self.await_reply(&worker.link)?;
             match read_reply(&mut worker.link).map_err(|error| Lost::Worker(error.to_string()))? {
                 Reply::Alive => {}
                 Reply::Done(verdict) => {
@@ -350,12 +353,14 @@ impl Pool {
     }
 
     /// Waits until a worker says something, as long as the job is wanted.
-    fn await_reply(&self, worker: &Worker) -> std::result::Result<(), Lost> {
+    fn await_reply(&self, link: &BufReader<UnixStream>) -> std::result::Result<(), Lost> {
         let silent_until = Instant::now() + SILENCE;
-        while worker.link.buffer().is_empty() {
+        while link.buffer().is_empty() {
             check_interrupt(&self.cancelled).map_err(Lost::Over)?;
-            match system::wait_readable([Some(worker.link.get_ref().as_fd())], LOOK) {
-                Ok([false]) if Instant::now() >= silent_until => return Err(Lost::Worker("it hangs".to_string())),
+            match system::wait_readable([Some(link.get_ref().as_fd())], LOOK) {
+                Ok([false]) if Instant::now() >= silent_until => {
+                    return Err(Lost::Worker("the worker hangs".to_string()));
+                }
                 Ok([false]) => {}
                 Ok([true]) => break,
                 Err(error) => return Err(Lost::Worker(error.to_string())),
@@ -379,31 +384,33 @@ impl Pool {
         let failed = |error: io::Error| Lost::Failed(start_error(&error));
         link.set_read_timeout(Some(SILENCE)).map_err(failed)?;
         let mut link = BufReader::new(link);
-        let first = read_reply(&mut link);
-        if first.is_err() {
-            check_interrupt(&self.cancelled).map_err(Lost::Over)?;
-        }
-        match first {
-            Ok(Reply::Alive) => {}
-            Err(error) if is_silence(&error) => {
-                let why = format!("has not made a worker for {} s: it is stopped or hangs", SILENCE.as_secs());
-                return Err(Lost::Over(self.helper_error(&why)));
-            }
-            Err(error) => return Err(failed(error)),
-            Ok(_) => return Err(failed(out_of_turn())),
-        }
+        let mut is_forked = false;
         loop {
-            return match read_reply(&mut link).map_err(failed)? {
-                Reply::Alive => continue,
-                Reply::Ready(isolation, pid) => {
+            match self.await_reply(&link) {
+                Ok(()) => {}
+                Err(Lost::Worker(why)) if is_forked => return Err(failed(io::Error::other(why))),
+                Err(Lost::Worker(_)) => {
+                    let why = format!("has not made a worker for {} s: it is stopped or hangs", SILENCE.as_secs());
+                    return Err(Lost::Over(self.helper_error(&why)));
+                }
+                Err(lost) => return Err(lost),
+            }
+            let reply = read_reply(&mut link);
+            if reply.is_err() {
+                // Who wants this process to stop may have told the helper too.
+                check_interrupt(&self.cancelled).map_err(Lost::Over)?;
+            }
+            match reply.map_err(failed)? {
+                Reply::Alive => is_forked = true,
+                Reply::Ready(isolation, pid) if is_forked => {
                     let process = system::process_handle(pid);
                     // As long as it has its end of the link it lives, and the number is no other's.
                     let process = process.filter(|_| !system::peer_is_gone(link.get_ref().as_fd()));
-                    Ok((Worker { link, process }, isolation))
+                    return Ok((Worker { link, process }, isolation));
                 }
-                Reply::Failed(why) => Err(failed(io::Error::other(why))),
-                Reply::Done(_) => Err(failed(out_of_turn())),
-            };
+                Reply::Failed(why) if is_forked => return Err(failed(io::Error::other(why))),
+                _ => return Err(failed(out_of_turn())),
+            }
         }
     }
 

@@ -84,7 +84,8 @@ fn a_job_whose_worker_or_fork_server_dies_is_done_by_another() {
 #[test]
 fn cancelled_jobs_end_and_the_pool_lives_on() {
     let flag = Arc::new(AtomicBool::new(false));
-    let pool = start(2).cancelled_by(flag.clone());
+    let program = Path::new(env!("CARGO_BIN_EXE_onestep"));
+    let pool = Pool::start(program, 2, python(), &BEST, flag.clone()).unwrap();
     let endless = format!("{BEGUN}time.sleep(1000)");
     let far = Limits { wall_seconds: 2000.0, ..LIMITS };
     // More than there are slots: some wait.
@@ -270,7 +271,7 @@ fn a_killed_trainer_leaves_no_process() {
 /// A pool with few libraries, for tests of what happens to its processes.
 fn start_small(workers: usize) -> Pool {
     let wanted = Wanted { preload: Some(vec![]), ..BEST };
-    Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python(), &wanted).unwrap()
+    Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python(), &wanted, Arc::default()).unwrap()
 }
 
 /// Whatever waits for a stopped process notices it by the heartbeats that it no longer makes; the job's own limits are far away.
@@ -387,6 +388,18 @@ fn without_its_helper_a_pool_says_which_process_is_wrong_and_to_resume() {
             });
         }
     });
+}
+
+#[test]
+fn a_start_that_is_not_wanted_any_more_ends_at_once() {
+    // A helper that answers nothing, and ends with the pool.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let helper = folder.path().join("helper");
+    std::fs::write(&helper, "#!/bin/sh\nexec cat\n").unwrap();
+    std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let cancelled = Arc::new(AtomicBool::new(true));
+    let error = Pool::start(&helper, 1, python(), &BEST, cancelled).err().unwrap();
+    assert_eq!(error.kind(), Kind::Interrupted, "{error}");
 }
 
 /// What this process is executed once more for, by the name of the test that does it: to hold a pool until it is killed.
@@ -509,7 +522,7 @@ fn a_worker_that_is_replaced_does_not_lower_the_tier() {
     std::fs::write(&own, format!("#!/bin/sh\nexec unshare -m {} \"$@\"\n", env!("CARGO_BIN_EXE_onestep"))).unwrap();
     std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let wanted = Wanted { preload: Some(vec![]), ..BEST };
-    let pool = Pool::start(&own, 1, python(), &wanted);
+    let pool = Pool::start(&own, 1, python(), &wanted, Arc::default());
     let Some(pool) = pool.ok().filter(|pool| pool.protection().tier == 3) else {
         println!("not possible here: a helper in mounts of its own has no tier 3");
         return;
