@@ -440,6 +440,8 @@ pub(super) struct Process {
     pub parent: i32,
     /// When it began, in ticks since the machine did: no other process has had this number and this time.
     pub started: u64,
+    /// By a signal or by who traces it: it does nothing until it is let go on.
+    pub is_stopped: bool,
     /// Seconds, its own and those of children it has waited for.
     pub cpu_seconds: f64,
     /// Resident bytes, shared pages included.
@@ -494,6 +496,7 @@ fn parse_stat(pid: i32, line: &str) -> Option<Process> {
         pid,
         parent: fields.get(1)?.parse().ok()?,
         started: ticks(19)?,
+        is_stopped: fields[0].eq_ignore_ascii_case("t"),
         cpu_seconds: (ticks(11)? + ticks(12)? + ticks(13)? + ticks(14)?) as f64 / ticks_per_second as f64,
         resident_bytes: ticks(21)? * page as u64,
     })
@@ -576,7 +579,8 @@ mod tests {
         let numbers = (4..=24).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
         let process = parse_stat(7, &format!("7 (a) R (b) S 3 {numbers}")).unwrap();
         assert_eq!((process.pid, process.parent), (7, 3));
-        assert_eq!(process.started, 21);
+        assert_eq!((process.started, process.is_stopped), (21, false));
+        assert!(parse_stat(7, &format!("7 (a) T 3 {numbers}")).unwrap().is_stopped);
         // Fields 14 to 17, in hundredths of a second on every Linux; field 24, in pages.
         assert_eq!(process.cpu_seconds, (13 + 14 + 15 + 16) as f64 / 100.0);
         assert_eq!(process.resident_bytes % (23 * 4096), 0);

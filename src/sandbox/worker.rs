@@ -298,9 +298,18 @@ impl Worker {
         Ok(Self { server, process, loader, tier: tried.tier, cgroup, idle_bytes: 0, loader_bytes: 0, waiting: None })
     }
 
-    /// Waits until the libraries are loaded.
+    /// Waits until the libraries are loaded. Who loads may say nothing for long, in one call: that it is not stopped is seen from here.
     fn load(&mut self, pulse: &mut Pulse) -> io::Result<()> {
-        await_answer(self.server.as_fd(), Listener::new(SERVER, LOADING), || pulse.beat()).and_then(server::ready)?;
+        let mut watched = Listener::new("a stopped fork-server or loader", SILENCE);
+        let beat = || {
+            let is_stopped = |pid| system::process(pid).is_some_and(|process| process.is_stopped);
+            if ![self.process, self.loader].into_iter().any(is_stopped) {
+                watched.heard();
+            }
+            watched.check()?;
+            pulse.beat()
+        };
+        await_answer(self.server.as_fd(), Listener::new(SERVER, LOADING), beat).and_then(server::ready)?;
         let idle = [self.process, self.loader].map(|pid| system::proportional_bytes(pid).unwrap_or(0));
         self.idle_bytes = idle.iter().sum();
         self.loader_bytes = system::resident_bytes(self.loader);

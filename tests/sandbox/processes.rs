@@ -317,6 +317,31 @@ fn a_stopped_process_between_the_trainer_and_a_script_is_noticed_and_its_job_is_
     });
 }
 
+#[test]
+fn a_loader_that_is_stopped_while_it_loads_is_noticed() {
+    // By this name the processes of this pool are found before it has begun.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let program = folder.path().join("onestep");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_onestep"), &program).unwrap();
+    let name = program.to_str().unwrap();
+    let said = |file: &str, pid: u32| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    std::thread::scope(|scope| {
+        let starting = scope.spawn(|| Pool::start(&program, 1, python(), &BEST, Arc::default()).err());
+        wait_until("the loader is stopped while it loads", || {
+            let helper = children(std::process::id()).into_iter().find(|&pid| said("cmdline", pid).contains(name));
+            let all = helper.map_or(vec![], below);
+            let loader = all.iter().map(|process| process.pid).find(|&pid| said("maps", pid).contains("numpy"));
+            loader.is_some_and(|pid| {
+                signal(pid, "STOP");
+                true
+            })
+        });
+        wait_until("the start ends", || starting.is_finished());
+        let error = starting.join().unwrap().unwrap();
+        assert!(error.to_string().contains("a stopped fork-server or loader"), "{error}");
+    });
+}
+
 /// What a job leaves may take longer to be gone than anybody may be silent: here a process that someone outside does not wait for.
 #[test]
 fn a_job_that_takes_long_to_be_gone_is_not_taken_for_a_stopped_process() {
