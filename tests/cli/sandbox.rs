@@ -41,6 +41,8 @@ fn limits_have_ranges_and_are_called_by_their_options() {
     let huge = u64::MAX.to_string();
     for (option, value) in [
         ("--memory", huge.as_str()),
+        ("--memory", "1MiB"),
+        ("--memory", "8388607"),
         ("--output", &huge),
         ("--disk", &huge),
         ("--processes", &huge),
