@@ -92,6 +92,7 @@ fn a_workspace_gets_back_what_changed_and_links_are_not_followed() {
     fs::write(&script, lines.concat()).unwrap();
     let ended = run(&[]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!ended.stderr.contains("symbolic"), "{ended:?}");
     assert_eq!(fs::read_to_string(workspace.join("new.txt")).unwrap(), "new");
     assert_eq!(fs::read_to_string(workspace.join("below/old.txt")).unwrap(), "changed");
     assert_eq!(
@@ -111,6 +112,8 @@ fn a_workspace_gets_back_what_changed_and_links_are_not_followed() {
         .unwrap();
         let ended = run(&[]);
         assert_eq!(ended.code, Some(2), "{path}: {ended:?}");
+        let left_out = format!("symbolic links left out: 2, the first {}\n", text(&workspace.join("link.txt")));
+        assert_eq!(ended.stderr.matches(&left_out).count(), 1, "{path}: {ended:?}");
         assert!(ended.stdout.contains("hello") && ended.stderr.contains("was not brought back"), "{path}: {ended:?}");
     }
     assert_eq!(fs::read_to_string(victim.join("secret.txt")).unwrap(), "secret");
