@@ -205,9 +205,11 @@ fn dropping_the_pool_leaves_no_process() {
 fn a_process_that_has_the_number_of_a_dead_worker_is_left_alone() {
     const TEST: &str = "a_process_that_has_the_number_of_a_dead_worker_is_left_alone";
     if std::env::var("HOLD_A_POOL_FOR").is_ok_and(|name| name == TEST) {
-        let pool = start_small(1);
-        let worker = worker_of(&pool);
-        signal(worker, "KILL");
+        let pool = start_small(2);
+        let (worker, stopped) = (worker_of(&pool), children(pool.helper_pid())[1]);
+        // While the helper waits for this one, which does not end by itself, the other one's number is given away.
+        signal(stopped, "STOP");
+        let dropping = std::thread::spawn(|| drop(pool));
         wait_until("the worker is gone", || processes().iter().all(|process| process.pid != worker));
         let mut other = loop {
             std::fs::write("/proc/sys/kernel/ns_last_pid", (worker - 1).to_string()).unwrap();
@@ -218,7 +220,7 @@ fn a_process_that_has_the_number_of_a_dead_worker_is_left_alone() {
             other.kill().unwrap();
             other.wait().unwrap();
         };
-        drop(pool);
+        dropping.join().unwrap();
         assert!(other.try_wait().unwrap().is_none(), "it was killed");
         other.kill().unwrap();
         return;
