@@ -17,7 +17,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tempfile::TempDir;
 use world::World;
@@ -38,9 +38,14 @@ fn corpus(best: u8) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let only = std::env::var("HOSTILE_ONLY").ok();
     let world = World::new();
-    let pool =
-        Pool::start(world::helper(), 3, &world::python(), &Wanted { best, unsafe_without: false, preload: None })
-            .unwrap();
+    let pool = Pool::start(
+        world::helper(),
+        3,
+        &world::python(),
+        &Wanted { best, unsafe_without: false, preload: None },
+        Arc::default(),
+    )
+    .unwrap();
     let protection = pool.protection();
     let who = if world::is_root() { "root" } else { "an ordinary user" };
     println!("as {who}, tier {best}: {}", protection.notes.join("; "));

@@ -42,7 +42,7 @@ fn environment(scratch: &Path) -> Environment {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("test-cache");
     let python = Python::ensure(None, &cache, &mut |line| eprintln!("{line}")).unwrap();
     let wanted = Wanted { best: 3, unsafe_without: false, preload: None };
-    let pool = Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), 2, &python, &wanted).unwrap();
+    let pool = Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), 2, &python, &wanted, Arc::default()).unwrap();
     println!("{}", pool.protection().notes.join("; "));
     let all = Task::load_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks")).unwrap();
     let prepare = |task: &Task| {

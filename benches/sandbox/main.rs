@@ -10,6 +10,7 @@ use clap::Parser;
 use onestep::sandbox::{Job, Limits, Outcome, Pool, Python, Verdict, Wanted};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tempfile::TempDir;
 
 #[derive(Parser)]
@@ -61,7 +62,7 @@ impl Bench {
 
     fn start(&self, workers: usize, preload: Option<Vec<String>>) -> Pool {
         let wanted = Wanted { best: self.tier, unsafe_without: false, preload };
-        Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, &self.python, &wanted).unwrap()
+        Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, &self.python, &wanted, Arc::default()).unwrap()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Numbers as they are typed behind options: each says what it expects when it is none, or out of range. clap puts the option in front.
 
-use crate::sandbox::MOST_BYTES;
+use crate::sandbox::{LEAST_MEMORY, MOST_BYTES};
 
 /// A whole number from `LOW` to `HIGH`.
 pub fn whole<const LOW: u64, const HIGH: u64>(text: &str) -> Result<u64, String> {
@@ -41,6 +41,14 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     valid.map(|bytes| bytes as u64).ok_or_else(|| {
         "expected a number of bytes with a unit, for example 141GB or 80GiB, at least 1 and at most 1024TiB".to_string()
     })
+}
+
+/// The same, as memory of a script.
+pub fn script_memory(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        enough @ LEAST_MEMORY.. => Ok(enough),
+        _ => Err(format!("expected at least {}MiB: Python alone holds most of that", LEAST_MEMORY >> 20)),
+    }
 }
 
 #[cfg(test)]

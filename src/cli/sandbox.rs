@@ -8,7 +8,8 @@ use crate::files::{self, regular, scratch::Scratch};
 use crate::sandbox::{Job, Limits, Outcome, Pool, Protection, Python, Verdict, Wanted};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes of a script, at most.
 pub(super) const MOST_SCRIPT: u64 = 16 << 20;
@@ -28,7 +29,7 @@ fn python(args: &SandboxArgs) -> Result<Python> {
 fn start(args: &SandboxArgs, python: &Python) -> Result<Pool> {
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
     let wanted = Wanted { best: args.tier as u8, unsafe_without: args.unsafe_no_sandbox, preload: None };
-    Pool::start(&program, 1, python, &wanted)
+    Pool::start(&program, 1, python, &wanted, Arc::default())
 }
 
 fn run(args: &SandboxRunArgs) -> Result<()> {
@@ -48,9 +49,13 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
     let python = python(&args.sandbox)?;
     let scratch = Scratch::new()?;
     if let Some(workspace) = &args.workspace {
-        copy(workspace, scratch.path(), limits.disk_bytes).map_err(|error| {
+        let mut links = vec![];
+        copy(workspace, scratch.path(), limits.disk_bytes, &mut links).map_err(|error| {
             error.context(format!("--workspace, of which --disk={} allows as much", limits.disk_bytes))
         })?;
+        if let Some(first) = links.iter().min() {
+            errln!("--workspace: symbolic links left out: {}, the first {}", links.len(), first.display());
+        }
     }
     let script = scratch.path().join(name);
     fs::write(&script, text).map_err(|e| Error::io("writing", &script, &e))?;
@@ -118,17 +123,19 @@ fn describe(verdict: &Verdict, tier: u8) -> Value {
     })
 }
 
-/// The regular files of one folder into another, each of `most` bytes at most; links are left out.
-fn copy(from: &Path, to: &Path, most: u64) -> Result<()> {
+/// The regular files of one folder into another, each of `most` bytes at most; symbolic links are left out and added to `links`.
+fn copy(from: &Path, to: &Path, most: u64, links: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(from).map_err(|e| Error::io("reading the folder", from, &e))? {
         let entry = entry.map_err(|e| Error::io("reading the folder", from, &e))?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         let kind = entry.file_type().map_err(|e| Error::io("looking at", &source, &e))?;
         if kind.is_dir() {
             fs::create_dir_all(&target).map_err(|e| Error::io("creating", &target, &e))?;
-            copy(&source, &target, most)?;
+            copy(&source, &target, most, links)?;
         } else if kind.is_file() {
             regular::copy(&source, &target, most)?;
+        } else if kind.is_symlink() {
+            links.push(source);
         }
     }
     Ok(())

@@ -242,7 +242,7 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
     let program = std::env::current_exe().map_err(|e| Error::system(format!("finding this program: {e}")))?;
     let (best, unsafe_without) = (config.run.sandbox_tier, config.run.unsafe_no_sandbox);
     let wanted = Wanted { best, unsafe_without, preload: preload(&tasks) };
-    let pool = Pool::start(&program, count(config.run.workers), &python, &wanted)?.cancelled_by(interrupted.clone());
+    let pool = Pool::start(&program, count(config.run.workers), &python, &wanted, interrupted.clone())?;
     let (protection, tier) = (pool.protection().notes.clone(), pool.protection().tier);
     let versions = python.versions.iter().map(|(name, version)| format!("{name} {version}"));
     let versions = versions.collect::<Vec<_>>().join(", ");

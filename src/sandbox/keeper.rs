@@ -2,7 +2,7 @@
 //! script and carries out afterwards what the script has made.
 
 use super::protocol::Job;
-use super::pulse::{LOOK, Listener, Pulse, SILENCE};
+use super::pulse::{KILL_GRACE, LOOK, Listener, Pulse, SILENCE};
 use super::root::{DEVICES, OLD, mount_tmpfs, old};
 use super::system::doing;
 use super::{WORKSPACE, landlock, system};
@@ -44,6 +44,8 @@ pub(super) struct Ahead<'a> {
 /// A running keeper, as the process that forked it sees it.
 pub(super) struct Keeper {
     pub pid: i32,
+    /// The CPU seconds that it has used, once it is gone: then `pid` may be another's.
+    gone: Option<f64>,
     link: OwnedFd,
     listener: Listener,
     /// What it said that was not asked for: why it has ended.
@@ -65,16 +67,15 @@ impl Keeper {
             system::exit_now(0)
         };
         drop(theirs);
-        let mut keeper = Self { pid, link, listener: Listener::new("the keeper", SILENCE), last: None };
+        let mut keeper = Self { pid, gone: None, link, listener: Listener::new("the keeper", SILENCE), last: None };
         match keeper.said(|| Ok(())) {
             Ok((Ok(_), roads)) if roads.len() == 4 => Ok((keeper, roads)),
             Ok((said, _)) => {
-                keeper.wait();
+                keeper.wait(|| Ok(()))?;
                 Err(io::Error::other(said.err().unwrap_or("no descriptors are left".to_string())))
             }
             Err(error) => {
-                system::kill(keeper.pid);
-                keeper.wait();
+                keeper.wait(|| Ok(()))?;
                 Err(error)
             }
         }
@@ -89,15 +90,15 @@ impl Keeper {
     /// Ends everything in its namespaces, with the files carried out: nothing but the keeper itself lives then. CPU seconds of what it has
     /// waited for, and its own; what could not be laid or carried out, or that it was killed. Calls `beat` meanwhile. An error when it says
     /// nothing for too long.
-    pub fn end(&mut self, beat: impl FnMut() -> io::Result<()>) -> io::Result<(f64, Option<String>)> {
+    pub fn end(&mut self, mut beat: impl FnMut() -> io::Result<()>) -> io::Result<(f64, Option<String>)> {
         let _ = system::send(self.link.as_fd(), b"end", &[]);
         let said = match self.last.take() {
             Some(said) => said,
-            None => self.said(beat)?.0,
+            None => self.said(&mut beat)?.0,
         };
         Ok(match said {
             Ok(seconds) => (seconds, None),
-            Err(why) => (system::wait(self.pid).unwrap_or(0.0), Some(why)),
+            Err(why) => (self.wait(beat)?, Some(why)),
         })
     }
 
@@ -115,10 +116,24 @@ impl Keeper {
         if self.last.is_none() { self.listener.check() } else { Ok(()) }
     }
 
-    /// Waits until it is gone, and its mounts with it.
-    pub fn wait(self) {
-        drop(self.link);
-        let _ = system::wait(self.pid);
+    /// Kills it.
+    pub fn kill(&self) {
+        if self.gone.is_none() {
+            system::kill_child(self.pid);
+        }
+    }
+
+    /// Waits until it is gone, which has said its last, and all processes of its namespaces and its mounts with it: the CPU seconds that they
+    /// have used. Calls `beat` meanwhile. An error when they do not go.
+    pub fn wait(&mut self, beat: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
+        // Or it would stay if it is stopped.
+        self.kill();
+        let seconds = match self.gone {
+            Some(seconds) => seconds,
+            None => system::wait_meanwhile(self.pid, KILL_GRACE, LOOK, beat)?,
+        };
+        self.gone = Some(seconds);
+        Ok(seconds)
     }
 
     /// Waits for what it says.
@@ -208,6 +223,13 @@ fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
     // Read, or the answer would be lost with what is not.
     system::receive(link)?;
     system::end_namespace();
+    // Many take long to be gone.
+    while system::reap() {
+        if let [true] = system::wait_readable([Some(ended.as_fd())], LOOK)? {
+            let _ = (&ended).read(&mut [0; 1024]);
+        }
+        files.pulse.beat()?;
+    }
     files.carry_out(&job, host.as_fd())?;
     // Before anything is closed: with `host` goes the last of the host's mounts, which takes its time.
     say(link, &Ok(system::cpu_seconds()), &[])

@@ -25,6 +25,8 @@ pub struct Limits {
 
 /// The longest time, in seconds: eleven days.
 pub const MOST_SECONDS: u64 = 1_000_000;
+/// The least memory, in bytes: a Python that runs an empty script holds 5 MB of its own, as a control group counts it.
+pub const LEAST_MEMORY: u64 = 8 << 20;
 /// The most bytes: 1 PiB, more than any machine has.
 pub const MOST_BYTES: u64 = 1 << 50;
 /// The most processes and threads that a Linux system can have.
@@ -41,7 +43,7 @@ impl Limits {
             )
         });
         let amounts = [
-            ("memory_bytes", self.memory_bytes, 0, MOST_BYTES),
+            ("memory_bytes", self.memory_bytes, LEAST_MEMORY, MOST_BYTES),
             ("output_bytes", self.output_bytes, 0, MOST_BYTES),
             ("file_bytes", self.file_bytes, 0, MOST_BYTES),
             ("disk_bytes", self.disk_bytes, 1, MOST_BYTES),

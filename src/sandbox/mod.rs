@@ -22,7 +22,7 @@ mod server;
 mod system;
 pub mod worker;
 
-pub use limits::{Limits, MOST_BYTES, MOST_PROCESSES, MOST_SECONDS};
+pub use limits::{LEAST_MEMORY, Limits, MOST_BYTES, MOST_PROCESSES, MOST_SECONDS};
 pub use pool::Pool;
 pub use protocol::{Isolation, Job, Outcome, Protection, Verdict, WORKSPACE, Wanted};
 pub use python::Python;

@@ -45,6 +45,8 @@ pub struct Pool {
     freed: Condvar,
     workers: usize,
     protection: Protection,
+    /// What all workers have had since the start.
+    begun: Isolation,
     /// Ids of jobs that are given up.
     quarantine: Mutex<HashSet<String>>,
     cancelled: Arc<AtomicBool>,
@@ -107,7 +109,16 @@ impl Pool {
     /// until their libraries are loaded, and tries out the protection. With no more workers than processors each has one of its own.
     ///
     /// Call it early, before threads, weights and devices: the helper is made by fork and exec of this process.
-    pub fn start(helper: &Path, workers: usize, python: &Python, wanted: &Wanted) -> Result<Self> {
+    ///
+    /// While `cancelled` is set nothing is waited for and no job is begun, and jobs that run are ended: all calls, this one too, return an
+    /// error (interrupted).
+    pub fn start(
+        helper: &Path,
+        workers: usize,
+        python: &Python,
+        wanted: &Wanted,
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<Self> {
         let workers = workers.max(1);
         let (processors, scratch) = (system::processors(), Scratch::new()?);
         let start = Start {
@@ -148,8 +159,9 @@ impl Pool {
             freed: Condvar::new(),
             workers,
             protection,
+            begun: Isolation::default(),
             quarantine: Mutex::default(),
-            cancelled: Arc::default(),
+            cancelled,
             scratch,
         };
         if let Some(control) = &pool.control {
@@ -158,22 +170,19 @@ impl Pool {
         // All are forked first, so that they load their libraries side by side.
         let links = (0..workers).map(|number| pool.fork_worker(number)).collect::<Result<Vec<_>>>()?;
         let mut weakest: Option<Isolation> = None;
+        let mut all_have_users = true;
         for (number, link) in links.into_iter().enumerate() {
             let (worker, found) = pool.await_ready(link).map_err(Lost::into_error)?;
             // What not all have is not what is in force.
-            if weakest.as_ref().is_none_or(|isolation| found.tier < isolation.tier) {
+            all_have_users &= found.own_user;
+            if weakest.as_ref().is_none_or(|weakest| (found.tier, found.own_user) < (weakest.tier, weakest.own_user)) {
                 weakest = Some(found);
             }
             lock(&pool.queue).idle.push(Slot { number, worker: Some(worker) });
         }
-        pool.protection = pool.probe(weakest.unwrap_or_default())?;
+        pool.begun = Isolation { own_user: all_have_users, ..weakest.unwrap_or_default() };
+        pool.protection = pool.probe(pool.begun.clone())?;
         Ok(pool)
-    }
-
-    /// While `flag` is set no job is begun and those that run are ended: their calls return an error (interrupted).
-    pub fn cancelled_by(mut self, flag: Arc<AtomicBool>) -> Self {
-        self.cancelled = flag;
-        self
     }
 
     /// The protection in force, found by trying it in a sandbox of this pool.
@@ -209,7 +218,7 @@ impl Pool {
     ///
     /// # Errors
     /// Content: a folder that is none, a script outside it, data that is not there, a limit outside its range. System: no
-    /// worker can be started, or a job could not be sealed. Interrupted: see [`Pool::cancelled_by`]. After the first error no further job
+    /// worker can be started, or a job could not be sealed. Interrupted: see [`Pool::start`]. After the first error no further job
     /// is begun.
     pub fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>> {
         let order = round_robin(&jobs);
@@ -323,13 +332,13 @@ impl Pool {
             None => {
                 let link = self.fork_worker(slot.number).map_err(Lost::Over)?;
                 let (worker, found) = self.await_ready(link)?;
-                is_no_weaker(&found, self.protection.tier).map_err(Lost::Failed)?;
+                is_no_weaker(&found, &self.begun).map_err(Lost::Failed)?;
                 slot.worker.insert(worker)
             }
         };
         worker.link.get_mut().write_all(&line).map_err(|error| Lost::Worker(error.to_string()))?;
         loop {
-            self.await_reply(worker)?;
+            self.await_reply(&worker.link)?;
             match read_reply(&mut worker.link).map_err(|error| Lost::Worker(error.to_string()))? {
                 Reply::Alive => {}
                 Reply::Done(verdict) => {
@@ -344,12 +353,14 @@ impl Pool {
     }
 
     /// Waits until a worker says something, as long as the job is wanted.
-    fn await_reply(&self, worker: &Worker) -> std::result::Result<(), Lost> {
+    fn await_reply(&self, link: &BufReader<UnixStream>) -> std::result::Result<(), Lost> {
         let silent_until = Instant::now() + SILENCE;
-        while worker.link.buffer().is_empty() {
+        while link.buffer().is_empty() {
             check_interrupt(&self.cancelled).map_err(Lost::Over)?;
-            match system::wait_readable([Some(worker.link.get_ref().as_fd())], LOOK) {
-                Ok([false]) if Instant::now() >= silent_until => return Err(Lost::Worker("it hangs".to_string())),
+            match system::wait_readable([Some(link.get_ref().as_fd())], LOOK) {
+                Ok([false]) if Instant::now() >= silent_until => {
+                    return Err(Lost::Worker("the worker hangs".to_string()));
+                }
                 Ok([false]) => {}
                 Ok([true]) => break,
                 Err(error) => return Err(Lost::Worker(error.to_string())),
@@ -373,26 +384,33 @@ impl Pool {
         let failed = |error: io::Error| Lost::Failed(start_error(&error));
         link.set_read_timeout(Some(SILENCE)).map_err(failed)?;
         let mut link = BufReader::new(link);
-        let first = read_reply(&mut link);
-        if first.is_err() {
-            check_interrupt(&self.cancelled).map_err(Lost::Over)?;
-        }
-        match first {
-            Ok(Reply::Alive) => {}
-            Err(error) if is_silence(&error) => {
-                let why = format!("has not made a worker for {} s: it is stopped or hangs", SILENCE.as_secs());
-                return Err(Lost::Over(self.helper_error(&why)));
-            }
-            Err(error) => return Err(failed(error)),
-            Ok(_) => return Err(failed(out_of_turn())),
-        }
+        let mut is_forked = false;
         loop {
-            return match read_reply(&mut link).map_err(failed)? {
-                Reply::Alive => continue,
-                Reply::Ready(isolation, pid) => Ok((Worker { link, process: system::process_handle(pid) }, isolation)),
-                Reply::Failed(why) => Err(failed(io::Error::other(why))),
-                Reply::Done(_) => Err(failed(out_of_turn())),
-            };
+            match self.await_reply(&link) {
+                Ok(()) => {}
+                Err(Lost::Worker(why)) if is_forked => return Err(failed(io::Error::other(why))),
+                Err(Lost::Worker(_)) => {
+                    let why = format!("has not made a worker for {} s: it is stopped or hangs", SILENCE.as_secs());
+                    return Err(Lost::Over(self.helper_error(&why)));
+                }
+                Err(lost) => return Err(lost),
+            }
+            let reply = read_reply(&mut link);
+            if reply.is_err() {
+                // Who wants this process to stop may have told the helper too.
+                check_interrupt(&self.cancelled).map_err(Lost::Over)?;
+            }
+            match reply.map_err(failed)? {
+                Reply::Alive => is_forked = true,
+                Reply::Ready(isolation, pid) if is_forked => {
+                    let process = system::process_handle(pid);
+                    // As long as it has its end of the link it lives, and the number is no other's.
+                    let process = process.filter(|_| !system::peer_is_gone(link.get_ref().as_fd()));
+                    return Ok((Worker { link, process }, isolation));
+                }
+                Reply::Failed(why) if is_forked => return Err(failed(io::Error::other(why))),
+                _ => return Err(failed(out_of_turn())),
+            }
         }
     }
 
@@ -497,12 +515,17 @@ fn out_of_turn() -> io::Error {
 }
 
 /// A worker that takes another's place protects no less than the run was told. Error: what it found.
-fn is_no_weaker(found: &Isolation, tier: u8) -> std::result::Result<(), String> {
-    if found.tier >= tier {
-        return Ok(());
+fn is_no_weaker(found: &Isolation, begun: &Isolation) -> std::result::Result<(), String> {
+    let (now, tier, notes) = (found.tier, begun.tier, found.notes.join("; "));
+    if now < tier {
+        return Err(format!("a new sandbox worker has only tier {now}, and this run began in tier {tier}: {notes}"));
     }
-    let (now, notes) = (found.tier, found.notes.join("; "));
-    Err(format!("a new sandbox worker has only tier {now}, and this run began in tier {tier}: {notes}"))
+    if begun.own_user && !found.own_user {
+        return Err(format!(
+            "the scripts of a new sandbox worker have no user of their own, as this run began with: {notes}"
+        ));
+    }
+    Ok(())
 }
 
 /// What a job that is given up is told to have done.
@@ -571,6 +594,23 @@ mod tests {
             |many, few| Queue { running: running(many, few), waiting: waiting.clone(), ..Queue::default() }.next();
         assert_eq!([next(0, 0), next(1, 0), next(2, 2), next(1, 2)], [Some(3), Some(5), Some(3), Some(3)]);
         assert_eq!(Queue::default().next(), None);
+    }
+
+    #[test]
+    fn a_worker_that_takes_anothers_place_has_what_that_had() {
+        let isolation = |tier, own_user| Isolation { tier, own_user, notes: vec!["why not".to_string()] };
+        for (found, begun, expected) in [
+            ((3, true), (3, true), None),
+            ((3, true), (2, false), None),
+            ((2, true), (3, true), Some("only tier 2")),
+            ((3, false), (3, true), Some("no user of their own")),
+            ((3, false), (2, true), Some("no user of their own")),
+            ((3, false), (3, false), None),
+        ] {
+            let error = is_no_weaker(&isolation(found.0, found.1), &isolation(begun.0, begun.1)).err();
+            let fits = |part: &str| error.as_ref().is_some_and(|text| text.contains(part) && text.contains("why not"));
+            assert!(expected.map_or(error.is_none(), fits), "{found:?} for {begun:?}: {error:?}");
+        }
     }
 
     #[test]

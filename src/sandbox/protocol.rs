@@ -100,6 +100,8 @@ pub(super) enum Reply {
 pub struct Isolation {
     /// 3: namespaces and cgroups; 2: namespaces; 1: Landlock and seccomp alone; 0: nothing.
     pub tier: u8,
+    /// True when each worker's scripts have a user of their own.
+    pub own_user: bool,
     /// A line for each tier that is not possible here, and why, and one for that in force.
     pub notes: Vec<String>,
 }

@@ -12,7 +12,10 @@ pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// A process that has said nothing for two heartbeats is stopped or hangs.
 pub(super) const SILENCE: Duration = Duration::from_secs(2 * HEARTBEAT.as_secs());
-/// How long an isolation may take to be entered, and libraries to be loaded: the loader says nothing meanwhile.
+/// How long what is killed may take to be gone before it is given up: more than anything may be silent, so who waits says meanwhile that it lives.
+pub(super) const KILL_GRACE: Duration = Duration::from_secs(60);
+/// How long an isolation may take to be entered, and libraries to be loaded: the loader says nothing meanwhile, unless
+/// it is stopped, which the worker sees.
 pub(super) const LOADING: Duration = Duration::from_secs(300);
 
 /// Says that this process lives, when it is time to.

@@ -182,7 +182,7 @@ impl Server {
         let trial = Job::new(trial, TRIAL_SCRIPT.0, TRIAL);
         let mut keeper = None;
         let ended = server.run(trial, [null.as_fd(); 2], &mut keeper, None)?;
-        keeper.into_iter().for_each(Keeper::wait);
+        keeper.map_or(Ok(0.0), |mut keeper| keeper.wait(|| Ok(())))?;
         match ended {
             Ended { exit: Some(0), failure: None, .. } => Ok(server),
             Ended { failure: Some(failure), .. } => Err(io::Error::other(failure)),
@@ -203,7 +203,10 @@ impl Server {
             // Until the next job comes, what waits for it must live in the limits of this one: as this one's own did.
             let was_well = ended.signal.is_none() && ended.failure.is_none();
             answer(worker, &Answer::Ended(ended))?;
-            keeper.take().into_iter().for_each(Keeper::wait);
+            if let Some(mut ended) = keeper.take() {
+                let mut pulse = Pulse::new(worker, ALIVE);
+                ended.wait(|| pulse.beat())?;
+            }
             if self.tier >= 2 {
                 keeper = was_well.then(|| self.keeper(disk_bytes).ok()).flatten();
                 answer(worker, &Answer::Free(keeper.as_ref().map(|keeper| keeper.pid)))?;
@@ -252,7 +255,7 @@ impl Server {
             },
         };
         if keeper.begin(&job, outputs).is_err() {
-            system::kill(keeper.pid);
+            keeper.kill();
         }
         let mut ended = self.ended(Some(keeper), &mut report)?;
         let (seconds, failure) = keeper.end(|| report.beat())?;

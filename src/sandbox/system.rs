@@ -3,8 +3,8 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Most descriptors one message carries.
 const MAX_FDS: usize = 8;
@@ -144,19 +144,36 @@ pub(super) fn set_nonblocking(fd: BorrowedFd) -> io::Result<()> {
     }
 }
 
-/// Sends SIGKILL to a process, or with a negative number to a process group. One that is gone is no error.
-pub(super) fn kill(pid: i32) {
-    signal(pid, libc::SIGKILL);
+/// Sends SIGKILL to a child of this process that nobody has waited for yet: until then its number is no other's.
+pub(super) fn kill_child(pid: i32) {
+    signal_number(pid, libc::SIGKILL);
+}
+
+/// Sends SIGKILL to a process of the table. One that has ended is no error, and whoever has its number now gets nothing.
+pub(super) fn kill(target: &Process) {
+    signal(target, libc::SIGKILL);
 }
 
 /// The same with SIGSTOP.
-pub(super) fn stop(pid: i32) {
-    signal(pid, libc::SIGSTOP);
+pub(super) fn stop(target: &Process) {
+    signal(target, libc::SIGSTOP);
 }
 
-fn signal(pid: i32, number: i32) {
-    if pid != 0 && pid != 1 && pid != -1 {
-        // SAFETY: a plain call; 0, 1 and -1, which mean more than one group, are excluded.
+fn signal(target: &Process, number: i32) {
+    // Opened before the table is read again: when the number is still the same process's, the handle is that one's.
+    let handle = process_handle(target.pid as u32);
+    if process(target.pid).is_none_or(|now| now.started != target.started) {
+        return;
+    }
+    match handle {
+        Some(handle) => signal_handle(handle.as_fd(), number),
+        None => signal_number(target.pid, number),
+    }
+}
+
+fn signal_number(pid: i32, number: i32) {
+    if pid > 1 {
+        // SAFETY: a plain call; what means more than one process is excluded.
         unsafe { libc::kill(pid, number) };
     }
 }
@@ -172,15 +189,13 @@ pub(super) fn process_handle(pid: u32) -> Option<OwnedFd> {
 
 /// Sends SIGKILL to the process of a handle. One that is gone is no error.
 pub(super) fn kill_handle(process: BorrowedFd) {
+    signal_handle(process, libc::SIGKILL);
+}
+
+fn signal_handle(process: BorrowedFd, number: i32) {
     // SAFETY: a plain call; a null info means none.
     unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            process.as_raw_fd(),
-            libc::SIGKILL,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), number, std::ptr::null::<libc::siginfo_t>(), 0)
     };
 }
 
@@ -276,6 +291,28 @@ pub(super) fn wait(pid: i32) -> io::Result<f64> {
     }
 }
 
+/// The same for one that is killed: calls `beat` at least every `look` meanwhile. An error when it is not gone after `most`.
+pub(super) fn wait_meanwhile(
+    pid: i32,
+    most: Duration,
+    look: Duration,
+    mut beat: impl FnMut() -> io::Result<()>,
+) -> io::Result<f64> {
+    let until = Instant::now() + most;
+    // Without handles there is nothing to be waited for but the end itself.
+    let handle = process_handle(pid as u32);
+    while let Some(handle) = &handle {
+        if let [true] = wait_readable([Some(handle.as_fd())], look)? {
+            break;
+        }
+        if Instant::now() >= until {
+            return Err(io::Error::other("a killed process does not end"));
+        }
+        beat()?;
+    }
+    wait(pid)
+}
+
 /// Seconds of CPU time of this process and of children it has waited for.
 pub(super) fn cpu_seconds() -> f64 {
     let of = |who| {
@@ -293,16 +330,11 @@ fn seconds(usage: &libc::rusage) -> f64 {
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
-/// In the first process of a pid namespace: kills all others in it, and waits for those that are its children until none is left.
+/// In the first process of a pid namespace: kills all others in it.
 pub(super) fn end_namespace() {
     assert_eq!(std::process::id(), 1, "only the first process of a pid namespace may end it");
     // SAFETY: -1 means every process but this one that it can see, which are those of its namespace.
-    unsafe {
-        libc::kill(-1, libc::SIGKILL);
-        while libc::waitpid(-1, std::ptr::null_mut(), 0) > 0
-            || io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
-        {}
-    }
+    unsafe { libc::kill(-1, libc::SIGKILL) };
 }
 
 /// What a mount does not allow (mount_setattr(2)). On a read-only one devices are written all the same, but keep modes and times.
@@ -406,6 +438,10 @@ pub(super) fn reap() -> bool {
 pub(super) struct Process {
     pub pid: i32,
     pub parent: i32,
+    /// When it began, in ticks since the machine did: no other process has had this number and this time.
+    pub started: u64,
+    /// By a signal or by who traces it: it does nothing until it is let go on.
+    pub is_stopped: bool,
     /// Seconds, its own and those of children it has waited for.
     pub cpu_seconds: f64,
     /// Resident bytes, shared pages included.
@@ -432,7 +468,7 @@ pub(super) fn descendants(root: i32) -> Vec<Process> {
 }
 
 /// None when it is gone.
-fn process(pid: i32) -> Option<Process> {
+pub(super) fn process(pid: i32) -> Option<Process> {
     let mut line = [0; 1024]; // in one piece, and longer than any: this is read of all processes, over and over
     let length = std::io::Read::read(&mut std::fs::File::open(format!("/proc/{pid}/stat")).ok()?, &mut line).ok()?;
     parse_stat(pid, &String::from_utf8_lossy(&line[..length]))
@@ -459,6 +495,8 @@ fn parse_stat(pid: i32, line: &str) -> Option<Process> {
     Some(Process {
         pid,
         parent: fields.get(1)?.parse().ok()?,
+        started: ticks(19)?,
+        is_stopped: fields[0].eq_ignore_ascii_case("t"),
         cpu_seconds: (ticks(11)? + ticks(12)? + ticks(13)? + ticks(14)?) as f64 / ticks_per_second as f64,
         resident_bytes: ticks(21)? * page as u64,
     })
@@ -483,7 +521,6 @@ pub(super) fn proportional_bytes(pid: i32) -> Option<u64> {
 mod tests {
     use super::*;
     use std::io::Read;
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_descriptor_travels_with_its_message() {
@@ -503,11 +540,47 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_the_number_of_an_ended_process_gets_no_signal() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let now = process(child.id() as i32).unwrap();
+        // One that had this number before.
+        kill(&Process { started: now.started - 1, ..now.clone() });
+        drop(child.stdin.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        kill(&process(child.id() as i32).unwrap());
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn who_waits_for_a_long_end_says_meanwhile_that_it_lives() {
+        let cat = || std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        // It ends when there were three beats.
+        let (mut child, mut beats) = (cat(), 0);
+        let input = &mut child.stdin.take();
+        let beat = || {
+            beats += 1;
+            drop(input.take_if(|_| beats == 3));
+            Ok(())
+        };
+        let (hour, look) = (Duration::from_secs(3600), Duration::from_millis(1));
+        wait_meanwhile(child.id() as i32, hour, look, beat).unwrap();
+        assert!(beats >= 3, "{beats}");
+        let mut child = cat();
+        let error = wait_meanwhile(child.id() as i32, Duration::ZERO, look, || Ok(())).unwrap_err();
+        assert!(error.to_string().contains("does not end"), "{error}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
     fn a_command_name_with_parentheses_is_parsed() {
         // The n-th field of proc(5) has the value n - 1.
         let numbers = (4..=24).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
         let process = parse_stat(7, &format!("7 (a) R (b) S 3 {numbers}")).unwrap();
         assert_eq!((process.pid, process.parent), (7, 3));
+        assert_eq!((process.started, process.is_stopped), (21, false));
+        assert!(parse_stat(7, &format!("7 (a) T 3 {numbers}")).unwrap().is_stopped);
         // Fields 14 to 17, in hundredths of a second on every Linux; field 24, in pages.
         assert_eq!(process.cpu_seconds, (13 + 14 + 15 + 16) as f64 / 100.0);
         assert_eq!(process.resident_bytes % (23 * 4096), 0);

@@ -6,11 +6,11 @@ use super::leftovers;
 use super::limits::Limits;
 use super::output::Output;
 use super::protocol::{Isolation, Job, Outcome, Reply, Verdict, Wanted};
-use super::pulse::{LOADING, Listener, Pulse, SILENCE};
+use super::pulse::{KILL_GRACE, LOADING, Listener, Pulse, SILENCE};
 use super::python::Folders;
 use super::seccomp::Filters;
 use super::server::{self, Answer, Ended, Tried, await_answer, receive_answer};
-use super::system;
+use super::system::{self, Process};
 use crate::console::errln;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,8 +34,6 @@ const AFTERMATH: Duration = Duration::from_secs(10);
 const PATROL: Duration = Duration::from_secs(1);
 /// How often a running group's CPU time and memory are added up.
 const SCAN: Duration = Duration::from_millis(100);
-/// How long a killed group may take to be gone before its worker is given up.
-const KILL_GRACE: Duration = Duration::from_secs(60);
 /// How long workers may take to clean up after the trainer has gone before they are killed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 /// Whom a worker listens to.
@@ -79,7 +77,7 @@ pub fn helper_main() -> i32 {
     // The first process of a pid namespace cannot end before all others are reaped, and those of a dead worker are ours.
     system::reap_at_once(true);
     Cgroup::sweep();
-    let mut workers: Vec<i32> = Vec::new();
+    let mut workers: Vec<Process> = Vec::new();
     let mut disturbed = Instant::now();
     loop {
         // What was below a lost worker becomes ours one after the other, late on a busy machine.
@@ -113,7 +111,8 @@ pub fn helper_main() -> i32 {
                         }
                         return worker_main(UnixStream::from(link), &start);
                     }
-                    Ok(Some(pid)) => workers.push(pid),
+                    // One that has ended already has nothing to be killed or kept.
+                    Ok(Some(pid)) => workers.extend(system::process(pid)),
                     // The trainer sees the link close and says what it could not do.
                     Err(error) => errln!("cannot fork a sandbox worker: {error}"),
                 }
@@ -127,7 +126,7 @@ pub fn helper_main() -> i32 {
     while system::reap() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(2));
     }
-    workers.iter().for_each(|&worker| system::kill(worker));
+    workers.iter().for_each(system::kill);
     while system::reap() && Instant::now() < deadline + SHUTDOWN_GRACE {
         let _ = kill_strays(Keep::Only(&[]), &mut || Ok(()));
         std::thread::sleep(Duration::from_millis(2));
@@ -137,14 +136,18 @@ pub fn helper_main() -> i32 {
 }
 
 /// Forgets workers that have ended, and removes the control groups of those that could not do it themselves.
-fn bury(workers: &mut Vec<i32>) {
-    let living: BTreeSet<i32> =
-        system::descendants(std::process::id() as i32).iter().map(|process| process.pid).collect();
+fn bury(workers: &mut Vec<Process>) {
+    let living: BTreeSet<_> = system::descendants(std::process::id() as i32).iter().map(identity).collect();
     let before = workers.len();
-    workers.retain(|worker| living.contains(worker));
+    workers.retain(|worker| living.contains(&identity(worker)));
     if workers.len() < before {
         Cgroup::sweep();
     }
+}
+
+/// What tells a process from a later one of its number.
+fn identity(process: &Process) -> (i32, u64) {
+    (process.pid, process.started)
 }
 
 /// Kills every process below this one, at any depth, that is not in `keep`. True when there was any. An error is one of `alive`.
@@ -153,24 +156,26 @@ fn kill_strays(keep: Keep, alive: &mut impl FnMut() -> io::Result<()>) -> io::Re
     let own = std::process::id() as i32;
     let mut stopped = BTreeSet::new();
     loop {
-        let all = system::descendants(own);
+        let mut strays = system::descendants(own);
         let kept: BTreeSet<i32> = match keep {
             Keep::Only(pids) => pids.iter().copied().collect(),
             Keep::Trees(roots) => {
-                roots.iter().copied().chain(system::below(&all, roots).iter().map(|p| p.pid)).collect()
+                let roots: BTreeSet<_> = roots.iter().map(identity).collect();
+                let living = strays.iter().filter(|process| roots.contains(&identity(process)));
+                let living: Vec<i32> = living.map(|process| process.pid).collect();
+                system::below(&strays, &living).iter().map(|process| process.pid).chain(living).collect()
             }
         };
-        let known = |pid: &i32| kept.contains(pid) || stopped.contains(pid);
-        let new: Vec<i32> = all.iter().map(|process| process.pid).filter(|pid| !known(pid)).collect();
+        strays.retain(|process| !kept.contains(&process.pid));
+        let new: Vec<&Process> = strays.iter().filter(|process| stopped.insert(identity(process))).collect();
         if new.is_empty() {
-            break;
+            // Some of those that were stopped may have been killed by others since: what lives still is in the table.
+            strays.iter().for_each(system::kill);
+            return Ok(!stopped.is_empty());
         }
-        new.iter().for_each(|&pid| system::stop(pid));
-        stopped.extend(new);
+        new.into_iter().for_each(system::stop);
         alive()?;
     }
-    stopped.iter().for_each(|&pid| system::kill(pid));
-    Ok(!stopped.is_empty())
 }
 
 /// Processes that are no strays.
@@ -178,7 +183,7 @@ fn kill_strays(keep: Keep, alive: &mut impl FnMut() -> io::Result<()>) -> io::Re
 enum Keep<'a> {
     Only(&'a [i32]),
     /// With everything below them.
-    Trees(&'a [i32]),
+    Trees(&'a [Process]),
 }
 
 /// Kills strays until there are none. An error when some do not go.
@@ -234,7 +239,7 @@ struct Worker {
     /// Resident bytes of the loader when it was idle first.
     loader_bytes: u64,
     /// The keeper that waits for the next job.
-    waiting: Option<i32>,
+    waiting: Option<Process>,
 }
 
 impl Worker {
@@ -260,7 +265,7 @@ impl Worker {
                 match worker.cgroup.as_ref().map_or(Ok(()), |group| group.join(worker.loader)) {
                     Ok(()) => {
                         notes.push(format!("in force: {name}{users}"));
-                        return Ok((worker, Reply::Ready(Isolation { tier, notes }, own)));
+                        return Ok((worker, Reply::Ready(Isolation { tier, own_user: user.is_some(), notes }, own)));
                     }
                     Err(why) => {
                         not_possible(why);
@@ -293,9 +298,18 @@ impl Worker {
         Ok(Self { server, process, loader, tier: tried.tier, cgroup, idle_bytes: 0, loader_bytes: 0, waiting: None })
     }
 
-    /// Waits until the libraries are loaded.
+    /// Waits until the libraries are loaded. Who loads may say nothing for long, in one call: that it is not stopped is seen from here.
     fn load(&mut self, pulse: &mut Pulse) -> io::Result<()> {
-        await_answer(self.server.as_fd(), Listener::new(SERVER, LOADING), || pulse.beat()).and_then(server::ready)?;
+        let mut watched = Listener::new("a stopped fork-server or loader", SILENCE);
+        let beat = || {
+            let is_stopped = |pid| system::process(pid).is_some_and(|process| process.is_stopped);
+            if ![self.process, self.loader].into_iter().any(is_stopped) {
+                watched.heard();
+            }
+            watched.check()?;
+            pulse.beat()
+        };
+        await_answer(self.server.as_fd(), Listener::new(SERVER, LOADING), beat).and_then(server::ready)?;
         let idle = [self.process, self.loader].map(|pid| system::proportional_bytes(pid).unwrap_or(0));
         self.idle_bytes = idle.iter().sum();
         self.loader_bytes = system::resident_bytes(self.loader);
@@ -321,7 +335,7 @@ impl Worker {
             }
             send_reply(link, &reply)?;
             if self.tier >= 2 {
-                self.waiting = self.free()?;
+                self.waiting = self.free(&mut pulse)?;
             }
             if system::resident_bytes(self.loader) > self.loader_bytes.saturating_add(MOST_GROWTH) {
                 return Err(io::Error::other("the fork-server has grown"));
@@ -331,11 +345,16 @@ impl Worker {
 
     /// Waits until nothing of the last job is left: what it has in files counts against the next one's memory as long as it is. The
     /// keeper that waits for the next.
-    fn free(&self) -> io::Result<Option<i32>> {
-        match await_answer(self.server.as_fd(), Listener::new(SERVER, SILENCE), || Ok(()))? {
-            Answer::Free(keeper) => Ok(keeper),
+    fn free(&self, pulse: &mut Pulse) -> io::Result<Option<Process>> {
+        match await_answer(self.server.as_fd(), Listener::new(SERVER, SILENCE), || pulse.beat())? {
+            Answer::Free(keeper) => Ok(keeper.and_then(|pid| self.below(pid))),
             answer => Err(io::Error::other(format!("the fork-server answered {answer:?}"))),
         }
+    }
+
+    /// The process of this number, if it is a child of the fork-server or the loader, and not one that has the number of one that has ended.
+    fn below(&self, pid: i32) -> Option<Process> {
+        system::process(pid).filter(|process| [self.process, self.loader].contains(&process.parent))
     }
 
     /// One job. An error when the fork-server dies or the trainer goes: then the worker ends.
@@ -357,7 +376,8 @@ impl Worker {
         system::send(self.server.as_fd(), &serde_json::to_vec(job)?, &writers)?;
         drop((stdout_writer, stderr_writer));
 
-        let mut group = self.waiting.take(); // the pid of the keeper or, without namespaces, of the script, once known
+        // The keeper or, without namespaces, the script, once known. Its number is another's as soon as its parent has waited for it.
+        let mut group = self.waiting.take();
         let mut stopped: Option<(Outcome, Instant)> = None; // why we killed it, and when it must be gone
         let (mut next_scan, mut shares) = (started + SCAN, Shares::default());
         let mut listener = Listener::new(SERVER, SILENCE);
@@ -376,9 +396,9 @@ impl Worker {
                 listener.heard();
                 match receive_answer(self.server.as_fd())? {
                     Answer::Pid(pid) => {
-                        group = Some(pid);
+                        group = self.below(pid);
                         if stopped.is_some() {
-                            kill_group(pid);
+                            group.iter().for_each(system::kill);
                         }
                     }
                     Answer::Ended(ended) => break ended,
@@ -407,7 +427,7 @@ impl Worker {
                 stop = stop.or(Some(Outcome::WallLimit));
             }
             if let Some(reason) = stop {
-                group.into_iter().for_each(kill_group);
+                group.iter().for_each(system::kill);
                 stopped = Some((reason, now + KILL_GRACE));
             }
         };
@@ -486,15 +506,9 @@ impl Shares {
 
 /// Ends a fork-server that is not needed, with its loader.
 fn end(process: i32) {
-    system::kill(process);
+    system::kill_child(process);
     // What stays is found by the helper.
     let _ = system::wait(process).and_then(|_| clear_strays(Keep::Only(&[]), || Ok(())));
-}
-
-/// Kills a job: the keeper, with which its pid namespace dies, or the script, and its process group.
-fn kill_group(pid: i32) {
-    system::kill(-pid);
-    system::kill(pid);
 }
 
 /// How a job ended. Output and CPU time are decided by amounts, however the process ended, so that the same script gets

@@ -41,6 +41,8 @@ fn limits_have_ranges_and_are_called_by_their_options() {
     let huge = u64::MAX.to_string();
     for (option, value) in [
         ("--memory", huge.as_str()),
+        ("--memory", "1MiB"),
+        ("--memory", "8388607"),
         ("--output", &huge),
         ("--disk", &huge),
         ("--processes", &huge),
@@ -92,6 +94,7 @@ fn a_workspace_gets_back_what_changed_and_links_are_not_followed() {
     fs::write(&script, lines.concat()).unwrap();
     let ended = run(&[]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!ended.stderr.contains("symbolic"), "{ended:?}");
     assert_eq!(fs::read_to_string(workspace.join("new.txt")).unwrap(), "new");
     assert_eq!(fs::read_to_string(workspace.join("below/old.txt")).unwrap(), "changed");
     assert_eq!(fs::read_to_string(folder.path().join("other_name.txt")).unwrap(), "old");
@@ -115,6 +118,8 @@ fn a_workspace_gets_back_what_changed_and_links_are_not_followed() {
         let ended = run(&[]);
         assert_eq!(ended.code, Some(2), "{path}: {ended:?}");
         assert!(!ended.stdout.contains("link"), "{path}: what links lead to is left out: {ended:?}");
+        let left_out = format!("symbolic links left out: 2, the first {}\n", text(&workspace.join("link.txt")));
+        assert_eq!(ended.stderr.matches(&left_out).count(), 1, "{path}: {ended:?}");
         assert!(ended.stdout.contains("hello") && ended.stderr.contains("was not brought back"), "{path}: {ended:?}");
     }
     assert!(!workspace.join("script.py").exists(), "the script stays behind");

@@ -16,6 +16,7 @@ fn environment(scratch: &Path, names: &[&str]) -> Environment {
         2,
         &python,
         &Wanted { best: 3, unsafe_without: false, preload: None },
+        Default::default(),
     )
     .unwrap();
     let all = Task::load_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks")).unwrap();

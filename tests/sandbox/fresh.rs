@@ -3,6 +3,7 @@
 use super::{LIMITS, job, python};
 use onestep::sandbox::{Job, Outcome, Pool, Verdict, Wanted};
 use std::path::Path;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 /// Writes into all it can reach, and ends with exit code 3.
@@ -13,7 +14,8 @@ const LOOK: &str = include_str!("fresh/look.py");
 /// A pool in the best tier up to `best`; none where that tier is not possible, which is said.
 fn pool_of(workers: usize, best: u8) -> Option<Pool> {
     let wanted = Wanted { best, unsafe_without: false, preload: Some(vec!["numpy".into()]) };
-    let pool = Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python(), &wanted).unwrap();
+    let pool =
+        Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python(), &wanted, Arc::default()).unwrap();
     if pool.protection().tier < best {
         println!("{}", pool.protection().notes.join("; "));
         return None;

@@ -11,7 +11,7 @@ use onestep::sandbox::{Job, Limits, Outcome, Pool, Python, Verdict, Wanted};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -35,7 +35,7 @@ fn python() -> &'static Python {
 }
 
 fn start(workers: usize) -> Pool {
-    Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python(), &BEST).unwrap()
+    Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python(), &BEST, Arc::default()).unwrap()
 }
 
 /// Shared by the tests that do not harm it.
@@ -458,7 +458,7 @@ fn an_interpreter_below_tmp_works_and_scripts_have_a_scratch_folder_all_the_same
     std::fs::write(packages(&venv).join("only_here.py"), "word = 'here'").unwrap();
     let below_tmp = Python::ensure(Some(&venv.join("bin/python")), folder.path(), &mut |_| ()).unwrap();
     let wanted = Wanted { best: 3, unsafe_without: false, preload: Some(vec!["numpy".into()]) };
-    let pool = Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), 1, &below_tmp, &wanted).unwrap();
+    let pool = Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), 1, &below_tmp, &wanted, Arc::default()).unwrap();
     assert_eq!(pool.protection().tier, self::pool().protection().tier, "{:?}", pool.protection());
     let script = "import only_here, sys, tempfile\nwith tempfile.NamedTemporaryFile() as f: f.write(b'x')\n\
         print(only_here.word, sys.prefix)";

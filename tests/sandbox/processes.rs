@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Lower process ids first: those that were made earlier, until the numbers start again.
 fn children(parent: u32) -> Vec<u32> {
@@ -83,7 +84,8 @@ fn a_job_whose_worker_or_fork_server_dies_is_done_by_another() {
 #[test]
 fn cancelled_jobs_end_and_the_pool_lives_on() {
     let flag = Arc::new(AtomicBool::new(false));
-    let pool = start(2).cancelled_by(flag.clone());
+    let program = Path::new(env!("CARGO_BIN_EXE_onestep"));
+    let pool = Pool::start(program, 2, python(), &BEST, flag.clone()).unwrap();
     let endless = format!("{BEGUN}time.sleep(1000)");
     let far = Limits { wall_seconds: 2000.0, ..LIMITS };
     // More than there are slots: some wait.
@@ -200,6 +202,46 @@ fn dropping_the_pool_leaves_no_process() {
 }
 
 #[test]
+fn a_process_that_has_the_number_of_a_dead_worker_is_left_alone() {
+    const TEST: &str = "a_process_that_has_the_number_of_a_dead_worker_is_left_alone";
+    if std::env::var("HOLD_A_POOL_FOR").is_ok_and(|name| name == TEST) {
+        let pool = start_small(2);
+        let (worker, stopped) = (worker_of(&pool), children(pool.helper_pid())[1]);
+        // While the helper waits for this one, which does not end by itself, the other one's number is given away.
+        signal(stopped, "STOP");
+        let dropping = std::thread::spawn(|| drop(pool));
+        wait_until("the worker is gone", || processes().iter().all(|process| process.pid != worker));
+        let mut other = loop {
+            std::fs::write("/proc/sys/kernel/ns_last_pid", (worker - 1).to_string()).unwrap();
+            let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+            if other.id() == worker {
+                break other;
+            }
+            other.kill().unwrap();
+            other.wait().unwrap();
+        };
+        dropping.join().unwrap();
+        assert!(other.try_wait().unwrap().is_none(), "it was killed");
+        other.kill().unwrap();
+        return;
+    }
+    // Executed once more, with process numbers of its own, which are given to others as it likes.
+    let own = |program: &Path| {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc"]).arg(program);
+        command
+    };
+    if !own(Path::new("true")).status().is_ok_and(|status| status.success()) {
+        println!("not possible here: process numbers of its own");
+        return;
+    }
+    python(); // made here, where it is locked and seen
+    let mut command = own(&std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("processes::{TEST}"), "--nocapture"]).env("HOLD_A_POOL_FOR", TEST);
+    assert!(command.status().unwrap().success());
+}
+
+#[test]
 fn a_killed_trainer_leaves_no_process() {
     // This test is its own trainer: executed once more, it holds a pool with a running job until it is killed.
     if std::env::var_os("HOLD_A_POOL").is_some() {
@@ -231,7 +273,7 @@ fn a_killed_trainer_leaves_no_process() {
 /// A pool with few libraries, for tests of what happens to its processes.
 fn start_small(workers: usize) -> Pool {
     let wanted = Wanted { preload: Some(vec![]), ..BEST };
-    Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python(), &wanted).unwrap()
+    Pool::start(Path::new(env!("CARGO_BIN_EXE_onestep")), workers, python(), &wanted, Arc::default()).unwrap()
 }
 
 /// Whatever waits for a stopped process notices it by the heartbeats that it no longer makes; the job's own limits are far away.
@@ -278,6 +320,79 @@ fn a_stopped_process_between_the_trainer_and_a_script_is_noticed_and_its_job_is_
 }
 
 #[test]
+fn a_loader_that_is_stopped_while_it_loads_is_noticed() {
+    // By this name the processes of this pool are found before it has begun.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let program = folder.path().join("onestep");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_onestep"), &program).unwrap();
+    let name = program.to_str().unwrap();
+    let said = |file: &str, pid: u32| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    std::thread::scope(|scope| {
+        let starting = scope.spawn(|| Pool::start(&program, 1, python(), &BEST, Arc::default()).err());
+        wait_until("the loader is stopped while it loads", || {
+            let helper = children(std::process::id()).into_iter().find(|&pid| said("cmdline", pid).contains(name));
+            let all = helper.map_or(vec![], below);
+            let loader = all.iter().map(|process| process.pid).find(|&pid| said("maps", pid).contains("numpy"));
+            loader.is_some_and(|pid| {
+                signal(pid, "STOP");
+                true
+            })
+        });
+        wait_until("the start ends", || starting.is_finished());
+        let error = starting.join().unwrap().unwrap();
+        assert!(error.to_string().contains("a stopped fork-server or loader"), "{error}");
+    });
+}
+
+/// What a job leaves may take longer to be gone than anybody may be silent: here a process that someone outside does not wait for.
+#[test]
+fn a_job_that_takes_long_to_be_gone_is_not_taken_for_a_stopped_process() {
+    std::thread::scope(|scope| {
+        for (wall_seconds, expected) in [(2000.0, Outcome::Signaled(9)), (10.0, Outcome::WallLimit)] {
+            scope.spawn(move || {
+                let pool = start_small(1);
+                if pool.protection().tier < 2 {
+                    println!("not possible here: in tier {} there is no namespace to be ended", pool.protection().tier);
+                    return;
+                }
+                let worker = worker_of(&pool);
+                let (_folder, long) = job(&format!("{BEGUN}time.sleep(1000)"), Limits { wall_seconds, ..LIMITS });
+                std::thread::scope(|scope| {
+                    let running = scope.spawn(|| pool.run(long));
+                    wait_until("the script begins", || has_begun(&pool));
+                    let script = begun(pool.helper_pid()).unwrap().pid;
+                    let mut command = Command::new("nsenter");
+                    let mut outside = command.args(["-t", &script.to_string(), "-p", "sleep", "1000"]).spawn().unwrap();
+                    let mut may_not = false;
+                    wait_until("a process enters", || {
+                        may_not = outside.try_wait().unwrap().is_some();
+                        may_not || !children(outside.id()).is_empty()
+                    });
+                    if may_not {
+                        println!("not possible here: entering a job's namespace");
+                    } else {
+                        signal(outside.id(), "STOP");
+                    }
+                    if expected == Outcome::Signaled(9) {
+                        signal(script, "KILL");
+                    }
+                    wait_until("the script ends", || !has_begun(&pool));
+                    if !may_not {
+                        std::thread::sleep(Duration::from_secs(25));
+                        signal(outside.id(), "CONT");
+                        outside.wait().unwrap();
+                    }
+                    assert_eq!(running.join().unwrap().unwrap().outcome, expected);
+                });
+                let (_folder, next) = job("print('done')", LIMITS);
+                assert_eq!(pool.run(next).unwrap().stdout, "done\n");
+                assert_eq!(worker_of(&pool), worker, "{expected:?}");
+            });
+        }
+    });
+}
+
+#[test]
 fn without_its_helper_a_pool_says_which_process_is_wrong_and_to_resume() {
     std::thread::scope(|scope| {
         for (name, word) in [("KILL", "has ended"), ("STOP", "is stopped")] {
@@ -300,6 +415,18 @@ fn without_its_helper_a_pool_says_which_process_is_wrong_and_to_resume() {
             });
         }
     });
+}
+
+#[test]
+fn a_start_that_is_not_wanted_any_more_ends_at_once() {
+    // A helper that answers nothing, and ends with the pool.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let helper = folder.path().join("helper");
+    std::fs::write(&helper, "#!/bin/sh\nexec cat\n").unwrap();
+    std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let cancelled = Arc::new(AtomicBool::new(true));
+    let error = Pool::start(&helper, 1, python(), &BEST, cancelled).err().unwrap();
+    assert_eq!(error.kind(), Kind::Interrupted, "{error}");
 }
 
 /// What this process is executed once more for, by the name of the test that does it: to hold a pool until it is killed.
@@ -422,7 +549,7 @@ fn a_worker_that_is_replaced_does_not_lower_the_tier() {
     std::fs::write(&own, format!("#!/bin/sh\nexec unshare -m {} \"$@\"\n", env!("CARGO_BIN_EXE_onestep"))).unwrap();
     std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let wanted = Wanted { preload: Some(vec![]), ..BEST };
-    let pool = Pool::start(&own, 1, python(), &wanted);
+    let pool = Pool::start(&own, 1, python(), &wanted, Arc::default());
     let Some(pool) = pool.ok().filter(|pool| pool.protection().tier == 3) else {
         println!("not possible here: a helper in mounts of its own has no tier 3");
         return;

@@ -114,6 +114,7 @@ const MALFORMED: &[(&str, &str, &[&str])] = &[
     ("cpu_seconds = 2.0", "cpu_seconds = 30.0", &["key wall_seconds", "below cpu_seconds"]),
     ("memory_bytes = 1073741824", "memory_bytes = -1", &["key memory_bytes", "memory_bytes = 1073741824"]),
     ("memory_bytes = 1073741824\n", "", &["key memory_bytes", "missing", "memory_bytes = 1073741824"]),
+    ("memory_bytes = 1073741824", "memory_bytes = 1", &["key memory_bytes", "expected at least"]),
     ("file_bytes = 16777216", "file_bytes = 0", &["key file_bytes", "above 0"]),
     ("file_bytes = 16777216", "file_bytes = 16777216\ncores = 2", &["key cores", "unknown field"]),
     ("metric = \"accuracy\"", "metric = ", &["task.toml"]),

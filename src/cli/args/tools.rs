@@ -40,8 +40,8 @@ pub struct SandboxRunArgs {
     /// Seconds of wall and of CPU time
     #[arg(long, value_name = "S", default_value_t = 60.0, value_parser = numbers::seconds::<MOST_SECONDS>, allow_hyphen_values = true)]
     pub time: f64,
-    /// Memory of all its processes
-    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = numbers::bytes, allow_hyphen_values = true)]
+    /// Memory of all its processes, at least 8MiB
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = numbers::script_memory, allow_hyphen_values = true)]
     pub memory: u64,
     /// Bytes of stdout and stderr together
     #[arg(long, value_name = "BYTES", default_value = "1MiB", value_parser = numbers::bytes, allow_hyphen_values = true)]
