@@ -65,8 +65,10 @@ pub fn publish_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     write(temporary.path())?;
     sync_folder(temporary.path())?;
     std::fs::rename(temporary.path(), path).map_err(|e| Error::io("renaming to", path, &e))?;
+    // Taken back, or the same command would find it there.
+    sync_folder(folder).inspect_err(|_| drop(std::fs::rename(path, temporary.path())))?;
     let _ = temporary.keep(); // renamed: nothing is left to remove
-    sync_folder(folder)
+    Ok(())
 }
 
 /// Removes what `publish` and `publish_folder` have left in `folder`, and in the folders below it, in processes that were killed. Nobody else
