@@ -238,8 +238,10 @@ fn private(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Python> {
     Ok(python)
 }
 
-/// A finished environment, as its marker describes it; None when it is not there or its base interpreter has gone.
+/// A finished environment, as its marker describes it; None when it is not there or its base interpreter has gone. The folder may be a
+/// link to one elsewhere.
 fn complete(folder: &Path) -> Option<Python> {
+    let folder = folder.canonicalize().ok()?;
     let python: Python = serde_json::from_slice(&std::fs::read(folder.join(MARKER)).ok()?).ok()?;
     (python.interpreter.starts_with(folder) && python.interpreter.exists()).then_some(python)
 }
