@@ -1,5 +1,6 @@
 //! Many workers executing jobs in parallel, forked from one small helper process. Owns their lives; runs no script itself.
 
+use super::cgroup::Cgroup;
 use super::protocol::{Isolation, Job, Outcome, Protection, Reply, Verdict, Wanted};
 use super::pulse::SILENCE;
 use super::worker::{self, Start};
@@ -475,17 +476,27 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         // Workers see their links close, the helper sees the control socket close.
-        lock(&self.queue).idle.clear();
+        let idle = std::mem::take(&mut lock(&self.queue).idle);
+        let workers: Vec<OwnedFd> = idle.into_iter().filter_map(|slot| slot.worker?.process).collect();
         self.control = None;
         let deadline = Instant::now() + SHUTDOWN;
-        while matches!(self.helper.try_wait(), Ok(None)) {
-            if Instant::now() >= deadline {
-                // Its workers ask the kernel to die with it.
-                let _ = self.helper.kill();
-                let _ = self.helper.wait();
-                return;
+        let ended = loop {
+            match self.helper.try_wait() {
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+                Ok(None) => {
+                    // Its workers ask the kernel to die with it.
+                    let _ = self.helper.kill();
+                    break self.helper.wait().ok();
+                }
+                ended => break ended.ok().flatten(),
             }
-            std::thread::sleep(Duration::from_millis(1));
+        };
+        if !ended.is_some_and(|status| status.success()) {
+            // It cannot have removed what its workers leave.
+            for worker in &workers {
+                let _ = system::wait_readable([Some(worker.as_fd())], SHUTDOWN);
+            }
+            Cgroup::sweep();
         }
     }
 }

@@ -498,6 +498,17 @@ fn groups_of(pids: &[u32]) -> Vec<PathBuf> {
 }
 
 #[test]
+fn a_pool_whose_helper_was_killed_leaves_no_control_group() {
+    let pool = start_small(2);
+    let (helper, workers) = (pool.helper_pid(), children(pool.helper_pid()));
+    assert_eq!(groups_of(&workers).is_empty(), pool.protection().tier < 3);
+    signal(helper, "KILL");
+    drop(pool);
+    let left = groups_of(&workers);
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
 fn what_a_killed_run_leaves_goes_when_the_next_begins_and_takes_nothing_from_it() {
     const TEST: &str = "what_a_killed_run_leaves_goes_when_the_next_begins_and_takes_nothing_from_it";
     // Executed once more it begins the next run, in its own folder for temporary files.
