@@ -5,7 +5,7 @@ use crate::processes::Leftovers;
 use crate::results::Right;
 use crate::stage::{PROGRAM, Room, Stage, Verb};
 use onestep::rng::Philox;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -77,6 +77,8 @@ pub struct Tally {
     pub sites: BTreeMap<String, usize>,
     /// Faults by call and how.
     pub faults: BTreeMap<(String, How), usize>,
+    /// Sites that a verb of [`Verb::BY_TIME`] before this one comes to as well: their calls fail there.
+    pub elsewhere: usize,
     /// Calls that did not come again, since what threads do first varies.
     pub missed: usize,
     /// By exit code.
@@ -155,11 +157,17 @@ fn faults(sites: &[Site]) -> Vec<Fault> {
     all
 }
 
-/// Makes calls of `right`'s verb fail, one in each run: all of them, or `part` of them drawn from a seed. After each the same command must end
-/// well.
-pub fn failed(stage: &Stage, right: &Right, part: Option<usize>) -> Tally {
-    let sites = sites(stage, right);
+/// Makes calls of `right`'s verb fail, one in each run: all of those at sites that none of the `quicker` verbs comes to, or `part` of all of
+/// them drawn from a seed. After each the same command must end well.
+pub fn failed(stage: &Stage, right: &Right, quicker: &[&Right], part: Option<usize>) -> Tally {
+    let mut sites = sites(stage, right);
     let mut tally = Tally::default();
+    for other in quicker {
+        let theirs: BTreeSet<String> = self::sites(stage, other).into_iter().map(|site| site.id).collect();
+        let before = sites.len();
+        sites.retain(|site| !theirs.contains(&site.id));
+        tally.elsewhere += before - sites.len();
+    }
     for site in &sites {
         *tally.sites.entry(site.call.clone()).or_default() += 1;
     }

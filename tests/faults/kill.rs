@@ -99,13 +99,12 @@ pub fn killed(stage: &Stage, right: &Right, seed: u64, kills: usize, tally: &mut
             *tally.hits.entry((right.verb, role)).or_default() += 1;
             hit.push(role);
             what = format!("{what}, {}", role.name());
-            if role.ends_the_run() {
-                assert_eq!(life.end(), None, "{what}: {}", run.room.said());
-                break None;
-            }
-            if done == kills {
+            if role.ends_the_run() || done == kills {
+                // Its own exit code when it was quicker: after a loss before, or at its end.
                 let code = life.end();
-                run.check_code(code, &hit, &what, tally);
+                if code.is_some() || !role.ends_the_run() {
+                    run.check_code(code, &hit, &what, tally);
+                }
                 break code;
             }
         };

@@ -90,8 +90,9 @@ fn stop_any_process() {
 fn fail(verb: Verb, part: usize) {
     let (_alone, stage, begun) = (alone(), stage(), Instant::now());
     let full = is_full("io");
-    let right = right(verb);
-    let tally = io::failed(stage, right, (!full).then_some(part));
+    let quicker: &[Verb] = if full { verb.quicker() } else { &[] };
+    let quicker: Vec<&Right> = quicker.iter().map(|&verb| right(verb)).collect();
+    let tally = io::failed(stage, right(verb), &quicker, (!full).then_some(part));
     table::faults(verb, &tally, begun.elapsed(), full);
     assert!(tally.findings.is_empty(), "{} findings:\n{}", tally.findings.len(), tally.findings.join("\n"));
 }

@@ -3,6 +3,7 @@
 use crate::support::{done, messages, model, python, text};
 use onestep::metrics;
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -28,6 +29,15 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// All, by the time that a run takes.
+    pub const BY_TIME: [Verb; 7] =
+        [Verb::Export, Verb::Sft, Verb::Pretrain, Verb::Eval, Verb::Grpo, Verb::Ppo, Verb::Collect];
+
+    /// Those that take less time.
+    pub fn quicker(self) -> &'static [Verb] {
+        Self::BY_TIME.split(|&verb| verb == self).next().unwrap_or(&[])
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Verb::Sft => "sft",
@@ -172,9 +182,9 @@ impl Stage {
         let (base, trained, data) = (text(&self.model), text(&self.trained), text(&self.trajectories));
         let mut line = match verb {
             Verb::Sft => vec!["sft", "--model", base, "--data", text(&self.messages)],
-            Verb::Ppo | Verb::Grpo => vec!["rl", "--model", trained, "--data", data, "--python", python()],
-            Verb::Collect => vec!["collect", "--python", python()],
-            Verb::Eval => vec!["eval", "--model", trained, "--python", python()],
+            Verb::Ppo | Verb::Grpo => vec!["rl", "--model", trained, "--data", data],
+            Verb::Collect => vec!["collect"],
+            Verb::Eval => vec!["eval", "--model", trained],
             Verb::Pretrain => vec!["pretrain"],
             Verb::Export => vec!["export", "--model", base, "--format", "hf"],
         };
@@ -262,12 +272,15 @@ impl Room {
         room
     }
 
-    /// A room with an empty cache.
+    /// A room whose cache holds the Python environment and nothing else.
     pub fn cold() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name);
         let (out, temporary, cache) = (place("runs/run"), place("tmp"), place("cache"));
-        [&place("runs"), &temporary, &cache].iter().for_each(|folder| fs::create_dir(folder).unwrap());
+        let kept = cache.join("onestep");
+        [&place("runs"), &temporary, &cache, &kept].iter().for_each(|folder| fs::create_dir(folder).unwrap());
+        let environment = Path::new(python()).ancestors().nth(2).unwrap();
+        symlink(environment, kept.join(environment.file_name().unwrap())).unwrap();
         Self { folder, out, temporary, cache }
     }
 

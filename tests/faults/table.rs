@@ -50,6 +50,8 @@ pub fn faults(verb: Verb, tally: &io::Tally, time: Duration, is_full: bool) {
     for (code, count) in &tally.codes {
         writeln!(text, "| exit code {code} | {count} |").unwrap();
     }
+    writeln!(text, "| sites whose calls fail in another run, one that takes less time | {} |", tally.elsewhere)
+        .unwrap();
     writeln!(text, "| ended equal to the bit, at once or once more without the fault | {} |", tally.ends).unwrap();
     writeln!(text, "| calls that did not come again | {} |", tally.missed).unwrap();
     writeln!(text, "| findings | {} |", tally.findings.len()).unwrap();
