@@ -306,13 +306,8 @@ fn make_folder(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| Error::io("creating", path, &e))
 }
 
-/// Removes the folder, or the file that somebody has put in its place.
 fn remove_folder(path: &Path) -> Result<()> {
-    let removed = match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => std::fs::remove_file(path),
-        removed => removed,
-    };
-    match removed {
+    match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removing", path, &e)),
         _ => Ok(()),
     }
