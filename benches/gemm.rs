@@ -4,7 +4,7 @@
 
 use half::bf16;
 use onestep::backend::cpu::Cpu;
-use onestep::backend::{Backend, Heads, Linear, Lora, Segments};
+use onestep::backend::ops::{self, Heads, Linear, Lora, Segments};
 use onestep::rng::Philox;
 use onestep::tensor::{DType, Tensor};
 use std::time::Instant;
@@ -72,7 +72,15 @@ fn linear(random: &mut Philox, t: usize, k: usize, n: usize) {
     let flops = 2.0 * (t * k * n) as f64;
     let mut expected = vec![0.0f32; t * n];
     reference(t, k, n, x.slice(), w.slice(), &mut expected);
-    Cpu.linear(&x, &Linear { w: &w, bias: None, lora: None }, &mut y, 0, None).unwrap();
+    ops::Linears {
+        x: &x,
+        layers: std::slice::from_ref(&Linear { w: &w, bias: None, lora: None }),
+        y: &mut y,
+        column: 0,
+        s: vec![None],
+    }
+    .run(&Cpu)
+    .unwrap();
     for (a, b) in y.slice::<f32>().iter().zip(&expected) {
         assert!((a - b).abs() <= 1e-4 * (k as f32).sqrt(), "{a} {b}");
     }
@@ -81,25 +89,59 @@ fn linear(random: &mut Philox, t: usize, k: usize, n: usize) {
     report("linear f32", "gemm", &shape, flops, seconds);
     for (name, w) in [("linear f32", &w), ("linear bf16", &narrow)] {
         let p = Linear { w, bias: None, lora: None };
-        report(name, "onestep", &shape, flops, best(|| Cpu.linear(&x, &p, &mut y, 0, None).unwrap()));
+        report(
+            name,
+            "onestep",
+            &shape,
+            flops,
+            best(|| {
+                ops::Linears { x: &x, layers: std::slice::from_ref(&p), y: &mut y, column: 0, s: vec![None] }
+                    .run(&Cpu)
+                    .unwrap()
+            }),
+        );
     }
     let (a, b) = (normal(random, &[16, k]), normal(random, &[n, 16]));
     let p = Linear { w: &w, bias: None, lora: Some(Lora { a: &a, b: &b, scale: 1.0 }) };
     let [mut s, mut dx, mut da, mut db] =
         [[t, 16], [t, k], [16, k], [n, 16]].map(|shape| Tensor::zeros(&shape, DType::F32));
-    let seconds = best(|| Cpu.linear(&x, &p, &mut y, 0, Some(&mut s)).unwrap());
+    let seconds = best(|| {
+        ops::Linears { x: &x, layers: std::slice::from_ref(&p), y: &mut y, column: 0, s: vec![Some(&mut s)] }
+            .run(&Cpu)
+            .unwrap()
+    });
     report("linear lora", "onestep", &shape, flops, seconds);
     if t > 1 {
         let seconds = best(|| {
-            let grads = onestep::backend::LinearGrads { lora: Some((&mut da, &mut db)), ..Default::default() };
-            Cpu.linear_backward(&x, &p, &y, 0, Some(&s), Some(&mut dx), grads).unwrap();
+            let grads = ops::LinearGrads { lora: Some((&mut da, &mut db)), ..Default::default() };
+            ops::LinearsBackward {
+                x: &x,
+                layers: std::slice::from_ref(&p),
+                dy: &y,
+                column: 0,
+                s: vec![Some(&s)],
+                dx: Some(&mut dx),
+                grads: vec![grads],
+            }
+            .run(&Cpu)
+            .unwrap();
         });
         report("linear lora backward", "onestep", &shape, flops, seconds);
         let mut dw = Tensor::zeros(&[n, k], DType::F32);
         let p = Linear { lora: None, ..p };
         let seconds = best(|| {
-            let grads = onestep::backend::LinearGrads { w: Some(&mut dw), ..Default::default() };
-            Cpu.linear_backward(&x, &p, &y, 0, None, None, grads).unwrap();
+            let grads = ops::LinearGrads { w: Some(&mut dw), ..Default::default() };
+            ops::LinearsBackward {
+                x: &x,
+                layers: std::slice::from_ref(&p),
+                dy: &y,
+                column: 0,
+                s: vec![None],
+                dx: None,
+                grads: vec![grads],
+            }
+            .run(&Cpu)
+            .unwrap();
         });
         report("linear dw", "onestep", &shape, flops, seconds);
     }
@@ -119,9 +161,14 @@ fn attention(random: &mut Philox, segments: usize, length: usize, heads: Heads) 
     // Causal: two products over half the keys forward, five backward.
     let flops = 2.0 * (segments * length * length * width) as f64;
     let shape = [segments, length, heads.nh, heads.nkv, heads.hs];
-    let seconds = best(|| Cpu.attention(&qkv, heads, &packed, &mut o, &mut lse).unwrap());
+    let seconds =
+        best(|| ops::Attention { qkv: &qkv, heads, segments: &packed, o: &mut o, lse: &mut lse }.run(&Cpu).unwrap());
     report("attention", "onestep", &shape, flops, seconds);
-    let seconds = best(|| Cpu.attention_backward(&qkv, &o, &lse, &dout, heads, &packed, &mut dqkv).unwrap());
+    let seconds = best(|| {
+        ops::AttentionBackward { qkv: &qkv, o: &o, lse: &lse, dout: &dout, heads, segments: &packed, dqkv: &mut dqkv }
+            .run(&Cpu)
+            .unwrap()
+    });
     report("attention backward", "onestep", &shape, 2.5 * flops, seconds);
 }
 
@@ -136,7 +183,21 @@ fn paged(random: &mut Philox, sequences: usize, length: usize, heads: Heads) {
     let lens = Tensor::from_slice(&[sequences], &vec![length as i32; sequences]);
     let cu_q = Tensor::from_slice(&[sequences + 1], &(0..=sequences as i32).collect::<Vec<_>>());
     let mut o = Tensor::zeros(&[sequences, heads.nh * heads.hs], DType::F32);
-    let seconds = best(|| Cpu.attention_paged(&qkv, heads, &k, &v, block, &table, &lens, &cu_q, &mut o).unwrap());
+    let seconds = best(|| {
+        ops::AttentionPaged {
+            qkv: &qkv,
+            heads,
+            k_cache: &k,
+            v_cache: &v,
+            block_size: block,
+            block_table: &table,
+            lens: &lens,
+            cu_q: &cu_q,
+            o: &mut o,
+        }
+        .run(&Cpu)
+        .unwrap()
+    });
     let flops = 4.0 * (sequences * length * heads.nh * heads.hs) as f64;
     report("attention_paged", "onestep", &[sequences, length, heads.nh, heads.nkv, heads.hs], flops, seconds);
 }
@@ -147,25 +208,69 @@ fn log_probabilities(random: &mut Philox, m: usize, c: usize, v: usize) {
     let [mut logp, mut entropy, mut lse] = [0; 3].map(|_| Tensor::zeros(&[m], DType::F32));
     let mut dx = Tensor::zeros(&[m, c], DType::F32);
     let flops = 2.0 * (m * c * v) as f64;
-    let seconds = best(|| Cpu.linear_logprob(&x, &w, &targets, 1.0, &mut logp, &mut entropy, &mut lse).unwrap());
+    let seconds = best(|| {
+        ops::LinearLogprob {
+            x: &x,
+            w: &w,
+            targets: &targets,
+            temperature: 1.0,
+            logp: &mut logp,
+            entropy: &mut entropy,
+            lse: &mut lse,
+        }
+        .run(&Cpu)
+        .unwrap()
+    });
     report("linear_logprob", "onestep", &[m, c, v], flops, seconds);
     let dlogp = normal(random, &[m]);
     let seconds = best(|| {
-        Cpu.linear_logprob_backward(&x, &w, &targets, 1.0, &entropy, &lse, &dlogp, None, &mut dx, None).unwrap();
+        ops::LinearLogprobBackward {
+            x: &x,
+            w: &w,
+            targets: &targets,
+            temperature: 1.0,
+            entropy: &entropy,
+            lse: &lse,
+            dlogp: &dlogp,
+            dentropy: None,
+            dx: &mut dx,
+            dw: None,
+        }
+        .run(&Cpu)
+        .unwrap();
     });
     report("linear_logprob_backward", "onestep", &[m, c, v], 2.0 * flops, seconds);
 }
 
 fn elementwise(random: &mut Philox, t: usize, c: usize, f: usize) {
     let (gate_up, mut y) = (normal(random, &[t, 2 * f]), Tensor::zeros(&[t, f], DType::F32));
-    report("swiglu", "onestep", &[t, f], (t * f) as f64, best(|| Cpu.swiglu(&gate_up, &mut y).unwrap()));
+    report(
+        "swiglu",
+        "onestep",
+        &[t, f],
+        (t * f) as f64,
+        best(|| ops::Swiglu { gate_up: &gate_up, y: &mut y }.run(&Cpu).unwrap()),
+    );
     let mut dgate_up = Tensor::zeros(&[t, 2 * f], DType::F32);
-    let seconds = best(|| Cpu.swiglu_backward(&gate_up, &y, &mut dgate_up).unwrap());
+    let seconds =
+        best(|| ops::SwigluBackward { gate_up: &gate_up, dy: &y, dgate_up: &mut dgate_up }.run(&Cpu).unwrap());
     report("swiglu_backward", "onestep", &[t, f], (t * f) as f64, seconds);
     let (x, w) = (normal(random, &[t, c]), normal(random, &[c]));
     let [mut sum, mut out] = [0; 2].map(|_| Tensor::zeros(&[t, c], DType::F32));
     let mut rstd = Tensor::zeros(&[t], DType::F32);
-    let seconds = best(|| Cpu.add_rmsnorm(&x, Some(&x), &w, 1e-6, Some(&mut sum), &mut out, &mut rstd).unwrap());
+    let seconds = best(|| {
+        ops::AddRmsnorm {
+            residual: &x,
+            x: Some(&x),
+            w: &w,
+            eps: 1e-6,
+            sum: Some(&mut sum),
+            y: &mut out,
+            rstd: &mut rstd,
+        }
+        .run(&Cpu)
+        .unwrap()
+    });
     report("add_rmsnorm", "onestep", &[t, c], (t * c) as f64, seconds);
 }
 

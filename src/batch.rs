@@ -2,6 +2,7 @@
 //! plain sequences with a mask. Log-probabilities of those rows and their way back. No optimizer, no loss of its own.
 
 use crate::backend::Backend;
+use crate::backend::ops::{self};
 use crate::error::Result;
 use crate::model::config::ModelConfig;
 use crate::model::{self, Activations, Batch, Gradients, Policy, Segment};
@@ -151,7 +152,7 @@ pub fn forward_hidden(
 ) -> Result<Tensor> {
     model::forward(backend, policy, &batch.batch, keep, acts)?;
     let mut hidden = backend.alloc_unset(&[batch.loss_rows(), policy.model.config.hidden], backend.activation())?;
-    backend.gather_rows(acts.hidden(), &batch.rows, &mut hidden)?;
+    ops::GatherRows { x: acts.hidden(), rows: &batch.rows, y: &mut hidden }.run(backend)?;
     Ok(hidden)
 }
 
@@ -168,7 +169,16 @@ pub fn forward(
     let vector = || backend.alloc_unset(&[batch.loss_rows()], backend.accumulator());
     let (mut logp, mut entropy, mut lse) = (vector()?, vector()?, vector()?);
     let head = policy.model.lm_head();
-    backend.linear_logprob(&hidden, head, &batch.targets, temperature, &mut logp, &mut entropy, &mut lse)?;
+    ops::LinearLogprob {
+        x: &hidden,
+        w: head,
+        targets: &batch.targets,
+        temperature,
+        logp: &mut logp,
+        entropy: &mut entropy,
+        lse: &mut lse,
+    }
+    .run(backend)?;
     Ok(RowScores { hidden, logp, entropy, lse })
 }
 
@@ -182,7 +192,7 @@ pub fn backward_hidden(
     grads: &mut Gradients,
 ) -> Result<()> {
     let mut dhidden = backend.alloc(acts.hidden().shape(), backend.activation())?;
-    backend.scatter_add_rows(drows, &batch.rows, &mut dhidden)?;
+    ops::ScatterAddRows { dy: drows, rows: &batch.rows, dx: &mut dhidden }.run(backend)?;
     model::backward(backend, policy, &batch.batch, acts, &dhidden, grads)
 }
 
@@ -200,17 +210,18 @@ pub fn backward(
     grads: &mut Gradients,
 ) -> Result<()> {
     let mut drows = backend.alloc_unset(scores.hidden.shape(), backend.activation())?;
-    backend.linear_logprob_backward(
-        &scores.hidden,
-        policy.model.lm_head(),
-        &batch.targets,
+    ops::LinearLogprobBackward {
+        x: &scores.hidden,
+        w: policy.model.lm_head(),
+        targets: &batch.targets,
         temperature,
-        &scores.entropy,
-        &scores.lse,
+        entropy: &scores.entropy,
+        lse: &scores.lse,
         dlogp,
         dentropy,
-        &mut drows,
-        grads.lm_head(policy.model),
-    )?;
+        dx: &mut drows,
+        dw: grads.lm_head(policy.model),
+    }
+    .run(backend)?;
     backward_hidden(backend, policy, batch, acts, &drows, grads)
 }

@@ -1,7 +1,7 @@
 //! Settings: the defaults stand in data/config/default.toml, what each may be and does in `SETTINGS`; a file and `section.key=value`
 //! overrides are laid over them. No setting has a default in code, and none is read from the environment.
 
-use crate::backend::KlEstimator;
+use crate::backend::ops::KlEstimator;
 use crate::environment::{ReplyFormat, Style};
 use crate::error::{Error, Result};
 use crate::model::Recompute;

@@ -7,6 +7,7 @@ mod pre_tokenizer;
 mod vocabulary;
 
 use crate::backend::Backend;
+use crate::backend::ops::{self};
 use crate::chat::{CHATML, ChatTemplate};
 use crate::checkpoint::{self, read_json, write_json};
 use crate::error::{Error, Result};
@@ -252,6 +253,6 @@ fn logits(backend: &dyn Backend, policy: Policy) -> Result<Vec<f32>> {
     let mut acts = Activations::default();
     model::forward(backend, policy, &batch, false, &mut acts)?;
     let mut out = backend.alloc(&[ids.len(), config.vocab], backend.accumulator())?;
-    backend.logits(acts.hidden(), policy.model.lm_head(), &mut out)?;
+    ops::Logits { x: acts.hidden(), w: policy.model.lm_head(), out: &mut out }.run(backend)?;
     backend.read(&out)
 }

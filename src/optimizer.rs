@@ -1,6 +1,7 @@
 //! AdamW over a flat list of tensors, gradient clipping by global norm, and learning-rate schedules. Writes no files.
 
-use crate::backend::{AdamW, Backend};
+use crate::backend::Backend;
+use crate::backend::ops::{self, AdamW, Trained};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -82,7 +83,7 @@ impl Optimizer {
         if let Some(frozen) = params.iter().find(|p| p.is_mapped() || p.dtype() != be.accumulator()) {
             return Err(Error::system(format!("{frozen:?} cannot be trained; widen the model first")));
         }
-        let norm = be.squared_norm(grads)?.sqrt();
+        let norm = squared_norm(be, grads)?.sqrt();
         if !norm.is_finite() {
             return Err(Error::not_finite(format!("the gradient is not finite (global norm {norm})")));
         }
@@ -102,19 +103,27 @@ impl Optimizer {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         let mut squares = 0.0;
         for (list, weight_decay) in lists.into_iter().zip([0.0, weight_decay]) {
-            let step = AdamW { lr, beta1, beta2, eps, weight_decay, step: self.steps, grad_scale };
-            let (chosen, mut p): (Vec<usize>, Vec<&mut Tensor>) = list.into_iter().unzip();
-            let g: Vec<&Tensor> = chosen.iter().map(|&i| grads[i]).collect();
-            let mut m = of(&mut self.m, &chosen);
-            let mut v = of(&mut self.v, &chosen);
-            be.adamw(&step, &mut p, &g, &mut m, &mut v)?;
-            squares += be.squared_norm(&p.iter().map(|param| &**param).collect::<Vec<_>>())?;
+            let settings = AdamW { lr, beta1, beta2, eps, weight_decay, step: self.steps, grad_scale };
+            let chosen: Vec<usize> = list.iter().map(|(index, _)| *index).collect();
+            let moments = of(&mut self.m, &chosen).into_iter().zip(of(&mut self.v, &chosen));
+            let mut updated: Vec<&mut Tensor> = list.into_iter().map(|(_, param)| param).collect();
+            let tensors = updated.iter_mut().zip(&chosen).zip(moments);
+            let tensors = tensors.map(|((param, &i), (m, v))| Trained { param, grad: grads[i], m, v }).collect();
+            ops::AdamWStep { settings, tensors }.run(be)?;
+            squares += squared_norm(be, &updated.iter().map(|param| &**param).collect::<Vec<_>>())?;
         }
         if !squares.is_finite() {
             return Err(Error::not_finite("a parameter is not finite after the optimizer's step"));
         }
         Ok(norm as f32)
     }
+}
+
+/// See [`ops::SquaredNorm`].
+pub fn squared_norm(be: &dyn Backend, tensors: &[&Tensor]) -> Result<f64> {
+    let mut sum = 0.0;
+    ops::SquaredNorm { tensors, sum: &mut sum }.run(be)?;
+    Ok(sum)
 }
 
 /// The tensors at `chosen`, which ascends.

@@ -2,14 +2,15 @@
 //! token (PPO), as CISPO's, or by sequence (GSPO). One frozen base; actor, critic and reference are adapters over it. Knows no task, no
 //! sandbox, no text. docs/rl.md has the equations.
 
-use crate::backend::{Backend, PpoInputs, PpoParams, Surrogate};
+use crate::backend::Backend;
+use crate::backend::ops::{self, PpoInputs, PpoParams, PpoStats, Surrogate};
 use crate::batch::{self, Group, LossBatch};
 use crate::checkpoint;
 use crate::config::{Algorithm, KlIn, Objective, Rl};
 use crate::error::{Error, Result};
 use crate::model::lora::Adapter;
 use crate::model::{Activations, Gradients, Model, Policy};
-use crate::optimizer::{AdamWConfig, Optimizer};
+use crate::optimizer::{self, AdamWConfig, Optimizer};
 use crate::run::Suspect;
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -270,7 +271,7 @@ impl<'a> Learner<'a> {
             let lr = settings.learning_rate * factor;
             self.actor_optimizer.step(backend, &mut self.actor.tensors, grads, lr, settings.max_norm)?
         } else {
-            backend.squared_norm(&grads.iter().collect::<Vec<_>>())?.sqrt() as f32
+            optimizer::squared_norm(backend, &grads.iter().collect::<Vec<_>>())?.sqrt() as f32
         };
         if let (Some(critic), Some(grads)) = (&mut self.critic, critic_grads) {
             let lr = settings.critic_learning_rate * factor;
@@ -358,7 +359,10 @@ impl<'a> Learner<'a> {
         };
         let vector = || backend.alloc(&[micro.batch.loss_rows()], backend.accumulator());
         let (mut dlogp, mut dentropy) = (vector()?, vector()?);
-        sums.add(&backend.ppo_loss(&params(s), &ppo, &mut dlogp, &mut dentropy)?);
+        let (params, mut stats) = (params(s), PpoStats::default());
+        ops::PpoLoss { params: &params, inputs: &ppo, dlogp: &mut dlogp, dentropy: &mut dentropy, stats: &mut stats }
+            .run(backend)?;
+        sums.add(&stats);
         let dentropy = (s.entropy_coefficient != 0.0).then_some(&dentropy);
         batch::backward(backend, policy, &micro.batch, temperature, &mut self.acts, &scores, &dlogp, dentropy, grads)?;
         Ok(logp)

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use half::{bf16, f16};
+use onestep::backend::Backend;
 use onestep::backend::cpu::Cpu;
+use onestep::backend::ops::{self, AdamW, Heads, Linear, LinearGrads, Lora, Sampling, Segments, Trained};
 use onestep::backend::oracle::Oracle;
-use onestep::backend::{AdamW, Backend, Heads, Linear, LinearGrads, Lora, Sampling, Segments};
 use onestep::rng::Philox;
 use onestep::tensor::{DType, Tensor};
 
@@ -96,13 +97,25 @@ fn linear() {
                 let (a, b) = (draw.normal(&[r, k]), draw.normal(&[n, r]));
                 let p = Linear { w: &w, bias: Some(&bias), lora: Some(Lora { a: &a, b: &b, scale: 0.5 }) };
                 let (mut y, mut s) = (draw.normal(&[t, n + 5]), draw.zeros(&[t, r]));
-                draw.backend.linear(&x, &p, &mut y, 3, Some(&mut s)).unwrap();
+                ops::Linears { x: &x, layers: std::slice::from_ref(&p), y: &mut y, column: 3, s: vec![Some(&mut s)] }
+                    .run(draw.backend)
+                    .unwrap();
                 let dy = draw.normal(&[t, n + 5]);
                 let mut dx = draw.normal(&[t, k]);
                 let (mut da, mut db) = (draw.normal(&[r, k]), draw.normal(&[n, r]));
                 let (mut dw, mut dbias) = (draw.normal(&[n, k]), draw.normal(&[n]));
                 let grads = LinearGrads { lora: Some((&mut da, &mut db)), w: Some(&mut dw), bias: Some(&mut dbias) };
-                draw.backend.linear_backward(&x, &p, &dy, 3, Some(&s), Some(&mut dx), grads).unwrap();
+                ops::LinearsBackward {
+                    x: &x,
+                    layers: std::slice::from_ref(&p),
+                    dy: &dy,
+                    column: 3,
+                    s: vec![Some(&s)],
+                    dx: Some(&mut dx),
+                    grads: vec![grads],
+                }
+                .run(draw.backend)
+                .unwrap();
                 vec![y, s, dx, da, db, dw, dbias]
             });
         }
@@ -115,31 +128,54 @@ fn logits_and_log_probabilities() {
         check(&format!("linear_logprob {m} {c} {v}"), |draw| {
             let (mut x, w, targets) = (draw.normal(&[m, c]), draw.normal(&[v, c]), draw.below(m, v));
             let mut out = draw.zeros(&[m, v]);
-            draw.backend.logits(&x, &w, &mut out).unwrap();
+            ops::Logits { x: &x, w: &w, out: &mut out }.run(draw.backend).unwrap();
             // Moderate logits: entropies that are not all but zero.
             let smaller: Vec<f32> = wide(&x).iter().map(|x| (x * 0.2) as f32).collect();
             draw.backend.write(&mut x, &Tensor::from_slice(&[m, c], &smaller)).unwrap();
             let (mut logp, mut entropy, mut lse) = (draw.zeros(&[m]), draw.zeros(&[m]), draw.zeros(&[m]));
-            draw.backend.linear_logprob(&x, &w, &targets, temperature, &mut logp, &mut entropy, &mut lse).unwrap();
+            ops::LinearLogprob {
+                x: &x,
+                w: &w,
+                targets: &targets,
+                temperature,
+                logp: &mut logp,
+                entropy: &mut entropy,
+                lse: &mut lse,
+            }
+            .run(draw.backend)
+            .unwrap();
             let (dlogp, dentropy) = (draw.normal(&[m]), draw.normal(&[m]));
             let (mut dx, mut dw) = (draw.normal(&[m, c]), draw.normal(&[v, c]));
             let b = draw.backend;
-            b.linear_logprob_backward(
-                &x,
-                &w,
-                &targets,
+            ops::LinearLogprobBackward {
+                x: &x,
+                w: &w,
+                targets: &targets,
                 temperature,
-                &entropy,
-                &lse,
-                &dlogp,
-                Some(&dentropy),
-                &mut dx,
-                Some(&mut dw),
-            )
+                entropy: &entropy,
+                lse: &lse,
+                dlogp: &dlogp,
+                dentropy: Some(&dentropy),
+                dx: &mut dx,
+                dw: Some(&mut dw),
+            }
+            .run(b)
             .unwrap();
             let mut plain = draw.normal(&[m, c]);
-            b.linear_logprob_backward(&x, &w, &targets, temperature, &entropy, &lse, &dlogp, None, &mut plain, None)
-                .unwrap();
+            ops::LinearLogprobBackward {
+                x: &x,
+                w: &w,
+                targets: &targets,
+                temperature,
+                entropy: &entropy,
+                lse: &lse,
+                dlogp: &dlogp,
+                dentropy: None,
+                dx: &mut plain,
+                dw: None,
+            }
+            .run(b)
+            .unwrap();
             vec![out, logp, entropy, lse, dx, dw, plain]
         });
     }
@@ -158,9 +194,21 @@ fn packed_attention() {
             let segments = Segments { cu_seqlens: &cu_seqlens, parent: &parent };
             let (qkv, dout) = (draw.normal(&[t, heads.qkv_width()]), draw.normal(&[t, heads.nh * heads.hs]));
             let (mut o, mut lse) = (draw.zeros(&[t, heads.nh * heads.hs]), draw.zeros(&[heads.nh, t]));
-            draw.backend.attention(&qkv, heads, &segments, &mut o, &mut lse).unwrap();
+            ops::Attention { qkv: &qkv, heads, segments: &segments, o: &mut o, lse: &mut lse }
+                .run(draw.backend)
+                .unwrap();
             let mut dqkv = draw.normal(&[t, heads.qkv_width()]);
-            draw.backend.attention_backward(&qkv, &o, &lse, &dout, heads, &segments, &mut dqkv).unwrap();
+            ops::AttentionBackward {
+                qkv: &qkv,
+                o: &o,
+                lse: &lse,
+                dout: &dout,
+                heads,
+                segments: &segments,
+                dqkv: &mut dqkv,
+            }
+            .run(draw.backend)
+            .unwrap();
             vec![o, lse, dqkv]
         });
     }
@@ -178,20 +226,32 @@ fn paged(draw: &mut Draw, qkv: &Tensor, heads: Heads, rows: &[Vec<usize>], queri
     let pick = |draw: &Draw, rows: &[usize]| {
         let mut part = draw.zeros(&[rows.len(), d]);
         let index = ints(&rows.iter().map(|&r| r as i32).collect::<Vec<_>>());
-        draw.backend.gather_rows(qkv, &index, &mut part).unwrap();
+        ops::GatherRows { x: qkv, rows: &index, y: &mut part }.run(draw.backend).unwrap();
         part
     };
     for (b, rows) in rows.iter().enumerate() {
         let slot = |t: usize| order[b * pages + t / block] * block as i32 + (t % block) as i32;
         let slots = ints(&(0..rows.len()).map(slot).collect::<Vec<_>>());
         let part = pick(draw, rows);
-        draw.backend.kv_append(&part, heads, &slots, &mut k, &mut v).unwrap();
+        ops::KvAppend { qkv: &part, heads, slots: &slots, k_cache: &mut k, v_cache: &mut v }.run(draw.backend).unwrap();
         cu_q.push(cu_q[b] + queries[b] as i32);
         last.extend(&rows[rows.len() - queries[b]..]);
     }
     let lens = ints(&rows.iter().map(|r| r.len() as i32).collect::<Vec<_>>());
     let (q, mut o) = (pick(draw, &last), draw.zeros(&[last.len(), heads.nh * heads.hs]));
-    draw.backend.attention_paged(&q, heads, &k, &v, block, &table, &lens, &ints(&cu_q), &mut o).unwrap();
+    ops::AttentionPaged {
+        qkv: &q,
+        heads,
+        k_cache: &k,
+        v_cache: &v,
+        block_size: block,
+        block_table: &table,
+        lens: &lens,
+        cu_q: &ints(&cu_q),
+        o: &mut o,
+    }
+    .run(draw.backend)
+    .unwrap();
     o
 }
 
@@ -213,7 +273,7 @@ fn paged_attention_has_the_bits_of_packed_attention() {
     let qkv = draw.normal(&[t, heads.qkv_width()]);
     let (mut o, mut lse) = (draw.zeros(&[t, heads.nh * heads.hs]), draw.zeros(&[heads.nh, t]));
     let segments = Segments { cu_seqlens: &cu_seqlens, parent: &parent };
-    Cpu.attention(&qkv, heads, &segments, &mut o, &mut lse).unwrap();
+    ops::Attention { qkv: &qkv, heads, segments: &segments, o: &mut o, lse: &mut lse }.run(&Cpu).unwrap();
     let o = bits(&o);
     let row = |t: usize| &o[t * heads.nh * heads.hs..][..heads.nh * heads.hs];
     // Every row of the last segment (a child) decoded alone, and all of them in one prefill.
@@ -236,22 +296,48 @@ fn elementwise_ops() {
             let b = draw.backend;
             let (ids, wte) = (draw.below(t, 11), draw.bf16(&[11, c]));
             let mut embedded = draw.zeros(&[t, c]);
-            b.embed(&ids, &wte, &mut embedded).unwrap();
+            ops::Embed { ids: &ids, wte: &wte, out: &mut embedded }.run(b).unwrap();
             let (x, w) = (draw.normal(&[t, c]), draw.normal(&[c]));
             let [mut sum, mut y, mut only] = [0; 3].map(|_| draw.zeros(&[t, c]));
             let (mut rstd, mut rstd_only) = (draw.zeros(&[t]), draw.zeros(&[t]));
-            b.add_rmsnorm(&embedded, Some(&x), &w, 1e-5, Some(&mut sum), &mut y, &mut rstd).unwrap();
-            b.add_rmsnorm(&x, None, &w, 1e-5, None, &mut only, &mut rstd_only).unwrap();
+            ops::AddRmsnorm {
+                residual: &embedded,
+                x: Some(&x),
+                w: &w,
+                eps: 1e-5,
+                sum: Some(&mut sum),
+                y: &mut y,
+                rstd: &mut rstd,
+            }
+            .run(b)
+            .unwrap();
+            ops::AddRmsnorm { residual: &x, x: None, w: &w, eps: 1e-5, sum: None, y: &mut only, rstd: &mut rstd_only }
+                .run(b)
+                .unwrap();
             let (dy, mut dsum, mut dw) = (draw.normal(&[t, c]), draw.normal(&[t, c]), draw.normal(&[c]));
-            b.add_rmsnorm_backward(&sum, &w, &rstd, &dy, &mut dsum, Some(&mut dw)).unwrap();
+            ops::AddRmsnormBackward { sum: &sum, w: &w, rstd: &rstd, dy: &dy, dsum: &mut dsum, dw: Some(&mut dw) }
+                .run(b)
+                .unwrap();
             let (positions, table) = (draw.below(t, 9), draw.normal(&[9, heads.hs]));
             let (mut qkv, mut dqkv) = (draw.normal(&[t, heads.qkv_width()]), draw.normal(&[t, heads.qkv_width()]));
-            b.qk_norm_rope(&mut qkv, heads, None, &positions, &table, None).unwrap();
-            b.qk_norm_rope_backward(&mut dqkv, heads, None, &positions, &table, None, None).unwrap();
+            ops::QkNormRope { qkv: &mut qkv, heads, norm: None, positions: &positions, table: &table, raw: None }
+                .run(b)
+                .unwrap();
+            ops::QkNormRopeBackward {
+                dqkv: &mut dqkv,
+                heads,
+                norm: None,
+                positions: &positions,
+                table: &table,
+                raw: None,
+                dnorm: None,
+            }
+            .run(b)
+            .unwrap();
             let (gate_up, mut dgate_up) = (draw.normal(&[t, 2 * c]), draw.normal(&[t, 2 * c]));
             let mut mlp = draw.zeros(&[t, c]);
-            b.swiglu(&gate_up, &mut mlp).unwrap();
-            b.swiglu_backward(&gate_up, &dy, &mut dgate_up).unwrap();
+            ops::Swiglu { gate_up: &gate_up, y: &mut mlp }.run(b).unwrap();
+            ops::SwigluBackward { gate_up: &gate_up, dy: &dy, dgate_up: &mut dgate_up }.run(b).unwrap();
             vec![embedded, sum, y, rstd, only, rstd_only, dsum, dw, qkv, dqkv, mlp, dgate_up]
         });
     }
@@ -267,9 +353,10 @@ fn adamw() {
             draw.backend.fill(&mut v, 0.5).unwrap();
             v
         });
-        let step = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 0.7 };
-        let b = draw.backend;
-        b.adamw(&step, &mut p.each_mut(), &g.each_ref(), &mut m.each_mut(), &mut v.each_mut()).unwrap();
+        let settings =
+            AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 0.7 };
+        let tensors = Trained::of(&mut p, &g, &mut m, &mut v);
+        ops::AdamWStep { settings, tensors }.run(draw.backend).unwrap();
         p.into_iter().chain(m).chain(v).collect()
     });
 }
@@ -293,14 +380,26 @@ fn a_row_has_the_same_bits_in_any_batch() {
             let x = rows_of(&x, start, rows);
             let zeros = |width: usize| Tensor::zeros(&[rows, width], DType::F32);
             let (mut y, mut s) = (zeros(n), zeros(r));
-            Cpu.linear(&x, &p, &mut y, 0, Some(&mut s)).unwrap();
+            ops::Linears { x: &x, layers: std::slice::from_ref(&p), y: &mut y, column: 0, s: vec![Some(&mut s)] }
+                .run(&Cpu)
+                .unwrap();
             let mut outputs = vec![y, s];
             if k == 64 {
                 let [mut logp, mut entropy, mut lse] = [0; 3].map(|_| Tensor::zeros(&[rows], DType::F32));
                 let targets = ints(&targets[start..start + rows]);
-                Cpu.linear_logprob(&x, &head, &targets, 0.8, &mut logp, &mut entropy, &mut lse).unwrap();
+                ops::LinearLogprob {
+                    x: &x,
+                    w: &head,
+                    targets: &targets,
+                    temperature: 0.8,
+                    logp: &mut logp,
+                    entropy: &mut entropy,
+                    lse: &mut lse,
+                }
+                .run(&Cpu)
+                .unwrap();
                 let mut logits = zeros(v);
-                Cpu.logits(&x, &head, &mut logits).unwrap();
+                ops::Logits { x: &x, w: &head, out: &mut logits }.run(&Cpu).unwrap();
                 outputs.extend([logp, entropy, lse, logits]);
             }
             outputs
@@ -328,8 +427,20 @@ fn narrow_weights_give_the_bits_of_widened_ones() {
     let run = |w: &Tensor| {
         let p = Linear { w, bias: None, lora: None };
         let (mut y, mut dx) = (Tensor::zeros(&[t, n], DType::F32), Tensor::zeros(&[t, k], DType::F32));
-        Cpu.linear(&x, &p, &mut y, 0, None).unwrap();
-        Cpu.linear_backward(&x, &p, &dy, 0, None, Some(&mut dx), LinearGrads::default()).unwrap();
+        ops::Linears { x: &x, layers: std::slice::from_ref(&p), y: &mut y, column: 0, s: vec![None] }
+            .run(&Cpu)
+            .unwrap();
+        ops::LinearsBackward {
+            x: &x,
+            layers: std::slice::from_ref(&p),
+            dy: &dy,
+            column: 0,
+            s: vec![None],
+            dx: Some(&mut dx),
+            grads: vec![LinearGrads::default()],
+        }
+        .run(&Cpu)
+        .unwrap();
         (bits(&y), bits(&dx))
     };
     let shape = [n, k];
@@ -351,7 +462,7 @@ fn sampling_is_the_oracles() {
     let sampling = Sampling { temperature: &temperature, top_p: &top_p, top_k: &top_k, seed: &seed, counter: &counter };
     let run = |backend: &dyn Backend| {
         let (mut ids, mut logp) = (ints(&vec![0; b]), Tensor::zeros(&[b], DType::F32));
-        backend.sample(&logits, &sampling, &mut ids, &mut logp).unwrap();
+        ops::Sample { logits: &logits, sampling: &sampling, ids: &mut ids, logp: &mut logp }.run(backend).unwrap();
         (ids.slice::<i32>().to_vec(), logp)
     };
     let ((ids, logp), (expected, expected_logp)) = (run(&Cpu), run(&Oracle::f32()));
@@ -365,7 +476,8 @@ fn sampling_is_the_oracles() {
     let mut broken = Tensor::from_slice(logits.shape(), logits.slice::<f32>());
     broken.slice_mut::<f32>()[7 * v + 3] = f32::NAN;
     let (mut ids, mut logp) = (ints(&vec![0; b]), Tensor::zeros(&[b], DType::F32));
-    let error = Cpu.sample(&broken, &sampling, &mut ids, &mut logp).unwrap_err();
+    let error =
+        ops::Sample { logits: &broken, sampling: &sampling, ids: &mut ids, logp: &mut logp }.run(&Cpu).unwrap_err();
     assert!(error.to_string().contains("row 7"), "{error}");
 }
 
@@ -375,7 +487,7 @@ fn sampling_records_the_bits_that_training_computes() {
     let (m, c, v) = (30, 64, 1500);
     let (x, w) = (draw.normal(&[m, c]), draw.bf16(&[v, c]));
     let mut logits = draw.zeros(&[m, v]);
-    Cpu.logits(&x, &w, &mut logits).unwrap();
+    ops::Logits { x: &x, w: &w, out: &mut logits }.run(&Cpu).unwrap();
     for t in [1.0, 0.7] {
         let temperature = Tensor::from_slice(&[m], &vec![t; m]);
         let (top_p, top_k) = (Tensor::from_slice(&[m], &vec![1.0f32; m]), ints(&vec![0; m]));
@@ -383,9 +495,19 @@ fn sampling_records_the_bits_that_training_computes() {
         let sampling =
             Sampling { temperature: &temperature, top_p: &top_p, top_k: &top_k, seed: &seed, counter: &counter };
         let (mut ids, mut sampled) = (ints(&vec![0; m]), draw.zeros(&[m]));
-        Cpu.sample(&logits, &sampling, &mut ids, &mut sampled).unwrap();
+        ops::Sample { logits: &logits, sampling: &sampling, ids: &mut ids, logp: &mut sampled }.run(&Cpu).unwrap();
         let [mut logp, mut entropy, mut lse] = [0; 3].map(|_| draw.zeros(&[m]));
-        Cpu.linear_logprob(&x, &w, &ids, t, &mut logp, &mut entropy, &mut lse).unwrap();
+        ops::LinearLogprob {
+            x: &x,
+            w: &w,
+            targets: &ids,
+            temperature: t,
+            logp: &mut logp,
+            entropy: &mut entropy,
+            lse: &mut lse,
+        }
+        .run(&Cpu)
+        .unwrap();
         assert_eq!(bits(&sampled), bits(&logp), "temperature {t}");
     }
 }

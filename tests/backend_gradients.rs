@@ -1,11 +1,11 @@
 //! Every hand-written backward against central differences of its forward, on the f64 oracle with random ragged shapes.
 #![allow(clippy::unwrap_used)]
 
-use onestep::backend::oracle::Oracle;
-use onestep::backend::{
-    Backend, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, QkNorm, Segments, Surrogate,
+use onestep::backend::ops::{
+    self, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Segments, Surrogate,
     ValueInputs,
 };
+use onestep::backend::oracle::Oracle;
 use onestep::rng::Philox;
 use onestep::tensor::Tensor;
 
@@ -85,11 +85,11 @@ fn embed() {
         let (wte, dout, start) = (normal(&mut rng, v * c), normal(&mut rng, t * c), normal(&mut rng, v * c));
         let forward = |inputs: &[Vec<f64>]| {
             let mut out = junk(&[t, c]);
-            oracle.embed(&ids, &tensor(&[v, c], &inputs[0]), &mut out).unwrap();
+            ops::Embed { ids: &ids, wte: &tensor(&[v, c], &inputs[0]), out: &mut out }.run(&oracle).unwrap();
             out.slice().to_vec()
         };
         let mut dwte = tensor(&[v, c], &start);
-        oracle.embed_backward(&ids, &tensor(&[t, c], &dout), &mut dwte).unwrap();
+        ops::EmbedBackward { ids: &ids, dout: &tensor(&[t, c], &dout), dwte: &mut dwte }.run(&oracle).unwrap();
         check_gradient("embed", &[wte], &dout, forward, &[added(&dwte, &start)]);
     }
 }
@@ -108,10 +108,22 @@ fn add_rmsnorm() {
             match inputs.get(2) {
                 Some(x) => {
                     let x = tensor(&[t, c], x);
-                    oracle.add_rmsnorm(&residual, Some(&x), &w, eps, Some(&mut sum), &mut y, &mut rstd).unwrap();
+                    ops::AddRmsnorm {
+                        residual: &residual,
+                        x: Some(&x),
+                        w: &w,
+                        eps,
+                        sum: Some(&mut sum),
+                        y: &mut y,
+                        rstd: &mut rstd,
+                    }
+                    .run(&oracle)
+                    .unwrap();
                 }
                 None => {
-                    oracle.add_rmsnorm(&residual, None, &w, eps, None, &mut y, &mut rstd).unwrap();
+                    ops::AddRmsnorm { residual: &residual, x: None, w: &w, eps, sum: None, y: &mut y, rstd: &mut rstd }
+                        .run(&oracle)
+                        .unwrap();
                     sum = residual;
                 }
             }
@@ -127,7 +139,9 @@ fn add_rmsnorm() {
             let (sum, _, rstd) = run(&inputs);
             let (mut dsum, mut dw) = (tensor(&[t, c], &start), tensor(&[c], &start_w));
             let (w, dy) = (tensor(&[c], &w), tensor(&[t, c], &dy));
-            oracle.add_rmsnorm_backward(&sum, &w, &rstd, &dy, &mut dsum, Some(&mut dw)).unwrap();
+            ops::AddRmsnormBackward { sum: &sum, w: &w, rstd: &rstd, dy: &dy, dsum: &mut dsum, dw: Some(&mut dw) }
+                .run(&oracle)
+                .unwrap();
             let dsum = dsum.slice::<f64>().to_vec();
             let mut analytic = vec![dsum.clone(), added(&dw, &start_w)];
             analytic.extend(inputs.get(2).map(|_| dsum));
@@ -158,7 +172,15 @@ fn linear() {
             let lora = Lora { a, b, scale };
             let p = Linear { w, bias: with_bias.then_some(bias), lora: with_lora.then_some(lora) };
             let (mut y, mut s) = (tensor(&[t, width], &vec![7.0; t * width]), junk(&[t, r]));
-            oracle.linear(x, &p, &mut y, column, with_lora.then_some(&mut s)).unwrap();
+            ops::Linears {
+                x,
+                layers: std::slice::from_ref(&p),
+                y: &mut y,
+                column,
+                s: vec![with_lora.then_some(&mut s)],
+            }
+            .run(&oracle)
+            .unwrap();
             then(&given, &p, &y, &s);
         };
         let inside = |y: &Tensor| -> Vec<f64> {
@@ -181,11 +203,31 @@ fn linear() {
             let wanted =
                 LinearGrads { lora: with_lora.then_some((da, db)), w: Some(dw), bias: with_bias.then_some(dbias) };
             let (dy, s) = (tensor(&[t, width], &wide), with_lora.then_some(s));
-            oracle.linear_backward(&given[0], p, &dy, column, s, Some(dx), wanted).unwrap();
+            ops::LinearsBackward {
+                x: &given[0],
+                layers: std::slice::from_ref(p),
+                dy: &dy,
+                column,
+                s: vec![s],
+                dx: Some(dx),
+                grads: vec![wanted],
+            }
+            .run(&oracle)
+            .unwrap();
             // dx alone, as for a frozen layer, is the same.
             let mut alone = tensor(&[t, k], &starts[0]);
             let none = LinearGrads::default();
-            oracle.linear_backward(&given[0], p, &dy, column, None, Some(&mut alone), none).unwrap();
+            ops::LinearsBackward {
+                x: &given[0],
+                layers: std::slice::from_ref(p),
+                dy: &dy,
+                column,
+                s: vec![None],
+                dx: Some(&mut alone),
+                grads: vec![none],
+            }
+            .run(&oracle)
+            .unwrap();
             assert_eq!(alone.slice::<f64>(), dx.slice::<f64>());
         });
         let analytic: [Vec<f64>; 5] = std::array::from_fn(|i| added(&grads[i], &starts[i]));
@@ -211,7 +253,9 @@ fn qk_norm_rope() {
                 let (q, k) = (tensor(&[hs], &inputs[1]), tensor(&[hs], &inputs[2]));
                 let norm = with_norm.then_some(QkNorm { q: &q, k: &k, eps: 1e-2 });
                 let keep = with_norm.then_some(&mut raw);
-                oracle.qk_norm_rope(&mut qkv, heads, norm, &positions, &table, keep).unwrap();
+                ops::QkNormRope { qkv: &mut qkv, heads, norm, positions: &positions, table: &table, raw: keep }
+                    .run(&oracle)
+                    .unwrap();
                 (qkv, raw)
             };
             let forward = |inputs: &[Vec<f64>]| run(inputs).0.slice().to_vec();
@@ -222,7 +266,9 @@ fn qk_norm_rope() {
             let norm = with_norm.then_some(QkNorm { q: &q, k: &k, eps: 1e-2 });
             let dnorm = with_norm.then_some((&mut dq, &mut dk));
             let raw = with_norm.then_some(&raw);
-            oracle.qk_norm_rope_backward(&mut dqkv, heads, norm, &positions, &table, raw, dnorm).unwrap();
+            ops::QkNormRopeBackward { dqkv: &mut dqkv, heads, norm, positions: &positions, table: &table, raw, dnorm }
+                .run(&oracle)
+                .unwrap();
             let analytic = [dqkv.slice().to_vec(), added(&dq, &starts[0]), added(&dk, &starts[1])];
             check_gradient(&format!("qk_norm_rope {heads:?} {with_norm}"), &inputs, &dout, forward, &analytic);
         }
@@ -248,13 +294,31 @@ fn attention() {
             let (qkv, dout) = (normal(&mut rng, t * d), normal(&mut rng, t * n));
             let run = |inputs: &[Vec<f64>]| {
                 let (mut o, mut lse) = (junk(&[t, n]), junk(&[nh, t]));
-                oracle.attention(&tensor(&[t, d], &inputs[0]), heads, &segments, &mut o, &mut lse).unwrap();
+                ops::Attention {
+                    qkv: &tensor(&[t, d], &inputs[0]),
+                    heads,
+                    segments: &segments,
+                    o: &mut o,
+                    lse: &mut lse,
+                }
+                .run(&oracle)
+                .unwrap();
                 (o, lse)
             };
             let inputs = [qkv];
             let ((o, lse), mut dqkv) = (run(&inputs), junk(&[t, d]));
             let (qkv, dout_tensor) = (tensor(&[t, d], &inputs[0]), tensor(&[t, n], &dout));
-            oracle.attention_backward(&qkv, &o, &lse, &dout_tensor, heads, &segments, &mut dqkv).unwrap();
+            ops::AttentionBackward {
+                qkv: &qkv,
+                o: &o,
+                lse: &lse,
+                dout: &dout_tensor,
+                heads,
+                segments: &segments,
+                dqkv: &mut dqkv,
+            }
+            .run(&oracle)
+            .unwrap();
             let forward = |inputs: &[Vec<f64>]| run(inputs).0.slice().to_vec();
             let what = format!("attention {heads:?}, layout {i}");
             check_gradient(&what, &inputs, &dout, forward, &[dqkv.slice().to_vec()]);
@@ -271,11 +335,17 @@ fn swiglu() {
         let (gate_up, dy) = (normal(&mut rng, t * 2 * f), normal(&mut rng, t * f));
         let forward = |inputs: &[Vec<f64>]| {
             let mut y = junk(&[t, f]);
-            oracle.swiglu(&tensor(&[t, 2 * f], &inputs[0]), &mut y).unwrap();
+            ops::Swiglu { gate_up: &tensor(&[t, 2 * f], &inputs[0]), y: &mut y }.run(&oracle).unwrap();
             y.slice().to_vec()
         };
         let mut dgate_up = junk(&[t, 2 * f]);
-        oracle.swiglu_backward(&tensor(&[t, 2 * f], &gate_up), &tensor(&[t, f], &dy), &mut dgate_up).unwrap();
+        ops::SwigluBackward {
+            gate_up: &tensor(&[t, 2 * f], &gate_up),
+            dy: &tensor(&[t, f], &dy),
+            dgate_up: &mut dgate_up,
+        }
+        .run(&oracle)
+        .unwrap();
         check_gradient("swiglu", &[gate_up], &dy, forward, &[dgate_up.slice().to_vec()]);
     }
 }
@@ -290,11 +360,11 @@ fn rows() {
         let (x, dy, start) = (normal(&mut rng, t * c), normal(&mut rng, m * c), normal(&mut rng, t * c));
         let forward = |inputs: &[Vec<f64>]| {
             let mut y = junk(&[m, c]);
-            oracle.gather_rows(&tensor(&[t, c], &inputs[0]), &rows, &mut y).unwrap();
+            ops::GatherRows { x: &tensor(&[t, c], &inputs[0]), rows: &rows, y: &mut y }.run(&oracle).unwrap();
             y.slice().to_vec()
         };
         let mut dx = tensor(&[t, c], &start);
-        oracle.scatter_add_rows(&tensor(&[m, c], &dy), &rows, &mut dx).unwrap();
+        ops::ScatterAddRows { dy: &tensor(&[m, c], &dy), rows: &rows, dx: &mut dx }.run(&oracle).unwrap();
         check_gradient("gather_rows", &[x], &dy, forward, &[added(&dx, &start)]);
     }
 }
@@ -315,7 +385,17 @@ fn linear_logprob() {
         let run = |inputs: &[Vec<f64>]| {
             let [mut logp, mut entropy, mut lse] = [0; 3].map(|_| junk(&[m]));
             let (x, w) = (tensor(&[m, c], &inputs[0]), tensor(&[v, c], &inputs[1]));
-            oracle.linear_logprob(&x, &w, &targets, temperature, &mut logp, &mut entropy, &mut lse).unwrap();
+            ops::LinearLogprob {
+                x: &x,
+                w: &w,
+                targets: &targets,
+                temperature,
+                logp: &mut logp,
+                entropy: &mut entropy,
+                lse: &mut lse,
+            }
+            .run(&oracle)
+            .unwrap();
             (logp, entropy, lse)
         };
         let forward = |inputs: &[Vec<f64>]| {
@@ -329,7 +409,20 @@ fn linear_logprob() {
         let (dl, dh) = (tensor(&[m], &dlogp), tensor(&[m], &dentropy));
         let dh = with_entropy.then_some(&dh);
         let backward = |dx: &mut Tensor, dw: Option<&mut Tensor>| {
-            oracle.linear_logprob_backward(&x, &w, &targets, temperature, &entropy, &lse, &dl, dh, dx, dw).unwrap();
+            ops::LinearLogprobBackward {
+                x: &x,
+                w: &w,
+                targets: &targets,
+                temperature,
+                entropy: &entropy,
+                lse: &lse,
+                dlogp: &dl,
+                dentropy: dh,
+                dx,
+                dw,
+            }
+            .run(&oracle)
+            .unwrap();
         };
         backward(&mut dx, Some(&mut dw));
         let mut alone = junk(&[m, c]);
@@ -363,7 +456,11 @@ fn ppo_loss() {
                 let [behaviour, reference, advantage, _] = &rest;
                 let given = PpoInputs { logp: &logp, entropy: &entropy, behaviour, reference, advantage, weight };
                 let (mut dlogp, mut dentropy) = (junk(&[m]), junk(&[m]));
-                let stats = oracle.ppo_loss(params, &given, &mut dlogp, &mut dentropy).unwrap();
+                let mut stats = PpoStats::default();
+                let (dlogp_, dentropy_) = (&mut dlogp, &mut dentropy);
+                ops::PpoLoss { params, inputs: &given, dlogp: dlogp_, dentropy: dentropy_, stats: &mut stats }
+                    .run(&oracle)
+                    .unwrap();
                 (stats, dlogp, dentropy)
             };
             let (_, dlogp, dentropy) = run(&params, &inputs, &rest[3]);
@@ -391,13 +488,22 @@ fn value_head() {
         |inputs: &[Vec<f64>]| [tensor(&[m, c], &inputs[0]), tensor(&[1, c], &inputs[1]), tensor(&[1], &inputs[2])];
     let forward = |inputs: &[Vec<f64>]| {
         let ([x, w, bias], mut value) = (tensors(inputs), junk(&[m]));
-        oracle.value_head(&x, &w, &bias, &mut value).unwrap();
+        ops::ValueHead { x: &x, w: &w, bias: &bias, value: &mut value }.run(&oracle).unwrap();
         value.slice::<f64>().to_vec()
     };
     let start = [normal(&mut rng, c), normal(&mut rng, 1)];
     let ([x, w, _], mut dx) = (tensors(&inputs), junk(&[m, c]));
     let (mut dw, mut dbias) = (tensor(&[1, c], &start[0]), tensor(&[1], &start[1]));
-    oracle.value_head_backward(&x, &w, &tensor(&[m], &dvalue), &mut dx, &mut dw, &mut dbias).unwrap();
+    ops::ValueHeadBackward {
+        x: &x,
+        w: &w,
+        dvalue: &tensor(&[m], &dvalue),
+        dx: &mut dx,
+        dw: &mut dw,
+        dbias: &mut dbias,
+    }
+    .run(&oracle)
+    .unwrap();
     let analytic = [dx.slice().to_vec(), added(&dw, &start[0]), added(&dbias, &start[1])];
     check_gradient("value_head", &inputs, &dvalue, forward, &analytic);
 }
@@ -413,7 +519,9 @@ fn value_loss() {
             let (value, [old_value, target, weight]) = (tensor(&[m], &inputs[0]), &rest);
             let mut dvalue = junk(&[m]);
             let given = ValueInputs { value: &value, old_value, target, weight };
-            (oracle.value_loss(clip, &given, &mut dvalue).unwrap(), dvalue)
+            let mut loss = 0.0;
+            ops::ValueLoss { clip, inputs: &given, dvalue: &mut dvalue, loss: &mut loss }.run(&oracle).unwrap();
+            (loss, dvalue)
         };
         let analytic = [run(&inputs).1.slice().to_vec()];
         check_gradient(&format!("value_loss {clip:?}"), &inputs, &[1.0], |inputs| vec![run(inputs).0], &analytic);

@@ -2,12 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 use half::{bf16, f16};
-use onestep::backend::oracle::Oracle;
-use onestep::backend::{
-    AdamW, Backend, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling,
-    Segments, Surrogate, ValueInputs,
+use onestep::backend::Backend;
+use onestep::backend::ops::{
+    self, AdamW, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling,
+    Segments, Surrogate, Trained, ValueInputs,
 };
+use onestep::backend::oracle::Oracle;
 use onestep::error::{Kind, Result};
+use onestep::optimizer::squared_norm;
 use onestep::rng::{Philox, philox4x32, unit_f32};
 use onestep::tensor::{Bytes, DType, Tensor};
 use std::sync::Arc;
@@ -38,7 +40,7 @@ fn zeros(shape: &[usize]) -> Tensor {
 fn attend(qkv: &Tensor, cu_seqlens: &[i32], parent: &[i32]) -> (Vec<f64>, Vec<f64>) {
     let (mut o, mut lse) = (zeros(&[qkv.rows(), O]), zeros(&[HEADS.nh, qkv.rows()]));
     let segments = Segments { cu_seqlens: &ints(cu_seqlens), parent: &ints(parent) };
-    Oracle::f64().attention(qkv, HEADS, &segments, &mut o, &mut lse).unwrap();
+    ops::Attention { qkv, heads: HEADS, segments: &segments, o: &mut o, lse: &mut lse }.run(&Oracle::f64()).unwrap();
     (o.slice().to_vec(), lse.slice().to_vec())
 }
 
@@ -105,7 +107,7 @@ fn attention_paged_equals_attention() {
     let (mut k, mut v) = (zeros(&[12, 8]), zeros(&[12, 8]));
     let table = Tensor::from_slice(&[2, 3], &[4, 0, 3, 5, 1, -1]);
     let slots = ints(&[8, 9, 0, 1, 6, 10, 11, 2]);
-    oracle.kv_append(&qkv, HEADS, &slots, &mut k, &mut v).unwrap();
+    ops::KvAppend { qkv: &qkv, heads: HEADS, slots: &slots, k_cache: &mut k, v_cache: &mut v }.run(&oracle).unwrap();
     assert_eq!(k.slice::<f64>()[8 * 8..][..8], qkv.slice::<f64>()[16..24]);
     assert_eq!(v.slice::<f64>()[2 * 8..][..8], qkv.slice::<f64>()[7 * D + 24..]);
     assert_eq!(v.slice::<f64>()[3 * 8..][..8], [0.0; 8]);
@@ -113,7 +115,19 @@ fn attention_paged_equals_attention() {
     let queries = pick(&qkv, [3, 4, 5, 6, 7].into_iter());
     let mut o = zeros(&[5, O]);
     let (lens, cu_q) = (ints(&[5, 3]), ints(&[0, 2, 5]));
-    oracle.attention_paged(&queries, HEADS, &k, &v, 2, &table, &lens, &cu_q, &mut o).unwrap();
+    ops::AttentionPaged {
+        qkv: &queries,
+        heads: HEADS,
+        k_cache: &k,
+        v_cache: &v,
+        block_size: 2,
+        block_table: &table,
+        lens: &lens,
+        cu_q: &cu_q,
+        o: &mut o,
+    }
+    .run(&oracle)
+    .unwrap();
     let (whole, _) = attend(&qkv, &[0, 5, 8], &[-1, -1]);
     assert_eq!(o.slice::<f64>(), &whole[3 * O..]);
 }
@@ -124,14 +138,25 @@ fn rope_rotates_halves_and_norm_is_per_head() {
     let heads = Heads { nh: 1, nkv: 1, hs: 2 };
     let table = Tensor::from_slice(&[2, 2], &[1.0, 0.0, cos, sin]);
     let mut qkv = Tensor::from_slice(&[1, 6], &[3.0, 4.0, 0.0, 2.0, 7.0, 8.0]);
-    oracle.qk_norm_rope(&mut qkv, heads, None, &ints(&[1]), &table, None).unwrap();
+    ops::QkNormRope { qkv: &mut qkv, heads, norm: None, positions: &ints(&[1]), table: &table, raw: None }
+        .run(&oracle)
+        .unwrap();
     let rotated = [3.0 * cos - 4.0 * sin, 4.0 * cos + 3.0 * sin, 0.0 - 2.0 * sin, 2.0 * cos, 7.0, 8.0];
     assert_eq!(qkv.slice::<f64>(), rotated);
 
     let mut qkv = Tensor::from_slice(&[1, 6], &[3.0, 4.0, 0.0, 2.0, 7.0, 8.0]);
     let (q, k, mut raw) = (floats(&[1.0, 2.0]), floats(&[1.0, 3.0]), zeros(&[1, 4]));
     let norm = QkNorm { q: &q, k: &k, eps: 0.0 };
-    oracle.qk_norm_rope(&mut qkv, heads, Some(norm), &ints(&[0]), &table, Some(&mut raw)).unwrap();
+    ops::QkNormRope {
+        qkv: &mut qkv,
+        heads,
+        norm: Some(norm),
+        positions: &ints(&[0]),
+        table: &table,
+        raw: Some(&mut raw),
+    }
+    .run(&oracle)
+    .unwrap();
     let root = 12.5_f64.sqrt().recip();
     assert_eq!(qkv.slice::<f64>(), [3.0 * root, 4.0 * root * 2.0, 0.0, 2.0 * 2.0_f64.sqrt().recip() * 3.0, 7.0, 8.0]);
     assert_eq!(raw.slice::<f64>(), [3.0, 4.0, 0.0, 2.0]);
@@ -144,7 +169,17 @@ fn logprob_entropy_and_lse_of_known_logits() {
     let w = Tensor::from_slice(&[2, 1], &[0.0, 3.0_f64.ln()]);
     let [mut logp, mut entropy, mut lse] = [0; 3].map(|_| zeros(&[2]));
     let targets = ints(&[1, 0]);
-    Oracle::f64().linear_logprob(&x, &w, &targets, 0.5, &mut logp, &mut entropy, &mut lse).unwrap();
+    ops::LinearLogprob {
+        x: &x,
+        w: &w,
+        targets: &targets,
+        temperature: 0.5,
+        logp: &mut logp,
+        entropy: &mut entropy,
+        lse: &mut lse,
+    }
+    .run(&Oracle::f64())
+    .unwrap();
     let near = |a: f64, b: f64| assert!((a - b).abs() <= 16.0 * f64::EPSILON, "{a} is not {b}");
     near(logp.slice::<f64>()[0], 0.9_f64.ln());
     near(entropy.slice::<f64>()[0], -(0.9 * 0.9_f64.ln() + 0.1 * 0.1_f64.ln()));
@@ -164,7 +199,7 @@ fn draws(logits: &[f64], n: usize, temperature: f32, top_k: i32, top_p: f32) -> 
     };
     let logits = Tensor::from_slice(&[n, logits.len()], &logits.repeat(n));
     let (mut ids, mut logp) = (Tensor::zeros(&[n], DType::I32), zeros(&[n]));
-    Oracle::f64().sample(&logits, &sampling, &mut ids, &mut logp)?;
+    ops::Sample { logits: &logits, sampling: &sampling, ids: &mut ids, logp: &mut logp }.run(&Oracle::f64())?;
     Ok((ids.slice().to_vec(), logp.slice().to_vec()))
 }
 
@@ -245,6 +280,12 @@ const PPO: PpoParams = PpoParams {
     entropy_coefficient: 0.0,
 };
 
+fn ppo_loss(params: &PpoParams, inputs: &PpoInputs, dlogp: &mut Tensor, dentropy: &mut Tensor) -> PpoStats {
+    let mut stats = PpoStats::default();
+    ops::PpoLoss { params, inputs, dlogp, dentropy, stats: &mut stats }.run(&Oracle::f64()).unwrap();
+    stats
+}
+
 /// Statistics and dlogp of one token with weight 1, entropy 2 and reference log-probability -1.
 fn token(params: &PpoParams, ratio: f64, advantage: f64) -> (PpoStats, f64, f64) {
     let (mut dlogp, mut dentropy) = (zeros(&[1]), zeros(&[1]));
@@ -256,7 +297,7 @@ fn token(params: &PpoParams, ratio: f64, advantage: f64) -> (PpoStats, f64, f64)
         advantage: &floats(&[advantage]),
         weight: &floats(&[1.0]),
     };
-    let stats = Oracle::f64().ppo_loss(params, &inputs, &mut dlogp, &mut dentropy).unwrap();
+    let stats = ppo_loss(params, &inputs, &mut dlogp, &mut dentropy);
     (stats, dlogp.slice()[0], dentropy.slice()[0])
 }
 
@@ -322,7 +363,7 @@ fn log_ratios_are_held_within_20_and_have_no_gradient_outside() {
             advantage: &floats(&[0.0]),
             weight: &floats(&[1.0]),
         };
-        let stats = Oracle::f64().ppo_loss(&params, &inputs, &mut dlogp, &mut dentropy).unwrap();
+        let stats = ppo_loss(&params, &inputs, &mut dlogp, &mut dentropy);
         near(stats.kl / kl, 1.0);
         assert_eq!(dlogp.slice::<f64>(), [0.0], "{estimator:?}");
     }
@@ -352,7 +393,7 @@ fn the_greatest_ratio_is_one_of_a_token_with_a_loss() {
         advantage: &floats(&[1.0; 3]),
         weight: &floats(&[0.5, 0.5, 0.0]),
     };
-    near(Oracle::f64().ppo_loss(&PPO, &inputs, &mut dlogp, &mut dentropy).unwrap().ratio_max, 0.5_f64.exp());
+    near(ppo_loss(&PPO, &inputs, &mut dlogp, &mut dentropy).ratio_max, 0.5_f64.exp());
 }
 
 #[test]
@@ -386,7 +427,9 @@ fn value_loss_takes_the_larger_error() {
         let (value, target) = (floats(&[value]), floats(&[target]));
         let inputs =
             ValueInputs { value: &value, old_value: &floats(&[1.0]), target: &target, weight: &floats(&[0.5]) };
-        assert_eq!(Oracle::f64().value_loss(clip, &inputs, &mut dvalue).unwrap(), 0.5 * loss);
+        let mut found = 0.0;
+        ops::ValueLoss { clip, inputs: &inputs, dvalue: &mut dvalue, loss: &mut found }.run(&Oracle::f64()).unwrap();
+        assert_eq!(found, 0.5 * loss);
         assert_eq!(dvalue.slice::<f64>(), [0.5 * gradient]);
     }
 }
@@ -398,7 +441,9 @@ fn adamw_follows_its_definition_for_two_steps() {
     let grads = [[4.0, -1.0], [-2.0, 3.0]];
     for (step, g) in (1..).zip(&grads) {
         let settings = AdamW { lr, beta1: b1, beta2: b2, eps, weight_decay: decay, step, grad_scale: 0.5 };
-        oracle.adamw(&settings, &mut [&mut p], &[&floats(g)], &mut [&mut m], &mut [&mut v]).unwrap();
+        let grad = floats(g);
+        let tensors = vec![Trained { param: &mut p, grad: &grad, m: &mut m, v: &mut v }];
+        ops::AdamWStep { settings, tensors }.run(&oracle).unwrap();
     }
     for (i, start) in [1.0, -2.0].into_iter().enumerate() {
         let (g1, g2): (f64, f64) = (0.5 * grads[0][i], 0.5 * grads[1][i]);
@@ -414,8 +459,8 @@ fn squared_norm_is_over_all_tensors() {
     let oracle = Oracle::f32();
     let (a, b) = (Tensor::from_slice(&[2], &[3.0_f32, 4.0]), Tensor::from_slice(&[1, 1], &[4096.5_f32]));
     // 4096.5^2 + 25 needs more bits than an f32 has.
-    assert_eq!(oracle.squared_norm(&[&a, &b]).unwrap(), 16_781_312.25 + 25.0);
-    assert_eq!(oracle.squared_norm(&[]).unwrap(), 0.0);
+    assert_eq!(squared_norm(&oracle, &[&a, &b]).unwrap(), 16_781_312.25 + 25.0);
+    assert_eq!(squared_norm(&oracle, &[]).unwrap(), 0.0);
 }
 
 #[test]
@@ -425,9 +470,19 @@ fn merged_adapter_equals_adapter_beside_the_weight() {
     let lora = Lora { a: &a, b: &b, scale: 0.5 };
     let (mut beside, mut merged, mut s) = (zeros(&[3, 5]), zeros(&[3, 5]), zeros(&[3, 2]));
     let p = Linear { w: &w, bias: None, lora: Some(lora) };
-    oracle.linear(&x, &p, &mut beside, 0, Some(&mut s)).unwrap();
-    oracle.merge_lora(&mut w, &lora).unwrap();
-    oracle.linear(&x, &Linear { w: &w, bias: None, lora: None }, &mut merged, 0, None).unwrap();
+    ops::Linears { x: &x, layers: std::slice::from_ref(&p), y: &mut beside, column: 0, s: vec![Some(&mut s)] }
+        .run(&oracle)
+        .unwrap();
+    ops::MergeLora { w: &mut w, lora }.run(&oracle).unwrap();
+    ops::Linears {
+        x: &x,
+        layers: std::slice::from_ref(&Linear { w: &w, bias: None, lora: None }),
+        y: &mut merged,
+        column: 0,
+        s: vec![None],
+    }
+    .run(&oracle)
+    .unwrap();
     for (a, b) in merged.slice::<f64>().iter().zip(beside.slice::<f64>()) {
         assert!((a - b).abs() < 1e-13, "{a} is not {b}");
     }
@@ -435,7 +490,7 @@ fn merged_adapter_equals_adapter_beside_the_weight() {
     // In bf16 (8 bits) the sum is rounded once: 1 + 1/128 stays, 1 + 3/512 goes up to 1 + 1/128.
     let mut w = Tensor::from_slice(&[2, 1], &[bf16::ONE; 2]);
     let (a, b) = (Tensor::from_slice(&[1, 1], &[1.0 / 512.0]), Tensor::from_slice(&[2, 1], &[4.0, 3.0]));
-    oracle.merge_lora(&mut w, &Lora { a: &a, b: &b, scale: 1.0 }).unwrap();
+    ops::MergeLora { w: &mut w, lora: Lora { a: &a, b: &b, scale: 1.0 } }.run(&oracle).unwrap();
     assert_eq!(w.slice::<bf16>(), [bf16::from_f64(1.0 + 1.0 / 128.0); 2]);
 }
 
@@ -450,10 +505,18 @@ fn narrow_weights_are_widened_exactly() {
         Tensor::from_slice(&[1, 2], &values.map(bf16::from_f32)),
     ] {
         let (mut y, mut row) = (Tensor::zeros(&[1, 1], DType::F32), Tensor::zeros(&[1, 2], DType::F32));
-        oracle.linear(&x, &Linear { w: &w, bias: None, lora: None }, &mut y, 0, None).unwrap();
-        oracle.embed(&ints(&[0]), &w, &mut row).unwrap();
+        ops::Linears {
+            x: &x,
+            layers: std::slice::from_ref(&Linear { w: &w, bias: None, lora: None }),
+            y: &mut y,
+            column: 0,
+            s: vec![None],
+        }
+        .run(&oracle)
+        .unwrap();
+        ops::Embed { ids: &ints(&[0]), wte: &w, out: &mut row }.run(&oracle).unwrap();
         assert_eq!((y.slice::<f32>(), row.slice::<f32>()), ([4.375].as_slice(), values.as_slice()));
-        oracle.logits(&x, &w, &mut y).unwrap();
+        ops::Logits { x: &x, w: &w, out: &mut y }.run(&oracle).unwrap();
         assert_eq!(y.slice::<f32>(), [4.375]);
     }
 }
@@ -508,84 +571,289 @@ fn mismatched_shapes_name_the_op_and_the_shapes() {
     let (ids, parts) = (ints(&[0, 0]), ["F64[2, 3]", "[2, 4]"]);
     let (wide, narrow) = (z(&[7, 4]), z(&[7, 3]));
     let plain = |w| Linear { w, bias: None, lora: None };
-    refused(o.embed(&ids, &z(&[5, 4]), &mut z(&[2, 3])), "embed", &parts);
-    refused(o.embed_backward(&ids, &z(&[2, 3]), &mut z(&[5, 4])), "embed_backward", &parts);
+    refused(ops::Embed { ids: &ids, wte: &z(&[5, 4]), out: &mut z(&[2, 3]) }.run(&o), "embed", &parts);
+    refused(
+        ops::EmbedBackward { ids: &ids, dout: &z(&[2, 3]), dwte: &mut z(&[5, 4]) }.run(&o),
+        "embed_backward",
+        &parts,
+    );
     let (r, w) = (&z(&[2, 4]), &z(&[4]));
-    refused(o.add_rmsnorm(r, None, w, 0.0, None, &mut z(&[2, 3]), &mut z(&[2])), "add_rmsnorm", &parts);
-    refused(o.add_rmsnorm(r, Some(r), w, 0.0, None, &mut z(&[2, 4]), &mut z(&[2])), "add_rmsnorm", &["F64[2, 4]"]);
-    refused(o.add_rmsnorm_backward(r, w, &z(&[2]), &z(&[2, 3]), &mut z(&[2, 4]), None), "add_rmsnorm_backward", &parts);
-    refused(o.linear(r, &plain(&narrow), &mut z(&[2, 7]), 0, None), "linear", &["F64[7, 3]", "[7, 4]"]);
-    refused(o.linear(r, &plain(&wide), &mut z(&[2, 8]), 2, None), "linear", &["F64[2, 8]", "2..2+7"]);
+    refused(
+        ops::AddRmsnorm { residual: r, x: None, w, eps: 0.0, sum: None, y: &mut z(&[2, 3]), rstd: &mut z(&[2]) }
+            .run(&o),
+        "add_rmsnorm",
+        &parts,
+    );
+    refused(
+        ops::AddRmsnorm { residual: r, x: Some(r), w, eps: 0.0, sum: None, y: &mut z(&[2, 4]), rstd: &mut z(&[2]) }
+            .run(&o),
+        "add_rmsnorm",
+        &["F64[2, 4]"],
+    );
+    refused(
+        ops::AddRmsnormBackward { sum: r, w, rstd: &z(&[2]), dy: &z(&[2, 3]), dsum: &mut z(&[2, 4]), dw: None }.run(&o),
+        "add_rmsnorm_backward",
+        &parts,
+    );
+    refused(
+        ops::Linears {
+            x: r,
+            layers: std::slice::from_ref(&plain(&narrow)),
+            y: &mut z(&[2, 7]),
+            column: 0,
+            s: vec![None],
+        }
+        .run(&o),
+        "linear",
+        &["F64[7, 3]", "[7, 4]"],
+    );
+    refused(
+        ops::Linears {
+            x: r,
+            layers: std::slice::from_ref(&plain(&wide)),
+            y: &mut z(&[2, 8]),
+            column: 2,
+            s: vec![None],
+        }
+        .run(&o),
+        "linear",
+        &["F64[2, 8]", "2..2+7"],
+    );
     let lora = Lora { a: &z(&[2, 4]), b: &z(&[7, 2]), scale: 1.0 };
     let p = Linear { lora: Some(lora), ..plain(&wide) };
-    refused(o.linear(r, &p, &mut z(&[2, 7]), 0, None), "linear", &["s (T, R)"]);
-    refused(o.linear(r, &p, &mut z(&[2, 7]), 0, Some(&mut z(&[2, 3]))), "linear", &["F64[2, 3]", "[2, 2]"]);
+    refused(
+        ops::Linears { x: r, layers: std::slice::from_ref(&p), y: &mut z(&[2, 7]), column: 0, s: vec![None] }.run(&o),
+        "linear",
+        &["s (T, R)"],
+    );
+    refused(
+        ops::Linears {
+            x: r,
+            layers: std::slice::from_ref(&p),
+            y: &mut z(&[2, 7]),
+            column: 0,
+            s: vec![Some(&mut z(&[2, 3]))],
+        }
+        .run(&o),
+        "linear",
+        &["F64[2, 3]", "[2, 2]"],
+    );
     let (grads, dx) = (LinearGrads::default(), &mut z(&[2, 3]));
-    refused(o.linear_backward(r, &p, &z(&[2, 7]), 0, None, Some(dx), grads), "linear_backward", &parts);
+    refused(
+        ops::LinearsBackward {
+            x: r,
+            layers: std::slice::from_ref(&p),
+            dy: &z(&[2, 7]),
+            column: 0,
+            s: vec![None],
+            dx: Some(dx),
+            grads: vec![grads],
+        }
+        .run(&o),
+        "linear_backward",
+        &parts,
+    );
     let (positions, table) = (ints(&[0, 0]), z(&[3, 4]));
-    let rope = o.qk_norm_rope(&mut z(&[2, 3]), HEADS, None, &positions, &table, None);
+    let rope = ops::QkNormRope {
+        qkv: &mut z(&[2, 3]),
+        heads: HEADS,
+        norm: None,
+        positions: &positions,
+        table: &table,
+        raw: None,
+    }
+    .run(&o);
     refused(rope, "qk_norm_rope", &["F64[2, 3]", "[2, 32]"]);
-    let rope = o.qk_norm_rope_backward(&mut z(&[2, D]), HEADS, None, &positions, &z(&[3, 2]), None, None);
+    let rope = ops::QkNormRopeBackward {
+        dqkv: &mut z(&[2, D]),
+        heads: HEADS,
+        norm: None,
+        positions: &positions,
+        table: &z(&[3, 2]),
+        raw: None,
+        dnorm: None,
+    }
+    .run(&o);
     refused(rope, "qk_norm_rope_backward", &["F64[3, 2]", "[3, 4]"]);
     let segments = Segments { cu_seqlens: &ints(&[0, 2]), parent: &ints(&[-1]) };
     let (qkv, lse) = (&z(&[2, D]), &mut z(&[4, 2]));
-    refused(o.attention(qkv, HEADS, &segments, &mut z(&[2, 3]), lse), "attention", &["F64[2, 3]", "[2, 16]"]);
+    refused(
+        ops::Attention { qkv, heads: HEADS, segments: &segments, o: &mut z(&[2, 3]), lse }.run(&o),
+        "attention",
+        &["F64[2, 3]", "[2, 16]"],
+    );
     let uneven = Heads { nh: 3, ..HEADS };
-    refused(o.attention(qkv, uneven, &segments, &mut z(&[2, 12]), lse), "attention", &["nh: 3", "nkv: 2"]);
-    let backward = o.attention_backward(qkv, &z(&[2, O]), lse, &z(&[2, O]), HEADS, &segments, &mut z(&[2, 3]));
+    refused(
+        ops::Attention { qkv, heads: uneven, segments: &segments, o: &mut z(&[2, 12]), lse }.run(&o),
+        "attention",
+        &["nh: 3", "nkv: 2"],
+    );
+    let backward = ops::AttentionBackward {
+        qkv,
+        o: &z(&[2, O]),
+        lse,
+        dout: &z(&[2, O]),
+        heads: HEADS,
+        segments: &segments,
+        dqkv: &mut z(&[2, 3]),
+    }
+    .run(&o);
     refused(backward, "attention_backward", &["F64[2, 3]", "[2, 32]"]);
     let (k, v) = (&mut z(&[6, 8]), &mut z(&[6, 7]));
-    refused(o.kv_append(qkv, HEADS, &ints(&[0, 1]), k, v), "kv_append", &["F64[6, 7]", "[6, 8]"]);
+    refused(
+        ops::KvAppend { qkv, heads: HEADS, slots: &ints(&[0, 1]), k_cache: k, v_cache: v }.run(&o),
+        "kv_append",
+        &["F64[6, 7]", "[6, 8]"],
+    );
     let (table, lens, cu_q) = (Tensor::from_slice(&[1, 1], &[0]), ints(&[2]), ints(&[0, 2]));
-    let paged = o.attention_paged(qkv, HEADS, k, k, 4, &table, &lens, &cu_q, &mut z(&[2, O]));
+    let paged = ops::AttentionPaged {
+        qkv,
+        heads: HEADS,
+        k_cache: k,
+        v_cache: k,
+        block_size: 4,
+        block_table: &table,
+        lens: &lens,
+        cu_q: &cu_q,
+        o: &mut z(&[2, O]),
+    }
+    .run(&o);
     refused(paged, "attention_paged", &["4", "F64[6, 8]"]);
-    refused(o.swiglu(&z(&[2, 3]), &mut z(&[2, 2])), "swiglu", &parts);
-    refused(o.swiglu_backward(&z(&[2, 3]), &z(&[2, 2]), &mut z(&[2, 4])), "swiglu_backward", &parts);
-    refused(o.gather_rows(r, &ids, &mut z(&[2, 3])), "gather_rows", &parts);
-    refused(o.scatter_add_rows(&z(&[2, 3]), &ids, &mut z(&[5, 4])), "scatter_add_rows", &parts);
+    refused(ops::Swiglu { gate_up: &z(&[2, 3]), y: &mut z(&[2, 2]) }.run(&o), "swiglu", &parts);
+    refused(
+        ops::SwigluBackward { gate_up: &z(&[2, 3]), dy: &z(&[2, 2]), dgate_up: &mut z(&[2, 4]) }.run(&o),
+        "swiglu_backward",
+        &parts,
+    );
+    refused(ops::GatherRows { x: r, rows: &ids, y: &mut z(&[2, 3]) }.run(&o), "gather_rows", &parts);
+    refused(
+        ops::ScatterAddRows { dy: &z(&[2, 3]), rows: &ids, dx: &mut z(&[5, 4]) }.run(&o),
+        "scatter_add_rows",
+        &parts,
+    );
     let [mut a, mut b, mut c] = [z(&[2]), z(&[2]), z(&[3])];
-    let logprob = o.linear_logprob(r, &z(&[5, 4]), &ids, 1.0, &mut a, &mut b, &mut c);
+    let logprob = ops::LinearLogprob {
+        x: r,
+        w: &z(&[5, 4]),
+        targets: &ids,
+        temperature: 1.0,
+        logp: &mut a,
+        entropy: &mut b,
+        lse: &mut c,
+    }
+    .run(&o);
     refused(logprob, "linear_logprob", &["lse", "F64[3]", "[2]"]);
-    let logprob = o.linear_logprob(r, &z(&[5, 4]), &ids, 0.0, &mut a, &mut b, &mut z(&[2]));
+    let logprob = ops::LinearLogprob {
+        x: r,
+        w: &z(&[5, 4]),
+        targets: &ids,
+        temperature: 0.0,
+        logp: &mut a,
+        entropy: &mut b,
+        lse: &mut z(&[2]),
+    }
+    .run(&o);
     refused(logprob, "linear_logprob", &["temperature is 0"]);
     let mut dx = z(&[2, 3]);
-    let logprob = o.linear_logprob_backward(r, &z(&[5, 4]), &ids, 1.0, &a, &a, &a, None, &mut dx, None);
+    let logprob = ops::LinearLogprobBackward {
+        x: r,
+        w: &z(&[5, 4]),
+        targets: &ids,
+        temperature: 1.0,
+        entropy: &a,
+        lse: &a,
+        dlogp: &a,
+        dentropy: None,
+        dx: &mut dx,
+        dw: None,
+    }
+    .run(&o);
     refused(logprob, "linear_logprob_backward", &parts);
-    refused(o.logits(r, &z(&[5, 4]), &mut z(&[2, 3])), "logits", &["F64[5, 4]", "[3, 4]"]);
+    refused(ops::Logits { x: r, w: &z(&[5, 4]), out: &mut z(&[2, 3]) }.run(&o), "logits", &["F64[5, 4]", "[3, 4]"]);
     let t = Tensor::zeros(&[2], DType::F32);
     let seed = Tensor::zeros(&[2], DType::I32);
     let sampling = Sampling { temperature: &t, top_p: &t, top_k: &ids, seed: &seed, counter: &ids };
-    refused(o.sample(r, &sampling, &mut ints(&[0, 0]), &mut a), "sample", &["I32[2]", "I32[2, 2]"]);
+    refused(
+        ops::Sample { logits: r, sampling: &sampling, ids: &mut ints(&[0, 0]), logp: &mut a }.run(&o),
+        "sample",
+        &["I32[2]", "I32[2, 2]"],
+    );
     let given = PpoInputs { logp: &a, entropy: &a, behaviour: &a, reference: &a, advantage: &c, weight: &a };
-    refused(o.ppo_loss(&PPO, &given, &mut z(&[2]), &mut b), "ppo_loss", &["advantage", "F64[3]", "F64[2]"]);
+    let (dlogp, stats) = (&mut z(&[2]), &mut PpoStats::default());
+    let loss = ops::PpoLoss { params: &PPO, inputs: &given, dlogp, dentropy: &mut b, stats }.run(&o);
+    refused(loss, "ppo_loss", &["advantage", "F64[3]", "F64[2]"]);
     let given = ValueInputs { value: &a, old_value: &a, target: &c, weight: &a };
-    refused(o.value_loss(None, &given, &mut b), "value_loss", &["target", "F64[3]", "F64[2]"]);
-    refused(o.squared_norm(&[&a, &t]), "squared_norm", &["F32[2]", "F64[2]"]);
-    let step = AdamW { lr: 0.0, beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, step: 1, grad_scale: 1.0 };
+    let loss = ops::ValueLoss { clip: None, inputs: &given, dvalue: &mut b, loss: &mut 0.0 }.run(&o);
+    refused(loss, "value_loss", &["target", "F64[3]", "F64[2]"]);
+    refused(squared_norm(&o, &[&a, &t]).map(drop), "squared_norm", &["F32[2]", "F64[2]"]);
+    let settings = AdamW { lr: 0.0, beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, step: 1, grad_scale: 1.0 };
     let (m, v) = (&mut z(&[2]), &mut z(&[2]));
-    refused(o.adamw(&step, &mut [&mut a], &[&c], &mut [m], &mut [v]), "adamw", &["F64[3]", "F64[2]"]);
-    refused(o.adamw(&step, &mut [&mut a], &[], &mut [m], &mut [v]), "adamw", &["0 grads"]);
-    refused(o.merge_lora(&mut z(&[7, 3]), &lora), "merge_lora", &["F64[2, 4]", "[2, 3]"]);
+    let tensors = vec![Trained { param: &mut a, grad: &c, m, v }];
+    refused(ops::AdamWStep { settings, tensors }.run(&o), "adamw", &["F64[3]", "F64[2]"]);
+    refused(ops::MergeLora { w: &mut z(&[7, 3]), lora }.run(&o), "merge_lora", &["F64[2, 4]", "[2, 3]"]);
 }
 
 #[test]
 fn values_out_of_range_are_named() {
     let o = Oracle::f64();
     let (ids, x) = (ints(&[0, 5]), zeros(&[2, 4]));
-    refused(o.embed(&ids, &zeros(&[5, 4]), &mut zeros(&[2, 4])), "embed", &["id 5", "V = 5"]);
-    refused(o.embed_backward(&ints(&[0, -1]), &x, &mut zeros(&[5, 4])), "embed_backward", &["id -1", "V = 5"]);
-    refused(o.gather_rows(&x, &ids, &mut zeros(&[2, 4])), "gather_rows", &["row 5", "T = 2"]);
-    refused(o.scatter_add_rows(&x, &ids, &mut zeros(&[5, 4])), "scatter_add_rows", &["row 5", "T = 5"]);
+    refused(
+        ops::Embed { ids: &ids, wte: &zeros(&[5, 4]), out: &mut zeros(&[2, 4]) }.run(&o),
+        "embed",
+        &["id 5", "V = 5"],
+    );
+    refused(
+        ops::EmbedBackward { ids: &ints(&[0, -1]), dout: &x, dwte: &mut zeros(&[5, 4]) }.run(&o),
+        "embed_backward",
+        &["id -1", "V = 5"],
+    );
+    refused(ops::GatherRows { x: &x, rows: &ids, y: &mut zeros(&[2, 4]) }.run(&o), "gather_rows", &["row 5", "T = 2"]);
+    refused(
+        ops::ScatterAddRows { dy: &x, rows: &ids, dx: &mut zeros(&[5, 4]) }.run(&o),
+        "scatter_add_rows",
+        &["row 5", "T = 5"],
+    );
     let (mut qkv, table) = (zeros(&[2, D]), zeros(&[5, 4]));
-    let rope = o.qk_norm_rope(&mut qkv, HEADS, None, &ids, &table, None);
+    let rope =
+        ops::QkNormRope { qkv: &mut qkv, heads: HEADS, norm: None, positions: &ids, table: &table, raw: None }.run(&o);
     refused(rope, "qk_norm_rope", &["position 5", "P = 5"]);
-    let rope = o.qk_norm_rope_backward(&mut qkv, HEADS, None, &ids, &table, None, None);
+    let rope = ops::QkNormRopeBackward {
+        dqkv: &mut qkv,
+        heads: HEADS,
+        norm: None,
+        positions: &ids,
+        table: &table,
+        raw: None,
+        dnorm: None,
+    }
+    .run(&o);
     refused(rope, "qk_norm_rope_backward", &["position 5", "P = 5"]);
     let [mut a, mut b, mut c] = [0; 3].map(|_| zeros(&[2]));
-    let logprob = o.linear_logprob(&x, &zeros(&[5, 4]), &ids, 1.0, &mut a, &mut b, &mut c);
+    let logprob = ops::LinearLogprob {
+        x: &x,
+        w: &zeros(&[5, 4]),
+        targets: &ids,
+        temperature: 1.0,
+        logp: &mut a,
+        entropy: &mut b,
+        lse: &mut c,
+    }
+    .run(&o);
     refused(logprob, "linear_logprob", &["target 5", "V = 5"]);
     let mut dx = zeros(&[2, 4]);
-    let logprob = o.linear_logprob_backward(&x, &zeros(&[5, 4]), &ids, 1.0, &a, &a, &a, None, &mut dx, None);
+    let logprob = ops::LinearLogprobBackward {
+        x: &x,
+        w: &zeros(&[5, 4]),
+        targets: &ids,
+        temperature: 1.0,
+        entropy: &a,
+        lse: &a,
+        dlogp: &a,
+        dentropy: None,
+        dx: &mut dx,
+        dw: None,
+    }
+    .run(&o);
     refused(logprob, "linear_logprob_backward", &["target 5", "V = 5"]);
     for (cu_seqlens, parent, part) in [
         (vec![0, 3], vec![-1], "cu_seqlens"),
@@ -597,12 +865,29 @@ fn values_out_of_range_are_named() {
     ] {
         let segments = Segments { cu_seqlens: &ints(&cu_seqlens), parent: &ints(&parent) };
         let (mut out, mut lse) = (zeros(&[2, O]), zeros(&[4, 2]));
-        refused(o.attention(&qkv, HEADS, &segments, &mut out, &mut lse), "attention", &[part]);
-        let backward = o.attention_backward(&qkv, &out, &lse, &out, HEADS, &segments, &mut zeros(&[2, D]));
+        refused(
+            ops::Attention { qkv: &qkv, heads: HEADS, segments: &segments, o: &mut out, lse: &mut lse }.run(&o),
+            "attention",
+            &[part],
+        );
+        let backward = ops::AttentionBackward {
+            qkv: &qkv,
+            o: &out,
+            lse: &lse,
+            dout: &out,
+            heads: HEADS,
+            segments: &segments,
+            dqkv: &mut zeros(&[2, D]),
+        }
+        .run(&o);
         refused(backward, "attention_backward", &[part]);
     }
     let (mut k, mut v) = (zeros(&[4, 8]), zeros(&[4, 8]));
-    refused(o.kv_append(&qkv, HEADS, &ids, &mut k, &mut v), "kv_append", &["slot 5", "rows = 4"]);
+    refused(
+        ops::KvAppend { qkv: &qkv, heads: HEADS, slots: &ids, k_cache: &mut k, v_cache: &mut v }.run(&o),
+        "kv_append",
+        &["slot 5", "rows = 4"],
+    );
     for (table, len, cu_q, part) in [
         ([0, 2], 4, [0, 2], "page 2"),
         ([0, 1], 5, [0, 2], "at most 2 pages"),
@@ -611,7 +896,18 @@ fn values_out_of_range_are_named() {
         ([0, 1], 4, [0, 1], "cu_q"),
     ] {
         let (table, lens, cu_q) = (Tensor::from_slice(&[1, 2], &table), ints(&[len]), ints(&cu_q));
-        let paged = o.attention_paged(&qkv, HEADS, &k, &v, 2, &table, &lens, &cu_q, &mut zeros(&[2, O]));
+        let paged = ops::AttentionPaged {
+            qkv: &qkv,
+            heads: HEADS,
+            k_cache: &k,
+            v_cache: &v,
+            block_size: 2,
+            block_table: &table,
+            lens: &lens,
+            cu_q: &cu_q,
+            o: &mut zeros(&[2, O]),
+        }
+        .run(&o);
         refused(paged, "attention_paged", &[part]);
     }
 }

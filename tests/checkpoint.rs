@@ -2,9 +2,10 @@
 //! refused by name, a failure leaves the old files.
 #![allow(clippy::unwrap_used)]
 
+use onestep::backend::Backend;
 use onestep::backend::cpu::Cpu;
+use onestep::backend::ops::Heads;
 use onestep::backend::oracle::Oracle;
-use onestep::backend::{Backend, Heads};
 use onestep::checkpoint::{
     load_adapter, load_model, load_optimizer, load_state, newest, save_adapter, save_checkpoint, save_model,
     save_optimizer,

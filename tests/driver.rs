@@ -7,10 +7,11 @@ mod libraries;
 
 use libloading::Library;
 use libraries::{ROOT, cache, libraries};
+use onestep::backend::Backend;
 use onestep::backend::cuda::Cuda;
 use onestep::backend::cuda::device::{Device, Gemm, Matrix};
 use onestep::backend::cuda::driver::{Gpu, Options};
-use onestep::backend::{Backend, Sampling};
+use onestep::backend::ops::{self, Sampling};
 use onestep::config::Engine as Settings;
 use onestep::model::config::ModelConfig;
 use onestep::model::kv_cache::{BlockManager, KvCache, PagedPlan};
@@ -185,17 +186,25 @@ fn a_recorded_burst_of_a_large_model_holds_less_than_half_a_gigabyte() {
     let mut acts = Activations::default();
     // The first pass fits the buffers; the second is what is recorded.
     forward_paged(&be, policy, &ids, &mut cache, &plan, &mut acts).unwrap();
-    be.logits(acts.hidden(), model.lm_head(), &mut logits).unwrap();
+    ops::Logits { x: acts.hidden(), w: model.lm_head(), out: &mut logits }.run(&be).unwrap();
     let recording = be
         .record(&mut || {
             for _ in 0..8 {
                 forward_paged(&be, policy, &ids, &mut cache, &plan, &mut acts)?;
-                be.logits(acts.hidden(), model.lm_head(), &mut logits)?;
+                ops::Logits { x: acts.hidden(), w: model.lm_head(), out: &mut logits }.run(&be)?;
                 let sampling =
                     Sampling { temperature: &ones, top_p: &ones, top_k: &top_k, seed: &seed, counter: &counter };
-                be.sample(&logits, &sampling, &mut ids, &mut logp)?;
+                ops::Sample { logits: &logits, sampling: &sampling, ids: &mut ids, logp: &mut logp }.run(&be)?;
                 let table = &plan.block_table;
-                be.advance(BLOCK, table, &mut plan.positions, &mut plan.lens, &mut plan.slots, &mut counter)?;
+                ops::Advance {
+                    block_size: BLOCK,
+                    block_table: table,
+                    positions: &mut plan.positions,
+                    lens: &mut plan.lens,
+                    slots: &mut plan.slots,
+                    counter: &mut counter,
+                }
+                .run(&be)?;
             }
             Ok(())
         })

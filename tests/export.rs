@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use half::{bf16, f16};
-use onestep::backend::Heads;
 use onestep::backend::cpu::Cpu;
+use onestep::backend::ops::Heads;
 use onestep::export::gguf::{Storage, write};
 use onestep::export::{Source, hugging_face, verify};
 use onestep::model::config::{ModelConfig, RopeConfig, RopeScaling};

@@ -3,9 +3,10 @@
 //! of the largest magnitude.
 #![allow(clippy::unwrap_used)]
 
+use onestep::backend::Backend;
 use onestep::backend::cpu::Cpu;
+use onestep::backend::ops::{self, KlEstimator, PpoInputs, PpoParams, PpoStats, Surrogate, ValueInputs};
 use onestep::backend::oracle::Oracle;
-use onestep::backend::{Backend, KlEstimator, PpoInputs, PpoParams, Surrogate, ValueInputs};
 use onestep::batch::{self, Group, LossBatch};
 use onestep::config::{Config, GroupBaseline, GroupDeviation, LossAverage};
 use onestep::model::config::ModelConfig;
@@ -123,7 +124,8 @@ fn the_policy_loss_and_its_gradients() {
             };
             let mut out = [(); 2].map(|()| be.alloc(&[m], be.accumulator()).unwrap());
             let [dlogp, dentropy] = &mut out;
-            let stats = be.ppo_loss(&params, &inputs, dlogp, dentropy).unwrap();
+            let mut stats = PpoStats::default();
+            ops::PpoLoss { params: &params, inputs: &inputs, dlogp, dentropy, stats: &mut stats }.run(be).unwrap();
             for (key, found) in [
                 ("loss", vec![stats.loss]),
                 ("policy_loss", vec![stats.policy_loss]),
@@ -184,7 +186,8 @@ fn the_value_loss_and_its_gradient() {
                 ["value", "old_value", "target", "weight"].map(|key| tensor(be, &[m], &inputs[key]));
             let inputs = ValueInputs { value: &value, old_value: &old_value, target: &target, weight: &weight };
             let mut dvalue = be.alloc(&[m], be.accumulator()).unwrap();
-            let loss = be.value_loss(clip, &inputs, &mut dvalue).unwrap();
+            let mut loss = 0.0;
+            ops::ValueLoss { clip, inputs: &inputs, dvalue: &mut dvalue, loss: &mut loss }.run(be).unwrap();
             let what = |key: &str| format!("{}, {} {key}", case["name"], be.name());
             check(&what("loss"), &[loss], &case["outputs"]["loss"], exact);
             check(&what("dvalue"), &wide(&dvalue), &case["outputs"]["dvalue"], exact);

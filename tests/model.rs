@@ -2,9 +2,10 @@
 //! parents and the paged cache against plain forwards on either, batches that must be refused.
 #![allow(clippy::unwrap_used)]
 
+use onestep::backend::Backend;
 use onestep::backend::cpu::Cpu;
+use onestep::backend::ops::{self, Heads};
 use onestep::backend::oracle::Oracle;
-use onestep::backend::{Backend, Heads};
 use onestep::model::config::{ModelConfig, RopeConfig, RopeScaling};
 use onestep::model::kv_cache::{BlockManager, KvCache, PagedPlan, Sequence};
 use onestep::model::lora::{Adapter, LoraConfig, Module};
@@ -118,8 +119,18 @@ impl Loss {
     fn forward(&self, be: &dyn Backend, model: &Model, hidden: &Tensor) -> [Tensor; 4] {
         let mut x = be.alloc(&[6, model.config.hidden], be.activation()).unwrap();
         let [mut logp, mut entropy, mut lse] = [0; 3].map(|_| be.alloc(&[6], be.activation()).unwrap());
-        be.gather_rows(hidden, &self.rows, &mut x).unwrap();
-        be.linear_logprob(&x, model.lm_head(), &self.targets, 0.75, &mut logp, &mut entropy, &mut lse).unwrap();
+        ops::GatherRows { x: hidden, rows: &self.rows, y: &mut x }.run(be).unwrap();
+        ops::LinearLogprob {
+            x: &x,
+            w: model.lm_head(),
+            targets: &self.targets,
+            temperature: 0.75,
+            logp: &mut logp,
+            entropy: &mut entropy,
+            lse: &mut lse,
+        }
+        .run(be)
+        .unwrap();
         [x, logp, entropy, lse]
     }
 
@@ -150,9 +161,22 @@ impl Loss {
         let mut dx = be.alloc(x.shape(), be.activation()).unwrap();
         let (w, dw) = (policy.model.lm_head(), grads.lm_head(policy.model));
         let (dlogp, dentropy) = (&self.dlogp, Some(&self.dentropy));
-        be.linear_logprob_backward(&x, w, &self.targets, 0.75, &entropy, &lse, dlogp, dentropy, &mut dx, dw).unwrap();
+        ops::LinearLogprobBackward {
+            x: &x,
+            w,
+            targets: &self.targets,
+            temperature: 0.75,
+            entropy: &entropy,
+            lse: &lse,
+            dlogp,
+            dentropy,
+            dx: &mut dx,
+            dw,
+        }
+        .run(be)
+        .unwrap();
         let mut dhidden = be.alloc(acts.hidden().shape(), be.activation()).unwrap();
-        be.scatter_add_rows(&dx, &self.rows, &mut dhidden).unwrap();
+        ops::ScatterAddRows { dy: &dx, rows: &self.rows, dx: &mut dhidden }.run(be).unwrap();
         backward(be, policy, batch, &mut acts, &dhidden, &mut grads).unwrap();
         grads
     }

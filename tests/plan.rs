@@ -5,7 +5,8 @@
 use onestep::backend::cpu::Cpu;
 use onestep::backend::cuda::Cuda;
 use onestep::backend::cuda::device::{Device, Gemm, Launch};
-use onestep::backend::{Backend, Heads, Recording};
+use onestep::backend::ops::Heads;
+use onestep::backend::{Backend, Recording};
 use onestep::config::Config;
 use onestep::error::{Error, Result};
 use onestep::model::config::{ModelConfig, RopeConfig, RopeScaling};

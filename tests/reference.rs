@@ -9,6 +9,7 @@
 
 use onestep::backend::Backend;
 use onestep::backend::cpu::Cpu;
+use onestep::backend::ops::{self};
 use onestep::backend::oracle::Oracle;
 use onestep::batch::{self, LossBatch};
 use onestep::checkpoint::{load_adapter, load_model, read_config, read_json};
@@ -99,7 +100,7 @@ fn once(be: &dyn Backend, policy: Policy, trains_weights: bool, sequences: &Sequ
     let rows = acts.hidden().rows();
     let mut logits = be.alloc(&[rows, policy.model.config.vocab], be.accumulator()).unwrap();
     model::forward(be, policy, &batch.batch, false, &mut acts).unwrap();
-    be.logits(acts.hidden(), policy.model.lm_head(), &mut logits).unwrap();
+    ops::Logits { x: acts.hidden(), w: policy.model.lm_head(), out: &mut logits }.run(be).unwrap();
     found.insert("logits".into(), values(&logits));
 
     let batch = packed(be, policy, sequences);

@@ -1,6 +1,7 @@
 //! Our side: a training step and greedy decoding through the same calls that `sft` and `rl` make, timed around the work alone.
 
-use onestep::backend::{Backend, Sampling};
+use onestep::backend::Backend;
+use onestep::backend::ops::{self, Sampling};
 use onestep::batch::LossBatch;
 use onestep::config as settings;
 use onestep::error::Result;
@@ -168,8 +169,9 @@ impl<'a> Decoder<'a> {
         model::forward_paged(*backend, policy, &index_tensor(*backend, &[ids.len()], ids)?, cache, plan, acts)?;
         let float = |shape: &[usize]| backend.alloc(shape, backend.activation());
         let (mut hidden, mut logits) = (float(&[batch, model.config.hidden])?, float(&[batch, model.config.vocab])?);
-        backend.gather_rows(acts.hidden(), &index_tensor(*backend, &[batch], rows)?, &mut hidden)?;
-        backend.logits(&hidden, model.lm_head(), &mut logits)?;
+        ops::GatherRows { x: acts.hidden(), rows: &index_tensor(*backend, &[batch], rows)?, y: &mut hidden }
+            .run(*backend)?;
+        ops::Logits { x: &hidden, w: model.lm_head(), out: &mut logits }.run(*backend)?;
         let zeros = index_tensor(*backend, &[batch], &vec![0; batch])?;
         let greedy = Sampling {
             temperature: &float(&[batch])?,
@@ -179,7 +181,7 @@ impl<'a> Decoder<'a> {
             counter: &zeros,
         };
         let (mut chosen, mut logp) = (index_tensor(*backend, &[batch], &vec![0; batch])?, float(&[batch])?);
-        backend.sample(&logits, &greedy, &mut chosen, &mut logp)?;
+        ops::Sample { logits: &logits, sampling: &greedy, ids: &mut chosen, logp: &mut logp }.run(*backend)?;
         Ok((backend.read_i32(&chosen)?, backend.read(&logp)?))
     }
 

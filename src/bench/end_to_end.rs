@@ -3,7 +3,8 @@
 use super::kernels::Step;
 use super::measure::Target;
 use super::work::{BLOCK_SIZE, BURST, Sizes, Task, Work, adapter_shapes, gemm_parameters};
-use crate::backend::{Backend, Recording, Sampling};
+use crate::backend::ops::{self, Sampling};
+use crate::backend::{Backend, Recording};
 use crate::batch::{Group, LossBatch};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
@@ -337,11 +338,19 @@ impl Decode {
             let plan = &mut self.plan;
             if step > 0 {
                 let (table, counter) = (&plan.block_table, &mut self.counter);
-                be.advance(BLOCK_SIZE, table, &mut plan.positions, &mut plan.lens, &mut plan.slots, counter)?;
+                ops::Advance {
+                    block_size: BLOCK_SIZE,
+                    block_table: table,
+                    positions: &mut plan.positions,
+                    lens: &mut plan.lens,
+                    slots: &mut plan.slots,
+                    counter,
+                }
+                .run(be)?;
             }
             let policy = Policy { model, adapter: None };
             forward_paged(be, policy, &self.ids[step], &mut self.cache, plan, &mut self.acts)?;
-            be.logits(self.acts.hidden(), model.lm_head(), &mut self.logits)?;
+            ops::Logits { x: self.acts.hidden(), w: model.lm_head(), out: &mut self.logits }.run(be)?;
             let sampling = Sampling {
                 temperature: &self.temperature,
                 top_p: &self.top_p,
@@ -349,7 +358,13 @@ impl Decode {
                 seed: &self.seed,
                 counter: &self.counter,
             };
-            be.sample(&self.logits, &sampling, &mut self.ids[step + 1], &mut self.logp[step])?;
+            ops::Sample {
+                logits: &self.logits,
+                sampling: &sampling,
+                ids: &mut self.ids[step + 1],
+                logp: &mut self.logp[step],
+            }
+            .run(be)?;
         }
         Ok(())
     }

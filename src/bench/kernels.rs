@@ -2,12 +2,13 @@
 
 use super::measure::Target;
 use super::work::{BLOCK_SIZE, Task, Work};
-use crate::backend::{AdamW, Heads, Linear, LinearGrads, Lora, Sampling, Segments};
+use crate::backend::ops::{self, AdamW, Heads, Linear, LinearGrads, Lora, Sampling, Segments, Trained};
 use crate::error::{Error, Result};
 use crate::model::config::RopeConfig;
 use crate::model::config::RopeScaling;
 use crate::model::index_tensor;
 use crate::model::rope;
+use crate::optimizer::squared_norm;
 use crate::tensor::{DType, Tensor};
 
 /// What a row repeats.
@@ -24,7 +25,7 @@ pub fn prepare<'a>(target: Target<'a>, work: &Work) -> Result<Step<'a>> {
             let be = target.backend;
             let (x, w) = (target.normal(&[*b, *c], 1.0, 1)?, target.normal(&[*v, *c], 0.02, 2)?);
             let mut out = be.alloc(&[*b, *v], be.accumulator())?;
-            Ok(Box::new(move || be.logits(&x, &w, &mut out)))
+            Ok(Box::new(move || ops::Logits { x: &x, w: &w, out: &mut out }.run(be)))
         }
         Task::RmsNorm { t, c } => rmsnorm(target, *t, *c, backward),
         Task::Rope { t, heads } => rotary(target, *t, *heads, backward),
@@ -33,16 +34,18 @@ pub fn prepare<'a>(target: Target<'a>, work: &Work) -> Result<Step<'a>> {
             let gate_up = target.normal(&[*t, 2 * f], 1.0, 1)?;
             if backward {
                 let (dy, mut d) = (target.normal(&[*t, *f], 1.0, 2)?, be.alloc(&[*t, 2 * f], be.activation())?);
-                return Ok(Box::new(move || be.swiglu_backward(&gate_up, &dy, &mut d)));
+                return Ok(Box::new(move || {
+                    ops::SwigluBackward { gate_up: &gate_up, dy: &dy, dgate_up: &mut d }.run(be)
+                }));
             }
             let mut y = be.alloc(&[*t, *f], be.activation())?;
-            Ok(Box::new(move || be.swiglu(&gate_up, &mut y)))
+            Ok(Box::new(move || ops::Swiglu { gate_up: &gate_up, y: &mut y }.run(be)))
         }
         Task::AdamW { shapes } => adamw(target, shapes),
         Task::SquaredNorm { shapes } => {
             let list = tensors(target, shapes, 1.0)?;
             let be = target.backend;
-            Ok(Box::new(move || be.squared_norm(&list.iter().collect::<Vec<_>>()).map(drop)))
+            Ok(Box::new(move || squared_norm(be, &list.iter().collect::<Vec<_>>()).map(drop)))
         }
         Task::Sample { b, v, filtered } => sample(target, *b, *v, *filtered),
         Task::Paged { b, context, heads } => paged(target, *b, *context, *heads),
@@ -66,18 +69,21 @@ fn linear<'a>(target: Target<'a>, t: usize, k: usize, widths: &[usize], r: usize
     let w = each(&|n, seed| target.normal(&[n, k], 0.02, seed))?; // one behind the other, as a model's
     let a = each(&|_, seed| target.random(&[r, k], wide, 0.02, seed + 1))?;
     let b = each(&|n, seed| target.random(&[n, r], wide, 0.02, seed + 2))?;
-    let s = each(&|_, seed| target.random(&[t, r], narrow, 1.0, seed + 3))?;
-    let mut s: Vec<_> = s.into_iter().map(Some).collect();
+    let mut s = each(&|_, seed| target.random(&[t, r], narrow, 1.0, seed + 3))?;
     let (x, mut y) = (target.normal(&[t, k], 1.0, 100)?, target.normal(&[t, n], 1.0, 101)?);
     if !backward {
-        return Ok(Box::new(move || be.linears(&x, &adapted(&w, &a, &b), &mut y, &mut s)));
+        return Ok(Box::new(move || {
+            let s = s.iter_mut().map(Some).collect();
+            ops::Linears { x: &x, layers: &adapted(&w, &a, &b), y: &mut y, column: 0, s }.run(be)
+        }));
     }
     let mut dx = be.alloc(&[t, k], narrow)?;
     let (mut da, mut db) = (each(&|_, _| be.alloc(&[r, k], wide))?, each(&|n, _| be.alloc(&[n, r], wide))?);
     Ok(Box::new(move || {
         let pairs = da.iter_mut().zip(&mut db);
         let grads = pairs.map(|pair| LinearGrads { lora: Some(pair), w: None, bias: None }).collect();
-        be.linears_backward(&x, &adapted(&w, &a, &b), &y, &s, Some(&mut dx), grads)
+        let (layers, s) = (&adapted(&w, &a, &b), s.iter().map(Some).collect());
+        ops::LinearsBackward { x: &x, layers, dy: &y, column: 0, s, dx: Some(&mut dx), grads }.run(be)
     }))
 }
 
@@ -93,14 +99,29 @@ fn attention<'a>(target: Target<'a>, t: usize, heads: Heads, backward: bool) -> 
     let (mut o, mut lse) = (be.alloc(&[t, width], be.activation())?, be.alloc(&[heads.nh, t], be.accumulator())?);
     if !backward {
         return Ok(Box::new(move || {
-            be.attention(&qkv, heads, &Segments { cu_seqlens: &cu, parent: &parent }, &mut o, &mut lse)
+            ops::Attention {
+                qkv: &qkv,
+                heads,
+                segments: &Segments { cu_seqlens: &cu, parent: &parent },
+                o: &mut o,
+                lse: &mut lse,
+            }
+            .run(be)
         }));
     }
-    be.attention(&qkv, heads, &Segments { cu_seqlens: &cu, parent: &parent }, &mut o, &mut lse)?;
+    ops::Attention {
+        qkv: &qkv,
+        heads,
+        segments: &Segments { cu_seqlens: &cu, parent: &parent },
+        o: &mut o,
+        lse: &mut lse,
+    }
+    .run(be)?;
     let (dout, mut dqkv) = (target.normal(&[t, width], 1.0, 2)?, be.alloc(&[t, heads.qkv_width()], be.activation())?);
     Ok(Box::new(move || {
         let segments = Segments { cu_seqlens: &cu, parent: &parent };
-        be.attention_backward(&qkv, &o, &lse, &dout, heads, &segments, &mut dqkv)
+        ops::AttentionBackward { qkv: &qkv, o: &o, lse: &lse, dout: &dout, heads, segments: &segments, dqkv: &mut dqkv }
+            .run(be)
     }))
 }
 
@@ -112,11 +133,45 @@ fn logprob<'a>(target: Target<'a>, m: usize, c: usize, v: usize, backward: bool)
     let vector = || be.alloc(&[m], be.accumulator());
     let (mut logp, mut entropy, mut lse) = (vector()?, vector()?, vector()?);
     if !backward {
-        return Ok(Box::new(move || be.linear_logprob(&x, &w, &targets, 1.0, &mut logp, &mut entropy, &mut lse)));
+        return Ok(Box::new(move || {
+            ops::LinearLogprob {
+                x: &x,
+                w: &w,
+                targets: &targets,
+                temperature: 1.0,
+                logp: &mut logp,
+                entropy: &mut entropy,
+                lse: &mut lse,
+            }
+            .run(be)
+        }));
     }
-    be.linear_logprob(&x, &w, &targets, 1.0, &mut logp, &mut entropy, &mut lse)?;
+    ops::LinearLogprob {
+        x: &x,
+        w: &w,
+        targets: &targets,
+        temperature: 1.0,
+        logp: &mut logp,
+        entropy: &mut entropy,
+        lse: &mut lse,
+    }
+    .run(be)?;
     let (dlogp, mut dx) = (target.random(&[m], be.accumulator(), 1.0, 3)?, be.alloc(&[m, c], be.activation())?);
-    Ok(Box::new(move || be.linear_logprob_backward(&x, &w, &targets, 1.0, &entropy, &lse, &dlogp, None, &mut dx, None)))
+    Ok(Box::new(move || {
+        ops::LinearLogprobBackward {
+            x: &x,
+            w: &w,
+            targets: &targets,
+            temperature: 1.0,
+            entropy: &entropy,
+            lse: &lse,
+            dlogp: &dlogp,
+            dentropy: None,
+            dx: &mut dx,
+            dw: None,
+        }
+        .run(be)
+    }))
 }
 
 fn rmsnorm<'a>(target: Target<'a>, t: usize, c: usize, backward: bool) -> Result<Step<'a>> {
@@ -126,10 +181,23 @@ fn rmsnorm<'a>(target: Target<'a>, t: usize, c: usize, backward: bool) -> Result
     let (mut sum, mut y) = (be.alloc(&[t, c], be.activation())?, be.alloc(&[t, c], be.activation())?);
     let mut rstd = be.alloc(&[t], be.accumulator())?;
     if !backward {
-        return Ok(Box::new(move || be.add_rmsnorm(&residual, Some(&x), &w, 1e-6, Some(&mut sum), &mut y, &mut rstd)));
+        return Ok(Box::new(move || {
+            ops::AddRmsnorm {
+                residual: &residual,
+                x: Some(&x),
+                w: &w,
+                eps: 1e-6,
+                sum: Some(&mut sum),
+                y: &mut y,
+                rstd: &mut rstd,
+            }
+            .run(be)
+        }));
     }
     be.fill(&mut rstd, 1.0)?;
-    Ok(Box::new(move || be.add_rmsnorm_backward(&residual, &w, &rstd, &x, &mut sum, None)))
+    Ok(Box::new(move || {
+        ops::AddRmsnormBackward { sum: &residual, w: &w, rstd: &rstd, dy: &x, dsum: &mut sum, dw: None }.run(be)
+    }))
 }
 
 fn rotary<'a>(target: Target<'a>, t: usize, heads: Heads, backward: bool) -> Result<Step<'a>> {
@@ -138,9 +206,22 @@ fn rotary<'a>(target: Target<'a>, t: usize, heads: Heads, backward: bool) -> Res
     let positions = index_tensor(be, &[t], &(0..t as i32).collect::<Vec<_>>())?;
     let table = rope::table(be, &RopeConfig { theta: 1e6, scaling: RopeScaling::None }, t, heads.hs)?;
     if backward {
-        return Ok(Box::new(move || be.qk_norm_rope_backward(&mut qkv, heads, None, &positions, &table, None, None)));
+        return Ok(Box::new(move || {
+            ops::QkNormRopeBackward {
+                dqkv: &mut qkv,
+                heads,
+                norm: None,
+                positions: &positions,
+                table: &table,
+                raw: None,
+                dnorm: None,
+            }
+            .run(be)
+        }));
     }
-    Ok(Box::new(move || be.qk_norm_rope(&mut qkv, heads, None, &positions, &table, None)))
+    Ok(Box::new(move || {
+        ops::QkNormRope { qkv: &mut qkv, heads, norm: None, positions: &positions, table: &table, raw: None }.run(be)
+    }))
 }
 
 fn adamw<'a>(target: Target<'a>, shapes: &[[usize; 2]]) -> Result<Step<'a>> {
@@ -149,12 +230,9 @@ fn adamw<'a>(target: Target<'a>, shapes: &[[usize; 2]]) -> Result<Step<'a>> {
         (tensors(target, shapes, 0.02)?, tensors(target, shapes, 0.01)?, tensors(target, shapes, 0.01)?);
     let mut v = tensors(target, shapes, 0.01)?;
     v.iter_mut().try_for_each(|v| be.fill(v, 1e-4))?; // second moments are not negative
-    let step = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.01, step: 10, grad_scale: 0.5 };
-    Ok(Box::new(move || {
-        let mut p: Vec<&mut Tensor> = p.iter_mut().collect();
-        let (mut m, mut v): (Vec<_>, Vec<_>) = (m.iter_mut().collect(), v.iter_mut().collect());
-        be.adamw(&step, &mut p, &g.iter().collect::<Vec<_>>(), &mut m, &mut v)
-    }))
+    let settings =
+        AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.01, step: 10, grad_scale: 0.5 };
+    Ok(Box::new(move || ops::AdamWStep { settings, tensors: Trained::of(&mut p, &g, &mut m, &mut v) }.run(be)))
 }
 
 fn sample<'a>(target: Target<'a>, b: usize, v: usize, filtered: bool) -> Result<Step<'a>> {
@@ -173,7 +251,7 @@ fn sample<'a>(target: Target<'a>, b: usize, v: usize, filtered: bool) -> Result<
     Ok(Box::new(move || {
         let sampling =
             Sampling { temperature: &temperature, top_p: &top_p, top_k: &top_k, seed: &seed, counter: &counter };
-        be.sample(&logits, &sampling, &mut ids, &mut logp)
+        ops::Sample { logits: &logits, sampling: &sampling, ids: &mut ids, logp: &mut logp }.run(be)
     }))
 }
 
@@ -188,5 +266,18 @@ fn paged<'a>(target: Target<'a>, b: usize, context: usize, heads: Heads) -> Resu
     let lens = index_tensor(be, &[b], &vec![context as i32; b])?;
     let cu = index_tensor(be, &[b + 1], &(0..=b as i32).collect::<Vec<_>>())?;
     let mut o = be.alloc(&[b, heads.nh * heads.hs], be.activation())?;
-    Ok(Box::new(move || be.attention_paged(&qkv, heads, &k, &v, BLOCK_SIZE, &table, &lens, &cu, &mut o)))
+    Ok(Box::new(move || {
+        ops::AttentionPaged {
+            qkv: &qkv,
+            heads,
+            k_cache: &k,
+            v_cache: &v,
+            block_size: BLOCK_SIZE,
+            block_table: &table,
+            lens: &lens,
+            cu_q: &cu,
+            o: &mut o,
+        }
+        .run(be)
+    }))
 }

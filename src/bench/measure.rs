@@ -1,9 +1,10 @@
 //! What is measured and how: the device's clock, the second-level cache flushed between repeats, the median of as many repeats as
 //! a row's time allows; random-normal inputs.
 
+use crate::backend::Backend;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::device::Device;
-use crate::backend::{Backend, Heads};
+use crate::backend::ops::Heads;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::config::{ModelConfig, RopeConfig, RopeScaling};

@@ -3,11 +3,13 @@
 
 use super::compare::{Draw, Op, Output};
 use crate::backend::cuda::device::{Gemm, Matrix};
-use crate::backend::{
-    AdamW, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, QkNorm, Sampling, Segments, Surrogate,
-    ValueInputs, duplicate,
+use crate::backend::duplicate;
+use crate::backend::ops::{
+    self, AdamW, Heads, KlEstimator, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Sampling,
+    Segments, Surrogate, Trained, ValueInputs,
 };
 use crate::error::{Error, Result};
+use crate::optimizer::squared_norm;
 use crate::tensor::{DType, Tensor};
 
 /// One op at one shape.
@@ -134,7 +136,14 @@ fn linear(list: &mut Vec<Case>, large: bool) {
             let mut y = d.normal(&[t, n + column + 5], 1.0)?;
             let mut s = d.unwritten(&[t, r.max(1)])?;
             let p = Linear { w: &w, bias: bias.then_some(&b), lora };
-            d.backend.linear(&x, &p, &mut y, column, (r > 0).then_some(&mut s))?;
+            ops::Linears {
+                x: &x,
+                layers: std::slice::from_ref(&p),
+                y: &mut y,
+                column,
+                s: vec![(r > 0).then_some(&mut s)],
+            }
+            .run(d.backend)?;
             if r > 0 { outputs([y, s]) } else { outputs([y]) }
         });
         // dS = dY B is rounded; so is dx before it is added to what is there.
@@ -151,14 +160,23 @@ fn linear(list: &mut Vec<Case>, large: bool) {
                 w: trained.then_some(&mut dw),
                 bias: (trained && bias).then_some(&mut dbias),
             };
-            d.backend.linear_backward(&x, &p, &dy, column, (r > 0).then_some(&s), Some(&mut dx), grads)?;
+            ops::LinearsBackward {
+                x: &x,
+                layers: std::slice::from_ref(&p),
+                dy: &dy,
+                column,
+                s: vec![(r > 0).then_some(&s)],
+                dx: Some(&mut dx),
+                grads: vec![grads],
+            }
+            .run(d.backend)?;
             outputs([dx, da, db, dw, dbias])
         });
     }
     case(list, "merge_lora", "full", "N 24, K 40, R 4", 0, |d| {
         let mut w = d.normal(&[24, 40], 1.0)?;
         let (a, b) = (d.accumulated(&[4, 40], 0.5)?, d.accumulated(&[24, 4], 0.5)?);
-        d.backend.merge_lora(&mut w, &Lora { a: &a, b: &b, scale: 2.0 })?;
+        ops::MergeLora { w: &mut w, lora: Lora { a: &a, b: &b, scale: 2.0 } }.run(d.backend)?;
         outputs([w])
     });
 }
@@ -189,7 +207,7 @@ fn attention(list: &mut Vec<Case>, large: bool) {
             let (cu, parent) = (d.ints(&[offsets.len()], &offsets)?, d.ints(&[parents.len()], &parents)?);
             let (mut o, mut lse) = (d.unwritten(&[t, width])?, d.unwritten_accumulated(&[heads.nh, t])?);
             let segments = Segments { cu_seqlens: &cu, parent: &parent };
-            d.backend.attention(&qkv, heads, &segments, &mut o, &mut lse)?;
+            ops::Attention { qkv: &qkv, heads, segments: &segments, o: &mut o, lse: &mut lse }.run(d.backend)?;
             Ok(([cu, parent], [qkv, o, lse]))
         };
         // The probabilities are rounded.
@@ -202,7 +220,16 @@ fn attention(list: &mut Vec<Case>, large: bool) {
             let ([cu, parent], [qkv, o, lse]) = forward(d)?;
             let (dout, mut dqkv) = (d.normal(&[t, width], 1.0)?, d.unwritten(&[t, d_])?);
             let segments = Segments { cu_seqlens: &cu, parent: &parent };
-            d.backend.attention_backward(&qkv, &o, &lse, &dout, heads, &segments, &mut dqkv)?;
+            ops::AttentionBackward {
+                qkv: &qkv,
+                o: &o,
+                lse: &lse,
+                dout: &dout,
+                heads,
+                segments: &segments,
+                dqkv: &mut dqkv,
+            }
+            .run(d.backend)?;
             outputs([dqkv])
         });
     }
@@ -230,7 +257,15 @@ fn attention(list: &mut Vec<Case>, large: bool) {
         case(list, "qk_norm_rope", "forward", shape.clone(), usize::from(norm), move |d| {
             let [mut qkv, positions, table, q, k, mut raw] = inputs(d)?;
             let norm_weights = norm.then_some(QkNorm { q: &q, k: &k, eps: 1e-6 });
-            d.backend.qk_norm_rope(&mut qkv, heads, norm_weights, &positions, &table, norm.then_some(&mut raw))?;
+            ops::QkNormRope {
+                qkv: &mut qkv,
+                heads,
+                norm: norm_weights,
+                positions: &positions,
+                table: &table,
+                raw: norm.then_some(&mut raw),
+            }
+            .run(d.backend)?;
             outputs([qkv, raw])
         });
         case(list, "qk_norm_rope", "backward", shape, usize::from(norm), move |d| {
@@ -239,7 +274,16 @@ fn attention(list: &mut Vec<Case>, large: bool) {
             let (mut dq, mut dk) = (d.accumulated(&[hs], 1.0)?, d.accumulated(&[hs], 1.0)?);
             let wanted = norm.then_some((&mut dq, &mut dk));
             let raw = norm.then_some(&raw);
-            d.backend.qk_norm_rope_backward(&mut dqkv, heads, norm_weights, &positions, &table, raw, wanted)?;
+            ops::QkNormRopeBackward {
+                dqkv: &mut dqkv,
+                heads,
+                norm: norm_weights,
+                positions: &positions,
+                table: &table,
+                raw,
+                dnorm: wanted,
+            }
+            .run(d.backend)?;
             outputs([dqkv, dq, dk])
         });
     }
@@ -271,7 +315,18 @@ fn paged(list: &mut Vec<Case>, large: bool) {
             let cache = [b * pages * block, heads.nkv * heads.hs];
             let (k, v, qkv) = (d.normal(&cache, 1.0)?, d.normal(&cache, 1.0)?, d.normal(&[q, heads.qkv_width()], 1.0)?);
             let mut o = d.unwritten(&[q, heads.nh * heads.hs])?;
-            d.backend.attention_paged(&qkv, heads, &k, &v, block, &table, &lens, &cu, &mut o)?;
+            ops::AttentionPaged {
+                qkv: &qkv,
+                heads,
+                k_cache: &k,
+                v_cache: &v,
+                block_size: block,
+                block_table: &table,
+                lens: &lens,
+                cu_q: &cu,
+                o: &mut o,
+            }
+            .run(d.backend)?;
             outputs([o])
         });
     }
@@ -279,7 +334,15 @@ fn paged(list: &mut Vec<Case>, large: bool) {
         let table = d.ints(&[3, 3], &[4, 1, 7, 2, 5, 0, 3, 6, 8])?;
         let (mut positions, mut lens) = (d.ints(&[3], &[2, 3, 10])?, d.ints(&[3], &[3, 4, 11])?);
         let (mut slots, mut counter) = (d.ints(&[3], &[18, 11, 34])?, d.ints(&[3], &[0, 1, 2])?);
-        d.backend.advance(4, &table, &mut positions, &mut lens, &mut slots, &mut counter)?;
+        ops::Advance {
+            block_size: 4,
+            block_table: &table,
+            positions: &mut positions,
+            lens: &mut lens,
+            slots: &mut slots,
+            counter: &mut counter,
+        }
+        .run(d.backend)?;
         outputs([positions, lens, slots, counter])
     });
     case(list, "kv_append", "forward", "T 5, NKV 2, HS 64", 0, |d| {
@@ -287,7 +350,7 @@ fn paged(list: &mut Vec<Case>, large: bool) {
         let qkv = d.normal(&[5, heads.qkv_width()], 1.0)?;
         let slots = d.ints(&[5], &[3, 0, 17, 8, 31])?;
         let (mut k, mut v) = (d.normal(&[32, 128], 1.0)?, d.normal(&[32, 128], 1.0)?);
-        d.backend.kv_append(&qkv, heads, &slots, &mut k, &mut v)?;
+        ops::KvAppend { qkv: &qkv, heads, slots: &slots, k_cache: &mut k, v_cache: &mut v }.run(d.backend)?;
         outputs([k, v])
     });
 }
@@ -305,7 +368,16 @@ fn head(list: &mut Vec<Case>, large: bool) {
             let w = d.parameter(&[v, c], 2.0 / (c as f32).sqrt(), trained)?;
             let [mut logp, mut entropy, mut lse] =
                 [d.unwritten_accumulated(&[m])?, d.unwritten_accumulated(&[m])?, d.unwritten_accumulated(&[m])?];
-            d.backend.linear_logprob(&x, &w, &targets, 0.7, &mut logp, &mut entropy, &mut lse)?;
+            ops::LinearLogprob {
+                x: &x,
+                w: &w,
+                targets: &targets,
+                temperature: 0.7,
+                logp: &mut logp,
+                entropy: &mut entropy,
+                lse: &mut lse,
+            }
+            .run(d.backend)?;
             Ok([x, w, targets, logp, entropy, lse])
         };
         case(list, "linear_logprob", "forward", shape.clone(), 0, move |d| {
@@ -319,7 +391,19 @@ fn head(list: &mut Vec<Case>, large: bool) {
             let (mut dx, mut dw) = (d.unwritten(&[m, c])?, d.accumulated(&[v, c], 1.0)?);
             let wanted = trained.then_some(&mut dw);
             let de = Some(&dentropy);
-            d.backend.linear_logprob_backward(&x, &w, &targets, 0.7, &entropy, &lse, &dlogp, de, &mut dx, wanted)?;
+            ops::LinearLogprobBackward {
+                x: &x,
+                w: &w,
+                targets: &targets,
+                temperature: 0.7,
+                entropy: &entropy,
+                lse: &lse,
+                dlogp: &dlogp,
+                dentropy: de,
+                dx: &mut dx,
+                dw: wanted,
+            }
+            .run(d.backend)?;
             outputs([dx, dw])
         });
     }
@@ -327,7 +411,7 @@ fn head(list: &mut Vec<Case>, large: bool) {
     case(list, "logits", "forward", format!("B {b}, C {c}, V {v}"), 0, move |d| {
         let (x, w) = (d.normal(&[b, c], 1.0)?, d.normal(&[v, c], 0.2)?);
         let mut out = d.unwritten_accumulated(&[b, v])?;
-        d.backend.logits(&x, &w, &mut out)?;
+        ops::Logits { x: &x, w: &w, out: &mut out }.run(d.backend)?;
         outputs([out])
     });
     let (b, v) = if large { (24, 5003) } else { (12, 101) };
@@ -344,7 +428,7 @@ fn head(list: &mut Vec<Case>, large: bool) {
             counter: &d.ints(&[b], &(0..b as i32).collect::<Vec<_>>())?,
         };
         let (mut ids, mut logp) = (d.ints(&[b], &vec![-1; b])?, d.unwritten_accumulated(&[b])?);
-        d.backend.sample(&logits, &sampling, &mut ids, &mut logp)?;
+        ops::Sample { logits: &logits, sampling: &sampling, ids: &mut ids, logp: &mut logp }.run(d.backend)?;
         outputs([ids, logp])
     });
 }
@@ -361,16 +445,42 @@ fn elementwise(list: &mut Vec<Case>, large: bool) {
             let (residual, x, w) = (d.normal(&[t, c], 1.0)?, d.normal(&[t, c], 1.0)?, d.parameter(&[c], 1.0, trained)?);
             let (mut sum, mut y, mut rstd) =
                 (d.unwritten(&[t, c])?, d.unwritten(&[t, c])?, d.unwritten_accumulated(&[t])?);
-            d.backend.add_rmsnorm(&residual, Some(&x), &w, 1e-6, Some(&mut sum), &mut y, &mut rstd)?;
+            ops::AddRmsnorm {
+                residual: &residual,
+                x: Some(&x),
+                w: &w,
+                eps: 1e-6,
+                sum: Some(&mut sum),
+                y: &mut y,
+                rstd: &mut rstd,
+            }
+            .run(d.backend)?;
             let (mut alone, mut rstd_alone) = (d.unwritten(&[t, c])?, d.unwritten_accumulated(&[t])?);
-            d.backend.add_rmsnorm(&residual, None, &w, 1e-6, None, &mut alone, &mut rstd_alone)?;
+            ops::AddRmsnorm {
+                residual: &residual,
+                x: None,
+                w: &w,
+                eps: 1e-6,
+                sum: None,
+                y: &mut alone,
+                rstd: &mut rstd_alone,
+            }
+            .run(d.backend)?;
             outputs([sum, y, rstd, alone, rstd_alone])
         });
         case(list, "add_rmsnorm", "backward", shape, 1, move |d| {
             let (sum, w, dy) = (d.normal(&[t, c], 1.0)?, d.parameter(&[c], 1.0, trained)?, d.normal(&[t, c], 1.0)?);
             let rstd = d.accumulated(&[t], 1.0)?;
             let (mut dsum, mut dw) = (d.normal(&[t, c], 1.0)?, d.accumulated(&[c], 1.0)?);
-            d.backend.add_rmsnorm_backward(&sum, &w, &rstd, &dy, &mut dsum, trained.then_some(&mut dw))?;
+            ops::AddRmsnormBackward {
+                sum: &sum,
+                w: &w,
+                rstd: &rstd,
+                dy: &dy,
+                dsum: &mut dsum,
+                dw: trained.then_some(&mut dw),
+            }
+            .run(d.backend)?;
             outputs([dsum, dw])
         });
     }
@@ -381,13 +491,13 @@ fn elementwise(list: &mut Vec<Case>, large: bool) {
     for (t, f) in shapes {
         case(list, "swiglu", "forward", format!("T {t}, F {f}"), 1, move |d| {
             let (gate_up, mut y) = (d.normal(&[t, 2 * f], 1.0)?, d.unwritten(&[t, f])?);
-            d.backend.swiglu(&gate_up, &mut y)?;
+            ops::Swiglu { gate_up: &gate_up, y: &mut y }.run(d.backend)?;
             outputs([y])
         });
         case(list, "swiglu", "backward", format!("T {t}, F {f}"), 1, move |d| {
             let (gate_up, dy) = (d.normal(&[t, 2 * f], 1.0)?, d.normal(&[t, f], 1.0)?);
             let mut dgate_up = d.unwritten(&[t, 2 * f])?;
-            d.backend.swiglu_backward(&gate_up, &dy, &mut dgate_up)?;
+            ops::SwigluBackward { gate_up: &gate_up, dy: &dy, dgate_up: &mut dgate_up }.run(d.backend)?;
             outputs([dgate_up])
         });
     }
@@ -398,26 +508,26 @@ fn rows(list: &mut Vec<Case>, large: bool) {
     case(list, "embed", "forward", format!("T {t}, C {c}"), 0, move |d| {
         let (ids, wte) = (d.below(t, 13)?, d.normal(&[13, c], 1.0)?);
         let mut out = d.unwritten(&[t, c])?;
-        d.backend.embed(&ids, &wte, &mut out)?;
+        ops::Embed { ids: &ids, wte: &wte, out: &mut out }.run(d.backend)?;
         outputs([out])
     });
     case(list, "embed", "backward", format!("T {t}, C {c}"), 0, move |d| {
         let (ids, dout) = (d.below(t, 13)?, d.normal(&[t, c], 1.0)?);
         let mut dwte = d.accumulated(&[13, c], 1.0)?;
-        d.backend.embed_backward(&ids, &dout, &mut dwte)?;
+        ops::EmbedBackward { ids: &ids, dout: &dout, dwte: &mut dwte }.run(d.backend)?;
         outputs([dwte])
     });
     case(list, "gather_rows", "forward", format!("M 7, T {t}, C {c}"), 0, move |d| {
         let (x, rows) = (d.normal(&[t, c], 1.0)?, d.below(7, t)?);
         let mut y = d.unwritten(&[7, c])?;
-        d.backend.gather_rows(&x, &rows, &mut y)?;
+        ops::GatherRows { x: &x, rows: &rows, y: &mut y }.run(d.backend)?;
         outputs([y])
     });
     // Rows named more than once are added one after the other, each sum rounded.
     case(list, "scatter_add_rows", "forward", format!("M 12, T 5, C {c}"), 4, move |d| {
         let (dy, rows) = (d.normal(&[12, c], 1.0)?, d.below(12, 5)?);
         let mut dx = d.normal(&[5, c], 1.0)?;
-        d.backend.scatter_add_rows(&dy, &rows, &mut dx)?;
+        ops::ScatterAddRows { dy: &dy, rows: &rows, dx: &mut dx }.run(d.backend)?;
         outputs([dx])
     });
 }
@@ -446,7 +556,9 @@ fn losses(list: &mut Vec<Case>, large: bool) {
             advantage: &advantage,
             weight: &weight,
         };
-        let s = d.backend.ppo_loss(&params, &inputs, &mut dlogp, &mut dentropy)?;
+        let mut s = PpoStats::default();
+        ops::PpoLoss { params: &params, inputs: &inputs, dlogp: &mut dlogp, dentropy: &mut dentropy, stats: &mut s }
+            .run(d.backend)?;
         let stats = vec![s.loss, s.policy_loss, s.kl, s.entropy, s.clip_fraction, s.approx_kl, s.ratio_max];
         Ok(vec![dlogp.into(), dentropy.into(), Output::Values(stats)])
     });
@@ -457,7 +569,8 @@ fn losses(list: &mut Vec<Case>, large: bool) {
             let [target, weight] = [vector()?, vector()?];
             let mut dvalue = d.unwritten_accumulated(&[m])?;
             let inputs = ValueInputs { value: &value, old_value: &old_value, target: &target, weight: &weight };
-            let loss = d.backend.value_loss(clip, &inputs, &mut dvalue)?;
+            let mut loss = 0.0;
+            ops::ValueLoss { clip, inputs: &inputs, dvalue: &mut dvalue, loss: &mut loss }.run(d.backend)?;
             Ok(vec![dvalue.into(), Output::Values(vec![loss])])
         });
     }
@@ -469,7 +582,7 @@ fn value_head(list: &mut Vec<Case>, large: bool) {
         let x = d.normal(&[m, c], 1.0)?;
         let [w, bias] = [d.accumulated(&[1, c], 0.1)?, d.accumulated(&[1], 1.0)?];
         let mut value = d.unwritten_accumulated(&[m])?;
-        d.backend.value_head(&x, &w, &bias, &mut value)?;
+        ops::ValueHead { x: &x, w: &w, bias: &bias, value: &mut value }.run(d.backend)?;
         outputs([value])
     });
     case(list, "value_head", "backward", format!("M {m}, C {c}"), 0, move |d| {
@@ -477,7 +590,8 @@ fn value_head(list: &mut Vec<Case>, large: bool) {
         let [w, dvalue] = [d.accumulated(&[1, c], 0.1)?, d.accumulated(&[m], 1.0)?];
         let [mut dw, mut dbias] = [d.accumulated(&[1, c], 1.0)?, d.accumulated(&[1], 1.0)?];
         let mut dx = d.unwritten(&[m, c])?;
-        d.backend.value_head_backward(&x, &w, &dvalue, &mut dx, &mut dw, &mut dbias)?;
+        ops::ValueHeadBackward { x: &x, w: &w, dvalue: &dvalue, dx: &mut dx, dw: &mut dw, dbias: &mut dbias }
+            .run(d.backend)?;
         outputs([dx, dw, dbias])
     });
 }
@@ -487,10 +601,11 @@ fn optimizer(list: &mut Vec<Case>, large: bool) {
         if large { &[[16, 3584], [333, 16], [1, 7]] } else { &[[4, 37], [19, 4], [1, 7]] };
     case(list, "squared_norm", "full", format!("{} tensors", shapes.len()), 0, move |d| {
         let tensors = shapes.iter().map(|s| d.accumulated(s, 1.0)).collect::<Result<Vec<_>>>()?;
-        Ok(vec![Output::Values(vec![d.backend.squared_norm(&tensors.iter().collect::<Vec<_>>())?])])
+        Ok(vec![Output::Values(vec![squared_norm(d.backend, &tensors.iter().collect::<Vec<_>>())?])])
     });
     case(list, "adamw", "full", format!("{} tensors", shapes.len()), 0, move |d| {
-        let step = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 0.5 };
+        let settings =
+            AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 0.5 };
         let mut draw = || shapes.iter().map(|s| d.accumulated(s, 1.0)).collect::<Result<Vec<_>>>();
         let (mut params, grads, mut m) = (draw()?, draw()?, draw()?);
         let squares = |s: &[usize; 2]| {
@@ -498,9 +613,7 @@ fn optimizer(list: &mut Vec<Case>, large: bool) {
             d.put(s, &values, d.backend.accumulator())
         };
         let mut v = shapes.iter().map(squares).collect::<Result<Vec<_>>>()?;
-        let [p, m_, v_] = [&mut params, &mut m, &mut v].map(|list| list.iter_mut().collect::<Vec<_>>());
-        let (mut p, mut m_, mut v_) = (p, m_, v_);
-        d.backend.adamw(&step, &mut p, &grads.iter().collect::<Vec<_>>(), &mut m_, &mut v_)?;
+        ops::AdamWStep { settings, tensors: Trained::of(&mut params, &grads, &mut m, &mut v) }.run(d.backend)?;
         Ok(params.into_iter().chain(m).chain(v).map(Output::Tensor).collect())
     });
 }

@@ -4,8 +4,9 @@
 use super::compare;
 use super::measure::Target;
 use super::plain::Plain;
+use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, Heads};
+use crate::backend::ops::Heads;
 use crate::batch::{self, Group, LossBatch};
 use crate::error::{Error, Result};
 use crate::model::config::{ModelConfig, RopeConfig, RopeScaling};

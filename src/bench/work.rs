@@ -2,7 +2,7 @@
 
 use super::measure::shape;
 use super::record::{Bar, Cost};
-use crate::backend::Heads;
+use crate::backend::ops::Heads;
 use crate::error::Result;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;

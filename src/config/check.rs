@@ -2,7 +2,7 @@
 //! every layer and override is known, so their order does not matter.
 
 use super::{Algorithm, Config, GroupDeviation, KlIn, LossAverage, Objective, Overlong, SETTINGS, SaveDtype};
-use crate::backend::KlEstimator;
+use crate::backend::ops::KlEstimator;
 use crate::reward::Form;
 use toml::Table;
 

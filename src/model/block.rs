@@ -1,7 +1,8 @@
 //! One transformer block: its forward and its backward side by side, over the backend's ops. Training, scoring and decoding run
 //! this same code; only where attention finds its keys differs.
 
-use crate::backend::{Backend, Heads, Linear, LinearGrads, QkNorm, Segments};
+use crate::backend::Backend;
+use crate::backend::ops::{self, Heads, Linear, LinearGrads, QkNorm, Segments};
 use crate::error::Result;
 use crate::model::kv_cache::PagedPlan;
 use crate::model::parameters::{LayerPlaces, Module};
@@ -69,6 +70,14 @@ pub(super) enum Attention<'a> {
     },
 }
 
+/// What lies before and behind linear layers: their input, its adapter's s of all modules, and the gradients.
+struct Sides<'a> {
+    x: &'a Tensor,
+    s: &'a [Option<Tensor>],
+    dy: &'a Tensor,
+    dx: Option<&'a mut Tensor>,
+}
+
 /// The parameters of one block, as the ops want them.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
@@ -98,7 +107,7 @@ impl<'a> Block<'a> {
         Some(QkNorm { q: self.weight(q), k: self.weight(k), eps: self.eps() })
     }
 
-    fn linear(&self, module: Module) -> Linear<'a> {
+    fn parameters(&self, module: Module) -> Linear<'a> {
         let (w, bias) = self.places().linears[module as usize];
         Linear {
             w: self.weight(w),
@@ -108,7 +117,28 @@ impl<'a> Block<'a> {
     }
 
     fn linears(&self, modules: &[Module]) -> Vec<Linear<'a>> {
-        modules.iter().map(|&module| self.linear(module)).collect()
+        modules.iter().map(|&module| self.parameters(module)).collect()
+    }
+
+    /// y = x through `modules`, side by side.
+    fn linear(
+        &self,
+        be: &dyn Backend,
+        modules: &[Module],
+        x: &Tensor,
+        y: &mut Tensor,
+        s: &mut [Option<Tensor>],
+    ) -> Result<()> {
+        let s = s[range(modules)].iter_mut().map(Option::as_mut).collect();
+        ops::Linears { x, layers: &self.linears(modules), y, column: 0, s }.run(be)
+    }
+
+    /// The backward of `linear`.
+    fn linear_backward(&self, be: &dyn Backend, modules: &[Module], sides: Sides, grads: &mut Gradients) -> Result<()> {
+        let Sides { x, s, dy, dx } = sides;
+        let s = s[range(modules)].iter().map(Option::as_ref).collect();
+        let grads = self.linear_grads(grads, modules);
+        ops::LinearsBackward { x, layers: &self.linears(modules), dy, column: 0, s, dx, grads }.run(be)
     }
 
     fn linear_grads<'g>(&self, grads: &'g mut Gradients, modules: &[Module]) -> Vec<LinearGrads<'g>> {
@@ -130,7 +160,7 @@ impl<'a> Block<'a> {
     /// The norm of `input` that this block reads, in `p.y`.
     pub fn normalise(&self, be: &dyn Backend, input: &Normed, p: &mut Passing, rstd: &mut Tensor) -> Result<()> {
         let w = self.weight(self.places().input_norm);
-        be.add_rmsnorm(&input.sum, None, w, self.eps(), None, &mut p.y, rstd)
+        ops::AddRmsnorm { residual: &input.sum, x: None, w, eps: self.eps(), sum: None, y: &mut p.y, rstd }.run(be)
     }
 
     /// From `input`, whose norm is `p.y`, to `next`, the stream after this block, with the norm that follows it in `p.y`.
@@ -147,29 +177,61 @@ impl<'a> Block<'a> {
     ) -> Result<()> {
         let (heads, table) = (self.heads(), &self.policy.model.rope_table);
         let Passing { y, mid_y, act, out } = p;
-        be.linears(y, &self.linears(QKV), &mut b.qkv, &mut b.s[range(QKV)])?;
-        be.qk_norm_rope(&mut b.qkv, heads, self.qk_norm(), positions, table, b.raw.as_mut())?;
+        self.linear(be, QKV, y, &mut b.qkv, &mut b.s)?;
+        ops::QkNormRope { qkv: &mut b.qkv, heads, norm: self.qk_norm(), positions, table, raw: b.raw.as_mut() }
+            .run(be)?;
         match attention {
-            Attention::Packed(segments) => be.attention(&b.qkv, heads, &segments, &mut b.o, &mut b.lse)?,
+            Attention::Packed(segments) => {
+                ops::Attention { qkv: &b.qkv, heads, segments: &segments, o: &mut b.o, lse: &mut b.lse }.run(be)?
+            }
             Attention::Paged { plan, k, v, block_size, copied } => {
-                be.kv_append(&b.qkv, heads, &plan.slots, k, v)?;
+                ops::KvAppend { qkv: &b.qkv, heads, slots: &plan.slots, k_cache: k, v_cache: v }.run(be)?;
                 if let Some((rows, slots)) = &plan.copies {
-                    be.gather_rows(&b.qkv, rows, copied)?;
-                    be.kv_append(copied, heads, slots, k, v)?;
+                    ops::GatherRows { x: &b.qkv, rows, y: copied }.run(be)?;
+                    ops::KvAppend { qkv: copied, heads, slots, k_cache: k, v_cache: v }.run(be)?;
                 }
                 let (table, lens, cu_q) = (&plan.block_table, &plan.lens, &plan.cu_q);
-                be.attention_paged(&b.qkv, heads, k, v, block_size, table, lens, cu_q, &mut b.o)?;
+                ops::AttentionPaged {
+                    qkv: &b.qkv,
+                    heads,
+                    k_cache: k,
+                    v_cache: v,
+                    block_size,
+                    block_table: table,
+                    lens,
+                    cu_q,
+                    o: &mut b.o,
+                }
+                .run(be)?;
             }
         }
-        be.linears(&b.o, &self.linears(O), out, &mut b.s[range(O)])?;
+        self.linear(be, O, &b.o, out, &mut b.s)?;
         let (mid, post_w) = (&mut b.mid, self.weight(self.places().post_norm));
-        be.add_rmsnorm(&input.sum, Some(out), post_w, self.eps(), Some(&mut mid.sum), mid_y, &mut mid.rstd)?;
-        be.linears(mid_y, &self.linears(GATE_UP), &mut b.gate_up, &mut b.s[range(GATE_UP)])?;
-        be.swiglu(&b.gate_up, act)?;
-        be.linears(act, &self.linears(DOWN), out, &mut b.s[range(DOWN)])?;
+        ops::AddRmsnorm {
+            residual: &input.sum,
+            x: Some(out),
+            w: post_w,
+            eps: self.eps(),
+            sum: Some(&mut mid.sum),
+            y: mid_y,
+            rstd: &mut mid.rstd,
+        }
+        .run(be)?;
+        self.linear(be, GATE_UP, mid_y, &mut b.gate_up, &mut b.s)?;
+        ops::Swiglu { gate_up: &b.gate_up, y: act }.run(be)?;
+        self.linear(be, DOWN, act, out, &mut b.s)?;
         let places = &self.policy.model.places;
         let next_w = self.weight(places.layers.get(self.layer + 1).map_or(places.norm, |next| next.input_norm));
-        be.add_rmsnorm(&mid.sum, Some(out), next_w, self.eps(), Some(&mut next.sum), y, &mut next.rstd)
+        ops::AddRmsnorm {
+            residual: &mid.sum,
+            x: Some(out),
+            w: next_w,
+            eps: self.eps(),
+            sum: Some(&mut next.sum),
+            y,
+            rstd: &mut next.rstd,
+        }
+        .run(be)
     }
 
     /// The mirror image; norms and SwiGLU are computed again, into `p`. `d.dsum` is the gradient of the stream after this block and becomes the one before it, which is left out
@@ -188,40 +250,72 @@ impl<'a> Block<'a> {
         wants_input: bool,
     ) -> Result<()> {
         let (heads, table) = (self.heads(), &self.policy.model.rope_table);
-        let s = |modules: &[Module]| &b.s[range(modules)];
 
         be.fill(&mut d.dact, 0.0)?;
-        be.swiglu(&b.gate_up, &mut p.act)?;
-        let dgrads = self.linear_grads(grads, DOWN);
-        be.linears_backward(&p.act, &self.linears(DOWN), &d.dsum, s(DOWN), Some(&mut d.dact), dgrads)?;
-        be.swiglu_backward(&b.gate_up, &d.dact, &mut d.dgate_up)?;
+        ops::Swiglu { gate_up: &b.gate_up, y: &mut p.act }.run(be)?;
+        self.linear_backward(be, DOWN, Sides { x: &p.act, s: &b.s, dy: &d.dsum, dx: Some(&mut d.dact) }, grads)?;
+        ops::SwigluBackward { gate_up: &b.gate_up, dy: &d.dact, dgate_up: &mut d.dgate_up }.run(be)?;
         be.fill(&mut d.dnorm, 0.0)?;
         let post = self.places().post_norm;
-        be.add_rmsnorm(&b.mid.sum, None, self.weight(post), self.eps(), None, &mut p.mid_y, &mut d.rstd)?;
-        let dgrads = self.linear_grads(grads, GATE_UP);
-        be.linears_backward(&p.mid_y, &self.linears(GATE_UP), &d.dgate_up, s(GATE_UP), Some(&mut d.dnorm), dgrads)?;
+        ops::AddRmsnorm {
+            residual: &b.mid.sum,
+            x: None,
+            w: self.weight(post),
+            eps: self.eps(),
+            sum: None,
+            y: &mut p.mid_y,
+            rstd: &mut d.rstd,
+        }
+        .run(be)?;
+        let sides = Sides { x: &p.mid_y, s: &b.s, dy: &d.dgate_up, dx: Some(&mut d.dnorm) };
+        self.linear_backward(be, GATE_UP, sides, grads)?;
         let dw = grads.weights.as_mut().map(|list| &mut list[post]);
-        be.add_rmsnorm_backward(&b.mid.sum, self.weight(post), &b.mid.rstd, &d.dnorm, &mut d.dsum, dw)?;
+        ops::AddRmsnormBackward {
+            sum: &b.mid.sum,
+            w: self.weight(post),
+            rstd: &b.mid.rstd,
+            dy: &d.dnorm,
+            dsum: &mut d.dsum,
+            dw,
+        }
+        .run(be)?;
 
         be.fill(&mut d.dout, 0.0)?;
-        let dgrads = self.linear_grads(grads, O);
-        be.linears_backward(&b.o, &self.linears(O), &d.dsum, s(O), Some(&mut d.dout), dgrads)?;
-        be.attention_backward(&b.qkv, &b.o, &b.lse, &d.dout, heads, segments, &mut d.dqkv)?;
+        self.linear_backward(be, O, Sides { x: &b.o, s: &b.s, dy: &d.dsum, dx: Some(&mut d.dout) }, grads)?;
+        ops::AttentionBackward { qkv: &b.qkv, o: &b.o, lse: &b.lse, dout: &d.dout, heads, segments, dqkv: &mut d.dqkv }
+            .run(be)?;
         let dnorms = match (self.places().qk_norm, &mut grads.weights) {
             (Some((q, k)), Some(list)) => Some(two(list, q, k)),
             _ => None,
         };
-        be.qk_norm_rope_backward(&mut d.dqkv, heads, self.qk_norm(), positions, table, b.raw.as_ref(), dnorms)?;
+        ops::QkNormRopeBackward {
+            dqkv: &mut d.dqkv,
+            heads,
+            norm: self.qk_norm(),
+            positions,
+            table,
+            raw: b.raw.as_ref(),
+            dnorm: dnorms,
+        }
+        .run(be)?;
         be.fill(&mut d.dnorm, 0.0)?;
         self.normalise(be, input, p, &mut d.rstd)?;
-        let (dx, dgrads) = (wants_input.then_some(&mut d.dnorm), self.linear_grads(grads, QKV));
-        be.linears_backward(&p.y, &self.linears(QKV), &d.dqkv, s(QKV), dx, dgrads)?;
+        let dx = wants_input.then_some(&mut d.dnorm);
+        self.linear_backward(be, QKV, Sides { x: &p.y, s: &b.s, dy: &d.dqkv, dx }, grads)?;
         if !wants_input {
             return Ok(());
         }
         let norm = self.places().input_norm;
         let dw = grads.weights.as_mut().map(|list| &mut list[norm]);
-        be.add_rmsnorm_backward(&input.sum, self.weight(norm), &input.rstd, &d.dnorm, &mut d.dsum, dw)
+        ops::AddRmsnormBackward {
+            sum: &input.sum,
+            w: self.weight(norm),
+            rstd: &input.rstd,
+            dy: &d.dnorm,
+            dsum: &mut d.dsum,
+            dw,
+        }
+        .run(be)
     }
 }
 

@@ -7,7 +7,7 @@ mod rope;
 mod understood;
 
 use super::parameter_shapes;
-use crate::backend::Heads;
+use crate::backend::ops::Heads;
 use crate::error::{Error, Result};
 use keys::Keys;
 use serde_json::{Map, Value, json};

@@ -1,6 +1,7 @@
 //! Low-rank adapters (LoRA, arXiv 2106.09685; rsLoRA, arXiv 2312.03732) over a frozen model. Reads and writes no files.
 
-use crate::backend::{Backend, Lora, duplicate};
+use crate::backend::ops::Lora;
+use crate::backend::{Backend, duplicate};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 pub use crate::model::parameters::Module;

@@ -9,7 +9,8 @@ pub mod shapes;
 mod block;
 mod parameters;
 
-use crate::backend::{Backend, Lora, Segments};
+use crate::backend::Backend;
+use crate::backend::ops::{self, Lora, Segments};
 use crate::error::{Error, Result};
 use crate::rng::Philox;
 use crate::tensor::{DType, Tensor};
@@ -97,7 +98,7 @@ impl Model {
         let mut model = self.copied(be, Tensor::dtype)?;
         for (index, weight) in model.weights.iter_mut().enumerate() {
             if let Some(lora) = self.lora_on(adapter, index) {
-                be.merge_lora(weight, &lora)?;
+                ops::MergeLora { w: weight, lora }.run(be)?;
             }
         }
         Ok(model)
@@ -109,7 +110,7 @@ impl Model {
         let Some(lora) = self.lora_on(adapter, index) else { return Ok(None) };
         let mut weight = be.alloc(self.weights[index].shape(), be.accumulator())?;
         be.write(&mut weight, &self.weights[index])?;
-        be.merge_lora(&mut weight, &lora)?;
+        ops::MergeLora { w: &mut weight, lora }.run(be)?;
         Ok(Some(weight))
     }
 
@@ -370,9 +371,18 @@ fn run(
     let (weights, places, eps) = (&policy.model.weights, &policy.model.places, policy.model.config.rms_eps);
     let Activations { recompute, norms, blocks, passing, copied, .. } = acts;
     let stream = &mut norms[0];
-    be.embed(ids, &weights[places.embed], &mut stream.sum)?;
+    ops::Embed { ids, wte: &weights[places.embed], out: &mut stream.sum }.run(be)?;
     let first = &weights[places.layers[0].input_norm];
-    be.add_rmsnorm(&stream.sum, None, first, eps, None, &mut passing.y, &mut stream.rstd)?;
+    ops::AddRmsnorm {
+        residual: &stream.sum,
+        x: None,
+        w: first,
+        eps,
+        sum: None,
+        y: &mut passing.y,
+        rstd: &mut stream.rstd,
+    }
+    .run(be)?;
     for layer in 0..places.layers.len() {
         let (from, to) = if keep { (layer, layer + 1) } else { (layer % 2, (layer + 1) % 2) };
         let buffers = if keep && *recompute == Recompute::Norms { layer } else { 0 };
@@ -415,7 +425,8 @@ pub fn backward(
     be.fill(&mut scratch.dsum, 0.0)?;
     let dw = grads.weights.as_mut().map(|list| &mut list[places.norm]);
     let (end, norm) = (&norms[places.layers.len()], &model.weights[places.norm]);
-    be.add_rmsnorm_backward(&end.sum, norm, &end.rstd, dhidden, &mut scratch.dsum, dw)?;
+    ops::AddRmsnormBackward { sum: &end.sum, w: norm, rstd: &end.rstd, dy: dhidden, dsum: &mut scratch.dsum, dw }
+        .run(be)?;
     for layer in (0..places.layers.len()).rev() {
         let wants_input = layer > 0 || grads.weights.is_some();
         let (block, segments) = (Block { policy, layer }, batch.segments());
@@ -432,7 +443,9 @@ pub fn backward(
         block.backward(be, &batch.positions, &segments, &norms[layer], kept, passing, scratch, grads, wants_input)?;
     }
     match &mut grads.weights {
-        Some(list) => be.embed_backward(&batch.ids, &scratch.dsum, &mut list[places.embed]),
+        Some(list) => {
+            ops::EmbedBackward { ids: &batch.ids, dout: &scratch.dsum, dwte: &mut list[places.embed] }.run(be)
+        }
         None => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! Names, shapes and places of a model's parameters in its flat list. The names are those of Hugging Face.
 
-use crate::backend::Heads;
+use crate::backend::ops::Heads;
 use crate::model::config::ModelConfig;
 use serde::{Deserialize, Serialize};
 

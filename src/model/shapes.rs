@@ -1,6 +1,6 @@
 //! Shapes of published models by name, for planning and timing without their weights.
 
-use crate::backend::Heads;
+use crate::backend::ops::Heads;
 use crate::error::{Error, Result};
 use crate::model::config::{ModelConfig, RopeConfig, RopeScaling};
 

@@ -2,7 +2,7 @@
 //! the allocations.
 
 use super::{Asked, Part, Work, count, size};
-use crate::backend::Heads;
+use crate::backend::ops::Heads;
 use crate::config::Algorithm;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;

@@ -2,7 +2,7 @@
 //! order of tokens; no tensor, no model.
 
 use super::Round;
-use crate::backend::{KlEstimator, MOST_LOG_RATIO};
+use crate::backend::ops::{KlEstimator, MOST_LOG_RATIO};
 use crate::config::{Algorithm, GroupBaseline, GroupDeviation, KlIn, LossAverage, Overlong, Rl};
 use std::ops::Range;
 

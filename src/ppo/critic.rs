@@ -1,7 +1,8 @@
 //! The value function: an adapter of its own over the base, a linear head in the accumulator type, and their one optimizer.
 
 use super::Micro;
-use crate::backend::{Backend, ValueInputs};
+use crate::backend::Backend;
+use crate::backend::ops::{self, ValueInputs};
 use crate::batch::{self, LossBatch};
 use crate::checkpoint;
 use crate::error::Result;
@@ -32,7 +33,7 @@ pub(super) struct CriticGradients {
 
 /// What the loss of one pass takes beside the values; tensors are (M).
 pub(super) struct CriticInputs<'a> {
-    /// See `Backend::value_loss`.
+    /// See [`ops::ValueLoss`].
     pub clip: Option<f32>,
     pub old_value: &'a Tensor,
     pub target: &'a Tensor,
@@ -59,7 +60,7 @@ impl Critic {
     ) -> Result<(Tensor, Tensor)> {
         let hidden = batch::forward_hidden(backend, self.policy(model), batch, keep, acts)?;
         let mut values = backend.alloc(&[batch.loss_rows()], backend.accumulator())?;
-        backend.value_head(&hidden, &self.head[0], &self.head[1], &mut values)?;
+        ops::ValueHead { x: &hidden, w: &self.head[0], bias: &self.head[1], value: &mut values }.run(backend)?;
         Ok((values, hidden))
     }
 
@@ -86,10 +87,13 @@ impl Critic {
         let (value, hidden) = self.values(backend, model, &micro.batch, true, acts)?;
         let mut dvalue = backend.alloc(value.shape(), backend.accumulator())?;
         let CriticInputs { clip, old_value, target, weight } = *inputs;
-        let loss = backend.value_loss(clip, &ValueInputs { value: &value, old_value, target, weight }, &mut dvalue)?;
+        let inputs = ValueInputs { value: &value, old_value, target, weight };
+        let mut loss = 0.0;
+        ops::ValueLoss { clip, inputs: &inputs, dvalue: &mut dvalue, loss: &mut loss }.run(backend)?;
         let mut drows = backend.alloc(hidden.shape(), backend.activation())?;
         if let [dw, dbias] = &mut grads.head[..] {
-            backend.value_head_backward(&hidden, &self.head[0], &dvalue, &mut drows, dw, dbias)?;
+            ops::ValueHeadBackward { x: &hidden, w: &self.head[0], dvalue: &dvalue, dx: &mut drows, dw, dbias }
+                .run(backend)?;
         }
         batch::backward_hidden(backend, self.policy(model), &micro.batch, acts, &drows, &mut grads.adapter)?;
         Ok(loss)

@@ -2,7 +2,7 @@
 
 use super::Round;
 use super::advantages::{Signal, explained_variance, live};
-use crate::backend::PpoStats;
+use crate::backend::ops::PpoStats;
 use crate::error::{Error, Result};
 
 /// What one optimizer step did, measured before it.

@@ -3,6 +3,7 @@
 //! replays it. Schedules nothing.
 
 use super::sampler::{Draw, Draws};
+use crate::backend::ops::{self};
 use crate::backend::{Backend, Recording};
 use crate::config::Sampling as Settings;
 use crate::error::Result;
@@ -201,11 +202,25 @@ impl Burst {
             let plan = &mut self.plan;
             if step > 0 {
                 let (table, counter) = (&plan.block_table, &mut self.draws.counter);
-                be.advance(cache.block_size, table, &mut plan.positions, &mut plan.lens, &mut plan.slots, counter)?;
+                ops::Advance {
+                    block_size: cache.block_size,
+                    block_table: table,
+                    positions: &mut plan.positions,
+                    lens: &mut plan.lens,
+                    slots: &mut plan.slots,
+                    counter,
+                }
+                .run(be)?;
             }
             model::forward_paged(be, policy, &self.ids[step], cache, plan, acts)?;
-            be.logits(acts.hidden(), policy.model.lm_head(), logits)?;
-            be.sample(logits, &self.draws.sampling(), &mut self.ids[step + 1], &mut self.logp[step])?;
+            ops::Logits { x: acts.hidden(), w: policy.model.lm_head(), out: logits }.run(be)?;
+            ops::Sample {
+                logits,
+                sampling: &self.draws.sampling(),
+                ids: &mut self.ids[step + 1],
+                logp: &mut self.logp[step],
+            }
+            .run(be)?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use super::sampler::{self, Draw};
 use super::scheduler::{Running, Scheduler, Work};
 use super::{Request, Sample};
 use crate::backend::Backend;
+use crate::backend::ops::{self};
 use crate::config::{Engine as Settings, Sampling};
 use crate::error::{Error, Result, check_interrupt};
 use crate::model::kv_cache::{KvCache, PagedPlan, Sequence};
@@ -189,7 +190,7 @@ impl<'a> Engine<'a> {
     ) -> Result<()> {
         let mut hidden =
             self.backend.alloc_unset(&[rows.len(), policy.model.config.hidden], self.backend.activation())?;
-        self.backend.gather_rows(self.acts.hidden(), &self.indices(rows)?, &mut hidden)?;
+        ops::GatherRows { x: self.acts.hidden(), rows: &self.indices(rows)?, y: &mut hidden }.run(self.backend)?;
         let running = &self.scheduler.running[first..];
         let draws: Vec<Draw> = running.iter().map(|r| replies[r.request][r.sample].draw).collect();
         let (ids, logp) = sampler::sample(self.backend, &hidden, policy.model.lm_head(), sampling, &draws)?;

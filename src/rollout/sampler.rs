@@ -1,6 +1,7 @@
 //! Hidden states of the rows that draw a token, to tokens and their log-probabilities.
 
-use crate::backend::{Backend, Sampling};
+use crate::backend::Backend;
+use crate::backend::ops::{self, Sampling};
 use crate::config::Sampling as Settings;
 use crate::error::Result;
 use crate::rng::Philox;
@@ -74,8 +75,14 @@ pub(super) fn sample(
 ) -> Result<(Vec<i32>, Vec<f32>)> {
     let rows = hidden.rows();
     let mut logits = backend.alloc(&[rows, lm_head.rows()], backend.accumulator())?;
-    backend.logits(hidden, lm_head, &mut logits)?;
+    ops::Logits { x: hidden, w: lm_head, out: &mut logits }.run(backend)?;
     let (mut ids, mut logp) = (backend.alloc(&[rows], DType::I32)?, backend.alloc(&[rows], backend.accumulator())?);
-    backend.sample(&logits, &Draws::new(backend, settings, draws)?.sampling(), &mut ids, &mut logp)?;
+    ops::Sample {
+        logits: &logits,
+        sampling: &Draws::new(backend, settings, draws)?.sampling(),
+        ids: &mut ids,
+        logp: &mut logp,
+    }
+    .run(backend)?;
     Ok((backend.read_i32(&ids)?, backend.read(&logp)?))
 }

@@ -2,17 +2,19 @@
 
 use crate::simt::Order;
 use crate::support::{Draw, ORDERS, check, gpu};
-use onestep::backend::AdamW;
 use onestep::backend::Backend;
+use onestep::backend::ops::{self, AdamW, Trained};
 use onestep::backend::oracle::Oracle;
+use onestep::optimizer::squared_norm;
 use onestep::tensor::{DType, Tensor};
 
 /// Ragged, empty, of one element, more than one block (32768 elements) and exactly two.
 const SHAPES: [&[usize]; 6] = [&[3, 5], &[0], &[1], &[33_000], &[2, 32_768], &[7, 64]];
+const SETTINGS: AdamW =
+    AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-6, weight_decay: 0.1, step: 1, grad_scale: 0.5 };
 
 #[test]
 fn steps_are_the_oracles() {
-    let step = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-6, weight_decay: 0.1, step: 1, grad_scale: 0.5 };
     for shapes in [&SHAPES[..3], &SHAPES[2..]] {
         // All in f32 with the oracle's operations.
         check("adamw", 0, |draw| {
@@ -23,17 +25,13 @@ fn steps_are_the_oracles() {
             };
             let (mut m, mut v) = (zeros(), zeros());
             for (i, grads) in [first, second].iter().enumerate() {
-                let step = AdamW { step: i as u32 + 1, ..step };
-                let (mut p, mut m, mut v) = (refs(&mut params), refs(&mut m), refs(&mut v));
-                draw.backend.adamw(&step, &mut p, &grads.iter().collect::<Vec<_>>(), &mut m, &mut v).unwrap();
+                let settings = AdamW { step: i as u32 + 1, ..SETTINGS };
+                let tensors = Trained::of(&mut params, grads, &mut m, &mut v);
+                ops::AdamWStep { settings, tensors }.run(draw.backend).unwrap();
             }
             params.into_iter().chain(m).chain(v).filter(|t| !t.is_empty()).collect()
         });
     }
-}
-
-fn refs(tensors: &mut [Tensor]) -> Vec<&mut Tensor> {
-    tensors.iter_mut().collect()
 }
 
 #[test]
@@ -42,7 +40,7 @@ fn the_norm_is_the_oracles_to_f64s_rounding() {
     let norm = |backend: &dyn Backend| {
         let mut draw = Draw::new(backend, 5);
         let tensors: Vec<Tensor> = SHAPES.iter().map(|s| draw.accumulated(s)).collect();
-        backend.squared_norm(&tensors.iter().collect::<Vec<_>>()).unwrap()
+        squared_norm(backend, &tensors.iter().collect::<Vec<_>>()).unwrap()
     };
     let exact = norm(&oracle);
     for (order, random) in ORDERS {
@@ -51,15 +49,8 @@ fn the_norm_is_the_oracles_to_f64s_rounding() {
         assert!((found - exact).abs() <= 1e5 * f64::EPSILON * exact, "{found} for {exact}");
     }
     let be = gpu(Order::Forward, 0, true);
-    assert_eq!(be.squared_norm(&[]).unwrap(), 0.0);
-    be.adamw(
-        &AdamW { lr: 1.0, beta1: 0.9, beta2: 0.9, eps: 0.0, weight_decay: 0.0, step: 1, grad_scale: 1.0 },
-        &mut [],
-        &[],
-        &mut [],
-        &mut [],
-    )
-    .unwrap();
+    assert_eq!(squared_norm(&be, &[]).unwrap(), 0.0);
+    ops::AdamWStep { settings: SETTINGS, tensors: vec![] }.run(&be).unwrap();
 }
 
 #[test]
@@ -69,5 +60,5 @@ fn a_gradient_that_is_not_finite_shows_in_the_norm() {
     let mut values = vec![1.0; 5000];
     values[4321] = f32::INFINITY;
     let tensor = draw.put(&[5000], &values, DType::F32);
-    assert_eq!(be.squared_norm(&[&tensor]).unwrap(), f64::INFINITY);
+    assert_eq!(squared_norm(&be, &[&tensor]).unwrap(), f64::INFINITY);
 }

@@ -1,6 +1,7 @@
 //! Residual and RMSNorm: widths for 1, 2 and 4 vectors a thread and for single elements, weights in bf16 and f32.
 
 use crate::support::check;
+use onestep::backend::ops;
 use onestep::tensor::DType;
 
 /// (T, C): vectors first, then single elements, also where the row is too wide for registers.
@@ -17,7 +18,17 @@ fn forward_adds_and_norms() {
                 let w = d.put(&[c], &values, *w_type);
                 let (mut sum, mut y) = (d.unwritten(&[t, c]), d.unwritten(&[t, c]));
                 let mut rstd = d.unwritten_accumulated(&[t]);
-                d.backend.add_rmsnorm(&residual, Some(&x), &w, 1e-5, Some(&mut sum), &mut y, &mut rstd).unwrap();
+                ops::AddRmsnorm {
+                    residual: &residual,
+                    x: Some(&x),
+                    w: &w,
+                    eps: 1e-5,
+                    sum: Some(&mut sum),
+                    y: &mut y,
+                    rstd: &mut rstd,
+                }
+                .run(d.backend)
+                .unwrap();
                 vec![sum, y, rstd]
             });
         }
@@ -32,7 +43,9 @@ fn forward_without_an_addition_norms_the_residual() {
             let (residual, values) = (d.normal(&[t, c]), d.values(c, 1.0));
             let (w, mut y) = (d.put(&[c], &values, DType::F32), d.unwritten(&[t, c]));
             let mut rstd = d.unwritten_accumulated(&[t]);
-            d.backend.add_rmsnorm(&residual, None, &w, 1e-5, None, &mut y, &mut rstd).unwrap();
+            ops::AddRmsnorm { residual: &residual, x: None, w: &w, eps: 1e-5, sum: None, y: &mut y, rstd: &mut rstd }
+                .run(d.backend)
+                .unwrap();
             vec![y, rstd]
         });
     }
@@ -57,7 +70,9 @@ fn backward_accumulates_with_and_without_dw() {
                 let (values, mut dw) = (d.values(c, 1.0), d.accumulated(&[c]));
                 let (w, rstd) = (d.put(&[c], &values, w_type), d.accumulated(&[t]));
                 let wanted = wants_dw.then_some(&mut dw);
-                d.backend.add_rmsnorm_backward(&sum, &w, &rstd, &dy, &mut dsum, wanted).unwrap();
+                ops::AddRmsnormBackward { sum: &sum, w: &w, rstd: &rstd, dy: &dy, dsum: &mut dsum, dw: wanted }
+                    .run(d.backend)
+                    .unwrap();
                 vec![dsum, dw]
             });
         }
@@ -76,8 +91,20 @@ fn the_norm_is_of_the_sum_as_stored() {
         let (residual, x, w) = (d.normal(&[4, c]), d.normal(&[4, c]), d.accumulated(&[c]));
         let (mut sum, mut y, mut again) = (d.unwritten(&[4, c]), d.unwritten(&[4, c]), d.unwritten(&[4, c]));
         let (mut rstd, mut rstd_again) = (d.unwritten_accumulated(&[4]), d.unwritten_accumulated(&[4]));
-        be.add_rmsnorm(&residual, Some(&x), &w, 1e-6, Some(&mut sum), &mut y, &mut rstd).unwrap();
-        be.add_rmsnorm(&sum, None, &w, 1e-6, None, &mut again, &mut rstd_again).unwrap();
+        ops::AddRmsnorm {
+            residual: &residual,
+            x: Some(&x),
+            w: &w,
+            eps: 1e-6,
+            sum: Some(&mut sum),
+            y: &mut y,
+            rstd: &mut rstd,
+        }
+        .run(&be)
+        .unwrap();
+        ops::AddRmsnorm { residual: &sum, x: None, w: &w, eps: 1e-6, sum: None, y: &mut again, rstd: &mut rstd_again }
+            .run(&be)
+            .unwrap();
         assert_eq!(be.read(&y).unwrap(), be.read(&again).unwrap());
         assert_eq!(be.read(&rstd).unwrap(), be.read(&rstd_again).unwrap());
     }

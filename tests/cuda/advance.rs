@@ -2,6 +2,7 @@
 
 use crate::support::{Draw, ORDERS, gpu};
 use onestep::backend::Backend;
+use onestep::backend::ops::{self};
 use onestep::backend::oracle::Oracle;
 
 #[test]
@@ -16,7 +17,16 @@ fn advance() {
             [0, 1, 5].map(|more| draw.ints(&[rows], &start.iter().map(|s| s + more).collect::<Vec<_>>()));
         let mut slots = draw.ints(&[rows], &vec![-1; rows]);
         for _ in 0..3 {
-            be.advance(block_size, &table, &mut positions, &mut lens, &mut slots, &mut counter).unwrap();
+            ops::Advance {
+                block_size,
+                block_table: &table,
+                positions: &mut positions,
+                lens: &mut lens,
+                slots: &mut slots,
+                counter: &mut counter,
+            }
+            .run(be)
+            .unwrap();
         }
         [positions, lens, slots, counter].map(|t| be.read_i32(&t).unwrap())
     };

@@ -6,9 +6,10 @@
 use crate::simt::Order;
 use crate::support::{Draw, ORDERS, error, gpu};
 use half::bf16;
+use onestep::backend::Backend;
+use onestep::backend::ops::{self, Heads, Segments};
 use onestep::backend::oracle::Oracle;
 use onestep::backend::oracle::attention::visible;
-use onestep::backend::{Backend, Heads, Segments};
 use onestep::tensor::Tensor;
 
 /// Segments by length and parent (-1: none).
@@ -67,7 +68,7 @@ impl Case {
             (draw.unwritten(&[self.rows, self.o_width()]), draw.unwritten_accumulated(&[self.heads.nh, self.rows]));
         let (cu_seqlens, parent) = self.segments(&draw);
         let segments = Segments { cu_seqlens: &cu_seqlens, parent: &parent };
-        be.attention(&qkv, self.heads, &segments, &mut o, &mut lse).unwrap();
+        ops::Attention { qkv: &qkv, heads: self.heads, segments: &segments, o: &mut o, lse: &mut lse }.run(be).unwrap();
         [o, lse]
     }
 
@@ -83,7 +84,17 @@ impl Case {
         let mut dqkv = draw.unwritten(&[self.rows, self.heads.qkv_width()]);
         let (cu_seqlens, parent) = self.segments(&draw);
         let segments = Segments { cu_seqlens: &cu_seqlens, parent: &parent };
-        be.attention_backward(&qkv, o, lse, &dout, self.heads, &segments, &mut dqkv).unwrap();
+        ops::AttentionBackward {
+            qkv: &qkv,
+            o,
+            lse,
+            dout: &dout,
+            heads: self.heads,
+            segments: &segments,
+            dqkv: &mut dqkv,
+        }
+        .run(be)
+        .unwrap();
         dqkv
     }
 
@@ -328,8 +339,18 @@ fn a_head_size_without_a_kernel_is_refused() {
         (draw.unwritten(&[rows, 48]), draw.unwritten_accumulated(&[1, rows]), draw.unwritten(&[rows, 144]));
     let (cu_seqlens, parent) = case.segments(&draw);
     let segments = Segments { cu_seqlens: &cu_seqlens, parent: &parent };
-    let forward = be.attention(&wide, case.heads, &segments, &mut o, &mut lse);
-    let backward = be.attention_backward(&wide, &narrow, &lse, &narrow, case.heads, &segments, &mut dqkv);
+    let forward =
+        ops::Attention { qkv: &wide, heads: case.heads, segments: &segments, o: &mut o, lse: &mut lse }.run(&be);
+    let backward = ops::AttentionBackward {
+        qkv: &wide,
+        o: &narrow,
+        lse: &lse,
+        dout: &narrow,
+        heads: case.heads,
+        segments: &segments,
+        dqkv: &mut dqkv,
+    }
+    .run(&be);
     for (op, result) in [("attention:", forward), ("attention_backward:", backward)] {
         let error = result.unwrap_err().to_string();
         assert!([op, "48", "32, 64 and 128"].iter().all(|part| error.contains(part)), "{error}");

@@ -2,7 +2,8 @@
 
 use crate::simt::Order;
 use crate::support::{Draw, check, gpu};
-use onestep::backend::{Backend, Heads};
+use onestep::backend::Backend;
+use onestep::backend::ops::{self, Heads};
 use onestep::tensor::Tensor;
 
 /// A batch: (length, queries) of each sequence, in pages of `block_size` that lie anywhere in the cache.
@@ -37,7 +38,19 @@ impl Batch<'_> {
         self.sequences.iter().for_each(|s| cu_q.push(cu_q[cu_q.len() - 1] + s.1 as i32));
         let mut o = d.unwritten(&[self.queries(), heads.nh * heads.hs]);
         let (table, lens, cu_q) = (d.ints(&[b, pages], &table), d.ints(&[b], &lens), d.ints(&[b + 1], &cu_q));
-        d.backend.attention_paged(qkv, heads, k, v, self.block_size, &table, &lens, &cu_q, &mut o).unwrap();
+        ops::AttentionPaged {
+            qkv,
+            heads,
+            k_cache: k,
+            v_cache: v,
+            block_size: self.block_size,
+            block_table: &table,
+            lens: &lens,
+            cu_q: &cu_q,
+            o: &mut o,
+        }
+        .run(d.backend)
+        .unwrap();
         o
     }
 }
@@ -104,7 +117,19 @@ fn results_do_not_depend_on_the_batch_or_the_kernel() {
             let table = d.ints(&[1, pages.len()], &pages);
             let one = d.put(&[1, width], &values[i * width..][..width], be.activation());
             let mut o = d.unwritten(&[1, row]);
-            be.attention_paged(&one, heads, &k, &v, 8, &table, &lens, &cu_q, &mut o).unwrap();
+            ops::AttentionPaged {
+                qkv: &one,
+                heads,
+                k_cache: &k,
+                v_cache: &v,
+                block_size: 8,
+                block_table: &table,
+                lens: &lens,
+                cu_q: &cu_q,
+                o: &mut o,
+            }
+            .run(&be)
+            .unwrap();
             assert_eq!(be.read(&o).unwrap(), whole[i * row..][..row], "token {i}, head size {hs}");
             // Beside others, of which one is longer.
             let three = [&values[..width], &values[i * width..][..width], &values[width..2 * width]].concat();
@@ -112,7 +137,19 @@ fn results_do_not_depend_on_the_batch_or_the_kernel() {
             let (table, three) =
                 (d.ints(&[3, pages.len()], &pages.repeat(3)), d.put(&[3, width], &three, be.activation()));
             let mut o = d.unwritten(&[3, row]);
-            be.attention_paged(&three, heads, &k, &v, 8, &table, &lens, &cu_q, &mut o).unwrap();
+            ops::AttentionPaged {
+                qkv: &three,
+                heads,
+                k_cache: &k,
+                v_cache: &v,
+                block_size: 8,
+                block_table: &table,
+                lens: &lens,
+                cu_q: &cu_q,
+                o: &mut o,
+            }
+            .run(&be)
+            .unwrap();
             assert_eq!(be.read(&o).unwrap()[row..2 * row], whole[i * row..][..row], "token {i}, head size {hs}");
         }
     }
@@ -126,6 +163,18 @@ fn another_head_size_is_an_error() {
     let (qkv, k, v) = (d.normal(&[1, 144]), d.normal(&[16, 48]), d.normal(&[16, 48]));
     let (table, lens, cu_q, mut o) =
         (d.ints(&[1, 1], &[0]), d.ints(&[1], &[1]), d.ints(&[2], &[0, 1]), d.unwritten(&[1, 48]));
-    let error = be.attention_paged(&qkv, heads, &k, &v, 16, &table, &lens, &cu_q, &mut o).unwrap_err();
+    let error = ops::AttentionPaged {
+        qkv: &qkv,
+        heads,
+        k_cache: &k,
+        v_cache: &v,
+        block_size: 16,
+        block_table: &table,
+        lens: &lens,
+        cu_q: &cu_q,
+        o: &mut o,
+    }
+    .run(&be)
+    .unwrap_err();
     assert!(error.to_string().contains("head size 48"), "{error}");
 }

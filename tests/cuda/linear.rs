@@ -4,9 +4,10 @@
 use crate::simt::{Order, Simt};
 use crate::support::{Draw, ORDERS, check, error, gpu};
 use half::bf16;
+use onestep::backend::Backend;
 use onestep::backend::cuda::{Cuda, LinearPath};
+use onestep::backend::ops::{self, Linear, LinearGrads, Lora};
 use onestep::backend::oracle::Oracle;
-use onestep::backend::{Backend, Linear, LinearGrads, Lora};
 use onestep::error::{Error, Result};
 use onestep::tensor::{DType, DeviceMemory, Tensor};
 use std::sync::Arc;
@@ -95,7 +96,15 @@ impl Case {
         let p = Linear { w: &w, bias: bias.as_ref(), lora };
         let mut y = draw.put(&[t, self.width()], &v.dy, activation);
         let mut s = (r > 0).then(|| draw.unwritten(&[t, r]));
-        be.linear(&x, &p, &mut y, self.beside[0], s.as_mut()).unwrap();
+        ops::Linears {
+            x: &x,
+            layers: std::slice::from_ref(&p),
+            y: &mut y,
+            column: self.beside[0],
+            s: vec![s.as_mut()],
+        }
+        .run(be)
+        .unwrap();
 
         let dy = draw.put(&[t, self.width()], &v.dy, activation);
         let given = (r > 0).then(|| draw.put(&[t, r], &v.s, activation));
@@ -108,7 +117,17 @@ impl Case {
         });
         let grads =
             LinearGrads { lora: lora_grads.as_mut().map(|(da, db)| (da, db)), w: Some(&mut dw), bias: dbias.as_mut() };
-        be.linear_backward(&x, &p, &dy, self.beside[0], given.as_ref(), Some(&mut dx), grads).unwrap();
+        ops::LinearsBackward {
+            x: &x,
+            layers: std::slice::from_ref(&p),
+            dy: &dy,
+            column: self.beside[0],
+            s: vec![given.as_ref()],
+            dx: Some(&mut dx),
+            grads: vec![grads],
+        }
+        .run(be)
+        .unwrap();
         let mut all = vec![y, dx, dw];
         all.extend(dbias);
         all.extend(s);
@@ -278,7 +297,9 @@ fn forward(be: &Cuda, case: &Case, v: &Values) -> (Vec<f32>, Vec<f32>) {
     let (a, b) = (draw.put(&[r, k], &v.a, DType::F32), draw.put(&[n, r], &v.b, DType::F32));
     let p = Linear { w: &w, bias: Some(&bias), lora: Some(Lora { a: &a, b: &b, scale: SCALE }) };
     let (mut y, mut s) = (draw.unwritten(&[t, n]), draw.unwritten(&[t, r]));
-    be.linear(&x, &p, &mut y, 0, Some(&mut s)).unwrap();
+    ops::Linears { x: &x, layers: std::slice::from_ref(&p), y: &mut y, column: 0, s: vec![Some(&mut s)] }
+        .run(be)
+        .unwrap();
     (be.read(&y).unwrap(), be.read(&s).unwrap())
 }
 
@@ -294,10 +315,30 @@ fn what_is_not_wanted_is_not_computed() {
     let dy = draw.put(&[4, 16], &v.dy, DType::BF16);
     let mut dx = draw.put(&[4, 24], &v.dx, DType::BF16);
     // A frozen adapter: only dx, and s is not needed.
-    be.linear_backward(&x, &p, &dy, 0, None, Some(&mut dx), LinearGrads::default()).unwrap();
+    ops::LinearsBackward {
+        x: &x,
+        layers: std::slice::from_ref(&p),
+        dy: &dy,
+        column: 0,
+        s: vec![None],
+        dx: Some(&mut dx),
+        grads: vec![LinearGrads::default()],
+    }
+    .run(&be)
+    .unwrap();
     assert_ne!(be.read(&dx).unwrap(), v.dx);
     // Nothing at all.
-    be.linear_backward(&x, &p, &dy, 0, None, None, LinearGrads::default()).unwrap();
+    ops::LinearsBackward {
+        x: &x,
+        layers: std::slice::from_ref(&p),
+        dy: &dy,
+        column: 0,
+        s: vec![None],
+        dx: None,
+        grads: vec![LinearGrads::default()],
+    }
+    .run(&be)
+    .unwrap();
 }
 
 #[test]
@@ -309,7 +350,7 @@ fn an_adapter_is_merged_into_its_weight() {
             let (w, a, b) = (draw.values(n * k, 1.0), draw.values(r * k, 1.0), draw.values(n * r, 1.0));
             let mut w = draw.put(&[n, k], &w, dtype);
             let (a, b) = (draw.put(&[r, k], &a, DType::F32), draw.put(&[n, r], &b, DType::F32));
-            be.merge_lora(&mut w, &Lora { a: &a, b: &b, scale: SCALE }).unwrap();
+            ops::MergeLora { w: &mut w, lora: Lora { a: &a, b: &b, scale: SCALE } }.run(be).unwrap();
             w
         };
         let exact = merged(&Oracle::f64(), DType::F64);
@@ -378,7 +419,8 @@ fn group(draw: &mut Draw, t: usize, k: usize, layers: Layers, stacked: bool) -> 
         .collect();
     let mut y = draw.unwritten(&[t, n]);
     let mut s: Vec<_> = layers.iter().map(|&(_, r, _)| (r > 0).then(|| draw.unwritten(&[t, r]))).collect();
-    draw.backend.linears(&x, &linears, &mut y, &mut s).unwrap();
+    let of = s.iter_mut().map(Option::as_mut).collect();
+    ops::Linears { x: &x, layers: &linears, y: &mut y, column: 0, s: of }.run(draw.backend).unwrap();
 
     let given: Vec<_> = layers.iter().map(|&(_, r, _)| (r > 0).then(|| draw.normal(&[t, r]))).collect();
     let (dy, mut dx) = (draw.normal(&[t, n]), draw.normal(&[t, k]));
@@ -388,7 +430,9 @@ fn group(draw: &mut Draw, t: usize, k: usize, layers: Layers, stacked: bool) -> 
     let mut of_adapters: Vec<_> = layers.iter().map(gradients).collect();
     let grads = of_weights.iter_mut().zip(&mut of_adapters);
     let grads = grads.map(|(w, pair)| LinearGrads { lora: pair.as_mut().map(|(a, b)| (a, b)), w: Some(w), bias: None });
-    draw.backend.linears_backward(&x, &linears, &dy, &given, Some(&mut dx), grads.collect()).unwrap();
+    let (s_given, grads) = (given.iter().map(Option::as_ref).collect(), grads.collect());
+    let (layers, dx_) = (&linears, Some(&mut dx));
+    ops::LinearsBackward { x: &x, layers, dy: &dy, column: 0, s: s_given, dx: dx_, grads }.run(draw.backend).unwrap();
     let mut forward = vec![y];
     forward.extend(s.into_iter().flatten());
     let mut backward = vec![dx];

@@ -3,6 +3,7 @@
 use crate::simt::Order;
 use crate::support::{Draw, check, gpu};
 use onestep::backend::Backend;
+use onestep::backend::ops::{self};
 use onestep::tensor::{DType, Tensor};
 
 /// Vocabularies of one thread, without and with 16-byte rows, and beyond the block's unrolled loop; one row, some, more than a chunk.
@@ -24,7 +25,9 @@ fn head(draw: &mut Draw, [m, v, c]: [usize; 3], is_trained: bool) -> [Tensor; 3]
 fn forward(draw: &Draw, [x, w, targets]: &[Tensor; 3], temperature: f32) -> [Tensor; 3] {
     let m = x.rows();
     let [mut logp, mut entropy, mut lse] = [0, 1, 2].map(|_| draw.unwritten_accumulated(&[m]));
-    draw.backend.linear_logprob(x, w, targets, temperature, &mut logp, &mut entropy, &mut lse).unwrap();
+    ops::LinearLogprob { x, w, targets, temperature, logp: &mut logp, entropy: &mut entropy, lse: &mut lse }
+        .run(draw.backend)
+        .unwrap();
     [logp, entropy, lse]
 }
 
@@ -54,20 +57,20 @@ fn gradients_are_the_oracles() {
             // What is there stays: added to.
             let mut dw = draw.accumulated(w.shape());
             let wanted = (i != 3).then_some(&mut dw);
-            draw.backend
-                .linear_logprob_backward(
-                    &x,
-                    &w,
-                    &targets,
-                    temperature,
-                    &entropy,
-                    &lse,
-                    &dlogp,
-                    dentropy,
-                    &mut dx,
-                    wanted,
-                )
-                .unwrap();
+            ops::LinearLogprobBackward {
+                x: &x,
+                w: &w,
+                targets: &targets,
+                temperature,
+                entropy: &entropy,
+                lse: &lse,
+                dlogp: &dlogp,
+                dentropy,
+                dx: &mut dx,
+                dw: wanted,
+            }
+            .run(draw.backend)
+            .unwrap();
             vec![dx, dw]
         });
     }
@@ -81,8 +84,20 @@ fn both(be: &dyn Backend, shape: [usize; 3]) -> Vec<Vec<f32>> {
     let [x, w, targets] = head;
     let (dlogp, dentropy) = (draw.accumulated(&[shape[0]]), draw.accumulated(&[shape[0]]));
     let (mut dx, mut dw) = (draw.unwritten(x.shape()), draw.accumulated(w.shape()));
-    be.linear_logprob_backward(&x, &w, &targets, 0.7, &entropy, &lse, &dlogp, Some(&dentropy), &mut dx, Some(&mut dw))
-        .unwrap();
+    ops::LinearLogprobBackward {
+        x: &x,
+        w: &w,
+        targets: &targets,
+        temperature: 0.7,
+        entropy: &entropy,
+        lse: &lse,
+        dlogp: &dlogp,
+        dentropy: Some(&dentropy),
+        dx: &mut dx,
+        dw: Some(&mut dw),
+    }
+    .run(be)
+    .unwrap();
     [logp, entropy, lse, dx, dw].iter().map(|t| be.read(t).unwrap()).collect()
 }
 
@@ -123,7 +138,7 @@ fn logits_are_the_products() {
         check("logits", 0, |draw| {
             let [x, w, _] = head(draw, [b, v, c], b == 1);
             let mut out = draw.unwritten_accumulated(&[b, v]);
-            draw.backend.logits(&x, &w, &mut out).unwrap();
+            ops::Logits { x: &x, w: &w, out: &mut out }.run(draw.backend).unwrap();
             vec![out]
         });
     }

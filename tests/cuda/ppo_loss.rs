@@ -1,7 +1,8 @@
 //! The policy loss.
 
 use crate::support::{Draw, check};
-use onestep::backend::{KlEstimator, PpoInputs, PpoParams, PpoStats, Surrogate};
+use onestep::backend::Backend;
+use onestep::backend::ops::{self, KlEstimator, PpoInputs, PpoParams, PpoStats, Surrogate};
 use onestep::tensor::Tensor;
 
 const PARAMS: PpoParams = PpoParams {
@@ -36,8 +37,14 @@ fn spread_loss(draw: &mut Draw, params: &PpoParams, m: usize, spread: f32) -> (P
         advantage: &advantage,
         weight: &weight,
     };
-    let stats = draw.backend.ppo_loss(params, &inputs, &mut dlogp, &mut dentropy).unwrap();
+    let stats = run(draw.backend, params, &inputs, [&mut dlogp, &mut dentropy]);
     (stats, vec![dlogp, dentropy])
+}
+
+fn run(backend: &dyn Backend, params: &PpoParams, inputs: &PpoInputs, gradients: [&mut Tensor; 2]) -> PpoStats {
+    let ([dlogp, dentropy], mut stats) = (gradients, PpoStats::default());
+    ops::PpoLoss { params, inputs, dlogp, dentropy, stats: &mut stats }.run(backend).unwrap();
+    stats
 }
 
 #[test]
@@ -79,7 +86,7 @@ fn a_log_probability_that_is_no_number_is_not_hidden() {
             weight: &put(1.0),
         };
         let params = PpoParams { surrogate, dual_clip: Some(3.0), ..PARAMS };
-        let stats = draw.backend.ppo_loss(&params, &inputs, &mut dlogp, &mut dentropy).unwrap();
+        let stats = run(draw.backend, &params, &inputs, [&mut dlogp, &mut dentropy]);
         assert!(stats.loss.is_nan() && draw.backend.read(&dlogp).unwrap()[0].is_nan(), "{surrogate:?}: {stats:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! Per-head norm and rotary embedding: head sizes for vectors and for single elements, with and without a norm.
 
 use crate::support::{Draw, check};
-use onestep::backend::{Heads, QkNorm};
+use onestep::backend::ops::{self, Heads, QkNorm};
 use onestep::tensor::{DType, Tensor};
 
 const POSITIONS: usize = 50;
@@ -43,7 +43,16 @@ fn forward_leaves_values_and_saves_what_was() {
                 (d.normal(&[t, heads.qkv_width()]), d.below(t, POSITIONS), table(d, heads.hs));
             let (w, mut raw) = (weights(d, heads.hs, norm), d.unwritten(&[t, (heads.nh + heads.nkv) * heads.hs]));
             let saved = norm.is_some().then_some(&mut raw);
-            d.backend.qk_norm_rope(&mut qkv, heads, qk_norm(&w), &positions, &table, saved).unwrap();
+            ops::QkNormRope {
+                qkv: &mut qkv,
+                heads,
+                norm: qk_norm(&w),
+                positions: &positions,
+                table: &table,
+                raw: saved,
+            }
+            .run(d.backend)
+            .unwrap();
             if norm.is_some() { vec![qkv, raw] } else { vec![qkv] }
         });
     });
@@ -57,7 +66,17 @@ fn backward(heads: Heads, norm: Option<DType>, t: usize, wants_weights: bool) {
         let (mut dq, mut dk) = (d.accumulated(&[heads.hs]), d.accumulated(&[heads.hs]));
         let wanted = wants_weights.then_some((&mut dq, &mut dk));
         let saved = norm.is_some().then_some(&raw);
-        d.backend.qk_norm_rope_backward(&mut dqkv, heads, qk_norm(&w), &positions, &table, saved, wanted).unwrap();
+        ops::QkNormRopeBackward {
+            dqkv: &mut dqkv,
+            heads,
+            norm: qk_norm(&w),
+            positions: &positions,
+            table: &table,
+            raw: saved,
+            dnorm: wanted,
+        }
+        .run(d.backend)
+        .unwrap();
         vec![dqkv, dq, dk]
     });
 }

@@ -2,7 +2,8 @@
 
 use crate::support::{check, gpu};
 use crate::{simt::Order, support::Draw};
-use onestep::backend::{Backend, Heads};
+use onestep::backend::Backend;
+use onestep::backend::ops::{self, Heads};
 
 /// (T, C, M): widths for vectors and for single elements; rows named by indices of one warp, of two and of two rounds; two slabs of columns.
 const SHAPES: [(usize, usize, usize); 6] =
@@ -13,7 +14,7 @@ fn rows_are_gathered() {
     for (t, c, m) in SHAPES {
         check("gather_rows", 0, |d| {
             let (x, rows, mut y) = (d.normal(&[t, c]), d.below(m, t), d.unwritten(&[m, c]));
-            d.backend.gather_rows(&x, &rows, &mut y).unwrap();
+            ops::GatherRows { x: &x, rows: &rows, y: &mut y }.run(d.backend).unwrap();
             vec![y]
         });
     }
@@ -24,7 +25,7 @@ fn rows_are_added_back_also_when_named_more_than_once() {
     for (t, c, m) in SHAPES {
         check("scatter_add_rows", 0, |d| {
             let (dy, rows, mut dx) = (d.normal(&[m, c]), d.below(m, t), d.normal(&[t, c]));
-            d.backend.scatter_add_rows(&dy, &rows, &mut dx).unwrap();
+            ops::ScatterAddRows { dy: &dy, rows: &rows, dx: &mut dx }.run(d.backend).unwrap();
             vec![dx]
         });
     }
@@ -37,7 +38,7 @@ fn keys_and_values_go_to_their_slots() {
         check("kv_append", 0, |d| {
             let (qkv, slots) = (d.normal(&[5, heads.qkv_width()]), d.ints(&[5], &[3, 11, 0, 7, 8]));
             let (mut k, mut v) = (d.normal(&[12, nkv * hs]), d.normal(&[12, nkv * hs]));
-            d.backend.kv_append(&qkv, heads, &slots, &mut k, &mut v).unwrap();
+            ops::KvAppend { qkv: &qkv, heads, slots: &slots, k_cache: &mut k, v_cache: &mut v }.run(d.backend).unwrap();
             vec![k, v]
         });
     }
@@ -50,19 +51,19 @@ fn indices_outside_are_nan_or_left_out() {
     let mut d = Draw::new(&be, 7);
     let (x, rows) = (d.normal(&[3, 8]), d.ints(&[4], &[2, 3, -1, 0]));
     let mut y = d.normal(&[4, 8]);
-    be.gather_rows(&x, &rows, &mut y).unwrap();
+    ops::GatherRows { x: &x, rows: &rows, y: &mut y }.run(&be).unwrap();
     let (x, y) = (be.read(&x).unwrap(), be.read(&y).unwrap());
     assert_eq!((&y[..8], &y[24..]), (&x[16..], &x[..8]));
     assert!(y[8..24].iter().all(|y| y.is_nan()));
 
     let (dy, mut dx) = (d.normal(&[4, 8]), d.put(&[3, 8], &[0.0; 24], be.activation()));
-    be.scatter_add_rows(&dy, &rows, &mut dx).unwrap();
+    ops::ScatterAddRows { dy: &dy, rows: &rows, dx: &mut dx }.run(&be).unwrap();
     let (dy, dx) = (be.read(&dy).unwrap(), be.read(&dx).unwrap());
     assert_eq!(dx, [&dy[24..], &[0.0; 8], &dy[..8]].concat());
 
     let heads = Heads { nh: 1, nkv: 1, hs: 8 };
     let (qkv, mut k, mut v) = (d.normal(&[4, 24]), d.unwritten(&[3, 8]), d.unwritten(&[3, 8]));
-    be.kv_append(&qkv, heads, &rows, &mut k, &mut v).unwrap();
+    ops::KvAppend { qkv: &qkv, heads, slots: &rows, k_cache: &mut k, v_cache: &mut v }.run(&be).unwrap();
     let (qkv, k, v) = (be.read(&qkv).unwrap(), be.read(&k).unwrap(), be.read(&v).unwrap());
     assert_eq!((&k[16..], &v[..8]), (&qkv[8..16], &qkv[72 + 16..]));
     assert!(k[8..16].iter().chain(&v[8..16]).all(|x| x.is_nan()));

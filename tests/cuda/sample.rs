@@ -2,8 +2,9 @@
 
 use crate::simt::Order;
 use crate::support::{ORDERS, gpu};
+use onestep::backend::Backend;
+use onestep::backend::ops::{self, Sampling};
 use onestep::backend::oracle::Oracle;
-use onestep::backend::{Backend, Sampling};
 use onestep::rng::{Philox, philox4x32, unit_f32};
 use onestep::tensor::{DType, Tensor};
 
@@ -36,7 +37,7 @@ fn sample(be: &dyn Backend, rows: &[Row]) -> (Vec<i32>, Vec<f64>) {
     let counter = put(be, &Tensor::from_slice(&[b], &ints(&|r| vec![r.counter])), DType::I32);
     let sampling = Sampling { temperature: &temperature, top_p: &top_p, top_k: &top_k, seed: &seed, counter: &counter };
     let (mut ids, mut logp) = (be.alloc(&[b], DType::I32).unwrap(), be.alloc(&[b], be.accumulator()).unwrap());
-    be.sample(&logits, &sampling, &mut ids, &mut logp).unwrap();
+    ops::Sample { logits: &logits, sampling: &sampling, ids: &mut ids, logp: &mut logp }.run(be).unwrap();
     let logp = match logp.dtype() {
         DType::F64 => logp.slice::<f64>().to_vec(),
         _ => be.read(&logp).unwrap().into_iter().map(f64::from).collect(),

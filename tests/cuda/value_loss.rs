@@ -2,7 +2,7 @@
 
 use crate::simt::Order;
 use crate::support::{Draw, check, gpu};
-use onestep::backend::ValueInputs;
+use onestep::backend::ops::{self, ValueInputs};
 use onestep::backend::oracle::Oracle;
 use onestep::tensor::Tensor;
 
@@ -14,7 +14,8 @@ fn loss(draw: &mut Draw, clip: Option<f32>, m: usize) -> (f64, Vec<Tensor>) {
     });
     let mut dvalue = draw.unwritten_accumulated(&[m]);
     let inputs = ValueInputs { value: &value, old_value: &old_value, target: &target, weight: &weight };
-    let loss = draw.backend.value_loss(clip, &inputs, &mut dvalue).unwrap();
+    let mut loss = 0.0;
+    ops::ValueLoss { clip, inputs: &inputs, dvalue: &mut dvalue, loss: &mut loss }.run(draw.backend).unwrap();
     (loss, vec![dvalue])
 }
 

@@ -1,8 +1,8 @@
 //! Where files come in, each with a furnished folder in which all is well.
 
 use crate::policy;
-use onestep::backend::Heads;
 use onestep::backend::cpu::Cpu;
+use onestep::backend::ops::Heads;
 use onestep::chat::ChatTemplate;
 use onestep::checkpoint::{load_adapter, load_model, read_config, save_adapter, save_model};
 use onestep::dataset;

@@ -6,7 +6,7 @@
 use super::gemm::{LANES, Left, multiply, transpose};
 use super::run;
 use super::simd::{self, KEYS, Seen};
-use crate::backend::Heads;
+use crate::backend::ops::{self, Heads};
 use std::cell::RefCell;
 
 /// Query rows of one task.
@@ -114,7 +114,10 @@ pub(super) fn rows_of(cu_seqlens: &[i32], s: usize) -> std::ops::Range<usize> {
     cu_seqlens[s] as usize..cu_seqlens[s + 1] as usize
 }
 
-pub fn attention(qkv: &[f32], heads: Heads, cu_seqlens: &[i32], parent: &[i32], o: &mut [f32], lse: &mut [f32]) {
+pub(super) fn attention(op: ops::Attention) {
+    let ops::Attention { heads, segments, .. } = op;
+    let (cu_seqlens, parent) = (segments.cu_seqlens.slice::<i32>(), segments.parent.slice::<i32>());
+    let (qkv, o, lse) = (op.qkv.slice::<f32>(), op.o.slice_mut::<f32>(), op.lse.slice_mut::<f32>());
     let (Heads { nh, nkv, hs }, d, group) = (heads, heads.qkv_width(), heads.nh / heads.nkv);
     let total = qkv.len() / d;
     let mut lse_rows = vec![0.0f32; total * nh];
@@ -147,27 +150,19 @@ pub fn attention(qkv: &[f32], heads: Heads, cu_seqlens: &[i32], parent: &[i32], 
     }
 }
 
-/// A paged cache: rows of NKV HS elements, in blocks.
-pub struct Pages<'a> {
-    pub k: &'a [f32],
-    pub v: &'a [f32],
-    pub block_size: usize,
-    /// (B, P)
-    pub table: &'a [i32],
-    /// (B)
-    pub lens: &'a [i32],
-}
-
-pub fn attention_paged(qkv: &[f32], heads: Heads, pages: &Pages, cu_q: &[i32], mut o: &mut [f32]) {
+pub(super) fn attention_paged(op: ops::AttentionPaged) {
+    let ops::AttentionPaged { heads, block_size, .. } = op;
+    let (qkv, k_cache, v_cache) = (op.qkv.slice::<f32>(), op.k_cache.slice::<f32>(), op.v_cache.slice::<f32>());
+    let (lens, cu_q, mut o) = (op.lens.slice::<i32>(), op.cu_q.slice::<i32>(), op.o.slice_mut::<f32>());
+    let (block_table, pages) = (op.block_table.slice::<i32>(), op.block_table.columns());
     let (Heads { nh, nkv, hs }, d, group) = (heads, heads.qkv_width(), heads.nh / heads.nkv);
-    let blocks = pages.table.len().checked_div(pages.lens.len()).unwrap_or(0);
     // A single query's heads are consecutive in its output, so they are tasks of their own; more rows go together.
-    let mut tasks = Vec::with_capacity(pages.lens.len() * nkv);
-    for b in 0..pages.lens.len() {
+    let mut tasks = Vec::with_capacity(lens.len() * nkv);
+    for b in 0..lens.len() {
         let own = rows_of(cu_q, b);
         for t in own.clone().step_by(ROWS) {
             let rows = ROWS.min(own.end - t);
-            let seen = pages.lens[b] as usize - (own.end - t) + 1;
+            let seen = lens[b] as usize - (own.end - t) + 1;
             let (mut out, rest) = std::mem::take(&mut o).split_at_mut(rows * nh * hs);
             o = rest;
             if rows > 1 {
@@ -182,13 +177,13 @@ pub fn attention_paged(qkv: &[f32], heads: Heads, pages: &Pages, cu_q: &[i32], m
         }
     }
     run(tasks, |(b, t, rows, first_seen, kvs, o)| {
-        let table = &pages.table[b * blocks..(b + 1) * blocks];
-        let row_of = |j: usize| table[j / pages.block_size] as usize * pages.block_size + j % pages.block_size;
+        let table = &block_table[b * pages..(b + 1) * pages];
+        let row_of = |j: usize| table[j / block_size] as usize * block_size + j % block_size;
         let (first, width) = (kvs.start, kvs.len() * group);
         for kv in kvs {
             let queries = Queries { qkv: &qkv[t * d..(t + rows) * d], rows, heads, kv, first_seen };
-            let key = |j| &pages.k[(row_of(j) * nkv + kv) * hs..][..hs];
-            let value = |j| &pages.v[(row_of(j) * nkv + kv) * hs..][..hs];
+            let key = |j| &k_cache[(row_of(j) * nkv + kv) * hs..][..hs];
+            let value = |j| &v_cache[(row_of(j) * nkv + kv) * hs..][..hs];
             queries.attend(key, value, |row, g, out, _| {
                 o[(row * width + (kv - first) * group + g) * hs..][..hs].copy_from_slice(out);
             });

@@ -5,18 +5,18 @@ use super::attention::{Queries, ROWS, rows_of, with_scratch};
 use super::gemm::{LANES, Left, multiply, transpose};
 use super::simd::{self, KEYS, Seen};
 use super::{chunk_rows, run};
-use crate::backend::Heads;
+use crate::backend::ops::{self, Heads};
 use rayon::prelude::*;
 
 /// What the backward reads: qkv (T, D), o and dout (T, NH HS), lse (NH, T), and the segments.
-pub struct Forward<'a> {
-    pub qkv: &'a [f32],
-    pub o: &'a [f32],
-    pub lse: &'a [f32],
-    pub dout: &'a [f32],
-    pub heads: Heads,
-    pub cu_seqlens: &'a [i32],
-    pub parent: &'a [i32],
+struct Forward<'a> {
+    qkv: &'a [f32],
+    o: &'a [f32],
+    lse: &'a [f32],
+    dout: &'a [f32],
+    heads: Heads,
+    cu_seqlens: &'a [i32],
+    parent: &'a [i32],
 }
 
 /// A root segment with its children; their rows are counted through in this order.
@@ -25,8 +25,18 @@ struct Tree {
     rows: usize,
 }
 
-/// Writes dqkv (T, D) whole. The equations are those of FlashAttention (arXiv 2205.14135, appendix B.2).
-pub fn attention_backward(forward: &Forward, dqkv: &mut [f32]) {
+/// The equations are those of FlashAttention (arXiv 2205.14135, appendix B.2).
+pub(super) fn attention_backward(op: ops::AttentionBackward) {
+    let forward = Forward {
+        qkv: op.qkv.slice(),
+        o: op.o.slice(),
+        lse: op.lse.slice(),
+        dout: op.dout.slice(),
+        heads: op.heads,
+        cu_seqlens: op.segments.cu_seqlens.slice(),
+        parent: op.segments.parent.slice(),
+    };
+    let dqkv = op.dqkv.slice_mut::<f32>();
     let Heads { nh, nkv, hs } = forward.heads;
     let (d, group) = (forward.heads.qkv_width(), nh / nkv);
     let roots = (0..forward.parent.len()).filter(|&s| forward.parent[s] == -1);

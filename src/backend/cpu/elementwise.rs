@@ -2,15 +2,16 @@
 
 use super::simd::{self, AdamFactors, Floats};
 use super::{GRAIN, chunk_rows, run};
-use crate::backend::{AdamW, Heads};
+use crate::backend::ops::{self, Heads};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
 /// Rows of one partial sum of a norm's weight gradient.
 const SUM_ROWS: usize = 256;
 
-pub fn embed(ids: &[i32], wte: Floats, c: usize, out: &mut [f32]) {
-    let rows = chunk_rows(c);
+pub(super) fn embed(op: ops::Embed) {
+    let (wte, c, ids) = (Floats::of(op.wte), op.wte.columns(), op.ids.slice::<i32>());
+    let (rows, out) = (chunk_rows(c), op.out.slice_mut::<f32>());
     run(out.chunks_mut(rows * c).zip(ids.chunks(rows)).collect(), |(out, ids)| {
         for (out, &id) in out.chunks_exact_mut(c).zip(ids) {
             wte.widen(id as usize * c, out);
@@ -18,15 +19,10 @@ pub fn embed(ids: &[i32], wte: Floats, c: usize, out: &mut [f32]) {
     });
 }
 
-/// y = (residual + x) / rms * w; `sum` keeps residual + x when there is an x.
-pub fn add_rmsnorm(
-    residual: &[f32],
-    x_sum: Option<(&[f32], &mut [f32])>,
-    w: &[f32],
-    eps: f32,
-    y: &mut [f32],
-    rstd: &mut [f32],
-) {
+pub(super) fn add_rmsnorm(op: ops::AddRmsnorm) {
+    let (residual, w, eps) = (op.residual.slice::<f32>(), &*Floats::small(op.w), op.eps);
+    let x_sum = op.x.zip(op.sum).map(|(x, sum)| (x.slice::<f32>(), sum.slice_mut::<f32>()));
+    let (y, rstd) = (op.y.slice_mut::<f32>(), op.rstd.slice_mut::<f32>());
     let c = w.len();
     let rows = chunk_rows(c);
     let norm = |row: &[f32], y: &mut [f32], rstd: &mut f32| {
@@ -53,14 +49,9 @@ pub fn add_rmsnorm(
     }
 }
 
-pub fn add_rmsnorm_backward(
-    sum: &[f32],
-    w: &[f32],
-    rstd: &[f32],
-    dy: &[f32],
-    dsum: &mut [f32],
-    dw: Option<&mut [f32]>,
-) {
+pub(super) fn add_rmsnorm_backward(op: ops::AddRmsnormBackward) {
+    let (sum, w, rstd) = (op.sum.slice::<f32>(), &*Floats::small(op.w), op.rstd.slice::<f32>());
+    let (dy, dsum, dw) = (op.dy.slice::<f32>(), op.dsum.slice_mut::<f32>(), op.dw.map(|dw| dw.slice_mut::<f32>()));
     let c = w.len();
     let rows = chunk_rows(c);
     let inputs = sum.chunks(rows * c).zip(dy.chunks(rows * c)).zip(rstd.chunks(rows));
@@ -84,9 +75,20 @@ pub fn add_rmsnorm_backward(
     }
 }
 
+/// Without a norm.
+pub(super) fn rope(op: ops::QkNormRope) {
+    rotate(op.qkv, op.heads, op.positions, op.table, 1.0);
+}
+
+/// Without a norm.
+pub(super) fn rope_backward(op: ops::QkNormRopeBackward) {
+    rotate(op.dqkv, op.heads, op.positions, op.table, -1.0);
+}
+
 /// Rotates queries and keys in place by their positions; `sign` is -1 for the backward.
-pub fn rope(qkv: &mut [f32], heads: Heads, positions: &[i32], table: Floats, sign: f32) {
+fn rotate(qkv: &mut Tensor, heads: Heads, positions: &Tensor, table: &Tensor, sign: f32) {
     let (d, hs) = (heads.qkv_width(), heads.hs);
+    let (qkv, positions, table) = (qkv.slice_mut::<f32>(), positions.slice::<i32>(), Floats::of(table));
     let rows = chunk_rows(d);
     run(qkv.chunks_mut(rows * d).zip(positions.chunks(rows)).collect(), |(qkv, positions)| {
         let mut angles = vec![0.0; hs];
@@ -97,7 +99,8 @@ pub fn rope(qkv: &mut [f32], heads: Heads, positions: &[i32], table: Floats, sig
     });
 }
 
-pub fn swiglu(gate_up: &[f32], f: usize, y: &mut [f32]) {
+pub(super) fn swiglu(op: ops::Swiglu) {
+    let (f, gate_up, y) = (op.y.columns(), op.gate_up.slice::<f32>(), op.y.slice_mut::<f32>());
     let rows = chunk_rows(2 * f);
     run(gate_up.chunks(rows * 2 * f).zip(y.chunks_mut(rows * f)).collect(), |(gate_up, y)| {
         for (row, y) in gate_up.chunks_exact(2 * f).zip(y.chunks_exact_mut(f)) {
@@ -106,7 +109,9 @@ pub fn swiglu(gate_up: &[f32], f: usize, y: &mut [f32]) {
     });
 }
 
-pub fn swiglu_backward(gate_up: &[f32], f: usize, dy: &[f32], dgate_up: &mut [f32]) {
+pub(super) fn swiglu_backward(op: ops::SwigluBackward) {
+    let (f, gate_up, dy) = (op.dy.columns(), op.gate_up.slice::<f32>(), op.dy.slice::<f32>());
+    let dgate_up = op.dgate_up.slice_mut::<f32>();
     let rows = chunk_rows(2 * f);
     let inputs = gate_up.chunks(rows * 2 * f).zip(dy.chunks(rows * f));
     run(inputs.zip(dgate_up.chunks_mut(rows * 2 * f)).collect(), |((gate_up, dy), dgate_up)| {
@@ -118,13 +123,8 @@ pub fn swiglu_backward(gate_up: &[f32], f: usize, dy: &[f32], dgate_up: &mut [f3
     });
 }
 
-pub fn adamw(
-    step: &AdamW,
-    params: &mut [&mut Tensor],
-    grads: &[&Tensor],
-    m: &mut [&mut Tensor],
-    v: &mut [&mut Tensor],
-) {
+pub(super) fn adamw(op: ops::AdamWStep) {
+    let step = op.settings;
     let (beta1, beta2) = (f64::from(step.beta1), f64::from(step.beta2));
     let steps = f64::from(step.step);
     let factors = AdamFactors {
@@ -139,9 +139,9 @@ pub fn adamw(
         eps: step.eps,
     };
     let mut pieces = Vec::new();
-    for (((p, g), m), v) in params.iter_mut().zip(grads).zip(m).zip(v) {
+    for ops::Trained { param, grad, m, v } in op.tensors {
         let moments = m.slice_mut().chunks_mut(GRAIN).zip(v.slice_mut().chunks_mut(GRAIN));
-        pieces.extend(p.slice_mut().chunks_mut(GRAIN).zip(g.slice().chunks(GRAIN)).zip(moments));
+        pieces.extend(param.slice_mut().chunks_mut(GRAIN).zip(grad.slice().chunks(GRAIN)).zip(moments));
     }
     run(pieces, |((p, g), (m, v))| simd::adamw(p, g, m, v, &factors));
 }

@@ -2,14 +2,27 @@
 
 use super::gemm::{Left, Right, Start, Term, gemm, gemm_reduce};
 use super::simd::{self, Floats};
-use crate::backend::{Linear, LinearGrads};
+use crate::backend::ops::{self, Linear, LinearGrads};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
 /// Rows of one partial sum of the gradient of a bias.
 const BIAS_ROWS: usize = 256;
 
-pub fn linear(x: &Tensor, p: &Linear, y: &mut Tensor, column: usize, s: Option<&mut Tensor>) {
+pub(super) fn linears(mut op: ops::Linears) {
+    for ((column, layer), s) in op.side_by_side().zip(std::mem::take(&mut op.s)) {
+        linear(op.x, layer, op.y, column, s);
+    }
+}
+
+pub(super) fn linears_backward(mut op: ops::LinearsBackward) {
+    let (s, grads) = (std::mem::take(&mut op.s), std::mem::take(&mut op.grads));
+    for (((column, layer), s), grads) in op.side_by_side().zip(s).zip(grads) {
+        linear_backward(op.x, layer, op.dy, column, s, op.dx.as_deref_mut(), grads);
+    }
+}
+
+fn linear(x: &Tensor, p: &Linear, y: &mut Tensor, column: usize, s: Option<&mut Tensor>) {
     let (t, n, k, width) = (x.rows(), p.w.rows(), p.w.columns(), y.columns());
     if t == 0 {
         return;
@@ -28,7 +41,7 @@ pub fn linear(x: &Tensor, p: &Linear, y: &mut Tensor, column: usize, s: Option<&
     gemm(t, n, start, &[main, Term { k: r, alpha: lora.scale, a: Left::rows(s, r), b }], y, width);
 }
 
-pub fn linear_backward(
+fn linear_backward(
     x: &Tensor,
     p: &Linear,
     dy: &Tensor,
@@ -83,8 +96,8 @@ pub fn linear_backward(
     }
 }
 
-/// x (B, C), w (V, C) -> out (B, V).
-pub fn logits(x: &Tensor, w: &Tensor, out: &mut Tensor) {
+pub(super) fn logits(op: ops::Logits) {
+    let ops::Logits { x, w, out } = op;
     let (b, v, c) = (x.rows(), w.rows(), w.columns());
     let term = Term { k: c, alpha: 1.0, a: Left::rows(x.slice(), c), b: Right::columns(Floats::of(w), c) };
     gemm(b, v, Start::Zero, &[term], out.slice_mut(), v);

@@ -3,6 +3,7 @@
 use super::gemm::{Left, Right, Start, Term, gemm};
 use super::simd::{self, Floats};
 use super::{chunk_rows, run};
+use crate::backend::ops;
 use crate::tensor::Tensor;
 
 /// Rows and columns of the block of logits in memory: 8 MiB.
@@ -10,7 +11,7 @@ const BLOCK_ROWS: usize = 2048;
 const BLOCK_COLUMNS: usize = 1024;
 
 /// What both directions read: x (M, C), w (V, C), targets (M).
-pub struct Head<'a> {
+struct Head<'a> {
     x: &'a [f32],
     w: Floats<'a>,
     c: usize,
@@ -20,8 +21,7 @@ pub struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    /// Shapes and targets are checked.
-    pub fn new(x: &'a Tensor, w: &'a Tensor, targets: &'a Tensor, temperature: f32) -> Self {
+    fn new(x: &'a Tensor, w: &'a Tensor, targets: &'a Tensor, temperature: f32) -> Self {
         let (x, targets) = (x.slice(), targets.slice());
         Self { x, w: Floats::of(w), c: w.columns(), v: w.rows(), targets, temperature }
     }
@@ -50,7 +50,9 @@ impl<'a> Head<'a> {
     }
 }
 
-pub fn linear_logprob(head: &Head, logp: &mut [f32], entropy: &mut [f32], lse: &mut [f32]) {
+pub(super) fn linear_logprob(op: ops::LinearLogprob) {
+    let head = Head::new(op.x, op.w, op.targets, op.temperature);
+    let (logp, entropy, lse) = (op.logp.slice_mut::<f32>(), op.entropy.slice_mut::<f32>(), op.lse.slice_mut::<f32>());
     let mut states = vec![(f32::NEG_INFINITY, 0.0, 0.0); logp.len()];
     head.blocks(|row, column, columns, logits| {
         let rows = chunk_rows(columns);
@@ -81,15 +83,11 @@ pub fn statistics(logits: &[f32]) -> (f32, f32) {
 }
 
 /// With p = exp(z - lse): dz = dlogp (1[target] - p) - dentropy p (log p + entropy), then through z = x w^T / temperature.
-pub fn linear_logprob_backward(
-    head: &Head,
-    entropy: &[f32],
-    lse: &[f32],
-    dlogp: &[f32],
-    dentropy: Option<&[f32]>,
-    dx: &mut [f32],
-    mut dw: Option<&mut [f32]>,
-) {
+pub(super) fn linear_logprob_backward(op: ops::LinearLogprobBackward) {
+    let head = Head::new(op.x, op.w, op.targets, op.temperature);
+    let (entropy, lse, dlogp) = (op.entropy.slice::<f32>(), op.lse.slice::<f32>(), op.dlogp.slice::<f32>());
+    let dentropy = op.dentropy.map(|t| t.slice::<f32>());
+    let (dx, mut dw) = (op.dx.slice_mut::<f32>(), op.dw.map(|t| t.slice_mut::<f32>()));
     let c = head.c;
     dx.fill(0.0);
     let scale = head.temperature.recip();

@@ -2,14 +2,14 @@
 //! drawn token has the bits that training computes for it.
 
 use super::{chunk_rows, linear_logprob, run, simd};
-use crate::backend::Sampling;
-use crate::backend::check::no_distribution;
+use crate::backend::ops::{self, no_distribution};
 use crate::error::Result;
 use crate::rng::{philox4x32, unit_f32};
 
-/// logits (B, V) -> ids (B) and their log-probabilities (B). Settings are in range.
 /// Error: a row without a finite logit, or with one that is NaN or +inf.
-pub fn sample(logits: &[f32], v: usize, sampling: &Sampling, ids: &mut [i32], logp: &mut [f32]) -> Result<()> {
+pub(super) fn sample(op: ops::Sample) -> Result<()> {
+    let (logits, v, sampling) = (op.logits.slice::<f32>(), op.logits.columns(), op.sampling);
+    let (ids, logp) = (op.ids.slice_mut::<i32>(), op.logp.slice_mut::<f32>());
     let (temperature, top_p) = (sampling.temperature.slice::<f32>(), sampling.top_p.slice::<f32>());
     let (top_k, seed) = (sampling.top_k.slice::<i32>(), sampling.seed.slice::<i32>());
     let counter = sampling.counter.slice::<i32>();

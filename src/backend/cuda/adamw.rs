@@ -3,7 +3,7 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer, tensor};
-use crate::backend::AdamW;
+use crate::backend::ops;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -25,42 +25,37 @@ fn table(be: &Cuda, rows: &[Vec<u64>]) -> Result<(Tensor, usize)> {
     Ok((table, blocks))
 }
 
-pub(super) fn squared_norm(be: &Cuda, tensors: &[&Tensor]) -> Result<f64> {
+pub(super) fn squared_norm(be: &Cuda, op: ops::SquaredNorm) -> Result<()> {
+    let ops::SquaredNorm { tensors, sum } = op;
     let rows: Result<Vec<_>> = tensors.iter().map(|t| Ok(vec![t.len() as u64, tensor::address(t)?])).collect();
     let (table, blocks) = table(be, &rows?)?;
     let partials = be.workspace(&[blocks], DType::F64)?;
     let args = [pointer(&table)?, int(tensors.len())?, pointer(&partials)?];
     be.launch(Kernel { file: "adamw", name: "squared_norm" }, [blocks, 1, 1], BLOCK, 0, &args)?;
-    Ok(tensor::download(&partials)?.slice::<f64>().iter().sum())
+    *sum = tensor::download(&partials)?.slice::<f64>().iter().sum();
+    Ok(())
 }
 
-pub(super) fn adamw(
-    be: &Cuda,
-    step: &AdamW,
-    params: &mut [&mut Tensor],
-    grads: &[&Tensor],
-    m: &mut [&mut Tensor],
-    v: &mut [&mut Tensor],
-) -> Result<()> {
-    let row = |i: usize| {
-        let lists = [&*params[i], grads[i], &*m[i], &*v[i]];
-        let addresses: Result<Vec<u64>> = lists.iter().map(|t| tensor::address(t)).collect();
-        Ok([vec![params[i].len() as u64], addresses?].concat())
+pub(super) fn adamw(be: &Cuda, op: ops::AdamWStep) -> Result<()> {
+    let ops::AdamWStep { settings, tensors } = op;
+    let row = |ops::Trained { param, grad, m, v }: &ops::Trained| {
+        let addresses: Result<Vec<u64>> = [&**param, grad, m, v].into_iter().map(tensor::address).collect();
+        Ok([vec![param.len() as u64], addresses?].concat())
     };
-    let rows: Result<Vec<_>> = (0..params.len()).map(row).collect();
+    let rows: Result<Vec<_>> = tensors.iter().map(row).collect();
     let (table, blocks) = table(be, &rows?)?;
-    let correction = |beta: f32| Arg::F32((1.0 - f64::from(beta).powf(step.step.into())) as f32);
+    let correction = |beta: f32| Arg::F32((1.0 - f64::from(beta).powf(settings.step.into())) as f32);
     let args = [
         pointer(&table)?,
-        int(params.len())?,
-        Arg::F32(step.lr),
-        Arg::F32(step.beta1),
-        Arg::F32(step.beta2),
-        Arg::F32(step.eps),
-        Arg::F32(step.weight_decay),
-        Arg::F32(step.grad_scale),
-        correction(step.beta1),
-        correction(step.beta2),
+        int(tensors.len())?,
+        Arg::F32(settings.lr),
+        Arg::F32(settings.beta1),
+        Arg::F32(settings.beta2),
+        Arg::F32(settings.eps),
+        Arg::F32(settings.weight_decay),
+        Arg::F32(settings.grad_scale),
+        correction(settings.beta1),
+        correction(settings.beta2),
     ];
     be.launch(Kernel { file: "adamw", name: "adamw" }, [blocks, 1, 1], BLOCK, 0, &args)
 }

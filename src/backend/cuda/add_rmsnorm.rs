@@ -3,9 +3,9 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, int, no_kernel, optional, pointer, rows};
-use crate::backend::Backend;
+use crate::backend::{Backend, ops};
 use crate::error::Result;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 
 /// Blocks that add up dw: a constant, so that the sum does not depend on the device; two for each multiprocessor of a large GPU.
 const BLOCKS: usize = 256;
@@ -25,17 +25,8 @@ fn threads(c: usize) -> usize {
     vectors.div_ceil(each).next_multiple_of(32).min(512)
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn add_rmsnorm(
-    be: &Cuda,
-    residual: &Tensor,
-    x: Option<&Tensor>,
-    w: &Tensor,
-    eps: f32,
-    sum: Option<&mut Tensor>,
-    y: &mut Tensor,
-    rstd: &mut Tensor,
-) -> Result<()> {
+pub(super) fn add_rmsnorm(be: &Cuda, op: ops::AddRmsnorm) -> Result<()> {
+    let ops::AddRmsnorm { residual, x, w, eps, sum, y, rstd } = op;
     let name = match w.dtype() {
         DType::BF16 => "add_rmsnorm_bf16",
         DType::F32 => "add_rmsnorm_f32",
@@ -54,15 +45,8 @@ pub(super) fn add_rmsnorm(
     be.launch(kernel(name), [residual.rows(), 1, 1], threads(w.len()), 0, &args)
 }
 
-pub(super) fn add_rmsnorm_backward(
-    be: &Cuda,
-    sum: &Tensor,
-    w: &Tensor,
-    rstd: &Tensor,
-    dy: &Tensor,
-    dsum: &mut Tensor,
-    dw: Option<&mut Tensor>,
-) -> Result<()> {
+pub(super) fn add_rmsnorm_backward(be: &Cuda, op: ops::AddRmsnormBackward) -> Result<()> {
+    let ops::AddRmsnormBackward { sum, w, rstd, dy, dsum, dw } = op;
     let name = match (w.dtype(), dw.is_some()) {
         (DType::BF16, false) => "add_rmsnorm_backward_bf16",
         (DType::F32, false) => "add_rmsnorm_backward_f32",

@@ -2,21 +2,14 @@
 
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer};
+use crate::backend::ops;
 use crate::error::Result;
-use crate::tensor::Tensor;
 
 const ADVANCE: Kernel = Kernel { file: "advance", name: "advance" };
 const BLOCK: usize = 128;
 
-pub(super) fn advance(
-    be: &Cuda,
-    block_size: usize,
-    block_table: &Tensor,
-    positions: &mut Tensor,
-    lens: &mut Tensor,
-    slots: &mut Tensor,
-    counter: &mut Tensor,
-) -> Result<()> {
+pub(super) fn advance(be: &Cuda, op: ops::Advance) -> Result<()> {
+    let ops::Advance { block_size, block_table, positions, lens, slots, counter } = op;
     let rows = lens.len();
     let args = [
         pointer(block_table)?,

@@ -3,7 +3,8 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer};
-use crate::backend::{Backend, Heads, Segments};
+use crate::backend::Backend;
+use crate::backend::ops::{self, Heads, Segments};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -66,14 +67,8 @@ fn scale(heads: Heads) -> Arg {
     Arg::F32((heads.hs as f64).sqrt().recip() as f32)
 }
 
-pub(super) fn attention(
-    be: &Cuda,
-    qkv: &Tensor,
-    heads: Heads,
-    segments: &Segments,
-    o: &mut Tensor,
-    lse: &mut Tensor,
-) -> Result<()> {
+pub(super) fn attention(be: &Cuda, op: ops::Attention) -> Result<()> {
+    let ops::Attention { qkv, heads, segments, o, lse } = op;
     let Heads { nh, nkv, hs } = heads;
     let kernel = of_head_size("attention", "attention", ["attention_32", "attention_64", "attention_128"], hs)?;
     let rows = qkv.rows();
@@ -93,17 +88,8 @@ pub(super) fn attention(
     be.launch(kernel, [tiles.capacity * nh, 1, 1], BLOCK, shared, &args)
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn attention_backward(
-    be: &Cuda,
-    qkv: &Tensor,
-    o: &Tensor,
-    lse: &Tensor,
-    dout: &Tensor,
-    heads: Heads,
-    segments: &Segments,
-    dqkv: &mut Tensor,
-) -> Result<()> {
+pub(super) fn attention_backward(be: &Cuda, op: ops::AttentionBackward) -> Result<()> {
+    let ops::AttentionBackward { qkv, o, lse, dout, heads, segments, dqkv } = op;
     let Heads { nh, nkv, hs } = heads;
     let kernel = |names| of_head_size("attention_backward", "attention_backward", names, hs);
     let statistics_kernel = kernel(["attention_statistics_32", "attention_statistics_64", "attention_statistics_128"])?;

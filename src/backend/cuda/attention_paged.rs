@@ -3,7 +3,7 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer};
-use crate::backend::Heads;
+use crate::backend::ops::{self, Heads};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -29,19 +29,8 @@ struct Cache {
     extents: [Arg; 4],
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn attention_paged(
-    be: &Cuda,
-    qkv: &Tensor,
-    heads: Heads,
-    k_cache: &Tensor,
-    v_cache: &Tensor,
-    block_size: usize,
-    block_table: &Tensor,
-    lens: &Tensor,
-    cu_q: &Tensor,
-    o: &mut Tensor,
-) -> Result<()> {
+pub(super) fn attention_paged(be: &Cuda, op: ops::AttentionPaged) -> Result<()> {
+    let ops::AttentionPaged { qkv, heads, k_cache, v_cache, block_size, block_table, lens, cu_q, o } = op;
     let [split, merge, prompt] = match heads.hs {
         32 => ["split_32", "merge_32", "prompt_32"],
         64 => ["split_64", "merge_64", "prompt_64"],

@@ -3,7 +3,8 @@
 use super::device::{Arg, Gemm, Matrix};
 use super::kernels::Kernel;
 use super::{Cuda, int, optional, pointer};
-use crate::backend::{Backend, Lora};
+use crate::backend::Backend;
+use crate::backend::ops::Lora;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 

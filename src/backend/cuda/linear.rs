@@ -4,7 +4,7 @@ use super::device::{Arg, Gemm, Matrix};
 use super::gemm::{self, Operand, Second, columns, matrix, operand};
 use super::kernels::Kernel;
 use super::{Cuda, int, no_kernel, optional, pointer};
-use crate::backend::{Linear, LinearGrads, Lora};
+use crate::backend::ops::{self, Linear, LinearGrads, Lora};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -38,16 +38,6 @@ fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: Matrix) -> Gem
 /// Layers of one input that a launch of lora_down or lora_up serves: q, k and v.
 const LAYERS: usize = 3;
 
-/// Where the outputs of layers side by side begin: their first columns.
-fn first_columns(layers: &[Linear]) -> Vec<usize> {
-    let mut next = 0;
-    let step = |layer: &Linear| {
-        next += layer.w.rows();
-        next - layer.w.rows()
-    };
-    layers.iter().map(step).collect()
-}
-
 /// The one matrix that tensors of equal width are when they lie in memory one behind the other; `None` when they do not.
 fn stacked<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Option<Matrix>> {
     let mut whole: Option<(Matrix, u64)> = None;
@@ -66,44 +56,37 @@ fn stacked<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Option<Matri
 }
 
 /// All layers at once where the library has their weights as one matrix, else one by one.
-pub(super) fn linears(
-    be: &Cuda,
-    x: &Tensor,
-    layers: &[Linear],
-    y: &mut Tensor,
-    s: &mut [Option<Tensor>],
-) -> Result<()> {
-    let starts = first_columns(layers);
+pub(super) fn linears(be: &Cuda, op: ops::Linears) -> Result<()> {
+    let each: Vec<_> = op.side_by_side().collect();
+    let ops::Linears { x, layers, y, column, mut s } = op;
     let weights = stacked(layers.iter().map(|layer| layer.w))?.filter(|w| w.dtype == DType::BF16);
     if let (Some(w), LinearPath::Library, 1..=LAYERS) = (weights, be.linear_path, layers.len()) {
         let (t, k, n) = (x.rows(), x.columns(), layers.iter().map(|layer| layer.w.rows()).sum());
-        let g = Gemm { transpose_b: true, ..product(t, n, k, matrix(x)?, w, matrix(y)?) };
+        let g = Gemm { transpose_b: true, ..product(t, n, k, matrix(x)?, w, columns(y, column)?) };
         if t > 0 && be.device.gemm(&g)? {
-            return add_adapters(be, x, layers, y, &starts, &mut s.iter_mut().map(Option::as_mut).collect::<Vec<_>>());
+            return add_adapters(be, x, &each, y, &mut s);
         }
     }
-    let each = layers.iter().zip(s).zip(starts);
-    each.into_iter().try_for_each(|((layer, s), column)| linear(be, x, layer, y, column, s.as_mut()))
+    each.into_iter().zip(s).try_for_each(|((column, layer), s)| linear(be, x, layer, y, column, s))
 }
 
 /// y += scale * s B^T + bias, with s = x A^T, of layers whose products with W are in y.
 fn add_adapters(
     be: &Cuda,
     x: &Tensor,
-    layers: &[Linear],
+    layers: &[(usize, &Linear)],
     y: &Tensor,
-    starts: &[usize],
     s: &mut [Option<&mut Tensor>],
 ) -> Result<()> {
     let mut down = vec![];
-    for (layer, s) in layers.iter().zip(&mut *s) {
+    for ((_, layer), s) in layers.iter().zip(&mut *s) {
         if let Some(lora) = &layer.lora {
             down.push(Down { x: matrix(x)?, w: lora.a, scale: 1.0, s: given(s.as_deref_mut())? });
         }
     }
     lora_down(be, x.rows(), false, &mut down)?;
     let mut up = vec![];
-    for ((layer, &column), s) in layers.iter().zip(starts).zip(&*s) {
+    for (&(column, layer), s) in layers.iter().zip(&*s) {
         let lora = match (&layer.lora, s) {
             (Some(lora), Some(s)) => Some((&**s, lora.b, lora.scale)),
             _ => None,
@@ -119,14 +102,7 @@ fn given<T>(s: Option<T>) -> Result<T> {
     s.ok_or_else(|| Error::system("linear: an adapter without a tensor for s"))
 }
 
-pub(super) fn linear(
-    be: &Cuda,
-    x: &Tensor,
-    p: &Linear,
-    y: &mut Tensor,
-    column: usize,
-    s: Option<&mut Tensor>,
-) -> Result<()> {
+fn linear(be: &Cuda, x: &Tensor, p: &Linear, y: &mut Tensor, column: usize, s: Option<&mut Tensor>) -> Result<()> {
     let (t, n, k) = (x.rows(), p.w.rows(), p.w.columns());
     if t == 0 || n == 0 {
         return Ok(());
@@ -134,7 +110,7 @@ pub(super) fn linear(
     let w = operand(be, p.w)?;
     let g = Gemm { transpose_b: true, ..product(t, n, k, matrix(x)?, matrix(w.tensor())?, columns(y, column)?) };
     if be.linear_path == LinearPath::Library && be.device.gemm(&g)? {
-        return add_adapters(be, x, std::slice::from_ref(p), y, &[column], &mut [s]);
+        return add_adapters(be, x, &[(column, p)], y, &mut [s]);
     }
     let Some(lora) = &p.lora else { return gemm::product(be, &g, p.bias, None) };
     let s = given(s)?;
@@ -150,24 +126,26 @@ pub(super) fn linear(
     gemm::product(be, &g, p.bias, Some(&up))
 }
 
+/// One layer of a backward.
+struct Layer<'a> {
+    p: &'a Linear<'a>,
+    column: usize,
+    s: Option<&'a Tensor>,
+    grads: LinearGrads<'a>,
+}
+
 /// All layers at once where the library has their weights as one matrix, else one by one.
-pub(super) fn linears_backward(
-    be: &Cuda,
-    x: &Tensor,
-    layers: &[Linear],
-    dy: &Tensor,
-    s: &[Option<Tensor>],
-    mut dx: Option<&mut Tensor>,
-    grads: Vec<LinearGrads>,
-) -> Result<()> {
-    let starts = first_columns(layers);
+pub(super) fn linears_backward(be: &Cuda, op: ops::LinearsBackward) -> Result<()> {
+    let each: Vec<_> = op.side_by_side().collect();
+    let ops::LinearsBackward { x, layers, dy, column, s, mut dx, grads } = op;
     let weights = stacked(layers.iter().map(|layer| layer.w))?.filter(|w| w.dtype == DType::BF16);
-    let each = layers.iter().zip(&starts).zip(s).zip(grads);
+    let operands = each.iter().zip(s).zip(grads);
+    let parts = operands.map(|((&(column, p), s), grads)| Layer { p, column, s, grads });
     if let (Some(w), Some(dx), LinearPath::Library, 1..=LAYERS) = (weights, &mut dx, be.linear_path, layers.len()) {
         let (t, k, n) = (x.rows(), x.columns(), layers.iter().map(|layer| layer.w.rows()).sum());
-        let g = Gemm { beta: 1.0, ..product(t, k, n, matrix(dy)?, w, matrix(dx)?) };
+        let g = Gemm { beta: 1.0, ..product(t, k, n, columns(dy, column)?, w, matrix(dx)?) };
         if t > 0 && be.device.gemm(&g)? {
-            let ds = through_b(be, layers, dy, &starts)?;
+            let ds = through_b(be, &each, dy)?;
             let mut up = vec![];
             for (layer, ds) in layers.iter().zip(&ds) {
                 if let (Some(lora), Some(ds)) = (&layer.lora, ds) {
@@ -175,24 +153,20 @@ pub(super) fn linears_backward(
                 }
             }
             lora_up(be, t, true, &up)?;
-            return each.zip(&ds).try_for_each(|((((layer, &column), s), grads), ds)| {
-                parameter_gradients(be, x, layer, columns(dy, column)?, s.as_ref(), ds.as_ref(), grads)
-            });
+            return parts.zip(&ds).try_for_each(|(layer, ds)| parameter_gradients(be, x, dy, layer, ds.as_ref()));
         }
     }
-    each.into_iter().try_for_each(|(((layer, &column), s), grads)| {
-        linear_backward(be, x, layer, dy, column, s.as_ref(), dx.as_deref_mut(), grads)
-    })
+    parts.into_iter().try_for_each(|layer| linear_backward(be, x, dy, layer, dx.as_deref_mut()))
 }
 
 /// ds (T, R) = scale * dy B of every layer with an adapter.
-fn through_b(be: &Cuda, layers: &[Linear], dy: &Tensor, starts: &[usize]) -> Result<Vec<Option<Tensor>>> {
-    let space = |layer: &Linear| {
+fn through_b(be: &Cuda, layers: &[(usize, &Linear)], dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    let space = |(_, layer): &(usize, &Linear)| {
         layer.lora.as_ref().map(|lora| be.workspace(&[dy.rows(), lora.a.rows()], DType::BF16)).transpose()
     };
     let mut all = layers.iter().map(space).collect::<Result<Vec<_>>>()?;
     let mut down = vec![];
-    for ((layer, &column), ds) in layers.iter().zip(starts).zip(&mut all) {
+    for (&(column, layer), ds) in layers.iter().zip(&mut all) {
         if let (Some(lora), Some(ds)) = (&layer.lora, ds) {
             down.push(Down { x: columns(dy, column)?, w: lora.b, scale: lora.scale, s: ds });
         }
@@ -201,27 +175,17 @@ fn through_b(be: &Cuda, layers: &[Linear], dy: &Tensor, starts: &[usize]) -> Res
     Ok(all)
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn linear_backward(
-    be: &Cuda,
-    x: &Tensor,
-    p: &Linear,
-    dy: &Tensor,
-    column: usize,
-    s: Option<&Tensor>,
-    dx: Option<&mut Tensor>,
-    grads: LinearGrads,
-) -> Result<()> {
+fn linear_backward(be: &Cuda, x: &Tensor, dy: &Tensor, layer: Layer, dx: Option<&mut Tensor>) -> Result<()> {
+    let Layer { p, column, ref grads, .. } = layer;
     let (t, n, k) = (x.rows(), p.w.rows(), p.w.columns());
     if t == 0 || n == 0 {
         return Ok(());
     }
     let wants_ds = dx.is_some() || grads.lora.is_some();
-    let ds = if wants_ds { through_b(be, std::slice::from_ref(p), dy, &[column])?.pop().flatten() } else { None };
-    let dy = columns(dy, column)?;
+    let ds = if wants_ds { through_b(be, &[(column, p)], dy)?.pop().flatten() } else { None };
     if let Some(dx) = dx {
         let w = operand(be, p.w)?;
-        let g = Gemm { beta: 1.0, ..product(t, k, n, dy, matrix(w.tensor())?, matrix(dx)?) };
+        let g = Gemm { beta: 1.0, ..product(t, k, n, columns(dy, column)?, matrix(w.tensor())?, matrix(dx)?) };
         let adapter = p.lora.as_ref().zip(ds.as_ref());
         if be.linear_path == LinearPath::Library && be.device.gemm(&g)? {
             if let Some((lora, ds)) = adapter {
@@ -235,20 +199,14 @@ pub(super) fn linear_backward(
             gemm::product(be, &g, None, None)?;
         }
     }
-    parameter_gradients(be, x, p, dy, s, ds.as_ref(), grads)
+    parameter_gradients(be, x, dy, layer, ds.as_ref())
 }
 
-/// The gradients of a layer's own parameters, from dy (T, N) and ds (T, R) = scale * dy B.
-fn parameter_gradients(
-    be: &Cuda,
-    x: &Tensor,
-    p: &Linear,
-    dy: Matrix,
-    s: Option<&Tensor>,
-    ds: Option<&Tensor>,
-    grads: LinearGrads,
-) -> Result<()> {
-    let (t, n, k, x) = (x.rows(), p.w.rows(), p.w.columns(), matrix(x)?);
+/// The gradients of a layer's own parameters, from its columns of dy and ds (T, R) = scale * dy B.
+fn parameter_gradients(be: &Cuda, x: &Tensor, dy: &Tensor, layer: Layer, ds: Option<&Tensor>) -> Result<()> {
+    let Layer { p, column, s, grads } = layer;
+    let (t, n, k) = (x.rows(), p.w.rows(), p.w.columns());
+    let (x, dy) = (matrix(x)?, columns(dy, column)?);
     let over_tokens = |m: usize, n: usize, a: Matrix, b: Matrix, c: &Tensor| -> Result<Gemm> {
         Ok(Gemm { transpose_a: true, beta: 1.0, ..product(m, n, t, a, b, matrix(c)?) })
     };
@@ -357,7 +315,8 @@ fn column_sums(be: &Cuda, dy: Matrix, t: usize, n: usize, dbias: &mut Tensor) ->
     gemm::sum_splits(be, &partial, 1, n, Matrix { stride: n, ..matrix(dbias)? }, 1.0, 1.0)
 }
 
-pub(super) fn merge_lora(be: &Cuda, w: &mut Tensor, lora: &Lora) -> Result<()> {
+pub(super) fn merge_lora(be: &Cuda, op: ops::MergeLora) -> Result<()> {
+    let ops::MergeLora { w, lora } = op;
     let name = match w.dtype() {
         DType::BF16 => "merge_lora_bf16",
         DType::F32 => "merge_lora_f32",

@@ -4,6 +4,7 @@ use super::device::{Arg, Gemm, Matrix};
 use super::gemm::{gemm, matrix, operand};
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer};
+use crate::backend::ops;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;
@@ -46,17 +47,8 @@ fn product(be: &Cuda, x: Matrix, w: &Tensor, rows: usize, out: Matrix) -> Result
     gemm(be, &Gemm { m: rows, n, k, a, transpose_a: false, b, transpose_b: true, c: out, alpha: 1.0, beta: 0.0 })
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn linear_logprob(
-    be: &Cuda,
-    x: &Tensor,
-    w: &Tensor,
-    targets: &Tensor,
-    temperature: f32,
-    logp: &mut Tensor,
-    entropy: &mut Tensor,
-    lse: &mut Tensor,
-) -> Result<()> {
+pub(super) fn linear_logprob(be: &Cuda, op: ops::LinearLogprob) -> Result<()> {
+    let ops::LinearLogprob { x, w, targets, temperature, logp, entropy, lse } = op;
     let (m, v) = (x.rows(), w.rows());
     let narrow = operand(be, w)?;
     let mut room = None;
@@ -82,20 +74,8 @@ pub(super) fn linear_logprob(
     Ok(())
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn linear_logprob_backward(
-    be: &Cuda,
-    x: &Tensor,
-    w: &Tensor,
-    targets: &Tensor,
-    temperature: f32,
-    entropy: &Tensor,
-    lse: &Tensor,
-    dlogp: &Tensor,
-    dentropy: Option<&Tensor>,
-    dx: &mut Tensor,
-    mut dw: Option<&mut Tensor>,
-) -> Result<()> {
+pub(super) fn linear_logprob_backward(be: &Cuda, op: ops::LinearLogprobBackward) -> Result<()> {
+    let ops::LinearLogprobBackward { x, w, targets, temperature, entropy, lse, dlogp, dentropy, dx, mut dw } = op;
     let (m, v, c) = (x.rows(), w.rows(), x.columns());
     let narrow = operand(be, w)?;
     // Every chunk reads and writes the whole dw, so chunks are larger when it is wanted.
@@ -147,7 +127,8 @@ pub(super) fn linear_logprob_backward(
     Ok(())
 }
 
-pub(super) fn logits(be: &Cuda, x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
+pub(super) fn logits(be: &Cuda, op: ops::Logits) -> Result<()> {
+    let ops::Logits { x, w, out } = op;
     let narrow = operand(be, w)?;
     product(be, matrix(x)?, narrow.tensor(), x.rows(), matrix(out)?)
 }

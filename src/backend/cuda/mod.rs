@@ -4,11 +4,8 @@
 //! Index values (ids, rows, slots, offsets) are not read back to be checked: whoever makes the index tensors has checked them, and
 //! kernels leave out, or fill with NaN, what lies outside.
 
-use super::check::{self, Types};
-use super::{
-    AdamW, Backend, Heads, Linear, LinearGrads, Lora, PpoInputs, PpoParams, PpoStats, QkNorm, Recording, Sampling,
-    Segments, ValueInputs,
-};
+use super::ops::{Op, tensor as door};
+use super::{Backend, Recording};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 use device::{Arg, Device, Launch};
@@ -46,8 +43,6 @@ mod value_head;
 mod value_loss;
 
 pub use linear::LinearPath;
-
-const TYPES: Types = Types { activation: DType::BF16, accumulator: DType::F32 };
 
 /// The GPU backend over one device.
 pub struct Cuda {
@@ -138,11 +133,15 @@ impl Backend for Cuda {
     }
 
     fn activation(&self) -> DType {
-        TYPES.activation
+        DType::BF16
     }
 
     fn accumulator(&self) -> DType {
-        TYPES.accumulator
+        DType::F32
+    }
+
+    fn is_host(&self) -> bool {
+        false
     }
 
     fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -168,320 +167,66 @@ impl Backend for Cuda {
     }
 
     fn place(&self, weight: Tensor) -> Result<Tensor> {
-        let mut placed = self.workspace(weight.shape(), TYPES.activation)?;
+        let mut placed = self.workspace(weight.shape(), DType::BF16)?;
         self.write(&mut placed, &weight)?;
         Ok(placed)
     }
 
     fn write(&self, tensor: &mut Tensor, values: &Tensor) -> Result<()> {
-        check::write(tensor, values)?;
+        door::write(tensor, values)?;
         tensor::write(self, tensor, values)
     }
 
     fn read(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        check::read(tensor)?;
+        door::read(tensor)?;
         tensor::read(tensor)
     }
 
     fn read_i32(&self, tensor: &Tensor) -> Result<Vec<i32>> {
-        check::read_i32(tensor)?;
+        door::read_i32(tensor)?;
         tensor::read_i32(tensor)
     }
 
     fn copy(&self, from: &Tensor, to: &mut Tensor) -> Result<()> {
-        check::copy(from, to)?;
+        door::copy(from, to)?;
         tensor::copy(self, from, to)
     }
 
     fn fill(&self, tensor: &mut Tensor, value: f32) -> Result<()> {
-        check::fill(tensor)?;
+        door::fill(tensor)?;
         tensor::fill(self, tensor, value)
     }
 
-    fn embed(&self, ids: &Tensor, wte: &Tensor, out: &mut Tensor) -> Result<()> {
-        check::embed(TYPES, ids, wte, out)?;
-        embed::embed(self, ids, wte, out)
-    }
-
-    fn embed_backward(&self, ids: &Tensor, dout: &Tensor, dwte: &mut Tensor) -> Result<()> {
-        check::embed_backward(TYPES, ids, dout, dwte)?;
-        embed::embed_backward(self, ids, dout, dwte)
-    }
-
-    fn add_rmsnorm(
-        &self,
-        residual: &Tensor,
-        x: Option<&Tensor>,
-        w: &Tensor,
-        eps: f32,
-        sum: Option<&mut Tensor>,
-        y: &mut Tensor,
-        rstd: &mut Tensor,
-    ) -> Result<()> {
-        check::add_rmsnorm(TYPES, residual, x, w, sum.as_deref(), y, rstd)?;
-        add_rmsnorm::add_rmsnorm(self, residual, x, w, eps, sum, y, rstd)
-    }
-
-    fn add_rmsnorm_backward(
-        &self,
-        sum: &Tensor,
-        w: &Tensor,
-        rstd: &Tensor,
-        dy: &Tensor,
-        dsum: &mut Tensor,
-        dw: Option<&mut Tensor>,
-    ) -> Result<()> {
-        check::add_rmsnorm_backward(TYPES, sum, w, rstd, dy, dsum, dw.as_deref())?;
-        add_rmsnorm::add_rmsnorm_backward(self, sum, w, rstd, dy, dsum, dw)
-    }
-
-    fn linear(&self, x: &Tensor, p: &Linear, y: &mut Tensor, column: usize, s: Option<&mut Tensor>) -> Result<()> {
-        check::linear(TYPES, x, p, y, column, s.as_deref())?;
-        linear::linear(self, x, p, y, column, s)
-    }
-
-    fn linear_backward(
-        &self,
-        x: &Tensor,
-        p: &Linear,
-        dy: &Tensor,
-        column: usize,
-        s: Option<&Tensor>,
-        dx: Option<&mut Tensor>,
-        grads: LinearGrads,
-    ) -> Result<()> {
-        check::linear_backward(TYPES, x, p, dy, column, s, dx.as_deref(), &grads)?;
-        linear::linear_backward(self, x, p, dy, column, s, dx, grads)
-    }
-
-    fn linears(&self, x: &Tensor, layers: &[Linear], y: &mut Tensor, s: &mut [Option<Tensor>]) -> Result<()> {
-        check::linears(TYPES, x, layers, y, s)?;
-        linear::linears(self, x, layers, y, s)
-    }
-
-    fn linears_backward(
-        &self,
-        x: &Tensor,
-        layers: &[Linear],
-        dy: &Tensor,
-        s: &[Option<Tensor>],
-        dx: Option<&mut Tensor>,
-        grads: Vec<LinearGrads>,
-    ) -> Result<()> {
-        check::linears_backward(TYPES, x, layers, dy, s, dx.as_deref(), &grads)?;
-        linear::linears_backward(self, x, layers, dy, s, dx, grads)
-    }
-
-    fn qk_norm_rope(
-        &self,
-        qkv: &mut Tensor,
-        heads: Heads,
-        norm: Option<QkNorm>,
-        positions: &Tensor,
-        table: &Tensor,
-        raw: Option<&mut Tensor>,
-    ) -> Result<()> {
-        check::qk_norm_rope(TYPES, qkv, heads, norm, positions, table, raw.as_deref())?;
-        qk_norm_rope::qk_norm_rope(self, qkv, heads, norm, positions, table, raw)
-    }
-
-    fn qk_norm_rope_backward(
-        &self,
-        dqkv: &mut Tensor,
-        heads: Heads,
-        norm: Option<QkNorm>,
-        positions: &Tensor,
-        table: &Tensor,
-        raw: Option<&Tensor>,
-        dnorm: Option<(&mut Tensor, &mut Tensor)>,
-    ) -> Result<()> {
-        let wanted = dnorm.as_ref().map(|(q, k)| (&**q, &**k));
-        check::qk_norm_rope_backward(TYPES, dqkv, heads, norm, positions, table, raw, wanted)?;
-        qk_norm_rope::qk_norm_rope_backward(self, dqkv, heads, norm, positions, table, raw, dnorm)
-    }
-
-    fn attention(
-        &self,
-        qkv: &Tensor,
-        heads: Heads,
-        segments: &Segments,
-        o: &mut Tensor,
-        lse: &mut Tensor,
-    ) -> Result<()> {
-        check::attention(TYPES, qkv, heads, segments, o, lse)?;
-        attention::attention(self, qkv, heads, segments, o, lse)
-    }
-
-    fn attention_backward(
-        &self,
-        qkv: &Tensor,
-        o: &Tensor,
-        lse: &Tensor,
-        dout: &Tensor,
-        heads: Heads,
-        segments: &Segments,
-        dqkv: &mut Tensor,
-    ) -> Result<()> {
-        check::attention_backward(TYPES, qkv, o, lse, dout, heads, segments, dqkv)?;
-        attention::attention_backward(self, qkv, o, lse, dout, heads, segments, dqkv)
-    }
-
-    fn kv_append(
-        &self,
-        qkv: &Tensor,
-        heads: Heads,
-        slots: &Tensor,
-        k_cache: &mut Tensor,
-        v_cache: &mut Tensor,
-    ) -> Result<()> {
-        check::kv_append(TYPES, qkv, heads, slots, k_cache, v_cache)?;
-        rows::kv_append(self, qkv, heads, slots, k_cache, v_cache)
-    }
-
-    fn attention_paged(
-        &self,
-        qkv: &Tensor,
-        heads: Heads,
-        k_cache: &Tensor,
-        v_cache: &Tensor,
-        block_size: usize,
-        block_table: &Tensor,
-        lens: &Tensor,
-        cu_q: &Tensor,
-        o: &mut Tensor,
-    ) -> Result<()> {
-        check::attention_paged(TYPES, qkv, heads, k_cache, v_cache, block_size, block_table, lens, cu_q, o)?;
-        attention_paged::attention_paged(self, qkv, heads, k_cache, v_cache, block_size, block_table, lens, cu_q, o)
-    }
-
-    fn swiglu(&self, gate_up: &Tensor, y: &mut Tensor) -> Result<()> {
-        check::swiglu(TYPES, gate_up, y)?;
-        swiglu::swiglu(self, gate_up, y)
-    }
-
-    fn swiglu_backward(&self, gate_up: &Tensor, dy: &Tensor, dgate_up: &mut Tensor) -> Result<()> {
-        check::swiglu_backward(TYPES, gate_up, dy, dgate_up)?;
-        swiglu::swiglu_backward(self, gate_up, dy, dgate_up)
-    }
-
-    fn gather_rows(&self, x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
-        check::gather_rows(TYPES, x, rows, y)?;
-        rows::gather_rows(self, x, rows, y)
-    }
-
-    fn scatter_add_rows(&self, dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
-        check::scatter_add_rows(TYPES, dy, rows, dx)?;
-        rows::scatter_add_rows(self, dy, rows, dx)
-    }
-
-    fn linear_logprob(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        targets: &Tensor,
-        temperature: f32,
-        logp: &mut Tensor,
-        entropy: &mut Tensor,
-        lse: &mut Tensor,
-    ) -> Result<()> {
-        check::linear_logprob(TYPES, x, w, targets, temperature, logp, entropy, lse)?;
-        linear_logprob::linear_logprob(self, x, w, targets, temperature, logp, entropy, lse)
-    }
-
-    fn linear_logprob_backward(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        targets: &Tensor,
-        temperature: f32,
-        entropy: &Tensor,
-        lse: &Tensor,
-        dlogp: &Tensor,
-        dentropy: Option<&Tensor>,
-        dx: &mut Tensor,
-        dw: Option<&mut Tensor>,
-    ) -> Result<()> {
-        let (e, dw_shape) = (dentropy, dw.as_deref());
-        check::linear_logprob_backward(TYPES, x, w, targets, temperature, entropy, lse, dlogp, e, dx, dw_shape)?;
-        linear_logprob::linear_logprob_backward(self, x, w, targets, temperature, entropy, lse, dlogp, dentropy, dx, dw)
-    }
-
-    fn advance(
-        &self,
-        block_size: usize,
-        block_table: &Tensor,
-        positions: &mut Tensor,
-        lens: &mut Tensor,
-        slots: &mut Tensor,
-        counter: &mut Tensor,
-    ) -> Result<()> {
-        check::advance(block_size, block_table, positions, lens, slots, counter)?;
-        advance::advance(self, block_size, block_table, positions, lens, slots, counter)
-    }
-
-    fn logits(&self, x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
-        check::logits(TYPES, x, w, out)?;
-        linear_logprob::logits(self, x, w, out)
-    }
-
-    fn sample(&self, logits: &Tensor, sampling: &Sampling, ids: &mut Tensor, logp: &mut Tensor) -> Result<()> {
-        check::sample(TYPES, logits, sampling, ids, logp)?;
-        sample::sample(self, logits, sampling, ids, logp)
-    }
-
-    fn value_head(&self, x: &Tensor, w: &Tensor, bias: &Tensor, value: &mut Tensor) -> Result<()> {
-        check::value_head(TYPES, x, w, bias, value)?;
-        value_head::value_head(self, x, w, bias, value)
-    }
-
-    fn value_head_backward(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        dvalue: &Tensor,
-        dx: &mut Tensor,
-        dw: &mut Tensor,
-        dbias: &mut Tensor,
-    ) -> Result<()> {
-        check::value_head_backward(TYPES, x, w, dvalue, dx, dw, dbias)?;
-        value_head::value_head_backward(self, x, w, dvalue, dx, dw, dbias)
-    }
-
-    fn ppo_loss(
-        &self,
-        params: &PpoParams,
-        inputs: &PpoInputs,
-        dlogp: &mut Tensor,
-        dentropy: &mut Tensor,
-    ) -> Result<PpoStats> {
-        check::ppo_loss(TYPES, inputs, dlogp, dentropy)?;
-        ppo_loss::ppo_loss(self, params, inputs, dlogp, dentropy)
-    }
-
-    fn value_loss(&self, clip: Option<f32>, inputs: &ValueInputs, dvalue: &mut Tensor) -> Result<f64> {
-        check::value_loss(TYPES, inputs, dvalue)?;
-        value_loss::value_loss(self, clip, inputs, dvalue)
-    }
-
-    fn squared_norm(&self, tensors: &[&Tensor]) -> Result<f64> {
-        check::squared_norm(TYPES, tensors)?;
-        adamw::squared_norm(self, tensors)
-    }
-
-    fn adamw(
-        &self,
-        step: &AdamW,
-        params: &mut [&mut Tensor],
-        grads: &[&Tensor],
-        m: &mut [&mut Tensor],
-        v: &mut [&mut Tensor],
-    ) -> Result<()> {
-        check::adamw(TYPES, step.step, params, grads, m, v)?;
-        adamw::adamw(self, step, params, grads, m, v)
-    }
-
-    fn merge_lora(&self, w: &mut Tensor, lora: &Lora) -> Result<()> {
-        check::merge_lora(w, lora)?;
-        linear::merge_lora(self, w, lora)
+    fn execute(&self, op: Op) -> Result<()> {
+        match op {
+            Op::Embed(op) => embed::embed(self, op),
+            Op::EmbedBackward(op) => embed::embed_backward(self, op),
+            Op::AddRmsnorm(op) => add_rmsnorm::add_rmsnorm(self, op),
+            Op::AddRmsnormBackward(op) => add_rmsnorm::add_rmsnorm_backward(self, op),
+            Op::Linears(op) => linear::linears(self, op),
+            Op::LinearsBackward(op) => linear::linears_backward(self, op),
+            Op::MergeLora(op) => linear::merge_lora(self, op),
+            Op::QkNormRope(op) => qk_norm_rope::qk_norm_rope(self, op),
+            Op::QkNormRopeBackward(op) => qk_norm_rope::qk_norm_rope_backward(self, op),
+            Op::Attention(op) => attention::attention(self, op),
+            Op::AttentionBackward(op) => attention::attention_backward(self, op),
+            Op::KvAppend(op) => rows::kv_append(self, op),
+            Op::AttentionPaged(op) => attention_paged::attention_paged(self, op),
+            Op::Advance(op) => advance::advance(self, op),
+            Op::Swiglu(op) => swiglu::swiglu(self, op),
+            Op::SwigluBackward(op) => swiglu::swiglu_backward(self, op),
+            Op::GatherRows(op) => rows::gather_rows(self, op),
+            Op::ScatterAddRows(op) => rows::scatter_add_rows(self, op),
+            Op::LinearLogprob(op) => linear_logprob::linear_logprob(self, op),
+            Op::LinearLogprobBackward(op) => linear_logprob::linear_logprob_backward(self, op),
+            Op::Logits(op) => linear_logprob::logits(self, op),
+            Op::Sample(op) => sample::sample(self, op),
+            Op::ValueHead(op) => value_head::value_head(self, op),
+            Op::ValueHeadBackward(op) => value_head::value_head_backward(self, op),
+            Op::PpoLoss(op) => ppo_loss::ppo_loss(self, op),
+            Op::ValueLoss(op) => value_loss::value_loss(self, op),
+            Op::AdamWStep(op) => adamw::adamw(self, op),
+            Op::SquaredNorm(op) => adamw::squared_norm(self, op),
+        }
     }
 }

@@ -3,9 +3,9 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, pointer, tensor};
-use crate::backend::{KlEstimator, PpoInputs, PpoParams, PpoStats, Surrogate};
+use crate::backend::ops::{self, KlEstimator, PpoStats, Surrogate};
 use crate::error::Result;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 
 /// Threads of a block, and the most blocks: as many partial sums are read back. Not the device's size, so that equal inputs give equal
 /// sums on every GPU.
@@ -14,13 +14,8 @@ const MOST_BLOCKS: usize = 256;
 /// What a block says: six sums and the greatest ratio.
 const STATISTICS: usize = 7;
 
-pub(super) fn ppo_loss(
-    be: &Cuda,
-    params: &PpoParams,
-    inputs: &PpoInputs,
-    dlogp: &mut Tensor,
-    dentropy: &mut Tensor,
-) -> Result<PpoStats> {
+pub(super) fn ppo_loss(be: &Cuda, op: ops::PpoLoss) -> Result<()> {
+    let ops::PpoLoss { params, inputs, dlogp, dentropy, stats } = op;
     let m = dlogp.len();
     let blocks = m.div_ceil(BLOCK).min(MOST_BLOCKS);
     let partials = be.workspace(&[blocks, STATISTICS], DType::F64)?;
@@ -48,7 +43,8 @@ pub(super) fn ppo_loss(
         Arg::F32(params.entropy_coefficient),
     ];
     be.launch(Kernel { file: "ppo_loss", name: "ppo_loss" }, [blocks, 1, 1], BLOCK, 0, &args)?;
-    let (mut stats, mut kl_loss) = (PpoStats::default(), 0.0);
+    let mut kl_loss = 0.0;
+    *stats = PpoStats::default();
     for part in tensor::download(&partials)?.slice::<f64>().chunks_exact(STATISTICS) {
         stats.policy_loss += part[0];
         kl_loss += part[1];
@@ -60,5 +56,5 @@ pub(super) fn ppo_loss(
     }
     stats.loss = stats.policy_loss + f64::from(params.kl_coefficient) * kl_loss
         - f64::from(params.entropy_coefficient) * stats.entropy;
-    Ok(stats)
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, int, no_kernel, optional, pointer, rows};
-use crate::backend::{Heads, QkNorm};
+use crate::backend::ops::{self, Heads, QkNorm};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -47,15 +47,8 @@ fn weights(op: &str, norm: Option<QkNorm>, table: &Tensor) -> Result<DType> {
     }
 }
 
-pub(super) fn qk_norm_rope(
-    be: &Cuda,
-    qkv: &mut Tensor,
-    heads: Heads,
-    norm: Option<QkNorm>,
-    positions: &Tensor,
-    table: &Tensor,
-    raw: Option<&mut Tensor>,
-) -> Result<()> {
+pub(super) fn qk_norm_rope(be: &Cuda, op: ops::QkNormRope) -> Result<()> {
+    let ops::QkNormRope { qkv, heads, norm, positions, table, raw } = op;
     let name = match weights("qk_norm_rope", norm, table)? {
         DType::BF16 => "qk_norm_rope_bf16",
         _ => "qk_norm_rope_f32",
@@ -76,17 +69,8 @@ pub(super) fn qk_norm_rope(
     be.launch(kernel(name), [qkv.rows(), 1, 1], geometry(heads).0, 0, &args)
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn qk_norm_rope_backward(
-    be: &Cuda,
-    dqkv: &mut Tensor,
-    heads: Heads,
-    norm: Option<QkNorm>,
-    positions: &Tensor,
-    table: &Tensor,
-    raw: Option<&Tensor>,
-    dnorm: Option<(&mut Tensor, &mut Tensor)>,
-) -> Result<()> {
+pub(super) fn qk_norm_rope_backward(be: &Cuda, op: ops::QkNormRopeBackward) -> Result<()> {
+    let ops::QkNormRopeBackward { dqkv, heads, norm, positions, table, raw, dnorm } = op;
     let name = match (weights("qk_norm_rope_backward", norm, table)?, dnorm.is_some()) {
         (DType::BF16, false) => "qk_norm_rope_backward_bf16",
         (DType::BF16, true) => "qk_norm_rope_backward_dw_bf16",

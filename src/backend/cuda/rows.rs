@@ -3,7 +3,7 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, int, no_kernel, pointer};
-use crate::backend::{Backend, Heads};
+use crate::backend::{Backend, ops};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -60,14 +60,8 @@ pub(super) fn add_partials(be: &Cuda, partials: &Tensor, part: usize, to: &mut T
     be.launch(kernel("add_partials"), [c.div_ceil(32), 1, 1], 256, 0, &args)
 }
 
-pub(super) fn kv_append(
-    be: &Cuda,
-    qkv: &Tensor,
-    heads: Heads,
-    slots: &Tensor,
-    k_cache: &mut Tensor,
-    v_cache: &mut Tensor,
-) -> Result<()> {
+pub(super) fn kv_append(be: &Cuda, op: ops::KvAppend) -> Result<()> {
+    let ops::KvAppend { qkv, heads, slots, k_cache, v_cache } = op;
     let (d, from, n) = (heads.qkv_width(), heads.nh * heads.hs, heads.nkv * heads.hs);
     let args = [
         pointer(qkv)?,
@@ -82,10 +76,12 @@ pub(super) fn kv_append(
     be.launch(kernel("kv_append"), [qkv.rows(), 1, 1], threads(2 * units(n), MOST_THREADS), 0, &args)
 }
 
-pub(super) fn gather_rows(be: &Cuda, x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
+pub(super) fn gather_rows(be: &Cuda, op: ops::GatherRows) -> Result<()> {
+    let ops::GatherRows { x, rows, y } = op;
     gather(be, "gather_rows", x, rows, y)
 }
 
-pub(super) fn scatter_add_rows(be: &Cuda, dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
+pub(super) fn scatter_add_rows(be: &Cuda, op: ops::ScatterAddRows) -> Result<()> {
+    let ops::ScatterAddRows { dy, rows, dx } = op;
     scatter_add(be, "scatter_add_rows", dy, rows, dx)
 }

@@ -2,22 +2,16 @@
 
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer};
-use crate::backend::Sampling;
+use crate::backend::ops;
 use crate::error::Result;
-use crate::tensor::Tensor;
 
 /// Threads of a block: one block a row.
 const BLOCK: usize = 1024;
 
 /// Settings and logits are not read back to be checked: a row that has NaN, +inf or no finite logit, or a temperature below 0, gets id 0
 /// with a log-probability of NaN.
-pub(super) fn sample(
-    be: &Cuda,
-    logits: &Tensor,
-    sampling: &Sampling,
-    ids: &mut Tensor,
-    logp: &mut Tensor,
-) -> Result<()> {
+pub(super) fn sample(be: &Cuda, op: ops::Sample) -> Result<()> {
+    let ops::Sample { logits, sampling, ids, logp } = op;
     let args = [
         pointer(logits)?,
         pointer(sampling.temperature)?,

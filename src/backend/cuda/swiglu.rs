@@ -2,8 +2,8 @@
 
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer};
+use crate::backend::ops;
 use crate::error::Result;
-use crate::tensor::Tensor;
 
 fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "swiglu", name }
@@ -16,13 +16,15 @@ fn geometry(f: usize) -> (usize, usize) {
     (units.div_ceil(block), block)
 }
 
-pub(super) fn swiglu(be: &Cuda, gate_up: &Tensor, y: &mut Tensor) -> Result<()> {
+pub(super) fn swiglu(be: &Cuda, op: ops::Swiglu) -> Result<()> {
+    let ops::Swiglu { gate_up, y } = op;
     let (blocks, block) = geometry(y.columns());
     let args = [pointer(gate_up)?, pointer(y)?, int(y.columns())?, int(blocks)?];
     be.launch(kernel("swiglu"), [y.rows() * blocks, 1, 1], block, 0, &args)
 }
 
-pub(super) fn swiglu_backward(be: &Cuda, gate_up: &Tensor, dy: &Tensor, dgate_up: &mut Tensor) -> Result<()> {
+pub(super) fn swiglu_backward(be: &Cuda, op: ops::SwigluBackward) -> Result<()> {
+    let ops::SwigluBackward { gate_up, dy, dgate_up } = op;
     let (blocks, block) = geometry(dy.columns());
     let args = [pointer(gate_up)?, pointer(dy)?, pointer(dgate_up)?, int(dy.columns())?, int(blocks)?];
     be.launch(kernel("swiglu_backward"), [dy.rows() * blocks, 1, 1], block, 0, &args)

@@ -4,8 +4,9 @@ use super::device::Arg;
 use super::kernels::Kernel;
 use super::rows::add_partials;
 use super::{Cuda, int, pointer};
+use crate::backend::ops;
 use crate::error::Result;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 
 /// Threads of a block; the forward has a warp a row.
 const BLOCK: usize = 256;
@@ -18,21 +19,15 @@ fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "value_head", name }
 }
 
-pub(super) fn value_head(be: &Cuda, x: &Tensor, w: &Tensor, bias: &Tensor, value: &mut Tensor) -> Result<()> {
+pub(super) fn value_head(be: &Cuda, op: ops::ValueHead) -> Result<()> {
+    let ops::ValueHead { x, w, bias, value } = op;
     let (m, c) = (x.rows(), x.columns());
     let args = [pointer(x)?, pointer(w)?, pointer(bias)?, pointer(value)?, int(m)?, int(c)?];
     be.launch(kernel("value_head"), [m.div_ceil(WARPS), 1, 1], BLOCK, 0, &args)
 }
 
-pub(super) fn value_head_backward(
-    be: &Cuda,
-    x: &Tensor,
-    w: &Tensor,
-    dvalue: &Tensor,
-    dx: &mut Tensor,
-    dw: &mut Tensor,
-    dbias: &mut Tensor,
-) -> Result<()> {
+pub(super) fn value_head_backward(be: &Cuda, op: ops::ValueHeadBackward) -> Result<()> {
+    let ops::ValueHeadBackward { x, w, dvalue, dx, dw, dbias } = op;
     let (m, c) = (x.rows(), x.columns());
     let pieces = m.div_ceil(ROWS);
     let partials = be.workspace(&[1, pieces, c], DType::F32)?;

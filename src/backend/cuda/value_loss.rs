@@ -3,15 +3,16 @@
 use super::device::Arg;
 use super::kernels::Kernel;
 use super::{Cuda, pointer, tensor};
-use crate::backend::ValueInputs;
+use crate::backend::ops;
 use crate::error::Result;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 
 /// As in `ppo_loss`.
 const BLOCK: usize = 256;
 const MOST_BLOCKS: usize = 256;
 
-pub(super) fn value_loss(be: &Cuda, clip: Option<f32>, inputs: &ValueInputs, dvalue: &mut Tensor) -> Result<f64> {
+pub(super) fn value_loss(be: &Cuda, op: ops::ValueLoss) -> Result<()> {
+    let ops::ValueLoss { clip, inputs, dvalue, loss } = op;
     let m = dvalue.len();
     let blocks = m.div_ceil(BLOCK).min(MOST_BLOCKS);
     let partials = be.workspace(&[blocks], DType::F64)?;
@@ -27,5 +28,6 @@ pub(super) fn value_loss(be: &Cuda, clip: Option<f32>, inputs: &ValueInputs, dva
         Arg::F32(clip.unwrap_or(0.0)),
     ];
     be.launch(Kernel { file: "value_loss", name: "value_loss" }, [blocks, 1, 1], BLOCK, 0, &args)?;
-    Ok(tensor::download(&partials)?.slice::<f64>().iter().sum())
+    *loss = tensor::download(&partials)?.slice::<f64>().iter().sum();
+    Ok(())
 }

@@ -1,16 +1,23 @@
-//! The optimiser's ops: gradient norm, AdamW (arXiv 1711.05101) and merging an adapter into its weight.
+//! The optimiser's ops: gradient norm and AdamW (arXiv 1711.05101).
 
-use super::{Real, store, widen};
-use crate::backend::{AdamW, Lora};
-use crate::tensor::Tensor;
+use super::Real;
+use crate::backend::ops::{self, AdamW};
 
-/// The sum of squares, added in order in f64.
-pub fn squared_norm<R: Real>(values: &[R]) -> f64 {
-    values.iter().fold(0.0, |sum, v| sum + v.f64() * v.f64())
+/// Each tensor's squares are added in order, then the sums of the tensors.
+pub(super) fn squared_norm<R: Real>(op: ops::SquaredNorm) {
+    let squares = |values: &[R]| values.iter().fold(0.0, |sum, v| sum + v.f64() * v.f64());
+    *op.sum = op.tensors.iter().fold(0.0, |sum, t| sum + squares(t.slice()));
+}
+
+/// Tensor by tensor.
+pub(super) fn adamw<R: Real>(op: ops::AdamWStep) {
+    for t in op.tensors {
+        update::<R>(&op.settings, t.param.slice_mut(), t.grad.slice(), t.m.slice_mut(), t.v.slice_mut());
+    }
 }
 
 /// One step on one tensor.
-pub fn adamw<R: Real>(step: &AdamW, param: &mut [R], grad: &[R], m: &mut [R], v: &mut [R]) {
+fn update<R: Real>(step: &AdamW, param: &mut [R], grad: &[R], m: &mut [R], v: &mut [R]) {
     let (beta1, beta2) = (f64::from(step.beta1), f64::from(step.beta2));
     let steps = f64::from(step.step);
     let (correct1, correct2) = (R::of(1.0 - beta1.powf(steps)), R::of(1.0 - beta2.powf(steps)));
@@ -22,20 +29,4 @@ pub fn adamw<R: Real>(step: &AdamW, param: &mut [R], grad: &[R], m: &mut [R], v:
         *v = keep2 * *v + (R::one() - keep2) * g * g;
         *p -= lr * (*m / correct1 / ((*v / correct2).sqrt() + eps) + decay * *p);
     }
-}
-
-/// w (N, K) += scale * B A, computed in `R` and rounded once to w's type.
-pub fn merge_lora<R: Real>(w: &mut Tensor, lora: &Lora) {
-    let (k, r, scale) = (w.columns(), lora.a.rows(), R::of(lora.scale.into()));
-    let (a, b) = (widen::<R>(lora.a), widen::<R>(lora.b));
-    let mut merged = widen::<R>(w).into_owned();
-    let mut change = vec![R::zero(); k]; // a row of B A
-    for (n, row) in merged.chunks_exact_mut(k).enumerate() {
-        change.fill(R::zero());
-        for j in 0..r {
-            change.iter_mut().zip(&a[j * k..]).for_each(|(sum, &a)| *sum += b[n * r + j] * a);
-        }
-        row.iter_mut().zip(&change).for_each(|(w, &change)| *w += scale * change);
-    }
-    store(&merged, w);
 }

@@ -1,6 +1,7 @@
 //! Residual addition and RMSNorm (arXiv 1910.07467); the row functions also serve the per-head norm of queries and keys.
 
-use super::{Real, dot};
+use super::{Real, dot, widen};
+use crate::backend::ops;
 
 /// y = x / rms(x) * w over one row of C elements; returns 1 / rms(x), where rms(x)^2 = mean(x^2) + eps.
 pub fn rmsnorm_row<R: Real>(x: &[R], w: &[R], eps: f32, y: &mut [R]) -> R {
@@ -30,26 +31,33 @@ pub fn rmsnorm_row_backward<R: Real>(x: &[R], w: &[R], rstd: R, dy: &[R], dx: &m
     }
 }
 
-/// sum = residual + x, all of equal length.
-pub fn add<R: Real>(residual: &[R], x: &[R], sum: &mut [R]) {
-    for ((sum, &residual), &x) in sum.iter_mut().zip(residual).zip(x) {
-        *sum = residual + x;
+/// Row by row.
+pub(super) fn add_rmsnorm<R: Real>(op: ops::AddRmsnorm) {
+    let ops::AddRmsnorm { residual, x, w, eps, sum, y, rstd } = op;
+    let (w, residual) = (widen::<R>(w), residual.slice::<R>());
+    let normed = match (x, sum) {
+        (Some(x), Some(sum)) => {
+            let sum = sum.slice_mut::<R>();
+            for ((sum, &residual), &x) in sum.iter_mut().zip(residual).zip(x.slice()) {
+                *sum = residual + x;
+            }
+            &*sum
+        }
+        _ => residual,
+    };
+    let rows = normed.chunks_exact(w.len()).zip(y.slice_mut::<R>().chunks_exact_mut(w.len()));
+    for ((x, y), rstd) in rows.zip(rstd.slice_mut()) {
+        *rstd = rmsnorm_row(x, &w, eps, y);
     }
 }
 
-/// y (T, C) = rows of sum (T, C), normalised, times w (C); rstd (T).
-pub fn rmsnorm<R: Real>(sum: &[R], w: &[R], eps: f32, y: &mut [R], rstd: &mut [R]) {
-    let c = w.len();
-    for ((x, y), rstd) in sum.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
-        *rstd = rmsnorm_row(x, w, eps, y);
-    }
-}
-
-/// Accumulates into dsum (T, C) and, when wanted, dw (C).
-pub fn rmsnorm_backward<R: Real>(sum: &[R], w: &[R], rstd: &[R], dy: &[R], dsum: &mut [R], mut dw: Option<&mut [R]>) {
-    let c = w.len();
-    for (t, &rstd) in rstd.iter().enumerate() {
+/// Row by row.
+pub(super) fn add_rmsnorm_backward<R: Real>(op: ops::AddRmsnormBackward) {
+    let ops::AddRmsnormBackward { sum, w, rstd, dy, dsum, dw } = op;
+    let (w, mut dw) = (widen::<R>(w), dw.map(|dw| dw.slice_mut::<R>()));
+    let (c, sum, dy, dsum) = (w.len(), sum.slice::<R>(), dy.slice::<R>(), dsum.slice_mut::<R>());
+    for (t, &rstd) in rstd.slice::<R>().iter().enumerate() {
         let row = t * c..(t + 1) * c;
-        rmsnorm_row_backward(&sum[row.clone()], w, rstd, &dy[row.clone()], &mut dsum[row], dw.as_deref_mut());
+        rmsnorm_row_backward(&sum[row.clone()], &w, rstd, &dy[row.clone()], &mut dsum[row], dw.as_deref_mut());
     }
 }

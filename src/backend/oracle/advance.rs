@@ -1,17 +1,11 @@
 //! From one decode step to the next.
 
+use crate::backend::ops;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
 
-/// See `Backend::advance`. Error: a sequence that has no block for its next token.
-pub fn advance(
-    block_size: usize,
-    block_table: &Tensor,
-    positions: &mut Tensor,
-    lens: &mut Tensor,
-    slots: &mut Tensor,
-    counter: &mut Tensor,
-) -> Result<()> {
+/// Error: a sequence that has no block for its next token.
+pub(super) fn advance(op: ops::Advance) -> Result<()> {
+    let ops::Advance { block_size, block_table, positions, lens, slots, counter } = op;
     for (b, blocks) in block_table.slice::<i32>().chunks(block_table.columns()).enumerate() {
         let len = lens.slice::<i32>()[b];
         let place = usize::try_from(len).ok().filter(|&place| place < blocks.len() * block_size);

@@ -1,7 +1,7 @@
 //! Causal softmax attention inside packed segments, query heads sharing key/value heads (GQA, arXiv 2305.13245).
 
 use super::{Real, dot};
-use crate::backend::Heads;
+use crate::backend::ops::{self, Heads};
 use std::ops::Range;
 
 /// softmax(q k^T / sqrt(HS)) v for one query over `keys` (pairs of a key and a value, each HS); writes o (HS), returns the log
@@ -34,8 +34,11 @@ fn columns(heads: Heads, h: usize) -> (usize, usize, usize) {
     (h * hs, (nh + shared) * hs, (nh + nkv + shared) * hs)
 }
 
-/// qkv (T, D) -> o (T, NH HS), lse (NH, T). Segment values are valid.
-pub fn attention<R: Real>(qkv: &[R], heads: Heads, cu_seqlens: &[i32], parent: &[i32], o: &mut [R], lse: &mut [R]) {
+/// Query by query.
+pub(super) fn attention<R: Real>(op: ops::Attention) {
+    let ops::Attention { heads, segments, .. } = op;
+    let (cu_seqlens, parent) = (segments.cu_seqlens.slice(), segments.parent.slice());
+    let (qkv, o, lse) = (op.qkv.slice::<R>(), op.o.slice_mut::<R>(), op.lse.slice_mut::<R>());
     let (Heads { nh, hs, .. }, d) = (heads, heads.qkv_width());
     let rows = lse.len() / nh;
     for h in 0..nh {
@@ -50,19 +53,13 @@ pub fn attention<R: Real>(qkv: &[R], heads: Heads, cu_seqlens: &[i32], parent: &
     }
 }
 
-/// Writes dqkv (T, D) whole. With p = exp(score - lse), D = dout . o and ds = p (dout . v - D) / sqrt(HS): dq = ds k, dk = ds q,
-/// dv = p dout (FlashAttention, arXiv 2205.14135, appendix B.2).
-#[allow(clippy::too_many_arguments)]
-pub fn attention_backward<R: Real>(
-    qkv: &[R],
-    o: &[R],
-    lse: &[R],
-    dout: &[R],
-    heads: Heads,
-    cu_seqlens: &[i32],
-    parent: &[i32],
-    dqkv: &mut [R],
-) {
+/// With p = exp(score - lse), D = dout . o and ds = p (dout . v - D) / sqrt(HS): dq = ds k, dk = ds q, dv = p dout
+/// (FlashAttention, arXiv 2205.14135, appendix B.2).
+pub(super) fn attention_backward<R: Real>(op: ops::AttentionBackward) {
+    let ops::AttentionBackward { heads, segments, .. } = op;
+    let (cu_seqlens, parent) = (segments.cu_seqlens.slice(), segments.parent.slice());
+    let (qkv, o, lse, dout) = (op.qkv.slice::<R>(), op.o.slice::<R>(), op.lse.slice::<R>(), op.dout.slice::<R>());
+    let dqkv = op.dqkv.slice_mut::<R>();
     let (Heads { nh, hs, .. }, d) = (heads, heads.qkv_width());
     let rows = lse.len() / nh;
     let scale = R::of(hs as f64).sqrt().recip();

@@ -2,10 +2,12 @@
 
 use super::Real;
 use super::attention::attend;
-use crate::backend::Heads;
+use crate::backend::ops::{self, Heads};
 
-/// Copies the k and v parts of qkv (T, D) to rows slots[t] of the caches (rows, NKV HS). Slots are in range.
-pub fn kv_append<R: Real>(qkv: &[R], heads: Heads, slots: &[i32], k_cache: &mut [R], v_cache: &mut [R]) {
+/// Row by row.
+pub(super) fn kv_append<R: Real>(op: ops::KvAppend) {
+    let (heads, qkv, slots) = (op.heads, op.qkv.slice::<R>(), op.slots.slice::<i32>());
+    let (k_cache, v_cache) = (op.k_cache.slice_mut::<R>(), op.v_cache.slice_mut::<R>());
     let (k, n) = (heads.nh * heads.hs, heads.nkv * heads.hs);
     for (row, &slot) in qkv.chunks_exact(heads.qkv_width()).zip(slots) {
         let at = slot as usize * n;
@@ -14,20 +16,12 @@ pub fn kv_append<R: Real>(qkv: &[R], heads: Heads, slots: &[i32], k_cache: &mut 
     }
 }
 
-/// The q part of qkv (Q, D) over the caches (blocks * block_size, NKV HS) -> o (Q, NH HS). block_table (B, P), lens (B),
-/// cu_q (B + 1) hold valid values; the queries of a sequence are its last tokens.
-#[allow(clippy::too_many_arguments)]
-pub fn attention_paged<R: Real>(
-    qkv: &[R],
-    heads: Heads,
-    k_cache: &[R],
-    v_cache: &[R],
-    block_size: usize,
-    block_table: &[i32],
-    lens: &[i32],
-    cu_q: &[i32],
-    o: &mut [R],
-) {
+/// Query by query.
+pub(super) fn attention_paged<R: Real>(op: ops::AttentionPaged) {
+    let ops::AttentionPaged { heads, block_size, .. } = op;
+    let (block_table, lens, cu_q) = (op.block_table.slice::<i32>(), op.lens.slice::<i32>(), op.cu_q.slice::<i32>());
+    let (qkv, k_cache, v_cache) = (op.qkv.slice::<R>(), op.k_cache.slice::<R>(), op.v_cache.slice::<R>());
+    let o = op.o.slice_mut::<R>();
     let (Heads { nh, nkv, hs }, d) = (heads, heads.qkv_width());
     let pages = block_table.len().checked_div(lens.len()).unwrap_or(0);
     for (b, &len) in lens.iter().enumerate() {

@@ -1,11 +1,11 @@
-//! Linear layers with an optional bias and low-rank adapter (LoRA, arXiv 2106.09685), and plain logits.
+//! Linear layers with an optional bias and low-rank adapter (LoRA, arXiv 2106.09685).
 
-use super::{Real, dot, widen};
-use crate::backend::{Linear, LinearGrads};
+use super::{Real, dot, store, widen};
+use crate::backend::ops::{self, Linear, LinearGrads};
 use crate::tensor::Tensor;
 
 /// y[t, column + n] = x[t] . w[n]: x (T, K), w (N, K), y (T, width).
-pub fn matmul_nt<R: Real>(x: &[R], w: &[R], k: usize, y: &mut [R], width: usize, column: usize) {
+pub(super) fn matmul_nt<R: Real>(x: &[R], w: &[R], k: usize, y: &mut [R], width: usize, column: usize) {
     for (x, y) in x.chunks_exact(k).zip(y.chunks_exact_mut(width)) {
         for (w, y) in w.chunks_exact(k).zip(&mut y[column..]) {
             *y = dot(x, w);
@@ -13,28 +13,30 @@ pub fn matmul_nt<R: Real>(x: &[R], w: &[R], k: usize, y: &mut [R], width: usize,
     }
 }
 
-/// dx (T, K) += scale * dy w and dw (N, K) += scale * dy^T x, each when given. dy lies in columns [column, column + N) of rows
-/// of `width`.
-#[allow(clippy::too_many_arguments)]
-pub fn matmul_nt_backward<R: Real>(
-    x: &[R],
-    w: &[R],
+/// What the backward of a product y = x w^T reads: x (T, K), w (N, K), and dy, which lies in columns [column, column + N) of rows of
+/// `width`.
+struct Product<'a, R> {
+    x: &'a [R],
+    w: &'a [R],
     k: usize,
-    dy: &[R],
+    dy: &'a [R],
     width: usize,
     column: usize,
-    scale: R,
-    mut dx: Option<&mut [R]>,
-    mut dw: Option<&mut [R]>,
-) {
-    for (t, x) in x.chunks_exact(k).enumerate() {
-        for (n, w) in w.chunks_exact(k).enumerate() {
-            let dy = scale * dy[t * width + column + n];
-            if let Some(dx) = dx.as_deref_mut() {
-                axpy(dy, w, &mut dx[t * k..][..k]);
-            }
-            if let Some(dw) = dw.as_deref_mut() {
-                axpy(dy, x, &mut dw[n * k..][..k]);
+}
+
+impl<R: Real> Product<'_, R> {
+    /// dx (T, K) += scale * dy w and dw (N, K) += scale * dy^T x, each when given.
+    fn backward(&self, scale: R, mut dx: Option<&mut [R]>, mut dw: Option<&mut [R]>) {
+        let k = self.k;
+        for (t, x) in self.x.chunks_exact(k).enumerate() {
+            for (n, w) in self.w.chunks_exact(k).enumerate() {
+                let dy = scale * self.dy[t * self.width + self.column + n];
+                if let Some(dx) = dx.as_deref_mut() {
+                    axpy(dy, w, &mut dx[t * k..][..k]);
+                }
+                if let Some(dw) = dw.as_deref_mut() {
+                    axpy(dy, x, &mut dw[n * k..][..k]);
+                }
             }
         }
     }
@@ -47,8 +49,23 @@ fn axpy<R: Real>(a: R, x: &[R], y: &mut [R]) {
     }
 }
 
+/// Layer by layer.
+pub(super) fn linears<R: Real>(mut op: ops::Linears) {
+    for ((column, layer), s) in op.side_by_side().zip(std::mem::take(&mut op.s)) {
+        linear::<R>(op.x, layer, op.y, column, s);
+    }
+}
+
+/// Layer by layer.
+pub(super) fn linears_backward<R: Real>(mut op: ops::LinearsBackward) {
+    let operands = op.side_by_side().zip(std::mem::take(&mut op.s)).zip(std::mem::take(&mut op.grads));
+    for (((column, layer), s), grads) in operands {
+        linear_backward::<R>(op.x, layer, op.dy, column, s, op.dx.as_deref_mut(), grads);
+    }
+}
+
 /// y[:, column .. column + N] = x W^T + bias + scale (x A^T) B^T; with an adapter, `s` (T, R) receives x A^T.
-pub fn linear<R: Real>(x: &Tensor, p: &Linear, y: &mut Tensor, column: usize, s: Option<&mut Tensor>) {
+fn linear<R: Real>(x: &Tensor, p: &Linear, y: &mut Tensor, column: usize, s: Option<&mut Tensor>) {
     let ([n, k], width) = ([p.w.rows(), p.w.columns()], y.columns());
     let (x, y) = (x.slice::<R>(), y.slice_mut::<R>());
     matmul_nt(x, &widen(p.w), k, y, width, column);
@@ -71,7 +88,7 @@ pub fn linear<R: Real>(x: &Tensor, p: &Linear, y: &mut Tensor, column: usize, s:
 }
 
 /// The gradient of `linear`; everything given accumulates.
-pub fn linear_backward<R: Real>(
+fn linear_backward<R: Real>(
     x: &Tensor,
     p: &Linear,
     dy: &Tensor,
@@ -84,7 +101,7 @@ pub fn linear_backward<R: Real>(
     let (x, dy) = (x.slice::<R>(), dy.slice::<R>());
     let mut dx = dx.map(|dx| dx.slice_mut::<R>());
     let dw = grads.w.map(|dw| dw.slice_mut::<R>());
-    matmul_nt_backward(x, &widen(p.w), k, dy, width, column, R::one(), dx.as_deref_mut(), dw);
+    Product { x, w: &widen(p.w), k, dy, width, column }.backward(R::one(), dx.as_deref_mut(), dw);
     if let Some(dbias) = grads.bias {
         for dy in dy.chunks_exact(width) {
             axpy(R::one(), &dy[column..column + n], dbias.slice_mut::<R>());
@@ -97,7 +114,24 @@ pub fn linear_backward<R: Real>(
         let zeros = vec![R::zero(); t * r];
         let s = s.map_or(zeros.as_slice(), |s| s.slice::<R>());
         let mut ds = vec![R::zero(); t * r];
-        matmul_nt_backward(s, &widen(lora.b), r, dy, width, column, scale, Some(&mut ds), db);
-        matmul_nt_backward(x, &widen(lora.a), k, &ds, r, 0, R::one(), dx, da);
+        Product { x: s, w: &widen(lora.b), k: r, dy, width, column }.backward(scale, Some(&mut ds), db);
+        Product { x, w: &widen(lora.a), k, dy: &ds, width: r, column: 0 }.backward(R::one(), dx, da);
     }
+}
+
+/// Computed in `R` and rounded once to w's type.
+pub(super) fn merge_lora<R: Real>(op: ops::MergeLora) {
+    let ops::MergeLora { w, lora } = op;
+    let (k, r, scale) = (w.columns(), lora.a.rows(), R::of(lora.scale.into()));
+    let (a, b) = (widen::<R>(lora.a), widen::<R>(lora.b));
+    let mut merged = widen::<R>(w).into_owned();
+    let mut change = vec![R::zero(); k]; // a row of B A
+    for (n, row) in merged.chunks_exact_mut(k).enumerate() {
+        change.fill(R::zero());
+        for j in 0..r {
+            change.iter_mut().zip(&a[j * k..]).for_each(|(sum, &a)| *sum += b[n * r + j] * a);
+        }
+        row.iter_mut().zip(&change).for_each(|(w, &change)| *w += scale * change);
+    }
+    store(&merged, w);
 }

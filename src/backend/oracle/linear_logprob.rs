@@ -1,6 +1,8 @@
 //! The head and its log-softmax in one op, one row of logits in memory at a time.
 
-use super::{Real, dot};
+use super::linear::matmul_nt;
+use super::{Real, dot, widen};
+use crate::backend::ops;
 
 /// logits (V) of one row x (C) over w (V, C), divided by the temperature.
 fn scaled_logits<R: Real>(x: &[R], w: &[R], temperature: R, logits: &mut [R]) {
@@ -9,18 +11,11 @@ fn scaled_logits<R: Real>(x: &[R], w: &[R], temperature: R, logits: &mut [R]) {
     }
 }
 
-/// x (M, C), w (V, C), targets (M) -> log-probability of the target, entropy and log-sum-exp of the distribution, each (M).
-#[allow(clippy::too_many_arguments)]
-pub fn linear_logprob<R: Real>(
-    x: &[R],
-    w: &[R],
-    c: usize,
-    targets: &[i32],
-    temperature: f32,
-    logp: &mut [R],
-    entropy: &mut [R],
-    lse: &mut [R],
-) {
+/// Row by row.
+pub(super) fn linear_logprob<R: Real>(op: ops::LinearLogprob) {
+    let (x, w, c, temperature) = (op.x.slice::<R>(), widen::<R>(op.w), op.w.columns(), op.temperature);
+    let (w, targets) = (&*w, op.targets.slice::<i32>());
+    let (logp, entropy, lse) = (op.logp.slice_mut::<R>(), op.entropy.slice_mut::<R>(), op.lse.slice_mut::<R>());
     let mut logits = vec![R::zero(); w.len() / c];
     for (m, x) in x.chunks_exact(c).enumerate() {
         scaled_logits(x, w, R::of(temperature.into()), &mut logits);
@@ -33,22 +28,13 @@ pub fn linear_logprob<R: Real>(
     }
 }
 
-/// Writes dx (M, C) whole and accumulates dw (V, C) when wanted:
 /// dlogit_j = (dlogp (1[j = target] - p_j) - dentropy p_j (log p_j + H)) / temperature.
-#[allow(clippy::too_many_arguments)]
-pub fn linear_logprob_backward<R: Real>(
-    x: &[R],
-    w: &[R],
-    c: usize,
-    targets: &[i32],
-    temperature: f32,
-    entropy: &[R],
-    lse: &[R],
-    dlogp: &[R],
-    dentropy: Option<&[R]>,
-    dx: &mut [R],
-    mut dw: Option<&mut [R]>,
-) {
+pub(super) fn linear_logprob_backward<R: Real>(op: ops::LinearLogprobBackward) {
+    let (x, w, c, temperature) = (op.x.slice::<R>(), widen::<R>(op.w), op.w.columns(), op.temperature);
+    let (w, targets) = (&*w, op.targets.slice::<i32>());
+    let (entropy, lse, dlogp) = (op.entropy.slice::<R>(), op.lse.slice::<R>(), op.dlogp.slice::<R>());
+    let dentropy = op.dentropy.map(|t| t.slice::<R>());
+    let (dx, mut dw) = (op.dx.slice_mut::<R>(), op.dw.map(|t| t.slice_mut::<R>()));
     let temperature = R::of(temperature.into());
     let mut logits = vec![R::zero(); w.len() / c];
     dx.fill(R::zero());
@@ -72,4 +58,10 @@ pub fn linear_logprob_backward<R: Real>(
             }
         }
     }
+}
+
+/// Row by row.
+pub(super) fn logits<R: Real>(op: ops::Logits) {
+    let (v, c) = (op.w.rows(), op.w.columns());
+    matmul_nt::<R>(op.x.slice(), &widen(op.w), c, op.out.slice_mut(), v, 0);
 }

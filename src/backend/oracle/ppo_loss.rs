@@ -1,14 +1,15 @@
 //! The policy loss with its clips, KL term and entropy bonus; per token, in f64.
 
 use super::Real;
-use crate::backend::{KlEstimator, MOST_LOG_RATIO, PpoInputs, PpoParams, PpoStats, Surrogate};
+use crate::backend::ops::{self, KlEstimator, MOST_LOG_RATIO, PpoParams, PpoStats, Surrogate};
+use crate::tensor::Tensor;
 
-/// The weighted sums, and the gradients dlogp and dentropy (M).
-///
 /// loss = sum of weight (policy + kl_coefficient r kl - entropy_coefficient entropy) with the ratio r = exp(logp - behaviour). The r
 /// before kl has no gradient.
-pub fn ppo_loss<R: Real>(params: &PpoParams, inputs: &PpoInputs, dlogp: &mut [R], dentropy: &mut [R]) -> PpoStats {
-    let at = |t: &crate::tensor::Tensor, i: usize| t.slice::<R>()[i].f64();
+pub(super) fn ppo_loss<R: Real>(op: ops::PpoLoss) {
+    let ops::PpoLoss { params, inputs, .. } = op;
+    let (dlogp, dentropy) = (op.dlogp.slice_mut::<R>(), op.dentropy.slice_mut::<R>());
+    let at = |t: &Tensor, i: usize| t.slice::<R>()[i].f64();
     let (kl_coefficient, entropy_coefficient) =
         (f64::from(params.kl_coefficient), f64::from(params.entropy_coefficient));
     let (mut stats, mut kl_loss) = (PpoStats::default(), 0.0);
@@ -29,7 +30,7 @@ pub fn ppo_loss<R: Real>(params: &PpoParams, inputs: &PpoInputs, dlogp: &mut [R]
         dentropy[i] = R::of(-weight * entropy_coefficient);
     }
     stats.loss = stats.policy_loss + kl_coefficient * kl_loss - entropy_coefficient * stats.entropy;
-    stats
+    *op.stats = stats;
 }
 
 /// `d` within +-[`MOST_LOG_RATIO`], and its derivative: 1 inside, 0 outside.

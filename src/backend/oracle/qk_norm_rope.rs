@@ -2,11 +2,10 @@
 
 use super::add_rmsnorm::{rmsnorm_row, rmsnorm_row_backward};
 use super::{Real, dot, widen};
-use crate::backend::{Heads, QkNorm};
-use crate::tensor::Tensor;
+use crate::backend::ops::{self, Heads};
 
 /// Rotates one head (HS), its halves as the two coordinates; `row` holds HS/2 cosines, then HS/2 sines.
-pub fn rotate<R: Real>(head: &mut [R], row: &[R]) {
+fn rotate<R: Real>(head: &mut [R], row: &[R]) {
     let half = head.len() / 2;
     for i in 0..half {
         let (cos, sin, a, b) = (row[i], row[half + i], head[i], head[half + i]);
@@ -16,7 +15,7 @@ pub fn rotate<R: Real>(head: &mut [R], row: &[R]) {
 }
 
 /// The gradient of `rotate`, in place: the transposed map (the inverse, when cos^2 + sin^2 = 1).
-pub fn rotate_backward<R: Real>(head: &mut [R], row: &[R]) {
+fn rotate_backward<R: Real>(head: &mut [R], row: &[R]) {
     let half = head.len() / 2;
     for i in 0..half {
         let (cos, sin, a, b) = (row[i], row[half + i], head[i], head[half + i]);
@@ -25,15 +24,11 @@ pub fn rotate_backward<R: Real>(head: &mut [R], row: &[R]) {
     }
 }
 
-/// qkv (T, D) in place; with a norm, raw (T, (NH + NKV) HS) receives q and k as they were. Positions are in range.
-pub fn qk_norm_rope<R: Real>(
-    qkv: &mut [R],
-    heads: Heads,
-    norm: Option<QkNorm>,
-    positions: &[i32],
-    table: &Tensor,
-    raw: Option<&mut [R]>,
-) {
+/// Head by head.
+pub(super) fn qk_norm_rope<R: Real>(op: ops::QkNormRope) {
+    let ops::QkNormRope { heads, norm, table, .. } = op;
+    let (qkv, positions) = (op.qkv.slice_mut::<R>(), op.positions.slice::<i32>());
+    let raw = op.raw.map(|t| t.slice_mut::<R>());
     let Heads { nh, nkv, hs } = heads;
     let (table, qk) = (widen::<R>(table), (nh + nkv) * hs);
     if let (Some(norm), Some(raw)) = (norm, raw) {
@@ -53,16 +48,12 @@ pub fn qk_norm_rope<R: Real>(
     }
 }
 
-/// dqkv (T, D) in place; accumulates dnorm (HS each) when wanted.
-pub fn qk_norm_rope_backward<R: Real>(
-    dqkv: &mut [R],
-    heads: Heads,
-    norm: Option<QkNorm>,
-    positions: &[i32],
-    table: &Tensor,
-    raw: Option<&[R]>,
-    dnorm: Option<(&mut [R], &mut [R])>,
-) {
+/// Head by head.
+pub(super) fn qk_norm_rope_backward<R: Real>(op: ops::QkNormRopeBackward) {
+    let ops::QkNormRopeBackward { heads, norm, table, .. } = op;
+    let (dqkv, positions) = (op.dqkv.slice_mut::<R>(), op.positions.slice::<i32>());
+    let (raw, dnorm) =
+        (op.raw.map(|t| t.slice::<R>()), op.dnorm.map(|(q, k)| (q.slice_mut::<R>(), k.slice_mut::<R>())));
     let Heads { nh, nkv, hs } = heads;
     let (table, qk) = (widen::<R>(table), (nh + nkv) * hs);
     for (dqkv, &position) in dqkv.chunks_exact_mut(heads.qkv_width()).zip(positions) {

@@ -1,14 +1,14 @@
 //! Drawing tokens: temperature, top-k, top-p, then inverse transform with one Philox number. All arithmetic in f64.
 
 use super::Real;
-use crate::backend::Sampling;
-use crate::backend::check::no_distribution;
+use crate::backend::ops::{self, no_distribution};
 use crate::error::Result;
 use crate::rng::{philox4x32, unit_f32};
 
-/// logits (B, V) -> ids (B) and their log-probabilities (B) as documented at `Backend::sample`. Settings are in range.
-/// Error: a row without a finite logit, or with one that is NaN or +inf.
-pub fn sample<R: Real>(logits: &[R], v: usize, sampling: &Sampling, ids: &mut [i32], logp: &mut [R]) -> Result<()> {
+/// Row by row. Error: a row without a finite logit, or with one that is NaN or +inf.
+pub(super) fn sample<R: Real>(op: ops::Sample) -> Result<()> {
+    let (logits, v, sampling) = (op.logits.slice::<R>(), op.logits.columns(), op.sampling);
+    let (ids, logp) = (op.ids.slice_mut::<i32>(), op.logp.slice_mut::<R>());
     let (temperature, top_p) = (sampling.temperature.slice::<f32>(), sampling.top_p.slice::<f32>());
     let (top_k, seed) = (sampling.top_k.slice::<i32>(), sampling.seed.slice::<i32>());
     let counter = sampling.counter.slice::<i32>();

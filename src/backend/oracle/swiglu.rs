@@ -1,10 +1,13 @@
 //! SwiGLU (arXiv 2002.05202): silu(gate) * up, where a row holds F gates, then F ups.
 
 use super::Real;
+use crate::backend::ops;
 
-/// gate_up (T, 2F) -> y (T, F).
-pub fn swiglu<R: Real>(gate_up: &[R], f: usize, y: &mut [R]) {
-    for (gate_up, y) in gate_up.chunks_exact(2 * f).zip(y.chunks_exact_mut(f)) {
+/// Row by row.
+pub(super) fn swiglu<R: Real>(op: ops::Swiglu) {
+    let f = op.y.columns();
+    let rows = op.gate_up.slice::<R>().chunks_exact(2 * f);
+    for (gate_up, y) in rows.zip(op.y.slice_mut::<R>().chunks_exact_mut(f)) {
         let (gate, up) = gate_up.split_at(f);
         for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
             *y = gate * sigmoid(gate) * up;
@@ -12,10 +15,11 @@ pub fn swiglu<R: Real>(gate_up: &[R], f: usize, y: &mut [R]) {
     }
 }
 
-/// Writes dgate_up (T, 2F) whole; silu'(g) = s (1 + g (1 - s)) with s = sigmoid(g).
-pub fn swiglu_backward<R: Real>(gate_up: &[R], f: usize, dy: &[R], dgate_up: &mut [R]) {
-    let rows = gate_up.chunks_exact(2 * f).zip(dy.chunks_exact(f)).zip(dgate_up.chunks_exact_mut(2 * f));
-    for ((gate_up, dy), dgate_up) in rows {
+/// silu'(g) = s (1 + g (1 - s)) with s = sigmoid(g).
+pub(super) fn swiglu_backward<R: Real>(op: ops::SwigluBackward) {
+    let f = op.dy.columns();
+    let rows = op.gate_up.slice::<R>().chunks_exact(2 * f).zip(op.dy.slice::<R>().chunks_exact(f));
+    for ((gate_up, dy), dgate_up) in rows.zip(op.dgate_up.slice_mut::<R>().chunks_exact_mut(2 * f)) {
         let ((gate, up), (dgate, dup)) = (gate_up.split_at(f), dgate_up.split_at_mut(f));
         for i in 0..f {
             let s = sigmoid(gate[i]);

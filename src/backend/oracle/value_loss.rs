@@ -1,14 +1,15 @@
 //! The critic's squared error with PPO2's clip around the old value; per token, in f64.
 
 use super::Real;
-use crate::backend::ValueInputs;
+use crate::backend::ops;
 use crate::tensor::Tensor;
 
-/// The weighted sum of 0.5 max((v - t)^2, (v' - t)^2), v' = v clipped to old_value +- clip; writes dvalue (M).
-pub fn value_loss<R: Real>(clip: Option<f32>, inputs: &ValueInputs, dvalue: &mut [R]) -> f64 {
+/// The weighted sum of 0.5 max((v - t)^2, (v' - t)^2), v' = v clipped to old_value +- clip.
+pub(super) fn value_loss<R: Real>(op: ops::ValueLoss) {
+    let ops::ValueLoss { clip, inputs, .. } = op;
     let at = |t: &Tensor, i: usize| t.slice::<R>()[i].f64();
     let mut loss = 0.0;
-    for (i, dvalue) in dvalue.iter_mut().enumerate() {
+    for (i, dvalue) in op.dvalue.slice_mut::<R>().iter_mut().enumerate() {
         let (value, old, target) = (at(inputs.value, i), at(inputs.old_value, i), at(inputs.target, i));
         let plain = value - target;
         let clipped = clip.map_or(plain, |c| value.clamp(old - f64::from(c), old + f64::from(c)) - target);
@@ -17,5 +18,5 @@ pub fn value_loss<R: Real>(clip: Option<f32>, inputs: &ValueInputs, dvalue: &mut
         loss += at(inputs.weight, i) * 0.5 * error * error;
         *dvalue = R::of(at(inputs.weight, i) * gradient);
     }
-    loss
+    *op.loss = loss;
 }

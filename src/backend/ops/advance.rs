@@ -1,0 +1,40 @@
+//! From one decode step to the next.
+
+use super::{Operands, Types, door};
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+/// Positions, lens and counter rise by one, and slots become the cache rows of the tokens that are
+/// now last (see [`super::AttentionPaged`]). Error on the host: a sequence that has no page for its next token.
+pub struct Advance<'a> {
+    /// Rows of a page.
+    pub block_size: usize,
+    /// (B, P)
+    pub block_table: &'a Tensor,
+    /// (B)
+    pub positions: &'a mut Tensor,
+    /// (B)
+    pub lens: &'a mut Tensor,
+    /// (B)
+    pub slots: &'a mut Tensor,
+    /// (B)
+    pub counter: &'a mut Tensor,
+}
+
+impl Operands for Advance<'_> {
+    fn check(&self, _: Types) -> Result<()> {
+        let door = door("advance", DType::F32);
+        let [b, p] = door.matrix("block_table (B, P)", self.block_table)?;
+        door.int("block_table (B, P)", self.block_table, &[b, p])?;
+        door.require(self.block_size > 0, || "block_size is 0".into())?;
+        let (positions, lens) = (&*self.positions, &*self.lens);
+        let (slots, counter) = (&*self.slots, &*self.counter);
+        for (name, t) in
+            [("positions (B)", positions), ("lens (B)", lens), ("slots (B)", slots), ("counter (B)", counter)]
+        {
+            door.int(name, t, &[b])?;
+            door.writable(name, t)?;
+        }
+        Ok(())
+    }
+}

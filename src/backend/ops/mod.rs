@@ -1,0 +1,103 @@
+//! The ops: one struct each, its operands with their shapes and its door, which refuses wrong types and shapes before a backend sees
+//! them. `Swiglu { gate_up, y }.run(backend)` does one.
+//!
+//! Float activations have the backend's activation type, statistics and gradients of parameters its accumulator type; weights may be
+//! stored narrower (f16, bf16) and are widened tile by tile. Integers are `I32`. "Accumulates" means the op adds to what is there.
+//! Dimensions: B batch, T tokens, C channels, NH query heads, NKV key/value heads, HS head size, D = (NH + 2 NKV) HS, F MLP width,
+//! V vocabulary, R adapter rank, S segments, M rows that have a loss.
+
+use super::Backend;
+use crate::error::Result;
+use door::{Door, door};
+
+mod door;
+pub(super) mod tensor;
+
+pub use door::Types;
+pub(super) use sample::no_distribution;
+
+/// Head counts of one attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub nh: usize,
+    /// Key/value heads; divides `nh`.
+    pub nkv: usize,
+    /// Elements of a head.
+    pub hs: usize,
+}
+
+impl Heads {
+    /// D, the width of a row of q, k and v together: (NH + 2 NKV) HS.
+    pub fn qkv_width(&self) -> usize {
+        (self.nh + 2 * self.nkv) * self.hs
+    }
+}
+
+/// What the operands of an op must be.
+trait Operands {
+    /// Types and shapes: they need no data. The error names the op, the tensor and both shapes.
+    fn check(&self, types: Types) -> Result<()>;
+
+    /// Values of index tensors and settings, for tensors that lie on the host.
+    fn check_values(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Declares the files of ops, the ops of each, and what else a file has for callers.
+macro_rules! ops {
+    ($($file:ident: $($op:ident),+ $(; $($other:ident),+)?.)+) => {
+        $(mod $file;
+        pub use $file::{$($op),+ $(, $($other),+)?};)+
+
+        /// One op with its operands, as a backend is given it.
+        pub enum Op<'a> {
+            $($(#[doc = concat!("See [`", stringify!($op), "`].")]
+            $op($op<'a>),)+)+
+        }
+
+        impl Op<'_> {
+            /// Error: an operand of a wrong type or shape; where tensors lie on the host, also an index out of range.
+            pub(super) fn check(&self, types: Types, on_host: bool) -> Result<()> {
+                match self {
+                    $($(Op::$op(op) => {
+                        op.check(types)?;
+                        if on_host { op.check_values() } else { Ok(()) }
+                    })+)+
+                }
+            }
+        }
+
+        $($(impl<'a> From<$op<'a>> for Op<'a> {
+            fn from(op: $op<'a>) -> Self {
+                Op::$op(op)
+            }
+        }
+
+        impl $op<'_> {
+            /// Does it. Error: as the op says, or an operand of a wrong type or shape.
+            pub fn run(self, backend: &(impl Backend + ?Sized)) -> Result<()> {
+                backend.run(self.into())
+            }
+        })+)+
+    };
+}
+
+ops! {
+    embed: Embed, EmbedBackward.
+    add_rmsnorm: AddRmsnorm, AddRmsnormBackward.
+    linear: Linears, LinearsBackward, MergeLora; Linear, LinearGrads, Lora.
+    qk_norm_rope: QkNormRope, QkNormRopeBackward; QkNorm.
+    attention: Attention, AttentionBackward; Segments.
+    attention_paged: KvAppend, AttentionPaged.
+    advance: Advance.
+    swiglu: Swiglu, SwigluBackward.
+    rows: GatherRows, ScatterAddRows.
+    linear_logprob: LinearLogprob, LinearLogprobBackward, Logits.
+    sample: Sample; Sampling.
+    value_head: ValueHead, ValueHeadBackward.
+    ppo_loss: PpoLoss; KlEstimator, PpoInputs, PpoParams, PpoStats, Surrogate, MOST_LOG_RATIO.
+    value_loss: ValueLoss; ValueInputs.
+    adamw: AdamWStep, SquaredNorm; AdamW, Trained.
+}
