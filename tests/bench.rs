@@ -264,12 +264,12 @@ fn the_table_is_made_from_rows_and_says_what_was_not_measured() {
     assert!(text.lines().any(|l| l.contains("lora sft") && l.contains("liger is not installed")), "{text}");
 }
 
-/// The README's table is what the command prints for the committed results.
+/// The table of docs/gpu.md is what the command prints for the committed results.
 #[test]
-fn the_readme_has_the_table_as_the_command_prints_it() {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+fn the_page_has_the_table_as_the_command_prints_it() {
+    let page = std::fs::read_to_string(root().join("docs/gpu.md")).unwrap();
     let (start, end) = table::MARKERS;
-    let found = readme.split_once(start).and_then(|(_, rest)| rest.split_once(end)).unwrap().0;
+    let found = page.split_once(start).and_then(|(_, rest)| rest.split_once(end)).unwrap().0;
     let folder = root().join("benches/results/gpu");
     let (code, printed, _) = onestep(&["bench", "--table", folder.to_str().unwrap()]);
     assert_eq!((code, found.trim()), (0, printed.trim()), "run: onestep bench --table benches/results/gpu");

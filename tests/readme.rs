@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// README.md and the pages under docs/.
 fn pages() -> Vec<PathBuf> {
@@ -86,6 +87,14 @@ fn every_command_line_is_taken() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(seen > 15, "only {seen} commands were seen");
+}
+
+/// Tables of figures are made from the committed results, never typed.
+#[test]
+fn tables_are_those_of_the_results() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/tables.py");
+    let output = Command::new("python3").arg("-B").arg(script).arg("--check").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -271,13 +271,13 @@ fn the_cases_hold_every_family_and_feature() {
     }
 }
 
-/// The README's table is what the script makes of the committed results (`tests/reference/make.sh` writes both).
+/// The table of docs/results.md is what the script makes of the committed results (`tests/reference/make.sh` writes both).
 #[test]
-fn the_readme_has_the_table_of_the_results() {
+fn the_page_has_the_table_of_the_results() {
     let output = Command::new("python3").arg("-B").arg(root().join("tests/reference/table.py")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let page = fs::read_to_string(root().join("docs/results.md")).unwrap();
     let (start, end) = ("<!-- reference table -->", "<!-- end of reference table -->");
-    let found = readme.split_once(start).and_then(|(_, rest)| rest.split_once(end)).unwrap().0;
+    let found = page.split_once(start).and_then(|(_, rest)| rest.split_once(end)).unwrap().0;
     assert_eq!(found.trim(), String::from_utf8(output.stdout).unwrap().trim(), "run: tests/reference/make.sh FOLDER");
 }

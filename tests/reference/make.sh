@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the reference files again with the pinned PyTorch, transformers, PEFT and scikit-learn (installed into FOLDER when it is not
-# there: 1.8 GB, some two minutes), then runs the test and makes RESULTS.csv and the README's table from what it finds.
+# there: 1.8 GB, some two minutes), then runs the test and makes RESULTS.csv and the table of docs/results.md from what it finds.
 #   tests/reference/make.sh FOLDER              makes them
 #   tests/reference/make.sh FOLDER --compare    changes nothing; says whether what is made equals what is committed
 set -eu
@@ -26,4 +26,4 @@ rm -rf "$here/models"
 cp -r "$new/models" "$here/models"
 (cd "$root" && cargo test --test reference errors)
 cp "${CARGO_TARGET_DIR:-$root/target}/reference.csv" "$here/RESULTS.csv"
-python "$here/table.py" "$root/README.md"
+python "$here/table.py" "$root/docs/results.md"

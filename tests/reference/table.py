@@ -1,7 +1,7 @@
-"""The README's table from RESULTS.csv: of every quantity the case with the highest ratio.
+"""The table of docs/results.md from RESULTS.csv: of every quantity the case with the highest ratio.
 
     python table.py            prints it
-    python table.py README     puts it between the markers of that file
+    python table.py PAGE     puts it between the markers of that file
 """
 import csv
 import sys
