@@ -1,8 +1,12 @@
-//! The architecture, kept: a file imports only from layers above its own, from its own layer, or from its own folder; `unsafe`
-//! stays where it is allowed; every library file is declared in a layer.
+//! The architecture, kept: files import downwards, never in a circle, and some modules never see others, not even through a third;
+//! `unsafe` stays where it is allowed; every library file is declared in a layer.
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "layers/graph.rs"]
+mod graph;
+
+use graph::Graph;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -46,27 +50,7 @@ const UNSAFE: &[&str] =
     &["backend/cpu/gemm.rs", "backend/cpu/gemm/", "backend/cpu/simd.rs", "backend/cuda/", "weights.rs", "sandbox/"];
 
 fn sources() -> Vec<(PathBuf, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut folders, mut files) = (vec![root.clone()], vec![]);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                files.push((path.strip_prefix(&root).unwrap().to_path_buf(), text));
-            }
-        }
-    }
-    files.sort();
-    files
-}
-
-/// The crate module a file belongs to.
-fn module(path: &Path) -> String {
-    let first = path.components().next().unwrap().as_os_str().to_str().unwrap();
-    first.trim_end_matches(".rs").to_string()
+    graph::sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
 }
 
 /// Code lines, without comments and without what stands behind the test module.
@@ -76,60 +60,48 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.trim_start().starts_with("//"))
 }
 
-/// Names that follow `crate::` on a line, one level deep, groups included: `use crate::{a::B, c};` gives a and c.
-fn imports(line: &str) -> Vec<String> {
-    let name = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let mut found = vec![];
-    for (at, _) in line.match_indices("crate::") {
-        let rest = &line[at + "crate::".len()..];
-        let Some(group) = rest.strip_prefix('{') else {
-            found.push(name(rest));
-            continue;
-        };
-        let mut depth = 0;
-        let mut start = true;
-        for (i, c) in group.char_indices() {
-            match c {
-                '{' => depth += 1,
-                '}' if depth == 0 => break,
-                '}' => depth -= 1,
-                ',' if depth == 0 => start = true,
-                c if start && c.is_alphabetic() => {
-                    found.push(name(&group[i..]));
-                    start = false;
-                }
-                _ => {}
-            }
-        }
-    }
-    found
-}
-
 #[test]
 fn files_import_from_their_own_layer_or_above() {
     let layer: BTreeMap<&str, usize> =
         LAYERS.iter().enumerate().flat_map(|(i, names)| names.iter().map(move |n| (*n, i))).collect();
-    let mut checked = 0;
-    let mut wrong = vec![];
-    for (path, text) in sources() {
-        let own = module(&path);
-        if own == "lib" || own == "main" {
-            continue;
-        }
-        let own_layer = *layer.get(own.as_str()).unwrap_or_else(|| panic!("{} is in no layer", path.display()));
-        for line in code(&text) {
-            for import in imports(line) {
-                let Some(&other) = layer.get(import.as_str()) else { continue };
-                checked += 1;
-                let never = NEVER.iter().any(|(module, names)| *module == own && names.contains(&import.as_str()));
-                if import != own && (other > own_layer || never) {
-                    wrong.push(format!("{}: {}", path.display(), line.trim()));
-                }
+    let graph = Graph::of(&sources());
+    let (mut checked, mut wrong) = (0, vec![]);
+    for (file, imports) in graph.imports() {
+        let Some(own) = graph::top(file) else { continue };
+        let own_layer = *layer.get(own).unwrap_or_else(|| panic!("{file} is in no layer"));
+        for other in imports {
+            let Some(top) = graph::top(other) else { continue };
+            checked += 1;
+            if layer[top] > own_layer {
+                wrong.push(format!("{file} imports {other}"));
             }
         }
     }
     assert!(wrong.is_empty(), "imports against the layers:\n{}", wrong.join("\n"));
-    assert!(checked > 100, "only {checked} imports were seen");
+    assert!(checked > 500, "only {checked} imports were seen");
+}
+
+#[test]
+fn some_modules_never_see_others() {
+    let graph = Graph::of(&sources());
+    let mut wrong = vec![];
+    for (module, hidden) in NEVER {
+        let files: Vec<&str> = graph.files().filter(|file| graph::top(file) == Some(module)).collect();
+        assert!(!files.is_empty(), "no file is in {module}");
+        for file in files {
+            let paths = graph.paths_from(file);
+            let seen = paths.iter().filter(|(to, _)| graph::top(to).is_some_and(|top| hidden.contains(&top)));
+            wrong.extend(seen.map(|(_, path)| path.join(" imports ")).min_by_key(String::len));
+        }
+    }
+    assert!(wrong.is_empty(), "modules see what they must not:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let circles = Graph::of(&sources()).circles();
+    let list: Vec<String> = circles.iter().map(|circle| circle.join(", ")).collect();
+    assert!(list.is_empty(), "circles of files:\n{}", list.join("\n"));
 }
 
 #[test]
@@ -189,7 +161,26 @@ fn unsafe_stays_in_its_layer_and_says_why() {
 }
 
 #[test]
-fn imports_are_read_from_groups_too() {
-    assert_eq!(imports("use crate::{a::B, c::{D, E}, f};"), ["a", "c", "f"]);
-    assert_eq!(imports("let x = crate::g::h(crate::i);"), ["g", "i"]);
+fn the_graph_is_read_from_paths_groups_and_re_exports() {
+    let file = |path: &str, text: &str| (PathBuf::from(path), text.to_string());
+    let graph = Graph::of(&[
+        file("lib.rs", "pub mod a;\npub mod b;"),
+        file("a/mod.rs", "mod x;\nmod y;\npub use x::X;\nfn f() { y::g(\"crate::b::B\") }"),
+        file("a/x.rs", "use crate::{b::{self, B}, error};\npub struct X;"),
+        file("a/y.rs", "// use crate::b;\nuse super::X as Other;\nfn g() {}"),
+        file("b.rs", "fn h(x: crate::a::X) {}\n#[cfg(test)]\nmod tests { use crate::a; }"),
+    ]);
+    let imports: Vec<(&str, Vec<&str>)> = graph.imports().map(|(f, to)| (f, to.collect())).collect();
+    assert_eq!(
+        imports,
+        [
+            ("a/mod.rs", vec!["a/y.rs"]),
+            ("a/x.rs", vec!["b.rs"]),
+            ("a/y.rs", vec!["a/x.rs"]),
+            ("b.rs", vec!["a/x.rs"]),
+            ("lib.rs", vec![]),
+        ]
+    );
+    assert_eq!(graph.circles(), [["a/x.rs", "b.rs"]]);
+    assert_eq!(graph.paths_from("a/mod.rs")["b.rs"], ["a/mod.rs", "a/y.rs", "a/x.rs", "b.rs"]);
 }
