@@ -1,4 +1,4 @@
-//! The policy at the table: a state becomes a prompt, a prompt becomes replies, a reply becomes text. Executes nothing.
+//! Plays a policy: turns states into prompts, samples replies and decodes them into text. Executes no action.
 
 use crate::chat::ChatTemplate;
 use crate::config::Config;
@@ -10,24 +10,25 @@ use crate::rollout::{Engine, Request};
 use crate::tokenizer::Tokenizer;
 use crate::trajectory::Step;
 
-/// Text to ids and back, as one model's conversations go.
+/// The tokenizer and chat template of one model: conversations to token ids, and replies back to text.
 pub struct Dialog {
     /// The tokenizer.
     pub tokenizer: Tokenizer,
     /// The chat template.
     pub template: ChatTemplate,
-    /// Ids that end a reply; the first closes replies that are written for the model.
+    /// Ids that end a reply; the first one closes replies that the program itself writes for training.
     pub stop: Vec<u32>,
     unusable: Option<String>,
 }
 
 impl Dialog {
-    /// Of a tokenizer and its own template, which gets `arguments` (such as `enable_thinking`) in every conversation.
+    /// A dialog with the tokenizer's own template, which gets `arguments` (such as `enable_thinking`) in every
+    /// conversation.
     pub fn new(tokenizer: Tokenizer, arguments: &toml::Table) -> Result<Self> {
         let arguments = serde_json::to_value(arguments).ok().and_then(|v| v.as_object().cloned()).unwrap_or_default();
         let template = ChatTemplate::of(&tokenizer)?.with_arguments(arguments);
         let template = template.map_err(|e| e.context("chat.template_arguments"))?;
-        // A folder whose template fits no roll-out still serves whoever brings tokens.
+        // No error yet: a template that cannot be sampled with does no harm to data that comes as tokens.
         let (stop, unusable) = match template.stop_ids(&tokenizer) {
             Ok(stop) => (stop, None),
             Err(why) => (tokenizer.eos_ids().to_vec(), Some(why.to_string())),
@@ -35,8 +36,8 @@ impl Dialog {
         Ok(Self { tokenizer, template, stop, unusable })
     }
 
-    /// The ids from which a reply is sampled. Error: the template cannot render the conversation, or closes replies with no token that
-    /// would end one.
+    /// Token ids of the prompt from which a reply is sampled. Error: the template cannot render the conversation, or it
+    /// closes replies with no token that would end one.
     pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
         match &self.unusable {
             Some(why) => Err(Error::content(why.clone())),
@@ -44,7 +45,7 @@ impl Dialog {
         }
     }
 
-    /// A reply's text: without the token that ends it.
+    /// Text of a reply, without the token that ends it.
     pub fn text(&self, ids: &[u32]) -> String {
         let end = ids.last().is_some_and(|id| self.stop.contains(id));
         self.tokenizer.decode(&ids[..ids.len() - usize::from(end)])
@@ -73,7 +74,7 @@ pub struct Reply {
     pub is_truncated: bool,
 }
 
-/// What limits a prompt.
+/// Which limit on a prompt's length is the tightest.
 #[derive(Debug, Clone, Copy)]
 enum Binding {
     Positions,
@@ -94,10 +95,12 @@ impl<'a> Agent<'a> {
         Self { dialog, engine, config }
     }
 
-    /// What the agent sees in each state, its history shortened to the limit that binds where `samples` replies are asked for.
+    /// Prompts for `states`, their histories shortened to the tightest limit when `samples` replies are drawn from
+    /// each.
     ///
     /// # Errors
-    /// Those of the environment and of the chat template. A prompt that cannot be shortened enough is an answer: content, naming the limit.
+    /// Those of the environment and of the chat template. A prompt that cannot be shortened enough is an inner error
+    /// (content) that names the limit.
     pub fn prompts(&self, environment: &Environment, states: &[&State], samples: usize) -> Result<Vec<Result<Prompt>>> {
         let (limit, binding) = self.prompt_limit(samples);
         let count = |messages: &[Message]| Ok(self.dialog.prompt(messages)?.len());
@@ -108,7 +111,7 @@ impl<'a> Agent<'a> {
         states.iter().map(one).collect()
     }
 
-    /// The most tokens that a prompt may have, so that `samples` replies fit behind it, and what leaves no more.
+    /// Maximum tokens of a prompt with room for `samples` replies behind it, and which limit sets it.
     fn prompt_limit(&self, samples: usize) -> (usize, Binding) {
         let (reply, context) = (self.config.sampling.max_tokens, self.config.environment.context_limit);
         let limits = [
@@ -120,7 +123,7 @@ impl<'a> Agent<'a> {
         rest.into_iter().fold(first, |least, next| if next.0 < least.0 { next } else { least })
     }
 
-    /// What is said of a prompt that has `tokens` tokens when it is as short as can be.
+    /// Error for a prompt that still has `tokens` tokens when it is as short as it can be.
     fn too_long(&self, task: &str, tokens: usize, limit: usize, binding: Binding) -> Error {
         let (reply, positions) = (self.config.sampling.max_tokens, self.engine.positions());
         let (cause, remedy) = match binding {
@@ -150,7 +153,7 @@ impl<'a> Agent<'a> {
         ))
     }
 
-    /// `samples` replies to each prompt; `streams` name the random stream of each prompt.
+    /// Samples `samples` replies to each prompt; `streams` names the random stream of each prompt.
     pub fn act(
         &mut self,
         policy: Policy,

@@ -1,5 +1,6 @@
-//! Packed batches that know which rows have a loss: one prompt with many replies (each reply sees the prompt and itself), or
-//! plain sequences with a mask. Log-probabilities of those rows and their way back. No optimizer, no loss of its own.
+//! Builds packed batches that know which rows have a loss: one prompt with many replies (each reply sees the prompt and
+//! itself), or plain sequences with a mask. Computes the log-probabilities of those rows and their backward. Has no
+//! optimizer and no loss of its own.
 
 use crate::backend::Backend;
 use crate::backend::ops::{self};
@@ -14,7 +15,7 @@ use std::ops::Range;
 pub struct Group {
     /// The prompt's ids; at least one.
     pub prompt: Vec<u32>,
-    /// The replies' ids, each at least one.
+    /// Token ids of each reply, at least one per reply.
     pub replies: Vec<Vec<u32>>,
 }
 
@@ -31,15 +32,16 @@ pub struct LossBatch {
     pub batch: Batch,
     /// (M), the row that predicts each target.
     pub rows: Tensor,
-    /// (M)
+    /// (M), token ids.
     pub targets: Tensor,
     /// The loss rows of each reply (or sequence), in order.
     pub samples: Vec<Range<usize>>,
 }
 
 impl LossBatch {
-    /// A prompt is a segment, its replies are children of it: the prompt is computed once. Samples are the replies in order.
-    /// With `prompts`, the prompts' own tokens (but the first of each) are loss rows too, behind those of the samples.
+    /// Packs each prompt as a segment and its replies as its children, so that the prompt is computed once. Samples are
+    /// the replies in order. With `prompts`, the prompts' own tokens (except the first of each) are loss rows too,
+    /// after those of the samples.
     pub fn from_groups(backend: &dyn Backend, config: &ModelConfig, groups: &[Group], prompts: bool) -> Result<Self> {
         let (mut segments, mut rows, mut targets, mut samples) = (vec![], vec![], vec![], vec![]);
         let (mut prompt_rows, mut prompt_targets) = (vec![], vec![]);
@@ -71,7 +73,8 @@ impl LossBatch {
         Self::new(backend, config, &segments, &rows, &targets, samples)
     }
 
-    /// One segment a sequence; a token has a loss where `is_sampled` says so (the first token of a sequence never has one).
+    /// Packs one segment per sequence. A token has a loss where `is_sampled` is true (never the first token of a
+    /// sequence).
     pub fn from_sequences(
         backend: &dyn Backend,
         config: &ModelConfig,
@@ -114,7 +117,7 @@ impl LossBatch {
     }
 }
 
-/// Consecutive ranges whose summed `lengths` stay within `limit` (a single longer one stands alone).
+/// Splits `lengths` into consecutive ranges whose sums stay within `limit`; a single longer length gets its own range.
 pub fn split(lengths: impl IntoIterator<Item = usize>, limit: usize) -> Vec<Range<usize>> {
     let (mut ranges, mut start, mut sum, mut end) = (vec![], 0, 0, 0);
     for (i, length) in lengths.into_iter().enumerate() {
@@ -131,7 +134,7 @@ pub fn split(lengths: impl IntoIterator<Item = usize>, limit: usize) -> Vec<Rang
     ranges
 }
 
-/// What a forward pass says of the loss rows.
+/// Results of a forward pass for the loss rows.
 pub struct RowScores {
     /// (M, C), hidden states of the rows.
     pub hidden: Tensor,
@@ -142,7 +145,7 @@ pub struct RowScores {
     lse: Tensor,
 }
 
-/// Hidden states (M, C) of the loss rows after a forward pass; with `keep`, the pass can be run backward.
+/// Runs a forward pass and returns the hidden states (M, C) of the loss rows; with `keep`, a backward pass can follow.
 pub fn forward_hidden(
     backend: &dyn Backend,
     policy: Policy,
@@ -156,7 +159,7 @@ pub fn forward_hidden(
     Ok(hidden)
 }
 
-/// Log-probabilities and entropies of the loss rows at `temperature`.
+/// Computes log-probabilities and entropies of the loss rows at `temperature`; `keep` as in `forward_hidden`.
 pub fn forward(
     backend: &dyn Backend,
     policy: Policy,
@@ -182,7 +185,7 @@ pub fn forward(
     Ok(RowScores { hidden, logp, entropy, lse })
 }
 
-/// From the gradient of the rows' hidden states (M, C) back to the parameters.
+/// Accumulates parameter gradients into `grads`, given `drows` (M, C), the gradient of the rows' hidden states.
 pub fn backward_hidden(
     backend: &dyn Backend,
     policy: Policy,
@@ -196,7 +199,7 @@ pub fn backward_hidden(
     model::backward(backend, policy, &batch.batch, acts, &dhidden, grads)
 }
 
-/// From the gradients of log-probabilities and entropies (M) back to the parameters.
+/// Accumulates parameter gradients into `grads`, given the gradients of log-probabilities and entropies (M).
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     backend: &dyn Backend,

@@ -1,4 +1,5 @@
-//! Chat templates (Jinja, as transformers renders them) and the tokens of a conversation with their loss mask. Knows no files.
+//! Chat templates (Jinja, as transformers renders them): renders conversations as text or as tokens with a loss mask.
+//! Reads no files.
 
 mod carried;
 mod dialect;
@@ -14,7 +15,7 @@ use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
-/// What a folder without a template of its own gets: ChatML.
+/// ChatML, the template for a folder that has none.
 pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\
                           {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
@@ -37,12 +38,12 @@ pub struct ChatTemplate {
 pub struct Masked {
     /// Token ids (T).
     pub ids: Vec<u32>,
-    /// (T): true where the agent produces the token and learns it: its replies, each with the token that ends it.
+    /// (T): true for tokens that the agent produces and learns: its replies, each with the token that ends it.
     pub is_sampled: Vec<bool>,
 }
 
 impl ChatTemplate {
-    /// Compiles `source`; `bos` and `eos` are what it knows as `bos_token` and `eos_token`.
+    /// Compiles `source`, with `bos` and `eos` as its `bos_token` and `eos_token`.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
@@ -76,8 +77,8 @@ impl ChatTemplate {
         Ok(self)
     }
 
-    /// The template of a tokenizer's folder; ChatML where it has none. Where ChatML's marks are no tokens of this tokenizer either, every
-    /// rendering is an error that says so.
+    /// The template of a tokenizer's folder, or ChatML if it has none. If the tokenizer lacks ChatML's tokens too,
+    /// every rendering is an error that says so.
     pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
         let source = tokenizer.chat_template();
         let (bos, eos) = (tokenizer.bos().unwrap_or_default(), tokenizer.eos().unwrap_or_default());
@@ -97,15 +98,15 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// The same with template arguments for every conversation, such as `enable_thinking`; a conversation's own win. Error: an argument
-    /// that is not one's to give.
+    /// The same template with `arguments` for every conversation, such as `enable_thinking`; a conversation's own
+    /// override them. Error: an argument that the program sets itself.
     pub fn with_arguments(mut self, arguments: Map<String, Value>) -> Result<Self> {
         Self::check_arguments(&arguments)?;
         self.arguments = arguments;
         Ok(self)
     }
 
-    /// Refuses arguments that every template gets from its caller.
+    /// Refuses arguments that the program sets itself.
     pub fn check_arguments(arguments: &Map<String, Value>) -> Result<()> {
         match arguments.keys().find(|key| RESERVED.contains(&key.as_str())) {
             None => Ok(()),
@@ -127,7 +128,7 @@ impl ChatTemplate {
         self.environment.templates().flat_map(|(_, template)| template.undeclared_variables(false)).collect()
     }
 
-    /// Whether the template's text has `key` as a field: `.key`, `'key'` or `"key"`.
+    /// Whether the template's source has `key` as a field: `.key`, `'key'` or `"key"`.
     pub fn reads_field(&self, key: &str) -> bool {
         let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
         self.sources.iter().any(|source| {
@@ -136,12 +137,12 @@ impl ChatTemplate {
         })
     }
 
-    /// The text of a conversation, with the opening of the agent's reply behind it when asked for.
+    /// Renders a conversation as text; `add_generation_prompt` appends the opening of the agent's reply.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.render_with(messages, &Context::default(), add_generation_prompt)
     }
 
-    /// The same with tools and template arguments.
+    /// As `render`, with tools and template arguments.
     pub fn render_with(&self, messages: &[Message], context: &Context, add_generation_prompt: bool) -> Result<String> {
         if let Some(why) = &self.unusable {
             return Err(Error::content(why.clone()));
@@ -150,7 +151,8 @@ impl ChatTemplate {
         self.text(messages, context, add_generation_prompt)
     }
 
-    /// As `render_with`, of messages as they are. Names are those that transformers gives.
+    /// As `render_with`, for messages already in the template's form. The variables have the names that transformers
+    /// uses.
     fn text(&self, messages: Value, context: &Context, add_generation_prompt: bool) -> Result<String> {
         let fail = |e: minijinja::Error| Error::content(format!("chat template: {}", chain(&e)));
         let named = if context.tools.is_some() { self.environment.get_template("tool_use").ok() } else { None };
@@ -169,8 +171,8 @@ impl ChatTemplate {
         self.dialect.get_or_init(|| Dialect::of(&|messages| self.text(messages, &Context::default(), false).ok()))
     }
 
-    /// Whether the arguments of a call are handed over in another form (object, JSON text) than they are written in, because the template
-    /// only reads that one.
+    /// Whether a call's arguments are passed to the template in the other form (object or JSON text), because it reads
+    /// only that one.
     pub fn converts(&self, arguments: &Value) -> bool {
         self.dialect().converts(arguments)
     }
@@ -180,9 +182,9 @@ impl ChatTemplate {
         tokenizer.encode(&self.render(messages, true)?)
     }
 
-    /// Ids at which a reply ends: the tokenizer's eos ids and the token with which this template closes a reply. (A base model's eos is
-    /// often another one than its template's: Qwen2.5 has `<|endoftext|>` and `<|im_end|>`.) Error: replies are closed by no such token,
-    /// so a roll-out would not stop.
+    /// Ids that end a reply: the tokenizer's eos ids and the token with which this template closes a reply. (A base
+    /// model's eos often differs from its template's: Qwen2.5 has `<|endoftext|>` and `<|im_end|>`.) Error: the
+    /// template closes replies with no such token, so a roll-out would not stop.
     pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let mut ids = tokenizer.eos_ids().to_vec();
         let closing = self.closing_id(tokenizer)?;
@@ -198,7 +200,7 @@ impl ChatTemplate {
         let probe = [Message::new("user", "ask"), Message::new("assistant", "answer")];
         let text = self.render(&probe, false)?;
         let tail = text.rsplit_once("answer").map_or("", |(_, tail)| tail);
-        // A mark that is one token though nobody declared it: what stands behind the reply, whole.
+        // An end mark that no file declares: one token, opening with < or [, that is all the text behind the reply.
         let is_mark = |id: u32| {
             let token = tokenizer.decode(&[id]);
             let token = token.trim();
@@ -209,15 +211,15 @@ impl ChatTemplate {
         closing.ok_or_else(|| unclosed(tail, tokenizer))
     }
 
-    /// The tokens of a conversation and where the agent learns them: one sequence, or more where the template rewrites earlier messages
-    /// once others follow (reasoning models drop the thoughts of earlier replies). Then each reply is learnt behind the prompt that it
-    /// would be sampled from: a new sequence begins at every reply whose prompt does not continue the sequence before. Messages after the
-    /// last reply that is learnt are left out.
+    /// Tokens of a conversation and which of them the agent learns, as one sequence; as several if the template
+    /// rewrites earlier messages once others follow (reasoning models drop the thoughts of earlier replies). Each reply
+    /// is then learnt behind the prompt it would be sampled from: a new sequence begins at every reply whose prompt
+    /// does not continue the sequence before. Messages after the last learnt reply are left out.
     ///
-    /// A reply is what `messages[..=i]` adds to `messages[..i]` with generation prompt, cut behind its last token of `stop_ids`
-    /// (templates write a line break there that nobody samples). The boundary is one of tokens too, as it is when sampling: no
-    /// token spans it. Errors name the message: a reply that is not rendered behind its prompt, or not closed by a token of `stop_ids`;
-    /// a text, thought, tool or call that the template leaves out.
+    /// A reply is what `messages[..=i]` adds to `messages[..i]` with the generation prompt, cut after its last token of
+    /// `stop_ids` (templates write a line break there that nobody samples). No token spans the boundary between prompt
+    /// and reply, as in sampling. Errors name the message: a reply that is not rendered behind its prompt, or not
+    /// closed by a token of `stop_ids`; a text, thought, tool or call that the template leaves out.
     pub fn render_with_mask(
         &self,
         conversation: &Conversation,
@@ -268,7 +270,7 @@ impl ChatTemplate {
     }
 }
 
-/// The error of a template whose replies end in `text` and not in a token that stops a roll-out.
+/// Error for a template whose replies end in `text` and not in a token that stops a roll-out.
 fn unclosed(text: &str, tokenizer: &Tokenizer) -> Error {
     let stops: Vec<String> = tokenizer.eos_ids().iter().map(|&id| format!("{:?}", tokenizer.decode(&[id]))).collect();
     let tail: String = text.chars().skip(text.chars().count().saturating_sub(20)).collect();
@@ -282,8 +284,8 @@ fn unclosed(text: &str, tokenizer: &Tokenizer) -> Error {
 }
 
 impl Masked {
-    /// Appends the tokens of what `whole` has beyond `done`. The tokens of the whole are taken where they continue those at hand
-    /// (tokenizers that write a space at the front of a text need that), otherwise those of the rest alone.
+    /// Appends the tokens of the part of `whole` after `done`. If the encoding of `whole` continues the present ids, it
+    /// is used (tokenizers that put a space before a text need that); otherwise the new part is encoded alone.
     fn extend(&mut self, done: &str, whole: &str, tokenizer: &Tokenizer) -> Result<()> {
         let ids = tokenizer.encode(whole)?;
         if ids.starts_with(&self.ids) {
@@ -294,7 +296,7 @@ impl Masked {
         Ok(())
     }
 
-    /// Leaves out what stands behind the last sampled token.
+    /// Drops the tokens after the last sampled one.
     fn trim(&mut self) {
         let end = self.is_sampled.iter().rposition(|&s| s).map_or(0, |last| last + 1);
         self.ids.truncate(end);

@@ -1,4 +1,5 @@
-//! Models, adapters and optimizers in folders, and checkpoints that appear whole: Hugging Face and PEFT layouts.
+//! Reads and writes models (Hugging Face layout), adapters (PEFT layout) and optimizers, and writes checkpoints whole
+//! or not at all.
 
 mod folder;
 mod hugging_face;
@@ -21,7 +22,7 @@ use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Writes config.json and model.safetensors to the folder `dir` (made when missing), the weights in `dtype`: f32, f16 or bf16.
+/// Writes config.json and model.safetensors to the folder `dir` (made when missing), with weights in f32, f16 or bf16.
 pub fn save_model(dir: &Path, model: &Model, dtype: DType) -> Result<()> {
     let torch_dtype = torch_dtype(dtype)?;
     make_folder(dir)?;
@@ -29,7 +30,7 @@ pub fn save_model(dir: &Path, model: &Model, dtype: DType) -> Result<()> {
     write_whole(&dir.join("config.json"), model.config.to_json(torch_dtype).as_bytes())
 }
 
-/// The name in config.json of the type that weights are stored in. Error: none of f32, f16 and bf16.
+/// The name in config.json of the type that weights are stored in. Error: the type is none of f32, f16 and bf16.
 pub fn torch_dtype(dtype: DType) -> Result<&'static str> {
     match dtype {
         DType::F32 => Ok("float32"),
@@ -75,10 +76,10 @@ pub fn load_optimizer(be: &dyn Backend, path: &Path, optimizer: &mut Optimizer) 
 
 const STATE: &str = "state.json";
 
-/// Publishes the checkpoint `root`/step-XXXXXXXX and returns it: `write` puts what it likes (adapters, optimizers) into the folder it is
-/// given, `state` becomes state.json, the manifest is written, and the folder gets its name when all of it is on disk. Then only the `keep`
-/// that were written last stay, this one in any case; `say` is told of what could not be removed, which costs room and nothing else.
-/// Errors leave older checkpoints as they were.
+/// Publishes the checkpoint `root`/step-XXXXXXXX and returns its path. `write` fills the folder it is given (adapters,
+/// optimizers), `state` becomes state.json, the manifest is written, and the folder gets its name when all of it is on
+/// disk. Then only the `keep` checkpoints written last stay, this one in any case; `say` gets a warning for each that
+/// cannot be removed, which only costs disk space. Errors leave older checkpoints as they were.
 pub fn save_checkpoint(
     root: &Path,
     step: u64,
@@ -106,7 +107,7 @@ pub fn save_checkpoint(
         files::sync_folder(root)
     };
     if let Err(error) = publish() {
-        // The first error says more than a second one about cleaning up; a rest is removed after the next save.
+        // The first error says more than a second one about cleaning up; the next save removes leftovers.
         let _ = remove_folder(&temporary);
         return Err(error.context(format!("checkpoint {}", target.display())));
     }
@@ -115,7 +116,7 @@ pub fn save_checkpoint(
     Ok(target)
 }
 
-/// Removes what saves that died have left under `root`; `say` is told of what cannot be removed.
+/// Removes what interrupted saves have left under `root`; `say` gets a warning for what cannot be removed.
 pub fn sweep(root: &Path, say: &dyn Fn(String)) {
     for (name, path) in entries(root).unwrap_or_default() {
         let is_rest = match Name::of(&name) {
@@ -129,7 +130,7 @@ pub fn sweep(root: &Path, say: &dyn Fn(String)) {
     }
 }
 
-/// Removes all but the `keep` checkpoints written last; `newest` stays.
+/// Removes all but the `keep` checkpoints written last; `newest` always stays.
 fn prune(root: &Path, newest: &Path, keep: usize, say: &dyn Fn(String)) {
     let others = checkpoints(root).unwrap_or_default().into_iter().filter(|(_, path)| path != newest);
     let mut others: Vec<_> = others.map(|(step, path)| (written(&path), step, path)).collect();
@@ -138,7 +139,8 @@ fn prune(root: &Path, newest: &Path, keep: usize, say: &dyn Fn(String)) {
     others.iter().for_each(|(_, _, path)| discard(path, say));
 }
 
-/// Removes a checkpoint, or tells that it stays. It loses its name first, so that one half removed is never taken for a checkpoint.
+/// Removes a checkpoint, or warns that it stays. It is renamed first, so that one half removed is never taken for a
+/// checkpoint.
 fn discard(folder: &Path, say: &dyn Fn(String)) {
     let gone = folder.with_extension("gone");
     let remove = || {
@@ -157,14 +159,14 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|e| Error::io("renaming to", to, &e))
 }
 
-/// When a checkpoint's state was written. One whose time cannot be told counts as the oldest.
+/// Time at which a checkpoint's state was written; if unknown, the checkpoint counts as the oldest.
 fn written(checkpoint: &Path) -> SystemTime {
     let time = std::fs::metadata(checkpoint.join(STATE)).and_then(|state| state.modified());
     time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// The newest whole checkpoint under `root` and its step; `None` when there is none at all. `say` is told of newer ones that are damaged.
-/// Error: every one of them is damaged.
+/// The newest undamaged checkpoint under `root` with its step; `None` when there is no checkpoint at all. `say` gets a
+/// warning for each newer one that is damaged. Error: all of them are damaged.
 pub fn newest(root: &Path, say: &dyn Fn(String)) -> Result<Option<(u64, PathBuf)>> {
     let mut damaged = vec![];
     for (step, path) in checkpoints(root)?.into_iter().rev() {
@@ -188,7 +190,8 @@ pub fn newest(root: &Path, say: &dyn Fn(String)) -> Result<Option<(u64, PathBuf)
     )))
 }
 
-/// Renames checkpoints of later steps than `step` under `root`, which are damaged: they do not count among those that are kept. `say` is told.
+/// Renames the checkpoints under `root` of steps after `step`, which are damaged, so that they do not count among those
+/// that are kept. `say` gets a note for each.
 pub fn set_aside_after(root: &Path, step: u64, say: &dyn Fn(String)) -> Result<()> {
     for (_, path) in checkpoints(root)?.into_iter().filter(|(at, _)| *at > step) {
         let aside = files::set_aside(&path)?;
@@ -207,11 +210,12 @@ pub fn load_state<T: DeserializeOwned>(checkpoint: &Path) -> Result<T> {
     read_json(&checkpoint.join(STATE))
 }
 
-/// What the name of something under a phase's checkpoints says.
+/// What the name of an entry in a phase's checkpoint folder means.
 enum Name {
     /// `step-N`: the checkpoint of that step.
     Whole(u64),
-    /// `step-N.old`: one that was about to be replaced when the program died, if no `step-N` is there.
+    /// `step-N.old`: a checkpoint that was being replaced when the program died. Counts as step N if there is no
+    /// `step-N`.
     Replaced(u64),
     /// `step-N.tmp`, `step-N.gone`: half written, half removed.
     Rest,
@@ -231,7 +235,7 @@ impl Name {
     }
 }
 
-/// Checkpoints by step, without a look into them.
+/// Checkpoints by step; their contents are not read.
 fn checkpoints(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for (name, path) in entries(root)? {
@@ -245,7 +249,7 @@ fn checkpoints(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Names and paths of what lies in a folder; nothing where there is no folder.
+/// Names and paths of the entries of a folder; none if there is no folder.
 fn entries(root: &Path) -> Result<Vec<(String, PathBuf)>> {
     let failed = |e: std::io::Error| Error::io("reading", root, &e);
     let entries = match std::fs::read_dir(root) {
@@ -258,7 +262,7 @@ fn entries(root: &Path) -> Result<Vec<(String, PathBuf)>> {
     entries.map(named).collect::<std::io::Result<_>>().map_err(failed)
 }
 
-/// The files that a model folder may hold beside weights and configuration: tokenizer, chat template, generation settings.
+/// Files that a model folder may hold beside weights and configuration: tokenizer, chat template, generation settings.
 pub const TEXT_FILES: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -272,7 +276,7 @@ pub const TEXT_FILES: [&str; 10] = [
     "tokenizer.model",
 ];
 
-/// Copies [`TEXT_FILES`], those that are there.
+/// Copies those of [`TEXT_FILES`] that exist.
 pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
     for name in TEXT_FILES {
         let path = from.join(name);
@@ -297,7 +301,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    /// Configurations and states have a few kilobytes.
+    /// Maximum bytes; configurations and states have a few kilobytes.
     const MOST: u64 = 64 << 20;
     files::regular::read_text(path, MOST)
 }

@@ -1,5 +1,6 @@
-//! Settings: the defaults stand in data/config/default.toml, what each may be and does in `SETTINGS`; a file and `section.key=value`
-//! overrides are laid over them. No setting has a default in code, and none is read from the environment.
+//! Loads the settings: the defaults of data/config/default.toml, then a file, then `section.key=value` overrides.
+//! `SETTINGS` has each one's range and meaning. No setting has a default in code, and none is read from the
+//! environment.
 
 use crate::backend::ops::KlEstimator;
 use crate::environment::{ReplyFormat, Style};
@@ -136,7 +137,7 @@ pub enum Device {
     Auto,
     /// The CPU.
     Cpu,
-    /// The GPU of this number, from 0.
+    /// The GPU with this number, from 0.
     Cuda(usize),
 }
 
@@ -175,27 +176,27 @@ choice! {
     SaveDtype { Base, Bf16, F16, F32 }
 }
 choice! {
-    /// How advantages are made.
+    /// How advantages are computed.
     Algorithm { Ppo, Grpo }
 }
 choice! {
-    /// What clips the policy loss: PPO's token ratios, CISPO's weights, or GSPO's sequence ratios.
+    /// Which quantity the policy loss clips: PPO's token ratios, CISPO's weights, or GSPO's sequence ratios.
     Objective { Clip, Cispo, Gspo }
 }
 choice! {
-    /// What a reply's score is compared with.
+    /// The baseline that a reply's score is compared with.
     GroupBaseline { Mean, LeaveOneOut }
 }
 choice! {
-    /// What group advantages are divided by.
+    /// The deviation that group advantages are divided by.
     GroupDeviation { Group, Batch, None }
 }
 choice! {
-    /// What becomes of replies that reach the limit of their tokens.
+    /// How replies that reach the token limit are treated.
     Overlong { Keep, Mask, Penalise, Soft }
 }
 choice! {
-    /// What a submission that looks suspicious earns.
+    /// The reward of a submission that looks suspicious.
     Flagged { Full, Neutral }
 }
 choice! {
@@ -203,12 +204,12 @@ choice! {
     KlIn { Reward, Loss }
 }
 choice! {
-    /// How the loss of tokens is averaged.
+    /// How the losses of tokens are averaged.
     LossAverage { Token, Sample, Reply }
 }
 
 impl Schedule {
-    /// The schedule of a run of `steps` steps, `warmup` of them warming up.
+    /// The schedule of a run of `steps` steps, of which the first `warmup` warm up.
     pub fn over(self, warmup: usize, steps: usize) -> optimizer::Schedule {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let (warmup, total) = (count(warmup), count(steps));
@@ -221,7 +222,7 @@ impl Schedule {
 }
 
 impl Reward {
-    /// The reward of a step by these settings; `is_flagged`: its submission looks suspicious.
+    /// The reward of a step under these settings; `is_flagged`: its submission looks suspicious.
     pub fn of(&self, case: Case, share: f64, is_flagged: bool) -> f64 {
         let case =
             if is_flagged && case == Case::Edit && self.flagged == Flagged::Neutral { Case::Neutral } else { case };
@@ -229,10 +230,10 @@ impl Reward {
     }
 }
 
-/// The settings file the program brings for its quickstart. Its keys stand for several algorithms: none is noted as doing nothing.
+/// The quickstart's settings file. Its keys serve several algorithms, so none is noted as doing nothing.
 const BUNDLED: &str = "data/config/quickstart.toml";
 
-/// Where each key that was given got its value.
+/// Where each given key got its value.
 #[derive(Default)]
 struct Origins(BTreeMap<String, Origin>);
 
@@ -243,7 +244,8 @@ struct Origin {
 }
 
 impl Origins {
-    /// `text` with the places where `keys` were given in front, as an error of whoever gave them.
+    /// An error with `text` behind the places where `keys` were given: usage if any of them was an override, else
+    /// content.
     fn error(&self, keys: &[&str], text: &str) -> Error {
         let given: Vec<&Origin> = keys.iter().filter_map(|key| self.0.get(*key)).collect();
         let places: Vec<&str> = given.iter().map(|origin| origin.place.as_str()).collect();
@@ -253,14 +255,15 @@ impl Origins {
 }
 
 impl Config {
-    /// Defaults, then `layers` (name, TOML text) in order, then overrides `section.key=value` (a bare key belongs to
-    /// `section`, that of the command). Settings are checked together when all are known. Errors name the file and line or the override,
-    /// what was expected and a valid value.
+    /// Loads the defaults, then `layers` (name, TOML text) in order, then overrides `section.key=value` (a bare key
+    /// belongs to `section`, the command's). Settings are checked together when all are known. Errors name the file and
+    /// line or the override, what was expected and a valid value.
     pub fn load(layers: &[(String, String)], overrides: &[String], section: &str) -> Result<Self> {
         Ok(Self::load_noting(layers, overrides, section)?.0)
     }
 
-    /// `load`, and a note for each setting that was typed twice, and for each that was given and does nothing beside the others.
+    /// As `load`, with notes: one for each setting typed twice with different values and, for the section `rl`, one for
+    /// each given setting that does nothing beside the others.
     pub fn load_noting(
         layers: &[(String, String)],
         overrides: &[String],
@@ -288,7 +291,7 @@ impl Config {
                 for (key, value) in entries {
                     let path =
                         set(&mut merged, &defaults, section, key, value.clone()).map_err(|e| e.context(place(key)))?;
-                    // A run's own config.toml gives every key: only what differs from the defaults says something.
+                    // A run's own config.toml gives every key: only those that differ from the defaults are noted.
                     let differs =
                         merged.get(section).and_then(|t| t.get(key)) != defaults.get(section).and_then(|t| t.get(key));
                     if differs && !Path::new(name).ends_with(BUNDLED) {
@@ -333,7 +336,7 @@ impl Config {
         toml::to_string(self).map_err(|e| Error::system(format!("writing the configuration: {e}")))
     }
 
-    /// The settings in `table`, their types, ranges and combinations checked for a command of `section`.
+    /// Reads the settings in `table`, and checks types, ranges and combinations for a command of `section`.
     fn checked(table: &Table, origins: &Origins, section: &str) -> Result<Self> {
         let fault = |fault: check::Fault| Err(origins.error(&fault.keys, &fault.text));
         if let Some(found) = check::ranges(table) {
@@ -344,7 +347,7 @@ impl Config {
         check::combinations(&config, section).map_or(Ok(config), fault)
     }
 
-    /// A note for each of the keys `telling` that does nothing.
+    /// A note for each key in `telling` that does nothing.
     fn notes(&self, telling: &[String], origins: &Origins) -> Vec<String> {
         let idle = check::idle(self);
         let note = |(key, why): &(&str, String)| {
@@ -355,7 +358,7 @@ impl Config {
     }
 }
 
-/// A setting's word as it is written in TOML.
+/// A setting's word as written in TOML.
 fn word(value: &impl Serialize) -> String {
     Value::try_from(value).ok().and_then(|value| value.as_str().map(String::from)).unwrap_or_default()
 }
@@ -369,13 +372,13 @@ fn example(defaults: &Table, section: &str) -> String {
     entry.map_or_else(|| "seed=1".to_string(), |(k, v)| format!("{k}={v}"))
 }
 
-/// A value as it is typed: TOML's, or text without quotes.
+/// The value of a typed setting: TOML, or text without quotes.
 fn typed_value(text: &str) -> Value {
     let text = text.trim();
     text.parse().unwrap_or_else(|_| Value::String(text.to_string()))
 }
 
-/// Puts one value in, when the key exists. Returns section.key.
+/// Sets one value and returns section.key. Error: no such section or key.
 fn set(merged: &mut Table, defaults: &Table, section: &str, key: &str, value: Value) -> Result<String> {
     let Some(known) = defaults.get(section).and_then(Value::as_table) else {
         let section = shortened(section);
@@ -392,8 +395,8 @@ fn set(merged: &mut Table, defaults: &Table, section: &str, key: &str, value: Va
     Ok(path)
 }
 
-/// The line (from 1) on which a section's key is set, in whatever form of TOML; that of a key outside of sections where `section` is `key`.
-/// The file's first line when it cannot be told.
+/// The line (from 1) that sets a section's key, in any form of TOML, or a key outside of sections if `section` is that
+/// key. 1 when it cannot be found.
 fn line_of(text: &str, section: &str, key: &str) -> usize {
     fn find<'t, 'i>(table: &'t DeTable<'i>, name: &str) -> Option<(usize, &'t DeValue<'i>)> {
         let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
@@ -408,8 +411,8 @@ fn line_of(text: &str, section: &str, key: &str) -> usize {
     1 + text.bytes().take(start).filter(|&byte| byte == b'\n').count()
 }
 
-/// The folder a relative path of the settings belongs to: the working folder when it has `path`, else the nearest folder
-/// above it or above the program that has it. Errors name what was looked for.
+/// Resolves a relative path of the settings: against the working folder if it is there, else against the nearest folder
+/// above that or above the program that has it. Errors name what was looked for.
 pub fn locate(path: &Path) -> Result<PathBuf> {
     if path.is_absolute() || path.exists() {
         return Ok(path.to_path_buf());

@@ -1,5 +1,6 @@
-//! What the program prints. A reader that has gone away (`onestep ... | head -1`) is no error: the work goes on and its results are
-//! written. Any other failure is kept, so that the program can end with it. No other file uses `println!` and its like.
+//! Prints to stdout and stderr. A reader that has gone away (`onestep ... | head -1`) is not an error: the work goes on
+//! and its results are written. Any other failure is kept, so that the program can end with it. No other file uses
+//! `println!` and the like.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write};
@@ -26,7 +27,8 @@ fn keep(stream: &str, result: std::io::Result<()>) {
     }
 }
 
-/// The first failure to print, for example of a full disk; `None` when all was printed or nobody reads.
+/// The first failure to print, for example because of a full disk; `None` when everything was printed or the reader has
+/// gone away.
 pub fn failure() -> Option<String> {
     FAILURE.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }

@@ -1,4 +1,5 @@
-//! One error type for the whole program: what was being done, to what, what to do, and the exit code that follows.
+//! The error type of the whole program. Its message says what was being done, to what, and what to do; its kind sets
+//! the exit code.
 
 use std::cell::Cell;
 use std::panic::UnwindSafe;
@@ -6,10 +7,10 @@ use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Why something failed, as far as the exit code is concerned.
+/// The kind of a failure, which sets the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// What was typed is wrong (exit 2).
+    /// The command line is wrong (exit 2).
     Usage,
     /// A file, key or line that was given is wrong (exit 2).
     Content,
@@ -17,9 +18,10 @@ pub enum Kind {
     System,
     /// A number that training computed is NaN or infinite (exit 1).
     NotFinite,
-    /// Stopped by the user, with nothing to go on from (exit 130; the command line has others after SIGTERM).
+    /// Stopped by the user, with no checkpoint to resume from (exit 130; after SIGTERM the command line gives other
+    /// codes).
     Interrupted,
-    /// Stopped by the user, with a checkpoint to go on from (the same).
+    /// Stopped by the user, with a checkpoint to resume from (the same codes).
     Stopped,
 }
 
@@ -35,12 +37,12 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// Something that was typed is wrong.
+    /// The command line is wrong.
     pub fn usage(message: impl Into<String>) -> Self {
         Self { kind: Kind::Usage, message: message.into() }
     }
 
-    /// Content that was given (a file, key, line) is wrong.
+    /// A given file, key or line is wrong.
     pub fn content(message: impl Into<String>) -> Self {
         Self { kind: Kind::Content, message: message.into() }
     }
@@ -55,8 +57,8 @@ impl Error {
         Self { kind: Kind::NotFinite, message: message.into() }
     }
 
-    /// An input or output error while `doing` something to `path`. A path given by the user that does not exist is
-    /// content, and so is a file of text that is no UTF-8.
+    /// An input or output error while `doing` something to `path`. Its kind is `Content` for a path that does not exist
+    /// or is a folder in place of a file (or the reverse), and for text that is not UTF-8; else `System`.
     pub fn io(doing: &str, path: &Path, source: &std::io::Error) -> Self {
         let kind = match source.kind() {
             std::io::ErrorKind::NotFound
@@ -73,23 +75,24 @@ impl Error {
         Self { kind: Kind::Interrupted, message: message.into() }
     }
 
-    /// The same, when a checkpoint is there.
+    /// The user wants the program to stop, and there is a checkpoint to resume from.
     pub fn stopped(message: impl Into<String>) -> Self {
         Self { kind: Kind::Stopped, message: message.into() }
     }
 
-    /// What was being done when this error came up, put in front of the message.
+    /// Puts what was being done in front of the message.
     pub fn context(mut self, doing: impl std::fmt::Display) -> Self {
         self.message = format!("{doing}: {}", self.message);
         self
     }
 
-    /// Why it failed.
+    /// The kind of the failure.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The exit code of the program: 2 for usage and content, 1 for the system and for numbers that are not finite, 130 when interrupted.
+    /// The exit code of the program: 2 for usage and content, 1 for the system and for numbers that are not finite, 130
+    /// when interrupted.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Usage | Kind::Content => 2,
@@ -99,12 +102,12 @@ impl Error {
     }
 }
 
-/// An error when the user wants to stop: when `interrupted` is set.
+/// Checks whether the user wants to stop. Error: `interrupted` is set.
 pub fn check_interrupt(interrupted: &AtomicBool) -> Result<()> {
     if interrupted.load(Ordering::SeqCst) { Err(Error::interrupted("interrupted")) } else { Ok(()) }
 }
 
-/// Calls into a library that panics on some malformed input: `None` when it did. Nothing is printed of that panic.
+/// Calls into a library that panics on some malformed input. Returns `None` after a panic, which is not printed.
 pub fn caught<T>(call: impl FnOnce() -> T + UnwindSafe) -> Option<T> {
     thread_local!(static IS_QUIET: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();

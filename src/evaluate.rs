@@ -1,5 +1,6 @@
-//! Whole episodes on tasks and what they scored on the report split, which no reward saw: avg@n, best@n, gain (ML-Agent, arXiv 2505.23723, section 4.1), and ours:
-//! the normalised score (m - m_init)/(m_best - m_init) with bootstrap intervals, best state along the way, failed share.
+//! Plays whole episodes on tasks and scores them on the report split, which no reward saw: avg@n, best@n and gain
+//! (ML-Agent, arXiv 2505.23723, section 4.1); in addition the normalised score (m - m_init)/(m_best - m_init) with
+//! bootstrap intervals, the best state along the way, and the failed share.
 
 use crate::agent::{self, Agent};
 use crate::config::Reward;
@@ -16,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
-/// Normalised scores count no lower than this: one bad edit on an unbounded metric would outweigh all else. `avg` is not clipped.
+/// Lower bound of a normalised score: without it one bad edit on an unbounded metric would outweigh all else. `avg` is
+/// not clipped.
 pub const LOWEST: f64 = -1.0;
 /// Bootstrap resamples behind every interval.
 const RESAMPLES: usize = 2000;
@@ -28,33 +30,33 @@ pub struct TaskScore {
     pub held_out: bool,
     /// The metric's name.
     pub metric: String,
-    /// The baseline's metric on the report split, as all figures below.
+    /// The baseline's metric; it and all figures below are on the report split.
     pub m_init: f64,
-    /// The metric of the stated best.
+    /// The metric of the task's stated best.
     pub m_best: f64,
     /// Mean metric of the final states.
     pub avg: f64,
-    /// Its standard deviation over trajectories (n - 1).
+    /// Standard deviation of the final metrics over trajectories (n - 1).
     pub std: f64,
     /// Best metric among the final states.
     pub best: f64,
-    /// Mean over trajectories of the metric of the state along the way that was best on the reward split.
+    /// Mean over trajectories of the metric of each one's best state, chosen on the reward split.
     pub best_state: f64,
-    /// beta (avg - m_init) / m_init, beta = -1 where lower is better.
+    /// beta (avg - m_init) / m_init, with beta = -1 where lower is better, else 1.
     pub gain: f64,
     /// Mean of (m - m_init) / (m_best - m_init) of the final states, each at least `LOWEST`.
     pub normalised: f64,
-    /// The same of the best states.
+    /// (best_state - m_init) / (m_best - m_init), not clipped.
     pub normalised_best_state: f64,
-    /// 95 % bootstrap interval of `normalised`.
+    /// Lower end of the 95 % bootstrap interval of `normalised`.
     pub low: f64,
     /// Its upper end.
     pub high: f64,
-    /// Share of trajectories whose final state was never graded and scores as m_init or its last graded state.
+    /// Share of trajectories whose final state was never graded; they score as their last graded state, or m_init.
     pub failed: f64,
     /// Normalised score of each trajectory, at least `LOWEST`.
     pub scores: Vec<f64>,
-    /// Graded steps that were flagged, by flag; only flags that occur.
+    /// Graded steps with each flag; only flags that occur.
     #[serde(default)]
     pub flags: BTreeMap<String, usize>,
 }
@@ -64,7 +66,7 @@ pub struct TaskScore {
 pub struct Mean {
     /// Mean over tasks of the mean over trajectories.
     pub normalised: f64,
-    /// 95 % bootstrap interval, trajectories resampled within tasks.
+    /// Lower end of the 95 % bootstrap interval; trajectories are resampled within tasks.
     pub low: f64,
     /// Its upper end.
     pub high: f64,
@@ -73,11 +75,11 @@ pub struct Mean {
 /// One policy's evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Over the held-in tasks evaluated, when there are any.
+    /// Mean over the held-in tasks evaluated, if there are any.
     pub held_in: Option<Mean>,
-    /// Over the held-out tasks evaluated, when there are any.
+    /// Mean over the held-out tasks evaluated, if there are any.
     pub held_out: Option<Mean>,
-    /// By task.
+    /// Scores by task.
     pub tasks: BTreeMap<String, TaskScore>,
     /// What was played: model, adapter, tasks, settings, seed. `None` in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,7 +89,7 @@ pub struct Evaluation {
 /// evaluation.json: policies by name (base, sft, rl, ...) and how they differ.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluations {
-    /// By policy.
+    /// Evaluations by policy.
     pub policies: BTreeMap<String, Evaluation>,
     /// "rl - sft" and the like: difference of normalised scores, held in and held out.
     #[serde(default)]
@@ -95,8 +97,8 @@ pub struct Evaluations {
 }
 
 impl Evaluations {
-    /// The name for what is to be `played`: `wanted` when it is free or was given to the same, else `wanted`-2, `wanted`-3, ... `is_free`
-    /// says whether nothing else bears a name.
+    /// The name for `played`: `wanted` if it is free or already stands for the same, else `wanted`-2, `wanted`-3, ...
+    /// `is_free` says whether nothing else has a name.
     pub fn name_for(&self, wanted: &str, played: &Identity, is_free: impl Fn(&str) -> bool) -> String {
         let fits = |name: &String| match self.policies.get(name) {
             Some(earlier) => earlier.played.as_ref().is_some_and(|earlier| earlier.is_same_but_for_the_build(played)),
@@ -106,7 +108,8 @@ impl Evaluations {
         std::iter::once(wanted.to_string()).chain(numbered).find(fits).unwrap_or_default()
     }
 
-    /// Adds a policy, in the place of one of its name, and its differences to those already there. A pair that is there keeps its direction.
+    /// Adds a policy, replacing one of its name, and its differences to the others. A pair that is already there keeps
+    /// its direction.
     pub fn insert(&mut self, name: &str, evaluation: Evaluation) {
         for (other, before) in self.policies.iter().filter(|(other, _)| *other != name) {
             let (forward, backward) = (format!("{name} - {other}"), format!("{other} - {name}"));
@@ -126,7 +129,7 @@ impl Evaluations {
 pub struct Plan<'a> {
     /// The policy's name, which names its random streams too.
     pub name: &'a str,
-    /// Episodes a task.
+    /// Episodes per task.
     pub trajectories: usize,
     /// The run's seed.
     pub seed: u64,
@@ -136,11 +139,12 @@ pub struct Plan<'a> {
     pub interrupted: &'a AtomicBool,
 }
 
-/// Plays the planned episodes of every task in lockstep: each live episode's next action is sampled in one batch and executed
-/// in one batch. An episode whose prompt no longer fits ends with its last graded state, and stderr says how many did.
+/// Plays the planned episodes of every task in lockstep: the next actions of all live episodes are sampled in one batch
+/// and executed in one batch. An episode whose prompt no longer fits ends with its last graded state; stderr says how
+/// many did.
 ///
 /// # Errors
-/// Content: not one episode's first prompt fits. A sandbox that fails; interrupted.
+/// Content: no episode's first prompt fits. A sandbox that fails; interrupted.
 pub fn play(
     agent: &mut Agent,
     policy: Policy,
@@ -224,7 +228,7 @@ pub fn play(
     Ok(episodes.into_iter().map(finish).collect())
 }
 
-/// Figures of one policy's trajectories.
+/// Scores one policy's trajectories by task.
 pub fn score<'a>(tasks: impl IntoIterator<Item = &'a Task>, trajectories: &[Trajectory]) -> Evaluation {
     let mut scores = BTreeMap::new();
     for task in tasks {
@@ -279,7 +283,7 @@ fn count_flags(own: &[&Trajectory]) -> BTreeMap<String, usize> {
     counts
 }
 
-/// One line a policy that has flagged submissions: which, and on which tasks.
+/// One line for each policy with flagged submissions: which flags, and on which tasks.
 pub fn flagged(evaluations: &Evaluations) -> Vec<String> {
     let of_task = |(name, task): (&String, &TaskScore)| {
         let counts: Vec<String> = task.flags.iter().map(|(flag, count)| format!("{flag} {count}")).collect();
@@ -296,7 +300,7 @@ fn average(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Mean over lists of their means, with the 2.5 % and 97.5 % points over resamples within each list.
+/// Mean of the lists' means, with the 2.5 % and 97.5 % points over resamples within each list.
 fn bootstrap(lists: &[&[f64]]) -> Mean {
     let mean = |draw: &mut dyn FnMut(&[f64]) -> f64| average(&lists.iter().map(|list| draw(list)).collect::<Vec<_>>());
     let normalised = mean(&mut |list| average(list));
@@ -337,7 +341,7 @@ fn difference(before: &Evaluation, after: &Evaluation, held_out: bool) -> Option
 
 /// The table of an evaluation, for a terminal.
 pub fn table(evaluations: &Evaluations) -> String {
-    // In the order of training, others behind.
+    // In the order of training, others last.
     let place = |name: &&String| ["base", "sft", "rl"].iter().position(|p| p == name).unwrap_or(3);
     let mut names: Vec<&String> = evaluations.policies.keys().collect();
     names.sort_by_key(place);
@@ -383,7 +387,7 @@ pub fn table(evaluations: &Evaluations) -> String {
     text
 }
 
-/// Four decimals, or a power of ten where one bad edit has left all bounds.
+/// Four decimals; from 1e4 on, which one bad edit can reach on an unbounded metric, an exponent.
 fn number(x: f64) -> String {
     if x.abs() < 1e4 { format!("{x:.4}") } else { format!("{x:.1e}") }
 }
@@ -400,7 +404,7 @@ mod tests {
         let digits = Task::load(&tasks.join("digits")).unwrap();
         let (init, gap) = (digits.report.m_init, digits.report.m_best - digits.report.m_init);
         let played = |of_final: f64, of_best: f64| Trajectory {
-            // Where a reward metric was read by mistake, the scores would be far off.
+            // If a reward metric were read by mistake, the scores would be far off.
             metric_final: 1e6,
             metric_best: 1e6,
             report_final: init + of_final * gap,

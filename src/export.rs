@@ -1,5 +1,5 @@
-//! Models for other programs: a whole Hugging Face folder, and the check that it says what was exported (GGUF: gguf.rs). One tensor is
-//! in memory at a time, beside the maps. Trains nothing.
+//! Exports models for other programs: writes a whole Hugging Face folder and verifies it against its source (GGUF:
+//! gguf.rs). Holds one tensor in memory at a time, beside the maps. Trains nothing.
 
 pub mod gguf;
 
@@ -21,18 +21,18 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// What is exported.
+/// The model to export.
 #[derive(Clone, Copy)]
 pub struct Source<'a> {
     /// The weights, and the adapter to fold into them.
     pub policy: Policy<'a>,
-    /// The folder the base came from: its configuration, tokenizer and chat template go along.
+    /// The folder of the base; its configuration, tokenizer and chat template are exported too.
     pub folder: &'a Path,
 }
 
 impl<'a> Source<'a> {
-    /// The parameter at `index` of the flat list: as it lies in the base, or W + scale B A in the accumulator type, not yet rounded. Error: it
-    /// holds numbers that are not finite.
+    /// The parameter at `index` of the flat list: as in the base, or W + scale B A in the accumulator type, not yet
+    /// rounded. Error: it holds numbers that are not finite.
     fn parameter(&self, backend: &dyn Backend, index: usize) -> Result<Given<'a>> {
         let Policy { model, adapter } = self.policy;
         let merged = match adapter {
@@ -52,9 +52,10 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Writes the whole folder `out`: shards of at most `shard_bytes` (a larger tensor has one to itself) in `dtype` (f32, f16, bf16), the
-/// configuration with that type and all other keys as they were, generation settings, tokenizer and chat template. Returns the
-/// number of shards, and notes for the user. Errors: `out` is not empty, a weight that `dtype` cannot hold; nothing is left of it then.
+/// Writes the whole folder `out`: shards of at most `shard_bytes` (a larger tensor has one to itself) in `dtype` (f32,
+/// f16, bf16), the configuration with that type and all other keys unchanged, generation settings, tokenizer and chat
+/// template. Returns the number of shards, and notes for the user. Errors: `out` is not empty; `dtype` cannot hold a
+/// weight. An error leaves nothing behind.
 pub fn hugging_face(
     backend: &dyn Backend,
     source: Source,
@@ -87,8 +88,8 @@ pub fn hugging_face(
     Ok((shards.len(), notes))
 }
 
-/// Writes a model whose weights were trained to the folder `dir` (made when missing), complete as by `hugging_face`: what stands beside the
-/// weights comes from `folder`, where training began. Returns notes for the user.
+/// Writes a model whose weights were trained to the folder `dir` (made when missing), complete as by `hugging_face`:
+/// the other files come from `folder`, where training began. Returns notes for the user.
 pub fn trained(dir: &Path, model: &Model, dtype: DType, folder: &Path) -> Result<Vec<String>> {
     let tensors: Vec<_> = model.names.iter().cloned().zip(&model.weights).collect();
     weights::save(&dir.join("model.safetensors"), &tensors, Some(dtype))?;
@@ -114,16 +115,16 @@ fn split(model: &Model, dtype: DType, shard_bytes: usize) -> Vec<Vec<usize>> {
     shards
 }
 
-/// Everything that stands beside the weights. Returns notes for the user.
+/// Writes all files beside the weights. Returns notes for the user.
 fn describe(to: &Path, from: &Path, model: &Model, dtype: DType) -> Result<Vec<String>> {
     checkpoint::copy_text_files(from, to)?;
     write_whole(&to.join("config.json"), configuration(from, model, dtype)?.as_bytes())?;
     if !from.join("tokenizer.json").exists() {
-        return Ok(vec![]); // a model of ids alone
+        return Ok(vec![]); // a model without a tokenizer
     }
     let tokenizer = Tokenizer::open(from)?;
     if tokenizer.chat_template().is_none() {
-        // What this program renders with when a folder has none; another program would refuse to chat.
+        // This program falls back to ChatML; another one would refuse to chat without a template.
         write_whole(&to.join("chat_template.jinja"), CHATML.as_bytes())?;
     }
     let (stop, note) = stop_ids(&tokenizer);
@@ -146,9 +147,9 @@ fn describe(to: &Path, from: &Path, model: &Model, dtype: DType) -> Result<Vec<S
     Ok(note.into_iter().collect())
 }
 
-/// The ids that end a reply, for other programs: first the one with which the chat template closes it (many programs look at no other, and a
-/// base tuned for chat goes on after it otherwise), then the others that the folder names. Where the template does not render, a
-/// note, and those that the folder names.
+/// The ids that end a reply, for other programs: first the one with which the chat template closes it (many programs
+/// use only the first, and a base tuned for chat would not stop without it), then the others that the folder names. If
+/// the template does not render, only those that the folder names, and a note.
 fn stop_ids(tokenizer: &Tokenizer) -> (Vec<u32>, Option<String>) {
     let named = tokenizer.eos_ids().to_vec();
     match ChatTemplate::of(tokenizer).and_then(|template| template.closing_id(tokenizer)) {
@@ -162,8 +163,8 @@ fn stop_ids(tokenizer: &Tokenizer) -> (Vec<u32>, Option<String>) {
     }
 }
 
-/// The source's config.json with the type of the weights that were written, and whether the head is the embedding; of a folder without one,
-/// made from the model.
+/// The source's config.json with the type of the weights that were written, and whether the head is the embedding. Made
+/// from the model if the source has none.
 fn configuration(from: &Path, model: &Model, dtype: DType) -> Result<String> {
     let torch_dtype = checkpoint::torch_dtype(dtype)?;
     let path = from.join("config.json");
@@ -181,31 +182,32 @@ fn configuration(from: &Path, model: &Model, dtype: DType) -> Result<String> {
     Ok(format!("{:#}\n", Value::Object(map)))
 }
 
-/// What `verify` found.
+/// Result of `verify`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verified {
-    /// Tokens of the comparison.
+    /// Number of tokens compared.
     pub tokens: usize,
-    /// The greatest logit of base and adapter.
+    /// Greatest magnitude of a logit of base and adapter.
     pub greatest: f64,
-    /// The greatest difference between their logits and those of the folder.
+    /// Greatest difference between those logits and the exported folder's.
     pub difference: f64,
-    /// The greatest difference that rounding the merged weights alone makes, computed without the folder.
+    /// Greatest difference that rounding the merged weights alone makes, computed with the source's configuration.
     pub rounding: f64,
 }
 
 /// Tokens of each of the two texts that `verify` compares.
 const VERIFIED_TOKENS: usize = 16;
 
-/// Reads the exported folder back and compares it with its source. Every tensor must be what merging and rounding give, to the bit; the
-/// logits of random tokens must differ from those of base and adapter by at most twice what rounding the weights explains (the
-/// rule for any result in fewer bits: at most twice the error of the plain computation). Errors name the tensor, or both figures.
+/// Reads the exported folder back and compares it with its source. Every tensor must equal the merged and rounded
+/// weight bit for bit; the logits of random tokens may differ from those of base and adapter by at most twice what
+/// rounding the weights explains (the rule for any result in fewer bits: at most twice the error of the plain
+/// computation). Errors name the tensor, or both figures.
 pub fn verify(backend: &dyn Backend, source: Source, out: &Path, dtype: DType) -> Result<Verified> {
     let (found, _) = checkpoint::load_model(backend, out)?;
     let map = WeightMap::open(out)?;
     let names = &source.policy.model.names;
     let places: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
-    // Rounded weights that are bit for bit those of the folder share its memory.
+    // Rounded weights equal the folder's bit for bit, so they share its memory.
     let rounded = Model::new(backend, source.policy.model.config.clone(), &mut |name, shape| {
         let made = weights::converted(source.parameter(backend, places[name])?.tensor(), dtype);
         let read = map.get(name, shape)?;
@@ -242,7 +244,7 @@ pub fn verify(backend: &dyn Backend, source: Source, out: &Path, dtype: DType) -
     )))
 }
 
-/// The logits of two random texts, the same for every model of one vocabulary.
+/// Logits of two random texts; the texts are the same for every model with the same vocabulary size.
 fn logits(backend: &dyn Backend, policy: Policy) -> Result<Vec<f32>> {
     let config = &policy.model.config;
     let mut rng = Philox::named(0, "verify");

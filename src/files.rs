@@ -1,4 +1,5 @@
-//! Files that appear whole: written to a temporary sibling, synced, renamed. No formats here.
+//! Writes files and folders that appear whole: to a temporary sibling, synced, then renamed. Also renames, hashes and
+//! lists files. Knows no formats.
 
 pub mod lock;
 pub mod regular;
@@ -11,12 +12,13 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Stands between the name of a file and the random letters of its temporary sibling.
+/// The text between a file's name and the random letters of its temporary sibling.
 const TEMPORARY: &str = ".tmp-";
-/// How many random letters: tempfile's own number.
+/// Number of the random letters: tempfile's own number.
 const RANDOM: usize = 6;
 
-/// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part. Errors leave the old file as it was.
+/// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part. Errors leave the old file
+/// as it was.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     publish(path, |temporary| {
         let mut file = File::create(temporary).map_err(|e| Error::io("creating", temporary, &e))?;
@@ -25,8 +27,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Lets `write` fill a temporary sibling of `path` (folders on the way are made) and return its length in bytes, then checks that length, syncs and renames.
-/// Errors leave the old file as it was and remove the temporary one.
+/// Lets `write` fill a temporary sibling of `path` and return its length in bytes, then checks that length, syncs and
+/// renames. Missing folders are made. Errors leave the old file as it was and remove the temporary one.
 pub fn publish(path: &Path, write: impl FnOnce(&Path) -> Result<u64>) -> Result<()> {
     let (folder, prefix) = sibling(path)?;
     let temporary = tempfile::Builder::new()
@@ -46,8 +48,8 @@ pub fn publish(path: &Path, write: impl FnOnce(&Path) -> Result<u64>) -> Result<
     sync_folder(folder)
 }
 
-/// Lets `write` fill a temporary sibling of the folder `path` (folders on the way are made), then syncs and renames it. Errors: something
-/// is there already (an empty folder may be); those of `write`. They leave nothing behind.
+/// Lets `write` fill a temporary sibling of the folder `path`, then syncs and renames it. Missing folders above it are
+/// made. Error: something other than an empty folder is there already; `write` fails. Errors leave nothing behind.
 pub fn publish_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let is_empty = || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
     if path.exists() && !is_empty() {
@@ -65,14 +67,14 @@ pub fn publish_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     write(temporary.path())?;
     sync_folder(temporary.path())?;
     std::fs::rename(temporary.path(), path).map_err(|e| Error::io("renaming to", path, &e))?;
-    // Taken back, or the same command would find it there.
+    // On an error, undoes the rename: otherwise the same command would find the folder there.
     sync_folder(folder).inspect_err(|_| drop(std::fs::rename(path, temporary.path())))?;
     let _ = temporary.keep(); // renamed: nothing is left to remove
     Ok(())
 }
 
-/// Removes what `publish` and `publish_folder` have left in `folder`, and in the folders below it, in processes that were killed. Nobody else
-/// may be writing there. What cannot be removed stays.
+/// Removes what `publish` and `publish_folder` left, in processes that were killed, in `folder` and in the folders
+/// below it. Nobody else may be writing there. What cannot be removed stays.
 pub fn sweep(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let (path, is_folder) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
@@ -85,14 +87,15 @@ pub fn sweep(folder: &Path) {
     }
 }
 
-/// The name of which `name` is a temporary sibling: `model.safetensors` for `model.safetensors.tmp-a1B2c3`.
+/// The name of the file or folder whose temporary sibling `name` is: `model.safetensors` for
+/// `model.safetensors.tmp-a1B2c3`; `None` for any other name.
 pub fn sibling_of(name: &str) -> Option<&str> {
     let is_random = |text: &str| text.len() == RANDOM && text.bytes().all(|b| b.is_ascii_alphanumeric());
     name.rsplit_once(TEMPORARY).filter(|(stem, random)| !stem.is_empty() && is_random(random)).map(|(stem, _)| stem)
 }
 
-/// Renames the file or folder `path` to the first free one of `path`.1, `path`.2, ..., and returns that name. Errors: there is no such
-/// file; it cannot be renamed.
+/// Renames the file or folder `path` to the first free one of `path`.1, `path`.2, ..., and returns that name. Error:
+/// there is no such file, or it cannot be renamed.
 pub fn set_aside(path: &Path) -> Result<PathBuf> {
     for number in 1.. {
         let target = numbered(path, number);
@@ -105,15 +108,15 @@ pub fn set_aside(path: &Path) -> Result<PathBuf> {
     Err(Error::system(format!("renaming {}: no number is free", path.display())))
 }
 
-/// `path` with a number behind its name.
+/// Appends a number to the name of `path`.
 fn numbered(path: &Path, number: u64) -> PathBuf {
-    // Through the components, so that a slash at the end does not put the number into the folder.
+    // Through the components: after a slash at the end the number would name a file inside the folder.
     let mut name: OsString = path.components().collect::<PathBuf>().into_os_string();
     name.push(format!(".{number}"));
     PathBuf::from(name)
 }
 
-/// The folder of `path`, made when it is not there, and how the name of a temporary sibling begins.
+/// The folder of `path`, made if it is missing, and the prefix of a temporary sibling's name.
 fn sibling(path: &Path) -> Result<(&Path, OsString)> {
     let folder = parent(path);
     std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
@@ -146,7 +149,8 @@ pub fn hash(path: &Path) -> Result<(blake3::Hash, u64)> {
     }
 }
 
-/// The regular files of a folder and of those below it, sorted; names that `wanted` refuses are left out, with all below them.
+/// The regular files of a folder and of those below it, sorted. Names that `wanted` refuses are left out, with
+/// everything below them.
 pub fn below(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
     let (mut open, mut found) = (vec![folder.to_path_buf()], vec![]);
     while let Some(folder) = open.pop() {

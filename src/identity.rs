@@ -1,5 +1,5 @@
-//! What a run is made of: hashes of everything it reads, its settings, and the program. A checkpoint carries it, `--resume` compares it,
-//! and an evaluation is told from another by it. Which settings a verb reads is decided here too.
+//! The identity of a run: hashes of everything it reads, its settings, and the program. Checkpoints carry it,
+//! `--resume` compares it, and it tells evaluations apart. Also lists which settings each verb reads.
 
 use crate::checkpoint::{TEXT_FILES, adapter_folder, read_json};
 use crate::config::Config;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Name of the file, in a run's folder and in every checkpoint.
+/// Name of the identity file in a run's folder and in every checkpoint.
 pub const FILE: &str = "identity.json";
 
 /// The parts of a run by name: `base weights`, `data`, `task digits`, `sft.epochs`, `build`, ...
@@ -21,7 +21,7 @@ pub struct Identity {
     parts: BTreeMap<String, Part>,
 }
 
-/// One part: what is compared, and for a file where it lay.
+/// One part: the value that is compared, and the path for a file or folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Part {
@@ -58,20 +58,20 @@ const FREE: &[&str] = &[
     "eval.source",
 ];
 
-/// Parts that may differ and are told: the result is as good, but may have other bits.
+/// Parts that may differ with a note to the user: the result is as good, but its bits may differ.
 const TOLD: &[&str] = &["build", "device", "python", "sandbox", "run.reuse_rewards"];
 
-/// How a run differs from the one that wrote an identity: a line each.
+/// The differences of a run from an earlier identity, one line each.
 #[derive(Debug, Default, PartialEq)]
 pub struct Differences {
-    /// What makes it another run.
+    /// Differences that make it another run.
     pub refused: Vec<String>,
-    /// What may change bits of the result.
+    /// Differences that may change bits of the result.
     pub told: Vec<String>,
 }
 
 impl Identity {
-    /// The settings that `verb` reads, the program and what was typed.
+    /// The identity of the settings that `verb` reads, the program, and the command line.
     pub fn new(verb: &str, config: &Config) -> Result<Self> {
         let text = config.to_toml()?;
         let table: toml::Table = text.parse().map_err(|e| Error::system(format!("reading the settings back: {e}")))?;
@@ -90,7 +90,7 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Adds a part that is no file.
+    /// Adds a part that is not a file.
     pub fn add(&mut self, name: &str, value: impl Into<String>) {
         self.parts.insert(name.to_string(), Part { value: value.into(), path: None });
     }
@@ -98,7 +98,7 @@ impl Identity {
     /// Adds the content of `files` as one part, shown as `path`. Error: one cannot be read.
     fn add_files(&mut self, name: &str, path: &Path, files: &[PathBuf]) -> Result<()> {
         let value = hash(path, files)?;
-        // As others will find it from another folder.
+        // Absolute, so that it can be found from another folder.
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         self.parts.insert(name.to_string(), Part { value, path: Some(path) });
         Ok(())
@@ -114,7 +114,7 @@ impl Identity {
         self.add_files("base weights", dir, &weight_files(dir)?)
     }
 
-    /// Adds the adapter that training starts from, or that there is none.
+    /// Adds the adapter that the run starts from; `none` without one.
     pub fn add_adapter(&mut self, dir: Option<&Path>) -> Result<()> {
         let Some(dir) = dir else {
             self.add("adapter", "none");
@@ -145,7 +145,7 @@ impl Identity {
         Ok(())
     }
 
-    /// How `now` differs from the run that this identity was written by.
+    /// The differences of `now` from this identity, that of an earlier run.
     pub fn differences(&self, now: &Identity) -> Differences {
         let mut differences = Differences::default();
         let names: BTreeSet<&String> = self.parts.keys().chain(now.parts.keys()).collect();
@@ -162,18 +162,18 @@ impl Identity {
         differences
     }
 
-    /// The parts that `other` has too: for a comparison before everything is opened.
+    /// The parts that `other` has too, for a comparison before everything is opened.
     pub fn restricted_to(&self, other: &Identity) -> Identity {
         let parts = self.parts.iter().filter(|(name, _)| other.parts.contains_key(*name));
         Self { parts: parts.map(|(name, part)| (name.clone(), part.clone())).collect() }
     }
 
-    /// True when `other` gives the same result: no difference but in parts that may differ without a word.
+    /// True when `other` gives the same result: only parts in `FREE` differ.
     pub fn is_same(&self, other: &Identity) -> bool {
         self.differences(other) == Differences::default()
     }
 
-    /// The same, but for the program that ran.
+    /// True when `other` gives the same result, but for a difference in the program.
     pub fn is_same_but_for_the_build(&self, other: &Identity) -> bool {
         let differences = self.differences(other);
         differences.refused.is_empty() && differences.told.iter().all(|line| line.starts_with("build:"))
@@ -186,7 +186,7 @@ impl Identity {
     }
 }
 
-/// The weight files of a model folder: one, or the shards that the index names.
+/// The weight files of a model folder: one, or the index and the shards that it names.
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     #[derive(Deserialize)]
     struct Index {
@@ -201,7 +201,8 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(std::iter::once(index).chain(shards.into_iter().map(|shard| dir.join(shard))).collect())
 }
 
-/// The regular files of a task's folder and of those below it, sorted; what begins with a point or two underscores (caches) is left out.
+/// The regular files of a task's folder and of those below it, sorted. Names that begin with a dot or two underscores
+/// (caches) are left out.
 fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     files::below(folder, |name| !name.starts_with('.') && !name.starts_with("__"))
 }
@@ -217,7 +218,7 @@ fn hash(root: &Path, files: &[PathBuf]) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// The settings that a verb does not read: sections, and single keys. A key that stands nowhere here is read.
+/// The settings that each verb does not read: sections and single keys. All others are read.
 const UNREAD: &[(&str, &[&str])] = &[
     (
         "sft",

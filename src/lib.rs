@@ -1,8 +1,8 @@
-//! OneStep trains a language-model agent for machine-learning engineering on one machine: exploration-enriched supervised
-//! fine-tuning, then step-wise reinforcement learning on single actions (ML-Agent, arXiv 2505.23723).
+//! OneStep trains a language-model agent for machine-learning engineering on one machine: exploration-enriched
+//! supervised fine-tuning, then step-wise reinforcement learning on single actions (ML-Agent, arXiv 2505.23723).
 //!
-//! Modules in layer order; a file imports only from groups above its own, from its own group, or from its own folder.
-//! tests/layers.rs keeps that true.
+//! Modules stand in layer order: a file imports only from groups above its own, from its own group, or from its own
+//! folder. tests/layers.rs checks that.
 
 pub mod console;
 pub mod error;

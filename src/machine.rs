@@ -1,4 +1,4 @@
-//! How large this machine is, as far as this process may use it: cores and memory. Measures nothing and keeps nothing.
+//! The cores and the memory of this machine that this process may use. Measures nothing and keeps nothing.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Bytes of memory that this process may have: the machine's, or less where a control group or `ulimit -v` allows less. `None` when the
-/// system does not tell.
+/// Bytes of memory that this process may have: the machine's, or less where a control group or `ulimit -v` allows less.
+/// `None` when the system does not tell.
 pub fn memory() -> Option<usize> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::As).current;
     let group = read("/proc/self/cgroup").and_then(|text| group_limit(&text));
@@ -26,7 +26,8 @@ fn total(meminfo: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The least limit of this process's control group and those above it; `groups` is /proc/self/cgroup, of version 1 or 2.
+/// The smallest memory limit, in bytes, of this process's control group and those above it; `groups` is the text of
+/// /proc/self/cgroup, of version 1 or 2.
 fn group_limit(groups: &str) -> Option<u64> {
     let limits = groups.lines().flat_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -39,7 +40,7 @@ fn group_limit(groups: &str) -> Option<u64> {
         };
         let group = Path::new(parts.next().unwrap_or_default());
         let folders = group.ancestors().map(|part| Path::new(root).join(part.strip_prefix("/").unwrap_or(part)));
-        // "max" is no number, and sets no limit.
+        // "max" is not a number and sets no limit.
         folders.filter_map(|folder| read(folder.join(file))?.trim().parse().ok()).collect::<Vec<u64>>()
     });
     limits.min()

@@ -1,4 +1,4 @@
-//! The thin binary.
+//! The binary: runs as the sandboxes' helper when asked to, else as the command line.
 
 use std::process::ExitCode;
 

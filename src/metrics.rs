@@ -1,5 +1,5 @@
-//! What a run logs: metrics.jsonl, one JSON object a line, and the same numbers as a TensorBoard event file. Needs no service.
-//! Draws nothing (report/ does).
+//! Writes and reads a run's log: metrics.jsonl, one JSON object a line, and the same numbers as a TensorBoard event
+//! file. Needs no service; report/ draws the charts.
 
 use crate::error::{Error, Result};
 use crate::files::regular;
@@ -33,7 +33,7 @@ impl MetricsLog {
         Self::open(dir, &logged(dir)?.all()?)
     }
 
-    /// Starts `phase` anew after what earlier phases wrote: from its first line on, everything is dropped.
+    /// Starts `phase` anew after what earlier phases wrote: drops everything from the phase's first line on.
     pub fn restart(dir: &Path, phase: &str) -> Result<Self> {
         let logged = logged(dir)?;
         match logged.records.iter().position(|record| record["phase"] == phase) {
@@ -42,9 +42,10 @@ impl MetricsLog {
         }
     }
 
-    /// Goes on from a checkpoint made at the end of `step` of `phase`: what was written after it is dropped. That is everything
-    /// from the first line of this phase with a later step on, a last line that was not finished, and from a line on that cannot be read
-    /// when all of the steps stand before it. Returns too how many of the steps up to `step` have no line.
+    /// Goes on from a checkpoint made at the end of `step` of `phase`: drops everything from this phase's first line
+    /// with a later step on, and a last line that was not finished. A line that cannot be read is dropped, with all
+    /// after it, if the lines of all steps up to `step` come before it. Also returns how many of those steps have no
+    /// line. Error: a line cannot be read, and steps are missing before it.
     pub fn resume(dir: &Path, phase: &str, step: u64) -> Result<(Self, u64)> {
         let logged = logged(dir)?;
         let at = |record: &Value| record["step"].as_u64().filter(|_| record["phase"] == phase);
@@ -58,12 +59,12 @@ impl MetricsLog {
         Ok((Self::open(dir, &logged.records[..kept])?, missing))
     }
 
-    /// Lets what was written so far survive a power cut.
+    /// Syncs the lines to disk, so that what was written so far survives a power cut.
     pub fn sync(&self) -> Result<()> {
         self.lines.sync_all().map_err(|e| Error::io("syncing", &self.lines_path, &e))
     }
 
-    /// The log in `dir` with its first records, `kept`, and none after them.
+    /// Opens the log in `dir` and cuts it after its first records, `kept`.
     fn open(dir: &Path, kept: &[Value]) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io("making", dir, &e))?;
         let path = dir.join(FILE);
@@ -73,7 +74,7 @@ impl MetricsLog {
         let end = text.split_inclusive(|&b| b == b'\n').filter(|line| !line.trim_ascii().is_empty());
         let length: usize = end.take(kept.len()).map(<[u8]>::len).sum();
         lines.set_len(length as u64).and_then(|()| lines.seek(std::io::SeekFrom::End(0))).map_err(io)?;
-        // The event file is made again from the lines kept, so that it never tells another story.
+        // The event file is made again from the lines kept, so that the two always agree.
         let mut events = Events::create(&dir.join(EVENTS))?;
         for record in kept {
             events.write(record)?;
@@ -82,8 +83,8 @@ impl MetricsLog {
         Ok(Self { lines, lines_path: path, events })
     }
 
-    /// Appends one record: `phase`, `step`, then the fields of `values` (an object). The line is in the file when this returns.
-    /// A number that is not finite becomes null, as JSON has none.
+    /// Appends one record: `phase`, `step`, then the fields of `values` (an object). The line is in the file when this
+    /// returns. A number that is not finite becomes null, as JSON has none.
     pub fn write(&mut self, phase: &str, step: u64, values: &Value) -> Result<()> {
         let mut record = Map::new();
         record.insert("phase".into(), phase.into());
@@ -99,29 +100,29 @@ impl MetricsLog {
     }
 }
 
-/// What a log holds.
+/// The contents of a log.
 struct Logged {
     /// The records up to a line that cannot be read.
     records: Vec<Value>,
-    /// What is wrong about that line.
+    /// The error about that line, if there is one.
     bad: Option<Error>,
 }
 
 impl Logged {
-    /// The records. Error: one of them cannot be read.
+    /// The records. Error: a line cannot be read.
     fn all(self) -> Result<Vec<Value>> {
         self.bad.map_or(Ok(self.records), Err)
     }
 }
 
-/// What the log in `dir` holds: nothing where there is none.
+/// Reads the log in `dir`; empty when there is none.
 fn logged(dir: &Path) -> Result<Logged> {
     let path = dir.join(FILE);
     if path.exists() { scan(&path) } else { Ok(Logged { records: vec![], bad: None }) }
 }
 
-/// The records of a metrics.jsonl, in order. A last line without its line break was being written when the run stopped: it is
-/// left out. Any other line that is no JSON object is an error with its number.
+/// Reads the records of a metrics.jsonl, in order. A last line without its line break is left out: it was being written
+/// when the run stopped. Error: any other line is not a JSON object; gives its number.
 pub fn read(path: &Path) -> Result<Vec<Value>> {
     scan(path)?.all()
 }
@@ -147,8 +148,8 @@ fn scan(path: &Path) -> Result<Logged> {
     Ok(Logged { records, bad: None })
 }
 
-/// A TensorBoard event file: TFRecord framing (tensorflow/core/lib/io/record_writer.h) around `Event` messages of protocol
-/// buffers (tensorflow/core/util/event.proto and framework/summary.proto), scalars only.
+/// A TensorBoard event file: TFRecord framing (tensorflow/core/lib/io/record_writer.h) around `Event` messages of
+/// protocol buffers (tensorflow/core/util/event.proto and framework/summary.proto), scalars only.
 #[derive(Debug)]
 struct Events {
     file: std::io::BufWriter<File>,
@@ -165,7 +166,7 @@ impl Events {
         Ok(events)
     }
 
-    /// Every number of a record, nested ones too, under its path: `rl/cases/edit`.
+    /// Writes every number of a record, nested ones too, under its path: `rl/cases/edit`.
     fn write(&mut self, record: &Value) -> Result<()> {
         let step = record["step"].as_u64().unwrap_or_default();
         let mut values = Vec::new();

@@ -16,32 +16,32 @@ pub struct AdamWConfig {
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
-    /// Decoupled weight decay, times the learning rate; on matrices only, not on norms and biases.
+    /// Decoupled weight decay, multiplied by the learning rate; on matrices only, not on norms and biases.
     pub weight_decay: f32,
 }
 
 /// AdamW's state for one flat list of parameters.
 pub struct Optimizer {
-    /// Its constants.
+    /// Constants of AdamW.
     pub config: AdamWConfig,
     /// Steps taken.
     pub steps: u32,
-    /// First moments, one a parameter tensor.
+    /// First moment of each parameter tensor.
     pub m: Vec<Tensor>,
-    /// Second moments.
+    /// Second moment of each parameter tensor.
     pub v: Vec<Tensor>,
 }
 
-/// Added to a norm before it divides, as `torch.nn.utils.clip_grad_norm_` does: without it the steps of runs that clip differ from
-/// PyTorch's by 1e-6 / norm.
+/// Added to the norm that clipping divides by, as in `torch.nn.utils.clip_grad_norm_`. Without it, steps that clip
+/// would differ from PyTorch's by 1e-6 / norm.
 const CLIP_EPS: f64 = 1e-6;
 
-/// A gradient's entry of this size still has a square in f32's range: above it the second moment is infinite and its parameter would stand
-/// still for ever.
+/// Largest gradient whose square is within f32's range. Above it the second moment is infinite and its parameter would
+/// never move again.
 const MAX_NORM: f64 = 1.8e19;
 
 impl Optimizer {
-    /// Fresh state for `params`.
+    /// Makes fresh state for `params`.
     pub fn new<'t>(
         be: &dyn Backend,
         params: impl IntoIterator<Item = &'t Tensor>,
@@ -52,10 +52,10 @@ impl Optimizer {
         Ok(Self { config, steps: 0, m: zeros()?, v: zeros()? })
     }
 
-    /// One step with learning rate `lr`; gradients whose global norm is above `max_norm` are scaled down to it first (0 or
-    /// `f32::INFINITY`: never). Returns the norm before clipping. Errors before anything is changed: lists that do not belong together,
-    /// frozen parameters, a gradient that is not finite or too large for the second moment. Error after it: a parameter is not finite; all of
-    /// them are lost then.
+    /// Takes one step with learning rate `lr`. Gradients whose global norm is above `max_norm` are first scaled down to
+    /// it (0 or `f32::INFINITY`: never). Returns the norm before clipping. Errors before anything is changed: lists
+    /// that do not belong together, frozen parameters, a gradient that is not finite or too large for the second
+    /// moment. Error after the step: a parameter is not finite; all of them are lost then.
     pub fn step(
         &mut self,
         be: &dyn Backend,
@@ -67,7 +67,7 @@ impl Optimizer {
         self.step_lists(be, params.iter_mut().collect(), &grads.iter().collect::<Vec<_>>(), lr, max_norm)
     }
 
-    /// `step` for parameters and gradients that do not lie side by side.
+    /// Same as `step`, for parameters and gradients that are not in one slice.
     pub fn step_lists(
         &mut self,
         be: &dyn Backend,
@@ -119,19 +119,19 @@ impl Optimizer {
     }
 }
 
-/// See [`ops::SquaredNorm`].
+/// Sum of squares over all elements; see [`ops::SquaredNorm`].
 pub fn squared_norm(be: &dyn Backend, tensors: &[&Tensor]) -> Result<f64> {
     let mut sum = 0.0;
     ops::SquaredNorm { tensors, sum: &mut sum }.run(be)?;
     Ok(sum)
 }
 
-/// The tensors at `chosen`, which ascends.
+/// Borrows the tensors at the indices `chosen`, which must ascend.
 fn of<'t>(tensors: &'t mut [Tensor], chosen: &[usize]) -> Vec<&'t mut Tensor> {
     tensors.iter_mut().enumerate().filter(|(i, _)| chosen.binary_search(i).is_ok()).map(|(_, t)| t).collect()
 }
 
-/// How the learning rate goes over the steps.
+/// Course of the learning rate over the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "kind", deny_unknown_fields)]
 pub enum Schedule {
@@ -146,7 +146,7 @@ pub enum Schedule {
         warmup: u32,
         /// Steps of the run.
         total: u32,
-        /// Where it ends, as a share of the peak.
+        /// Final factor, as a share of the peak.
         floor: f32,
     },
     /// Linear warm-up, then a line down to 0 at step `total`.

@@ -1,6 +1,6 @@
-//! What a run will take, before anything is loaded: memory by part, and the time its steps cannot beat on a device (`floors`). Pure
-//! arithmetic over a model's shape and the settings: opens no file, allocates no tensor, asks no device. tests/plan.rs holds the bytes
-//! against what the code allocates.
+//! Plans a run before anything is loaded: memory by part, and the least time of its steps on a device (`floors`). Pure
+//! arithmetic over a model's shape and the settings: opens no file, allocates no tensor, asks no device. tests/plan.rs
+//! checks the bytes against what the code allocates.
 
 pub mod floors;
 
@@ -17,11 +17,11 @@ use memory::Rows;
 use serde::Serialize;
 use std::fmt::Write;
 
-/// What is planned.
+/// Kind of run that is planned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Work {
-    /// Supervised fine-tuning: of an adapter, or of all weights (sft.full).
+    /// Supervised fine-tuning of an adapter, or of all weights (sft.full).
     Sft,
     /// Step-wise reinforcement learning: engine and learner side by side.
     Rl,
@@ -29,7 +29,7 @@ pub enum Work {
     Eval,
 }
 
-/// What computes.
+/// Kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// NVIDIA H100.
@@ -38,7 +38,7 @@ pub enum Kind {
     H200,
     /// Another GPU.
     Gpu,
-    /// The host, with so many cores.
+    /// The host's CPU.
     Cpu {
         /// Threads that compute.
         cores: usize,
@@ -46,7 +46,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The GPU that calls itself `name`, for example "NVIDIA H200".
+    /// Kind of the GPU called `name`, for example "NVIDIA H200".
     pub fn of_gpu(name: &str) -> Self {
         if name.contains("H200") {
             Kind::H200
@@ -61,20 +61,21 @@ impl Kind {
         !matches!(self, Kind::Cpu { .. })
     }
 
-    /// Bytes of an element of the activation type and of the accumulator type: bf16 and f32 on a GPU, f32 both on the CPU.
+    /// Bytes of an element of the activation type and of the accumulator type: bf16 and f32 on a GPU, f32 and f32 on
+    /// the CPU.
     fn sizes(self) -> (usize, usize) {
         if self.is_gpu() { (2, 4) } else { (4, 4) }
     }
 }
 
-/// What is planned, and on what.
+/// The run that is planned, and its device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Target {
-    /// What the run does.
+    /// Kind of run.
     pub work: Work,
-    /// What computes.
+    /// Kind of device.
     pub kind: Kind,
-    /// Bytes of the weight files; two a parameter when not known.
+    /// Bytes of the weight files; two per parameter when not known.
     pub stored: Option<usize>,
     /// Tokens of every prompt; the most that the settings allow when not known.
     pub prompt: Option<usize>,
@@ -83,7 +84,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// `work` on `kind`, with what is not known left open.
+    /// Plans `work` on `kind`, with the rest left unknown.
     pub fn new(work: Work, kind: Kind) -> Self {
         Self { work, kind, stored: None, prompt: None, reply: None }
     }
@@ -92,45 +93,45 @@ impl Target {
 /// One part of the memory.
 #[derive(Debug, Clone, Serialize)]
 pub struct Part {
-    /// What it is called.
+    /// Name of the part.
     pub name: &'static str,
-    /// Its bytes.
+    /// Size in bytes.
     pub bytes: usize,
-    /// What it is made of.
+    /// Description of its contents.
     pub what: String,
 }
 
 /// Memory and time of one run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
-    /// What the run does.
+    /// Kind of run.
     pub work: Work,
-    /// What computes.
+    /// Name of the device.
     pub device: String,
-    /// The peaks that are taken of it, and where they are from.
+    /// Peak rates assumed for the device, and their source.
     pub peaks: String,
-    /// The model's parameters.
+    /// Number of parameters of the model.
     pub parameters: usize,
-    /// Memory that is taken at once, without what is empty.
+    /// Parts of memory that are in use at the same time; empty parts are left out.
     pub parts: Vec<Part>,
     /// The sum of the parts.
     pub total: usize,
-    /// Bytes of activations that a token takes in a pass that is run backward.
+    /// Bytes of activations per token in a pass that is run backward.
     pub kept_per_token: usize,
-    /// Tokens of the longest example (sft) or prompt with its replies (rl) that the settings let in: it gets a pass of its own,
-    /// also beyond micro_tokens.
+    /// Tokens of the longest example (sft) or prompt with its replies (rl) that the settings allow. It gets a pass of
+    /// its own, even if it exceeds micro_tokens.
     pub longest: usize,
-    /// The total with such a pass.
+    /// Total with such a pass.
     pub longest_total: usize,
-    /// Times that cannot be beaten.
+    /// Lower bounds on times.
     pub floors: Vec<Floor>,
-    /// What the user may want to know.
+    /// Notes for the user.
     pub notes: Vec<String>,
     #[serde(skip)]
     asked: Asked,
 }
 
-/// What a plan was made of.
+/// Inputs of a plan.
 #[derive(Debug, Clone)]
 struct Asked {
     model: ModelConfig,
@@ -138,20 +139,20 @@ struct Asked {
     target: Target,
 }
 
-/// How a plan stands to the memory there is.
+/// Comparison of a plan with the available memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Fit {
-    /// Bytes there are.
+    /// Available bytes.
     pub available: usize,
-    /// The total is within them.
+    /// Whether the total fits.
     pub fits: bool,
-    /// The largest micro_tokens that fits, all else as it is; `None` when none does or nothing is trained.
+    /// Largest micro_tokens that fits, all else unchanged; `None` when none fits or nothing is trained.
     pub micro_tokens: Option<usize>,
-    /// The largest engine.cache_tokens that fits; `None` when none does or nothing is sampled.
+    /// Largest engine.cache_tokens that fits; `None` when none fits or nothing is sampled.
     pub cache_tokens: Option<usize>,
 }
 
-/// The plan of a run on a model of this shape.
+/// Plans a run on a model of this shape.
 pub fn plan(model: &ModelConfig, config: &Config, target: Target) -> Plan {
     let asked = Asked { model: model.clone(), config: config.clone(), target };
     let peaks = Peaks::of(target.kind);
@@ -179,12 +180,12 @@ fn total(parts: &[Part]) -> usize {
     parts.iter().map(|part| part.bytes).sum()
 }
 
-/// A pass of fewer tokens is no way out of a lack of memory.
+/// Fewest tokens of a pass that is suggested as a way out of a lack of memory.
 const FEWEST_TOKENS: usize = 512;
 
 impl Asked {
-    /// Requests that are decoded side by side, each a prompt with its samples, and the cache blocks that one needs: the scheduler's
-    /// rule, which reserves full lengths.
+    /// Number of requests decoded side by side, each a prompt with its samples, and number of cache blocks per request.
+    /// Follows the scheduler's rule, which reserves full lengths.
     fn side_by_side(&self) -> (usize, usize) {
         let (engine, samples) = (&self.config.engine, self.samples_of_a_prompt());
         let (prompt, reply) = self.lengths();
@@ -254,7 +255,7 @@ impl Asked {
         self.samples().then(|| largest(fits)).flatten().map(|blocks| blocks * block)
     }
 
-    /// Settings above their defaults, of which a smaller one alone makes the run fit.
+    /// Settings above their defaults for which a smaller value alone makes the run fit.
     fn smaller_settings(&self, available: usize) -> Vec<String> {
         type Knob = (&'static str, fn(&mut Config) -> &mut usize);
         let engine: [Knob; 3] = [
@@ -278,7 +279,7 @@ impl Asked {
         engine.chain(rl).chain(lora).filter_map(smaller).collect()
     }
 
-    /// Changes of which each alone makes the run fit.
+    /// Changes each of which alone makes the run fit.
     fn ways_out(&self, available: usize) -> Vec<String> {
         let mut ways = vec![];
         let (key, now) = self.micro_tokens();
@@ -301,7 +302,7 @@ impl Asked {
         }
         let cache_alone = ways.iter().any(|way| way.starts_with("engine."));
         if self.target.work == Work::Rl && !cache_alone {
-            // both smaller by about the same share
+            // reduce both by about the same share
             let pair = (1..10).find_map(|halvings| {
                 let few = Some(now >> halvings).filter(|&few| few >= FEWEST_TOKENS)?;
                 let n = self.with_micro_tokens(few).largest_cache_tokens(available)?.min(cache);
@@ -331,7 +332,7 @@ impl Asked {
     }
 }
 
-/// The largest n from 1 on for which `fits`, which does not become true again once it is false; at most 2^30.
+/// Largest n from 1 to 2^30 for which `fits` is true. Once false, `fits` must stay false for larger n.
 fn largest(fits: impl Fn(usize) -> bool) -> Option<usize> {
     if !fits(1) {
         return None;
@@ -356,7 +357,7 @@ impl Plan {
         self.parts.iter().find(|part| part.name == name).map_or(0, |part| part.bytes)
     }
 
-    /// How it stands to `available` bytes.
+    /// Compares the plan with `available` bytes.
     pub fn fit(&self, available: usize) -> Fit {
         Fit {
             available,
@@ -366,17 +367,18 @@ impl Plan {
         }
     }
 
-    /// Error: a setting under which no request to this model can run.
+    /// Checks the settings. Error: a setting under which no request to this model can run.
     pub fn check_settings(&self) -> Result<()> {
         self.asked.check_settings()
     }
 
-    /// Error: lora.rank is above both dimensions of every layer that a fresh adapter adapts.
+    /// Checks the rank. Error: lora.rank is above both dimensions of every layer that a fresh adapter adapts.
     pub fn check_rank(&self) -> Result<()> {
         self.asked.check_rank()
     }
 
-    /// Error: the run asks more than `available` bytes; says what is asked, what is there and what would make it fit.
+    /// Checks the memory. Error: the run needs more than `available` bytes; says how much it needs, how much there is
+    /// and what would make it fit.
     pub fn check(&self, available: usize) -> Result<()> {
         if self.total <= available {
             return Ok(());
@@ -400,7 +402,7 @@ impl Plan {
         )))
     }
 
-    /// What the longest example would need, when that is more than `available` bytes.
+    /// Warning when the run fits in `available` bytes, but a pass over the longest example does not.
     pub fn warning(&self, available: usize) -> Option<String> {
         let (fit, longest) = (self.asked.largest_micro_tokens(available)?, self.longest);
         let (one, remedy) = match self.work {
@@ -421,7 +423,7 @@ impl Plan {
         })
     }
 
-    /// The plan as lines for the user, against `available` bytes when that is known.
+    /// Formats the plan as lines for the user; compares it with `available` bytes if they are known.
     pub fn table(&self, available: Option<usize>) -> String {
         let mut out =
             format!("{} on {}, {} parameters\n\nmemory\n", self.work.name(), self.device, count(self.parameters));
@@ -460,7 +462,7 @@ impl Plan {
 }
 
 impl Work {
-    /// The name it is typed as.
+    /// Name as typed on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Work::Sft => "sft",
@@ -470,7 +472,7 @@ impl Work {
     }
 }
 
-/// Bytes in decimal units, as memory is sold.
+/// Formats bytes in decimal units, as memory is sold.
 fn size(bytes: usize) -> String {
     match bytes as f64 {
         b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
@@ -479,7 +481,7 @@ fn size(bytes: usize) -> String {
     }
 }
 
-/// A number of parameters.
+/// Formats a number of parameters.
 fn count(n: usize) -> String {
     match n as f64 {
         n if n >= 1e9 => format!("{:.2}B", n / 1e9),
@@ -488,7 +490,7 @@ fn count(n: usize) -> String {
     }
 }
 
-/// 1234567 as 1,234,567.
+/// Formats 1234567 as 1,234,567.
 fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let groups: Vec<&str> =

@@ -1,6 +1,6 @@
-//! The update of one round of single-step samples: PPO with a critic, or group-normalised advantages (GRPO); their policy loss clipped by
-//! token (PPO), as CISPO's, or by sequence (GSPO). One frozen base; actor, critic and reference are adapters over it. Knows no task, no
-//! sandbox, no text. docs/rl.md has the equations.
+//! The update on one round of single-step samples: PPO with a critic, or group-normalised advantages (GRPO), with a
+//! policy loss clipped per token (PPO), by CISPO's weights, or per sequence (GSPO). Actor, critic and reference are
+//! adapters over one frozen base. Knows no task, no sandbox, no text. docs/rl.md has the equations.
 
 use crate::backend::Backend;
 use crate::backend::ops::{self, PpoInputs, PpoParams, PpoStats, Surrogate};
@@ -27,24 +27,24 @@ use advantages::{Signal, loss_weights, signal};
 use critic::{CriticGradients, CriticInputs};
 use stats::{Gauge, Sums};
 
-/// What was sampled in one round and what it earned.
+/// The samples of one round and their rewards.
 pub struct Round<'a> {
-    /// The prompts with their replies; every group has as many replies.
+    /// The prompts with their replies; every group has the same number of replies.
     pub groups: &'a [Group],
-    /// Behaviour log-probabilities, one list a reply, in the groups' order.
+    /// Log-probabilities under the policy that sampled, one list per reply, in the groups' order.
     pub logprobs: &'a [Vec<f32>],
     /// Reward of each reply.
     pub rewards: &'a [f64],
     /// True for each reply that was cut off: it reached `max_tokens` without a token that ends it.
     pub is_truncated: &'a [bool],
-    /// Tokens a reply may have.
+    /// Maximum tokens of a reply.
     pub max_tokens: usize,
-    /// The temperature they were sampled at.
+    /// The sampling temperature.
     pub temperature: f32,
 }
 
 impl Round<'_> {
-    /// The tokens of each reply in the round's flat order.
+    /// The token range of each reply in the round's flat order.
     fn spans(&self) -> Vec<Range<usize>> {
         let mut end = 0;
         let span = |reply: &Vec<f32>| {
@@ -93,20 +93,20 @@ pub struct Learner<'a> {
     pub reference: Adapter,
     /// Present with PPO.
     pub critic: Option<Critic>,
-    /// Of the actor.
+    /// The actor's optimizer.
     pub actor_optimizer: Optimizer,
     acts: Activations,
     updates: usize,
 }
 
-/// One part of a round that is computed in one pass.
+/// The part of a round that is computed in one pass.
 struct Micro {
     batch: LossBatch,
     /// Its tokens in the round's flat order.
     tokens: Range<usize>,
 }
 
-/// One optimizer step's part of a round.
+/// The part of a round that one optimizer step uses.
 struct Minibatch {
     parts: Vec<Micro>,
     /// Its tokens in the round's flat order.
@@ -115,17 +115,17 @@ struct Minibatch {
     weights: Vec<f32>,
 }
 
-/// What is known of each token of a round, in its flat order.
+/// Inputs of the loss for each token of a round, in its flat order.
 struct Known {
     behaviour: Vec<f32>,
     reference: Vec<f32>,
-    /// Before the update; empty without a critic.
+    /// Values before the update; empty without a critic.
     values: Vec<f32>,
     signal: Signal,
 }
 
 impl<'a> Learner<'a> {
-    /// Actor and, with PPO, critic start as copies of `reference`; the critic's head is zero.
+    /// A learner whose actor and, with PPO, critic start as copies of `reference`; the critic's head is zero.
     pub fn new(backend: &'a dyn Backend, model: &'a Model, settings: &'a Rl, reference: Adapter) -> Result<Self> {
         let constants = constants(settings);
         let critic = match settings.algorithm {
@@ -145,7 +145,7 @@ impl<'a> Learner<'a> {
         })
     }
 
-    /// All that is trained, and the learning rates of the update that is under way.
+    /// All trained tensors, with the learning rates of the update that is under way.
     pub fn trained(&self) -> Vec<Suspect<'_>> {
         let Rl { learning_rate, critic_learning_rate, .. } = *self.settings;
         let factor = self.factor();
@@ -164,7 +164,7 @@ impl<'a> Learner<'a> {
         self.settings.schedule.over(self.settings.warmup, self.settings.steps).factor(self.updates as u32)
     }
 
-    /// Writes everything an update depends on into `dir`.
+    /// Writes adapters, critic and optimizers into `dir`; the caller keeps the number of updates.
     pub fn save(&self, dir: &Path) -> Result<()> {
         checkpoint::save_adapter(&dir.join("actor"), &self.actor, "")?;
         checkpoint::save_adapter(&dir.join("reference"), &self.reference, "")?;
@@ -185,8 +185,8 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
-    /// One round's update: `epochs` passes of `minibatches` optimizer steps. Errors: a round whose parts do not belong together; a reward,
-    /// loss, gradient or parameter that is not finite.
+    /// One round's update: `epochs` passes of `minibatches` optimizer steps; `target_kl` may end them early. Errors: a
+    /// round whose parts do not belong together; a reward, loss, gradient or parameter that is not finite.
     pub fn update(&mut self, round: &Round) -> Result<UpdateStats> {
         round.check()?;
         let settings = self.settings;
@@ -281,7 +281,7 @@ impl<'a> Learner<'a> {
         Ok(sums.finish(total, norm))
     }
 
-    /// The round cut into minibatches of whole groups, and these into passes within `micro_tokens`.
+    /// Cuts the round into minibatches of whole groups, and these into passes within `micro_tokens`.
     fn parts(&self, round: &Round) -> Result<Vec<Vec<Micro>>> {
         let per_minibatch = round.groups.len().div_ceil(self.settings.minibatches);
         let mut tokens = 0;
@@ -379,7 +379,7 @@ impl<'a> Learner<'a> {
     }
 }
 
-/// Added to the root of AdamW's second moment: PyTorch's value.
+/// Epsilon of AdamW, added to the root of the second moment: PyTorch's default.
 const ADAM_EPS: f32 = 1e-8;
 
 /// AdamW's constants in reinforcement learning.
@@ -388,7 +388,7 @@ fn constants(settings: &Rl) -> AdamWConfig {
     AdamWConfig { beta1, beta2, eps: ADAM_EPS, weight_decay }
 }
 
-/// The token's loss by the settings.
+/// Options of the token loss under these settings.
 fn params(s: &Rl) -> PpoParams {
     PpoParams {
         surrogate: if s.objective == Objective::Cispo { Surrogate::Cispo } else { Surrogate::Clip },
@@ -401,8 +401,9 @@ fn params(s: &Rl) -> PpoParams {
     }
 }
 
-/// GSPO's log ratio is a reply's mean over its tokens (arXiv 2507.18071 eq. 7), with the gradient of each token's own log-probability
-/// (its token form): that of a behaviour which lies below the token's log-probability by the mean.
+/// Behaviour log-probabilities that make the token loss GSPO's: each lies below the token's log-probability by the
+/// reply's mean log ratio (arXiv 2507.18071 eq. 7), so every token has that ratio and the gradient of its own
+/// log-probability (GSPO's token form).
 fn sequence_behaviour(logp: &[f32], behaviour: &[f32], samples: &[Range<usize>]) -> Vec<f32> {
     let of_reply = |span: &Range<usize>| {
         let moved = span.clone().map(|i| f64::from(logp[i]) - f64::from(behaviour[i])).sum::<f64>();

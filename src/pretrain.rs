@@ -1,5 +1,5 @@
-//! The quickstart's base model from random numbers: next-token loss on generated exercises, never on a held-out script or idea
-//! (exercises.rs sees to that). Full training of a small Qwen2.
+//! Trains the quickstart's base model, a small Qwen2, from random weights: next-token loss on generated exercises,
+//! never on a held-out script or idea (exercises.rs sees to that).
 
 use crate::agent::Dialog;
 use crate::backend::Backend;
@@ -26,8 +26,8 @@ struct State {
     step: usize,
 }
 
-/// The shape that the settings give a model over the exercises' tokenizer; the vocabulary is padded to a multiple of 16. Error: a shape
-/// that no model can have.
+/// The model shape that the settings give over the exercises' tokenizer; the vocabulary is padded to a multiple of 16.
+/// Error: a shape that no model can have.
 pub fn shape(settings: &Pretrain) -> Result<ModelConfig> {
     let vocab = exercises::vocab_size().next_multiple_of(16);
     let text = json!({
@@ -50,10 +50,11 @@ pub fn shape(settings: &Pretrain) -> Result<ModelConfig> {
         .map_err(|e| e.context("pretrain.hidden, pretrain.layers, pretrain.heads, pretrain.kv_heads, pretrain.mlp"))
 }
 
-/// The least tokens of an exercise's prompt and of a reply; most have more.
+/// Minimum tokens of an exercise's prompt and of a reply; most have more.
 const FEWEST_TOKENS: (usize, usize) = (64, 8);
 
-/// Refuses a model or a batch that `available` bytes have surely no room for. Error: names the settings, what they ask and what is there.
+/// Refuses a model or a batch that certainly does not fit into `available` bytes. Error: names the settings, the bytes
+/// they need and those there are.
 pub fn check_memory(shape: &ModelConfig, config: &Config, kind: Kind, available: usize) -> Result<()> {
     let s = &config.pretrain;
     let tokens = s.exercises * (FEWEST_TOKENS.0 + s.replies * FEWEST_TOKENS.1);
@@ -77,7 +78,7 @@ pub fn check_memory(shape: &ModelConfig, config: &Config, kind: Kind, available:
     )))
 }
 
-/// `pretrain.steps` steps of `exercises` prompts with `replies` replies each.
+/// Trains for `pretrain.steps` steps of `exercises` prompts with `replies` replies each.
 pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> {
     let (backend, settings, seed) = (run.backend, &run.config.pretrain, run.config.run.seed);
     let exercises = Exercises::bundled()?;
@@ -139,14 +140,14 @@ pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> 
     Ok(model)
 }
 
-/// Warm-up, a plateau, then a line down to 3 %.
+/// Learning-rate factor: a warm-up, a plateau, then a linear fall to 3 %.
 fn rate(settings: &Pretrain, step: usize, done: f32) -> f32 {
     let warm = (step as f32 / settings.warmup.max(1) as f32).min(1.0);
     let fall = ((1.0 - done) / (1.0 - settings.decay_from).max(f32::EPSILON)).clamp(0.03, 1.0);
     warm * fall
 }
 
-/// d loss / d logp: replies share 1, the prompts' own tokens share `prompt_weight`.
+/// d loss / d logp: the replies' tokens share a weight of 1, the prompts' own tokens share `prompt_weight`.
 fn gradient(backend: &dyn Backend, replies: usize, rows: usize, prompt_weight: f32) -> Result<Tensor> {
     let mut values = vec![-1.0 / replies as f32; rows];
     let prompts = rows - replies;
@@ -156,7 +157,7 @@ fn gradient(backend: &dyn Backend, replies: usize, rows: usize, prompt_weight: f
     Ok(dlogp)
 }
 
-/// A group's ids, to be looked at.
+/// A group's ids, for inspection.
 fn content(group: &Group) -> Value {
     json!({"prompt": group.prompt, "replies": group.replies})
 }

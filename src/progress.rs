@@ -1,11 +1,11 @@
-//! How far long work has come. On a terminal a bar; without one a line on stderr now and then, with the same words.
+//! Shows the progress of long work: a bar on a terminal, else a line with the same words on stderr now and then.
 
 use crate::console::errln;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Without a terminal, the least time between two lines. The first and the last step have theirs in any case.
+/// Shortest time between two lines without a terminal. The first and the last step always get a line.
 const INTERVAL: Duration = Duration::from_secs(15);
 
 /// The progress of one phase.
@@ -25,7 +25,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Progress of `label` over `total` steps, `done` of which an earlier process has done.
+    /// Creates the progress of `label` over `total` steps, of which an earlier process has done `done`.
     pub fn new(label: impl Into<String>, total: usize, done: usize) -> Self {
         let label = label.into();
         let bar = std::io::stderr().is_terminal().then(|| bar(total, done, &label));
@@ -42,7 +42,8 @@ impl Progress {
         }
     }
 
-    /// Step `step` (from 1) is done: it took `tokens` tokens (0: none are counted), and `what` came of it, for example `loss 1.234`.
+    /// Reports that step `step` (from 1) is done: it took `tokens` tokens (0: not counted), with the result `what`, for
+    /// example `loss 1.234`.
     pub fn advance(&mut self, step: usize, tokens: usize, what: &str) {
         self.at = step;
         self.tokens += tokens;
@@ -63,7 +64,7 @@ impl Progress {
         }
     }
 
-    /// What came of a step, tokens a second, and the time left, or the time taken after the last step.
+    /// The result of a step, tokens per second, and the time left (after the last step, the time taken).
     fn words(&self, what: &str, elapsed: Duration) -> String {
         let (seconds, done) = (elapsed.as_secs_f64(), self.at.saturating_sub(self.start));
         let mut words = vec![what.to_string()];
@@ -93,7 +94,7 @@ impl Progress {
         }
     }
 
-    /// The work is done, maybe in fewer steps than were planned: the bar goes, the last step has its line.
+    /// Ends the display, maybe in fewer steps than planned: removes the bar, or prints the last step's line.
     pub fn finish(mut self) {
         self.print_pending();
         if let Some(bar) = &self.bar {
@@ -111,7 +112,7 @@ fn bar(total: usize, done: usize, label: &str) -> ProgressBar {
     bar
 }
 
-/// Seconds in the two largest units: `45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
+/// Formats seconds in the two largest units: `45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
 fn time(seconds: f64) -> String {
     let s = seconds.round() as u64;
     match s {

@@ -1,5 +1,5 @@
-//! Step-wise reinforcement learning (ML-Agent, arXiv 2505.23723, section 3.2): restore a state, sample one action, execute it,
-//! reward it, update. The loop is `train`.
+//! Step-wise reinforcement learning (ML-Agent, arXiv 2505.23723, section 3.2): restores a state, samples one action,
+//! executes and rewards it, updates. The loop is `train`.
 
 use crate::agent::{self, Agent, Prompt};
 use crate::batch::Group;
@@ -20,15 +20,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// What a checkpoint keeps beside the learner.
+/// What a checkpoint keeps beside learner, record and snapshots.
 #[derive(Serialize, Deserialize)]
 struct Saved {
     step: usize,
     reached: Vec<State>,
 }
 
-/// `rl.steps` rounds. Returns the trained actor. `record` receives the first sample of every state as a one-step trajectory.
-/// Errors: an empty pool; a gradient that is not finite; a sandbox that fails; interrupted (a checkpoint is there then, unless it was in the first step).
+/// Runs `rl.steps` rounds and returns the trained actor. `record` receives the first sample of every state as a
+/// one-step trajectory. Errors: an empty pool; a gradient that is not finite; log-probabilities of engine and trainer
+/// that differ too much; a sandbox that fails; interrupted (a checkpoint is there then, unless it was in the first
+/// step).
 #[allow(clippy::too_many_arguments)]
 pub fn train(
     run: &mut Run,
@@ -150,7 +152,8 @@ pub fn train(
     learner.actor.copied(run.backend)
 }
 
-/// A round, to be looked at: of each state its task, the prompt's ids, and the replies with their log-probabilities and rewards.
+/// A round's content, for inspection: for each state its task, the prompt's ids, and the replies with their
+/// log-probabilities and rewards.
 fn content(round: &Round, states: &[State]) -> Value {
     let mut at = 0;
     let mut one = |(group, state): (&Group, &State)| {
@@ -169,7 +172,7 @@ fn content(round: &Round, states: &[State]) -> Value {
     Value::Array(round.groups.iter().zip(states).map(&mut one).collect())
 }
 
-/// The states of a step whose prompts fit, their prompts and random streams, and what is said of the others.
+/// The states of a step whose prompts fit, their prompts and random streams, and a note on the others.
 struct Playable {
     states: Vec<State>,
     prompts: Vec<Prompt>,
@@ -204,7 +207,7 @@ fn playable(step: usize, drawn: Vec<State>, prompts: Vec<Result<Prompt>>) -> Res
     }
 }
 
-/// What a checkpoint holds beside [`Saved`].
+/// Writes what a checkpoint holds beside [`Saved`].
 fn save(
     dir: &Path,
     environment: &Environment,
@@ -217,7 +220,7 @@ fn save(
     learner.save(dir)
 }
 
-/// Below this share of edits a policy is about to learn to do nothing.
+/// Share of edits below which a policy is about to learn to do nothing.
 const FEW_EDITS: f64 = 0.2;
 
 fn few_edits(step: usize, share: f64) -> String {
@@ -229,7 +232,7 @@ fn few_edits(step: usize, share: f64) -> String {
     )
 }
 
-/// Steps in a row in which the replies of every group earned the same, until it is said.
+/// Consecutive steps in which the replies of every group earned equal rewards, before a warning.
 const MOST_DEAD_STEPS: usize = 3;
 
 fn all_dead(step: usize) -> String {
@@ -239,15 +242,15 @@ fn all_dead(step: usize) -> String {
     )
 }
 
-/// The trajectories recorded so far, in a checkpoint.
+/// File of the trajectories recorded so far, in a checkpoint.
 const RECORD: &str = "record.jsonl";
 
-/// A run stops when engine and trainer differ by more than this a token, on the mean.
+/// Greatest mean difference per token between the log-probabilities of engine and trainer; a run stops above it.
 const GAUGE_LIMIT: f64 = 0.01;
-/// Share of the states that samples led to which enter the pool.
+/// Share of the usable states reached by samples that enter the pool.
 const REFRESH: f64 = 0.3;
 
-/// Puts some of the states that this step's samples led to into the pool.
+/// Adds to the pool a random share of the states that this step's samples led to.
 fn refresh(pool: &mut StatePool, results: &[StepResult], seed: u64, step: usize) {
     let mut rng = Philox::named(seed, &format!("refresh of step {step}"));
     for result in results {
@@ -269,7 +272,7 @@ fn one_step(state: &State, step: usize, record: Step, result: &StepResult) -> Tr
     }
 }
 
-/// What a step logs.
+/// The figures that a step logs.
 fn summary(
     states: &[State],
     results: &[StepResult],

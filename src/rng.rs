@@ -1,4 +1,5 @@
-//! Philox 4x32-10 (Salmon et al., SC'11): random numbers by counter, so a draw depends on its key and place only, on any device.
+//! Random numbers by counter (Philox 4x32-10; Salmon et al., SC'11): a draw depends only on its key and place, on any
+//! device.
 
 /// A stream of random numbers named by (seed, stream); the state is one counter.
 #[derive(Debug, Clone)]
@@ -10,7 +11,7 @@ pub struct Philox {
     used: usize,
 }
 
-/// The Philox 4x32-10 block function: 128 bits of counter and 64 of key to 128 random bits.
+/// The Philox 4x32-10 block function: maps 128 bits of counter and 64 of key to 128 random bits.
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let (mut c, mut k) = (counter, key);
     for _ in 0..10 {
@@ -22,7 +23,7 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     c
 }
 
-/// 24 random bits to a float in [0, 1).
+/// Converts the upper 24 of 32 random bits to a float in [0, 1).
 pub fn unit_f32(bits: u32) -> f32 {
     (bits >> 8) as f32 * (1.0 / 16_777_216.0)
 }
@@ -33,7 +34,7 @@ impl Philox {
         Self { key: [seed as u32, (seed >> 32) as u32], stream, counter: 0, buffer: [0; 4], used: 4 }
     }
 
-    /// A stream named by words, for example a phase of a run: equal names give equal streams.
+    /// A stream named by a text, for example a phase of a run: equal names give equal streams.
     pub fn named(seed: u64, name: &str) -> Self {
         let hash = blake3::hash(name.as_bytes());
         let bytes = hash.as_bytes();
@@ -61,7 +62,7 @@ impl Philox {
         (a * 67_108_864 + b) as f64 / 9_007_199_254_740_992.0
     }
 
-    /// A whole number in 0..n; n must not be 0. The bias of n against 2^64 is below 2^-32 for any n a run uses.
+    /// A whole number in 0..n; n must not be 0. Its bias is below 2^-32 for any n a run uses.
     pub fn below(&mut self, n: usize) -> usize {
         let wide = (u64::from(self.bits()) << 32) | u64::from(self.bits());
         ((u128::from(wide) * n as u128) >> 64) as usize
@@ -78,7 +79,7 @@ impl Philox {
         &items[self.below(items.len())]
     }
 
-    /// Fisher-Yates.
+    /// Shuffles `items` (Fisher-Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));

@@ -1,4 +1,4 @@
-//! What every training loop needs of its run: where it writes, its log, its checkpoints, and whether the user wants it to stop.
+//! A run as training loops use it: its folder, its log, its checkpoints, and the user's wish to stop.
 
 mod divergence;
 mod folder;
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One phase (`sft`, `rl`, `pretrain`) of a run.
 pub struct Run<'a> {
-    /// Where the arithmetic is done.
+    /// The backend that does the arithmetic.
     pub backend: &'a dyn Backend,
     /// The run's settings.
     pub config: &'a Config,
@@ -35,8 +35,8 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// The phase `phase` of the run in `folder`: from the checkpoint it goes on from, else from its beginning (after what earlier phases
-    /// logged). `interrupted` is set when the user wants to stop.
+    /// Opens `phase` of the run in `folder`: at the checkpoint that the run resumes from, else at its beginning (after
+    /// what earlier phases logged). `interrupted` is set when the user wants to stop.
     pub fn open(
         backend: &'a dyn Backend,
         config: &'a Config,
@@ -62,7 +62,8 @@ impl<'a> Run<'a> {
         Ok(Self { backend, config, phase, checkpoints, log, interrupted, folder })
     }
 
-    /// The checkpoint this phase goes on from: its folder and the caller's state.
+    /// The checkpoint that this phase resumes from: its folder and the caller's state; `None` when it starts at the
+    /// beginning.
     pub fn resumed<T: DeserializeOwned>(&self) -> Result<Option<(PathBuf, T)>> {
         let resumed = self.folder.resumed.as_ref();
         resumed.map(|(_, dir)| Ok((dir.clone(), checkpoint::load_state(dir)?))).transpose()
@@ -73,8 +74,9 @@ impl<'a> Run<'a> {
         self.log.write(self.phase, step as u64, values)
     }
 
-    /// After `step` of `steps` (from 1): what the backend chose by timing is written, then a checkpoint when one is due, at the end, or
-    /// when the user wants to stop; then an error that says so. `write` puts the tensors into the folder it is given.
+    /// Ends `step` of `steps` (from 1): writes what the backend chose by timing, then a checkpoint when one is due, at
+    /// the last step, or when the user wants to stop. `write` puts the tensors into the folder it is given. Error: the
+    /// user wants to stop before the last step; names the checkpoint.
     pub fn step_done(
         &self,
         step: usize,
@@ -91,8 +93,8 @@ impl<'a> Run<'a> {
         if stop && step < steps { Err(self.stopped(step, steps, &dir)) } else { Ok(()) }
     }
 
-    /// What is to be returned for `error`, which has ended a step of `steps` before it changed anything: `step` is the one before it (0 is
-    /// none). When the user wants to stop there is a checkpoint of that step then.
+    /// Returns the error to report for `error`, which ended a step before it changed anything; `step` of `steps` is the
+    /// step before it (0: none). When the user wants to stop, this ensures a checkpoint of `step` and names it.
     pub fn step_undone(
         &self,
         error: Error,
@@ -110,7 +112,7 @@ impl<'a> Run<'a> {
         saved.map_or_else(|error| error, |dir| self.stopped(step, steps, &dir))
     }
 
-    /// Writes the checkpoint of `step`, with the run's identity in it, when the log up to it is on disk.
+    /// Writes the checkpoint of `step`, with the run's identity in it, after the log up to it is on disk.
     fn save(&self, step: usize, state: &impl Serialize, write: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         self.log.sync()?;
         let with_identity = |dir: &Path| {
@@ -125,18 +127,19 @@ impl<'a> Run<'a> {
         Error::stopped(format!("interrupted after {phase} step {step} of {steps}; checkpoint {dir}"))
     }
 
-    /// An error when the user wants to stop and there is nothing to save.
+    /// Stops the run at a point where there is nothing to save. Error: the user wants to stop.
     pub fn check_interrupt(&self) -> Result<()> {
         check_interrupt(self.interrupted)
     }
 
-    /// A watch over this phase's steps, for a model of `vocab` tokens, that has seen those of the log: resumed, it ends where it would have.
+    /// A watch for divergence in this phase, for a model of `vocab` tokens. It is given the logged steps first, so that
+    /// a resumed run ends where an uninterrupted one would have.
     pub fn divergence(&self, vocab: usize) -> Result<Divergence> {
         let mut divergence = Divergence::new(self.config.run.divergence_patience, vocab);
         let logged = metrics::read(&self.folder.path.join(metrics::FILE))?;
         for record in logged.iter().filter(|record| record["phase"] == self.phase) {
             let number = |key: &str| record[key].as_f64();
-            // What it says now it has said, or ended the run by, before.
+            // A warning or error here was already reported when the step was logged.
             if let Some(loss) = number("loss") {
                 let _ = divergence.loss(loss);
             } else if let (Some(entropy), Some(kl)) = (number("entropy"), number("kl")) {
@@ -146,7 +149,7 @@ impl<'a> Run<'a> {
         Ok(divergence)
     }
 
-    /// The progress over `steps`, `done` of which are behind.
+    /// The progress display over `steps`, of which `done` are finished.
     pub fn progress(&self, steps: usize, done: usize) -> Progress {
         Progress::new(self.phase, steps, done)
     }

@@ -1,4 +1,5 @@
-//! Supervised fine-tuning: packed examples, loss on the agent's replies only, adapter or full. The loop is `train`.
+//! Supervised fine-tuning of an adapter or of all weights: packed examples, loss on the agent's replies only. The loop
+//! is `train`.
 
 use crate::backend::Backend;
 use crate::batch::{self, LossBatch};
@@ -26,13 +27,14 @@ pub enum Trained {
     Weights {
         /// The trained weights.
         model: Model,
-        /// The model folder that training began from: its checkpoints are whole folders with that tokenizer and configuration.
+        /// The model folder that training began from; checkpoints are whole folders with its tokenizer and
+        /// configuration.
         folder: PathBuf,
     },
 }
 
 impl Trained {
-    /// The policy to run: over `base`, or the trained weights themselves.
+    /// The policy to run: the adapter over `base`, or the trained weights themselves.
     pub fn policy<'b>(&'b self, base: &'b Model) -> Policy<'b> {
         match self {
             Trained::Adapter(adapter) => Policy { model: base, adapter: Some(adapter) },
@@ -40,7 +42,7 @@ impl Trained {
         }
     }
 
-    /// The tensors an optimizer moves.
+    /// The tensors that an optimizer changes.
     pub fn params(&mut self) -> &mut [Tensor] {
         match self {
             Trained::Adapter(adapter) => &mut adapter.tensors,
@@ -67,12 +69,12 @@ impl Trained {
         lr: f32,
         max_norm: f32,
     ) -> Result<f32> {
-        // The gradients are not part of what is trained: looked up first, while nothing is borrowed mutably.
+        // Looked up first, before `self` is borrowed mutably.
         let grads = self.grads(grads);
         optimizer.step(backend, self.params(), grads, lr, max_norm)
     }
 
-    /// Where a number that is not finite may come from.
+    /// The tensors that a number that is not finite may come from.
     fn suspects<'t>(&'t self, base: &'t Model, rate: f32) -> Suspects<'t> {
         let (what, names, tensors) = match self {
             Trained::Adapter(adapter) => ("the adapter", &adapter.names, &adapter.tensors),
@@ -85,7 +87,7 @@ impl Trained {
         match self {
             Trained::Adapter(adapter) => checkpoint::save_adapter(&dir.join("adapter"), adapter, ""),
             Trained::Weights { model, folder } => {
-                // In f32 whatever the base has, so that a resumed run goes on bit for bit.
+                // In f32 whatever the base's type is, so that a resumed run continues bit for bit.
                 export::trained(&dir.join("model"), model, DType::F32, folder).map(drop)
             }
         }
@@ -109,8 +111,9 @@ struct State {
     step: usize,
 }
 
-/// `epochs` passes over `examples` in an order drawn from the run's seed. Logs loss, rate, gradient norm, and the validation
-/// loss after each epoch. Errors: no examples; a loss, gradient or parameter that is not finite; interrupted.
+/// Trains for `epochs` passes over `examples` in an order drawn from the run's seed. Logs loss, rate, gradient norm,
+/// and the validation loss after each epoch. Errors: no examples; a loss, gradient or parameter that is not finite;
+/// interrupted.
 pub fn train(
     run: &mut Run,
     base: &Model,
@@ -182,7 +185,7 @@ pub fn train(
     Ok(trained)
 }
 
-/// A step's examples, to be looked at: where they came from, their ids and which of them have a loss.
+/// A step's examples, for inspection: where they came from, their ids, and which of them have a loss.
 fn content(examples: &[Example], packs: &[Vec<usize>], loss: f64) -> Value {
     let one = |&at: &usize| {
         let Example { source, ids, is_sampled } = &examples[at];
@@ -191,10 +194,11 @@ fn content(examples: &[Example], packs: &[Vec<usize>], loss: f64) -> Value {
     json!({"loss": loss.to_string(), "examples": packs.iter().flatten().map(one).collect::<Vec<_>>()})
 }
 
-/// The most examples of all epochs together whose order is held in memory: about 2 GB.
+/// Maximum examples of all epochs together, whose order is held in memory: about 2 GB.
 const MOST_PICKS: usize = 50_000_000;
 
-/// What `train` would refuse of these examples. Errors: more epochs than can be planned; a warm-up that the steps do not reach the end of.
+/// Checks settings against the examples before training. Errors: more epochs than can be planned; a warm-up as long as
+/// the steps or longer (`train` itself only warns).
 pub fn check(examples: &[Example], settings: &Sft, seed: u64) -> Result<()> {
     let steps = if examples.is_empty() { 0 } else { plan(examples, settings, seed)?.len() };
     match settings.warmup {
@@ -206,8 +210,8 @@ pub fn check(examples: &[Example], settings: &Sft, seed: u64) -> Result<()> {
     }
 }
 
-/// The examples of every step, as packs of one pass each: shuffled by epoch, cut into steps of about equal tokens within
-/// `batch_tokens`, each packed within `micro_tokens`.
+/// The examples of every step, as packs of one pass each: shuffled per epoch, cut into steps of about equal tokens
+/// (about `batch_tokens` at most), each packed within `micro_tokens`.
 fn plan(examples: &[Example], settings: &Sft, seed: u64) -> Result<Vec<Vec<Vec<usize>>>> {
     let picks = examples.len().saturating_mul(settings.epochs);
     if picks > MOST_PICKS {
@@ -227,7 +231,7 @@ fn plan(examples: &[Example], settings: &Sft, seed: u64) -> Result<Vec<Vec<Vec<u
         let mut cut = vec![vec![]];
         let mut sum = 0;
         for example in order {
-            // The next step begins where its share of the tokens does, so that no step is left with a rest.
+            // Each step begins where its share of the tokens does, so that the last one is not a small rest.
             if sum >= even * cut.len() {
                 cut.push(vec![]);
             }
@@ -256,7 +260,7 @@ fn sequences<'e>(
     LossBatch::from_sequences(backend, &base.config, &list)
 }
 
-/// The sum over loss rows of -weight log p, and its gradient when `grads` are wanted.
+/// The sum over loss rows of -weight log p; adds its gradient to `grads` if they are given.
 pub fn cross_entropy(
     backend: &dyn Backend,
     policy: Policy,
@@ -275,7 +279,7 @@ pub fn cross_entropy(
     Ok(-sum * f64::from(weight))
 }
 
-/// Mean loss a token; `None` without examples.
+/// Mean loss per token; `None` without examples.
 fn mean_loss(
     backend: &dyn Backend,
     policy: Policy,

@@ -1,5 +1,5 @@
-//! A buffer, its shape and its type. No arithmetic: that is the backend's. Owned on the host, a range of a memory map, or memory
-//! of a device, which only its backend can look into.
+//! A tensor: a buffer, its shape and its type. The buffer is owned on the host, a range of a memory map, or memory of a
+//! device, which only its backend can read. Arithmetic is left to the backend.
 
 use crate::error::{Error, Result};
 use half::{bf16, f16};
@@ -52,19 +52,20 @@ impl Element for i32 {
     const DTYPE: DType = DType::I32;
 }
 
-/// `x` rounded once to the nearest f16, ties to even. (`f16::from_f64` drops the low half of `x` before it rounds: what lies just above
-/// a tie goes down.)
+/// Rounds `x` once to the nearest f16, ties to even. (`f16::from_f64` drops the low half of `x` before it rounds, so a
+/// value just above a tie goes down.)
 pub fn to_f16(x: f64) -> f16 {
     f16::from_f32(to_odd(x))
 }
 
-/// `x` rounded once to the nearest bf16, ties to even. (`bf16::from_f64` errs as `f16::from_f64` does.)
+/// Rounds `x` once to the nearest bf16, ties to even. (`bf16::from_f64` has the same fault as `f16::from_f64`.)
 pub fn to_bf16(x: f64) -> bf16 {
     bf16::from_f32(to_odd(x))
 }
 
-/// `x` as an f32 from which rounding to fewer bits gives what rounding `x` itself gives: where inexact, the neighbour whose last bit is
-/// set, which is never a tie (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd").
+/// Converts `x` to an f32 that rounds to fewer bits as `x` itself does: where inexact, the neighbour whose last bit is
+/// set, which is never a tie (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms
+/// using rounding to odd").
 fn to_odd(x: f64) -> f32 {
     let near = x as f32;
     let wide = f64::from(near);
@@ -74,15 +75,15 @@ fn to_odd(x: f64) -> f32 {
     f32::from_bits(if x.abs() > wide.abs() { near.to_bits() + 1 } else { near.to_bits() - 1 })
 }
 
-/// Bytes that outlive every tensor that looks at them (a memory-mapped file).
+/// Bytes (of a memory-mapped file) that outlive every tensor on them.
 pub trait Bytes: Send + Sync {
     /// All the bytes.
     fn bytes(&self) -> &[u8];
 }
 
-/// Memory of a device, freed when the last tensor on it is gone. The address means something to its device only.
+/// Memory of a device, freed when the last tensor on it is gone. Only its device can use the address.
 pub trait DeviceMemory: Send + Sync {
-    /// Of the first byte.
+    /// Address of the first byte.
     fn address(&self) -> u64;
     /// Copies the first `bytes.len()` bytes to the host, after all work given to the device so far.
     fn download(&self, bytes: &mut [u8]) -> Result<()>;
@@ -103,7 +104,7 @@ pub struct Tensor {
     shape: Vec<usize>,
     dtype: DType,
     storage: Storage,
-    /// Bytes that the storage has.
+    /// Bytes of the storage.
     capacity: usize,
 }
 
@@ -114,7 +115,7 @@ impl std::fmt::Debug for Tensor {
 }
 
 impl Default for Tensor {
-    /// No elements.
+    /// A tensor without elements.
     fn default() -> Self {
         Self::zeros(&[0], DType::F32)
     }
@@ -134,7 +135,7 @@ impl Tensor {
         tensor
     }
 
-    /// A copy of little-endian bytes. Error: not as many as `shape` needs.
+    /// A copy of little-endian bytes. Error: their number is not what `shape` needs.
     pub fn from_bytes(shape: &[usize], dtype: DType, bytes: &[u8]) -> Result<Self> {
         let mut tensor = Self::zeros(shape, dtype);
         let n = tensor.len() * dtype.size();
@@ -147,7 +148,7 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A view of mapped bytes from `start`. Errors: out of range, or not aligned for `dtype` (copy it then).
+    /// A view of mapped bytes from `start`. Errors: out of range, or not aligned for `dtype` (then copy it).
     pub fn mapped(shape: &[usize], dtype: DType, source: Arc<dyn Bytes>, start: usize) -> Result<Self> {
         let length = shape.iter().try_fold(dtype.size(), |a, &b| a.checked_mul(b));
         let end = length.and_then(|n| start.checked_add(n));
@@ -164,19 +165,19 @@ impl Tensor {
         }
     }
 
-    /// A tensor on memory of a device, which has the bytes that `shape` needs.
+    /// A tensor on memory of a device, which must have the bytes that `shape` needs.
     pub fn on_device(shape: &[usize], dtype: DType, memory: Arc<dyn DeviceMemory>) -> Self {
         let capacity = shape.iter().product::<usize>() * dtype.size();
         Self { shape: shape.to_vec(), dtype, storage: Storage::Device(memory), capacity }
     }
 
-    /// Bytes of the memory that it was made with; a tensor that was fitted to fewer elements keeps them.
+    /// Bytes of the memory that the tensor was made with; a tensor refitted to fewer elements keeps them.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Gives it this shape, with anything in it, when it is of this type and its memory has room; else false, and nothing has changed.
-    /// Mapped tensors are frozen.
+    /// Changes the shape if the tensor has this type, its memory has room and it is not mapped (mapped tensors are
+    /// frozen). The contents are then undefined. Else returns false and changes nothing.
     pub fn refit(&mut self, shape: &[usize], dtype: DType) -> bool {
         let has_room = shape.iter().product::<usize>() * dtype.size() <= self.capacity;
         let fits = has_room && dtype == self.dtype && !self.is_mapped();
@@ -205,7 +206,7 @@ impl Tensor {
         Ok(Some(copy))
     }
 
-    /// How many of its numbers are NaN or infinite. The tensor lies on the host.
+    /// Counts the numbers that are NaN or infinite. The tensor must be on the host.
     pub fn not_finite(&self) -> usize {
         match self.dtype {
             DType::F32 => self.slice::<f32>().iter().filter(|x| !x.is_finite()).count(),
@@ -251,7 +252,7 @@ impl Tensor {
         matches!(self.storage, Storage::Mapped { .. })
     }
 
-    /// The elements. Panics when `T` is not the tensor's type or they lie on a device: ops check that at their door.
+    /// The elements. Panics when `T` is not the tensor's type or they lie on a device; ops check both before they run.
     pub fn slice<T: Element>(&self) -> &[T] {
         assert_eq!(self.dtype, T::DTYPE, "a {:?} tensor was read as {:?}", self.dtype, T::DTYPE);
         match &self.storage {
@@ -264,8 +265,8 @@ impl Tensor {
         }
     }
 
-    /// The elements, to be written. Panics when `T` is not the tensor's type, or the tensor is mapped (mapped tensors are frozen) or
-    /// lies on a device.
+    /// The elements, for writing. Panics when `T` is not the tensor's type, or the tensor is mapped (mapped tensors are
+    /// frozen) or lies on a device.
     pub fn slice_mut<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(self.dtype, T::DTYPE, "a {:?} tensor was written as {:?}", self.dtype, T::DTYPE);
         let n = self.len();
@@ -286,7 +287,7 @@ impl Tensor {
         }
     }
 
-    /// The same elements under another shape of as many elements.
+    /// Changes the shape. Panics when the new shape has another number of elements.
     pub fn reshape(mut self, shape: &[usize]) -> Self {
         assert_eq!(self.len(), shape.iter().product::<usize>(), "reshape {:?} to {shape:?}", self.shape);
         self.shape = shape.to_vec();
@@ -299,7 +300,8 @@ mod tests {
     use super::*;
     use crate::rng::Philox;
 
-    /// Every f16 (and bf16) but NaNs, by size, as f64: what lies between two neighbours goes to the nearer, a tie to the even one.
+    /// Checks `round` on all f16s (or bf16s) except NaNs, sorted, as f64: a value between two neighbours goes to the
+    /// nearer one, a tie to the even one.
     fn check(all: &[(f64, u16)], round: impl Fn(f64) -> u16) {
         let mut rng = Philox::new(1, 0);
         for pair in all.windows(2) {

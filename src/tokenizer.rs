@@ -1,5 +1,5 @@
-//! Text to token ids and back, from the tokenizer files of a Hugging Face folder. Adds no special tokens of its own: a chat
-//! template writes them. Does not render conversations (chat.rs does).
+//! Text to token ids and back, from the tokenizer files of a Hugging Face folder. Adds no special tokens of its own: a
+//! chat template writes them. Does not render conversations (chat.rs does).
 
 mod added;
 
@@ -22,15 +22,17 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads tokenizer.json of `dir`, and what is there of the files beside it that transformers reads too:
+    /// Reads tokenizer.json of `dir`, and those files beside it that exist and that transformers reads too:
     ///
     /// - tokenizer_config.json: the named special tokens, `added_tokens_decoder`, `additional_special_tokens` and
-    ///   `extra_special_tokens` (tokens that tokenizer.json may lack), `chat_template`; `split_special_tokens = true` is refused. Other
-    ///   keys do not change the ids of a rendered conversation (`add_bos_token` and `add_eos_token`: the template writes those tokens).
-    /// - special_tokens_map.json: special tokens that tokenizer_config.json does not name; it wins where that has no `added_tokens_decoder`,
-    ///   but two different `eos_token` are refused.
-    /// - added_tokens.json: tokens that tokenizer.json lacks, where tokenizer_config.json has no `added_tokens_decoder`.
-    /// - chat_template.jinja wins over the template in the config, additional_chat_templates/tool_use.jinja over its `tool_use`.
+    ///   `extra_special_tokens` (tokens that tokenizer.json may lack), `chat_template`; `split_special_tokens = true`
+    ///   is refused. Other keys do not change the ids of a rendered conversation (`add_bos_token` and `add_eos_token`:
+    ///   the template writes those tokens).
+    /// - special_tokens_map.json: special tokens that tokenizer_config.json does not name. It wins if that has no
+    ///   `added_tokens_decoder`, but two different `eos_token` are refused.
+    /// - added_tokens.json: tokens that tokenizer.json lacks, if tokenizer_config.json has no `added_tokens_decoder`.
+    /// - chat_template.jinja wins over the template in the config, additional_chat_templates/tool_use.jinja over its
+    ///   `tool_use`.
     /// - generation_config.json and config.json: `eos_token_id`.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
@@ -69,7 +71,7 @@ impl Tokenizer {
         }
         let chat_template = read_text(&dir.join("chat_template.jinja"))?;
         let tool_template = read_text(&dir.join("additional_chat_templates/tool_use.jinja"))?;
-        // A template of its own file is for conversations with tools, too, whatever the config has.
+        // A template in a file of its own also serves conversations with tools, whatever the config has.
         let (default, tool_use) = match &chat_template {
             Some(_) => (None, None),
             None => folder.templates()?,
@@ -86,7 +88,7 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of `text`; special tokens that stand in it are recognised, none is added.
+    /// Token ids of `text`; special tokens in it are recognised, none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| {
             Error::content(format!("{}: encoding {} bytes of text: {e}", self.path.display(), text.len()))
@@ -94,8 +96,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of `ids`, special tokens kept. Ids the tokenizer does not know (rows that pad an embedding) give no text; bytes
-    /// that are no UTF-8 give U+FFFD.
+    /// The text of `ids`, special tokens kept. Ids that the tokenizer does not know (rows that pad an embedding) give
+    /// no text; bytes that are not UTF-8 give U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         self.inner.decode(ids, false).unwrap_or_default()
     }
@@ -113,12 +115,13 @@ impl Tokenizer {
             .is_some_and(|t| self.inner.get_added_vocabulary().is_special_token(&t))
     }
 
-    /// Whether `id` was added to the vocabulary as a whole (special or not) and is no white space: a mark rather than a piece of text.
+    /// Whether `id` was added to the vocabulary as a whole token (special or not) and is not white space: a mark, not a
+    /// piece of text.
     pub fn is_added(&self, id: u32) -> bool {
         self.inner.get_added_vocabulary().simple_id_to_token(id).is_some_and(|token| !token.trim().is_empty())
     }
 
-    /// The tokens added to the vocabulary as wholes, special or not, whichever file names them; in no order.
+    /// Tokens added to the vocabulary as wholes, special or not, from any of the files; in no order.
     pub fn added_tokens(&self) -> impl Iterator<Item = (u32, &str)> {
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
         added.iter().map(|(&id, token)| (id, token.content.as_str()))
@@ -129,8 +132,8 @@ impl Tokenizer {
         self.path.parent().unwrap_or(&self.path)
     }
 
-    /// Ids that end a reply: the tokenizer's own eos first, then those of generation_config.json and config.json.
-    /// What a chat template closes a reply with may differ: see `ChatTemplate::stop_ids`.
+    /// Ids that end a reply: the tokenizer's own eos first, then those of generation_config.json and config.json. A
+    /// chat template may close replies with another token: see `ChatTemplate::stop_ids`.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
     }
@@ -154,7 +157,7 @@ impl Tokenizer {
         self.special_token("eos_token")
     }
 
-    /// The padding id, where one is named.
+    /// The padding id, if one is named.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad_id
     }
@@ -164,7 +167,7 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
-    /// The folder's template for conversations with tools, where it has one apart.
+    /// The folder's separate template for conversations with tools, if it has one.
     pub fn tool_template(&self) -> Option<&str> {
         self.tool_template.as_deref()
     }
@@ -174,7 +177,8 @@ impl Tokenizer {
         self.size
     }
 
-    /// Refuses a tokenizer that has ids beyond a model's embedding of `model_vocab` rows. Fewer tokens than rows are usual (padding).
+    /// Refuses a tokenizer with ids beyond the `model_vocab` rows of a model's embedding. Fewer tokens than rows are
+    /// usual (padding).
     pub fn check(&self, model_vocab: usize) -> Result<()> {
         let (tokens, beyond) = (self.size, self.eos_ids.iter().find(|&&id| id as usize >= model_vocab));
         if tokens > model_vocab || beyond.is_some() {
@@ -189,7 +193,7 @@ impl Tokenizer {
     }
 }
 
-/// The error of a folder that has other tokenizer files in place of tokenizer.json.
+/// The error for a folder that has other tokenizer files in place of tokenizer.json.
 fn missing(dir: &Path) -> Option<Error> {
     let is_there = |name: &&str| dir.join(name).exists();
     let others: Vec<&str> = ["tokenizer.model", "vocab.json", "merges.txt"].into_iter().filter(is_there).collect();
@@ -203,14 +207,15 @@ fn missing(dir: &Path) -> Option<Error> {
     )))
 }
 
-/// The library panics where the JSON of a decoder or normalizer breaks off: JSON is looked at first, and what is left becomes an error.
+/// Parses tokenizer.json. The library panics where the JSON of a decoder or normalizer breaks off, so the JSON is
+/// checked first and remaining panics become errors.
 fn parsed(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
     serde_json::from_slice::<Value>(bytes).map_err(|e| e.to_string())?;
     let parsed = crate::error::caught(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string()));
     parsed.unwrap_or_else(|| Err("a part of it has fields that the library does not take".to_string()))
 }
 
-/// A JSON object from a file that may be absent (then empty).
+/// Reads a JSON object; a file that is absent gives an empty one.
 fn read_object(path: &Path) -> Result<Value> {
     let Some(text) = read_text(path)? else { return Ok(Value::Object(serde_json::Map::new())) };
     match serde_json::from_str(&text) {
@@ -220,7 +225,7 @@ fn read_object(path: &Path) -> Result<Value> {
     }
 }
 
-/// A list of ids under `key`: absent, null, a number or a list of numbers.
+/// The ids under `key`, which may be absent, null, a number or a list of numbers.
 fn ids_of(path: &Path, key: &str) -> Result<Vec<u32>> {
     let object = read_object(path)?;
     let number = |v: &Value| {
@@ -235,7 +240,7 @@ fn ids_of(path: &Path, key: &str) -> Result<Vec<u32>> {
     }
 }
 
-/// The text of a file that may be absent.
+/// The text of a file; `None` if it is absent.
 fn read_text(path: &Path) -> Result<Option<String>> {
     if path.exists() { regular::read_text(path, u64::MAX).map(Some) } else { Ok(None) }
 }

@@ -1,4 +1,4 @@
-//! Which program this is.
+//! Identifies this program: version, commit, hash of its file, command line.
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -7,8 +7,8 @@ use std::time::UNIX_EPOCH;
 /// The version in Cargo.toml.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The commit that the compiler was told (ONESTEP_COMMIT=... cargo build). Else that of the folder the program was built in, with a word
-/// when sources differ from it; "unknown" where there is none, or when it is younger than the program.
+/// The commit given to the compiler (ONESTEP_COMMIT=... cargo build). Else that of the folder the program was built in,
+/// marked when its sources have changes; "unknown" when there is none or it is younger than the program.
 pub fn commit() -> &'static str {
     static COMMIT: OnceLock<String> = OnceLock::new();
     COMMIT.get_or_init(|| match option_env!("ONESTEP_COMMIT") {
@@ -34,18 +34,18 @@ fn commit_of_sources() -> Option<String> {
 pub fn program() -> &'static str {
     static HASH: OnceLock<String> = OnceLock::new();
     HASH.get_or_init(|| {
-        // The file that runs, also when another one has taken its place since.
+        // The file that runs, even if another has replaced it since.
         let bytes = std::fs::read("/proc/self/exe").or_else(|_| std::fs::read(std::env::current_exe()?));
         bytes.map_or_else(|_| "unknown".into(), |bytes| blake3::hash(&bytes).to_hex()[..16].to_string())
     })
 }
 
-/// Version and program in a few words.
+/// Version and hash of this program in a few words.
 pub fn build() -> String {
     format!("{VERSION}, program {}", program())
 }
 
-/// What was typed, the program's name first.
+/// The command line, the program's name first.
 pub fn command_line() -> Vec<String> {
     std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect()
 }

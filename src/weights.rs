@@ -1,5 +1,5 @@
-//! Safetensors files: memory-mapped and validated at the door, written whole. The only memory map of the crate.
-//! Knows names, shapes and types; what the tensors mean is for others to say.
+//! Reads safetensors files, memory-mapped and validated on opening, and writes them whole. The only memory map of the
+//! crate. Knows names, shapes and types; leaves the meaning of the tensors to others.
 
 use crate::error::{Error, Result};
 use crate::files::{self, regular};
@@ -14,13 +14,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// More dimensions than any weight has.
+/// Most dimensions that a tensor may have; no weight has as many.
 const MAX_RANK: usize = 8;
 
-/// Bytes of a file's name, as Linux takes them.
+/// Most bytes of a file name on Linux.
 const MAX_NAME: usize = 255;
 
-/// How the file begins that Git leaves where a large one was not fetched.
+/// Start of a Git LFS pointer: the file that Git leaves in place of a large one that was not fetched.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
 /// A read-only map of a whole file.
@@ -36,25 +36,26 @@ impl Bytes for FileMap {
 struct Shard {
     path: PathBuf,
     map: Arc<dyn Bytes>,
-    /// Where the tensors' bytes begin.
+    /// Offset at which the tensors' bytes begin.
     data: usize,
     metadata: Metadata,
 }
 
-/// The tensors of a safetensors file or of a folder of shards, by name. Opening validates every header: lengths, offsets and
-/// shapes agree with the file, without gaps or overlaps. Tensors are read when touched, from the map.
+/// Tensors of a safetensors file or of a folder of shards, by name. Opening validates every header: lengths, offsets
+/// and shapes must agree with the file, without gaps or overlaps. Tensors are read from the map when touched.
 pub struct WeightMap {
     shards: Vec<Shard>,
-    /// Name to shard.
+    /// Index of each tensor's shard.
     places: BTreeMap<String, usize>,
     notes: Mutex<Vec<String>>,
-    /// The tensors that were asked for.
+    /// Names of the tensors that were asked for.
     read: Mutex<BTreeSet<String>>,
 }
 
 impl WeightMap {
-    /// Opens `dir`/model.safetensors, or the shards named by `dir`/model.safetensors.index.json. The files must not be changed
-    /// while the map or a tensor of it lives. Errors: neither is there, a malformed or truncated file, an index that lies.
+    /// Opens `dir`/model.safetensors, or the shards named by `dir`/model.safetensors.index.json. The files must not be
+    /// changed while the map or a tensor of it lives. Errors: neither is there, a malformed or truncated file, an index
+    /// that does not match its shards.
     pub fn open(dir: &Path) -> Result<Self> {
         let single = dir.join("model.safetensors");
         let index = dir.join("model.safetensors.index.json");
@@ -127,8 +128,8 @@ impl WeightMap {
         Ok(Self { shards, places, notes: Mutex::default(), read: Mutex::default() })
     }
 
-    /// The tensor `name`, in place where its bytes are aligned for its type, else copied and noted. Errors name the file: no
-    /// such tensor, another shape, or a type other than f32, f16, bf16, f64 and i32.
+    /// The tensor `name`: in place if its bytes are aligned for its type, else copied and noted. Errors name the file:
+    /// no such tensor, another shape, or a type other than f32, f16, bf16, f64 and i32.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let tensor = self.get_any(name)?;
         if tensor.shape() == shape {
@@ -185,14 +186,14 @@ impl WeightMap {
         self.places.keys().map(String::as_str)
     }
 
-    /// Names of tensors in the files that nobody asked for so far, sorted: those that an index leaves out too.
+    /// Names of tensors in the files that were not asked for so far, sorted, including those that an index leaves out.
     pub fn unread(&self) -> Vec<String> {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let stored: BTreeSet<String> = self.shards.iter().flat_map(|shard| shard.metadata.offset_keys()).collect();
         stored.difference(&read).cloned().collect()
     }
 
-    /// The float types of the tensors, each with how many elements are stored in it.
+    /// Float types of the tensors, each with the number of elements stored in it.
     pub fn dtypes(&self) -> Vec<(DType, usize)> {
         let mut counts: Vec<(DType, usize)> = vec![];
         for (name, &place) in &self.places {
@@ -207,7 +208,7 @@ impl WeightMap {
         counts
     }
 
-    /// What the user may want to know: the tensors that had to be copied so far.
+    /// Notes for the user: the tensors that had to be copied so far.
     pub fn notes(&self) -> Vec<String> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -216,8 +217,9 @@ impl WeightMap {
 impl Shard {
     fn open(path: &Path) -> Result<Self> {
         let file = regular::file(path)?;
-        // SAFETY: the map is private and read-only. Its contract, that nobody truncates or rewrites the file while it lives, is
-        // handed to the user by `WeightMap::open`; this crate replaces files only by renaming, which leaves the old inode alone.
+        // SAFETY: the map is private and read-only. Its contract is that nobody truncates or rewrites the file while
+        // the map lives. `WeightMap::open` passes this on to the user; this crate replaces files only by renaming,
+        // which leaves the old inode alone.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, &e))?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
             let what = match map.starts_with(LFS_POINTER) {
@@ -234,7 +236,8 @@ impl Shard {
     }
 }
 
-/// What is wrong with a file that `safetensors` refused, where its header can be read: which tensor, found and expected.
+/// Describes what is wrong with a file that `safetensors` refused, if its header can be read: the tensor, what was
+/// found and what was expected.
 fn culprit(bytes: &[u8]) -> Option<String> {
     let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
     let stop = usize::try_from(length).ok()?.checked_add(8)?;
@@ -266,8 +269,8 @@ fn culprit(bytes: &[u8]) -> Option<String> {
     Some(format!("the header says {end} bytes of data, found {}", bytes.len() - stop))
 }
 
-/// Writes `tensors`, whose names differ, to `path` as safetensors, whole or not at all, each in `dtype` (`None`: as it is). The metadata is
-/// {"format": "pt"}, which transformers asks for. Equal tensors give equal bytes.
+/// Writes `tensors`, whose names must differ, to `path` as safetensors, whole or not at all, each in `dtype` (`None`:
+/// in its own). The metadata is {"format": "pt"}, which transformers requires. Equal tensors give equal bytes.
 pub fn save(path: &Path, tensors: &[(String, &Tensor)], dtype: Option<DType>) -> Result<()> {
     let entry = |(name, tensor): &(String, &Tensor)| Entry {
         name: name.clone(),
@@ -280,19 +283,19 @@ pub fn save(path: &Path, tensors: &[(String, &Tensor)], dtype: Option<DType>) ->
 /// A tensor of a file to be written.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Differs from the others of its file.
+    /// Name, unlike any other in its file.
     pub name: String,
-    /// As it will be read back.
+    /// Shape as it will be read back.
     pub shape: Vec<usize>,
-    /// The type it will be stored in.
+    /// Type it will be stored in.
     pub dtype: DType,
 }
 
 /// The elements of an entry, in any float type.
 pub enum Given<'a> {
-    /// They lie somewhere.
+    /// A tensor that is held elsewhere.
     Held(&'a Tensor),
-    /// They were made for this, and go when they are written.
+    /// A tensor made for this file, dropped once it is written.
     Made(Tensor),
 }
 
@@ -306,7 +309,8 @@ impl Given<'_> {
     }
 }
 
-/// As `save`, the tensor of entry `index` from `make(index)` when its turn comes: one is in memory at a time.
+/// Same as `save`, but takes the tensor of entry `index` from `make(index)` when its turn comes: one is in memory at a
+/// time.
 pub fn save_made<'a>(path: &Path, entries: &[Entry], make: &dyn Fn(usize) -> Result<Given<'a>>) -> Result<()> {
     let failed = RefCell::new(None);
     let views = || {
@@ -333,12 +337,12 @@ pub fn save_made<'a>(path: &Path, entries: &[Entry], make: &dyn Fn(usize) -> Res
     })
 }
 
-/// A tensor as it will lie in the file; made and converted while writing, one tensor at a time.
+/// A tensor as it will be in the file; made and converted while writing, one tensor at a time.
 struct Stored<'w, 'a> {
     entry: &'w Entry,
     index: usize,
     make: &'w dyn Fn(usize) -> Result<Given<'a>>,
-    /// Why a tensor could not be made: the format's writer takes no errors while it writes.
+    /// Why a tensor could not be made. Kept here because the format's writer takes no errors while it writes.
     failed: &'w RefCell<Option<Error>>,
 }
 
@@ -401,7 +405,7 @@ impl View for Stored<'_, '_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        // Once a tensor failed the file is lost: the rest is not computed.
+        // After one tensor has failed the file is lost, so the rest is not computed.
         let bytes = if self.failed.borrow().is_some() { Ok(Cow::default()) } else { self.bytes() };
         bytes.unwrap_or_else(|error| {
             *self.failed.borrow_mut() = Some(error);
@@ -414,9 +418,9 @@ impl View for Stored<'_, '_> {
     }
 }
 
-/// A host copy in another float type, rounded once to nearest, ties to even. The tensor lies on the host.
+/// Copies a tensor on the host to another type, rounded once to nearest, ties to even.
 pub fn converted(tensor: &Tensor, dtype: DType) -> Tensor {
-    /// f64 only when `tensor` is: an f64 conversion of `half` looks at 20 bits of mantissa and so misses ties of an f32.
+    /// Calls `wide` on each element of an f64 or i32 tensor, `narrow` on each element of the others.
     fn each(tensor: &Tensor, mut narrow: impl FnMut(usize, f32), mut wide: impl FnMut(usize, f64)) {
         match tensor.dtype() {
             DType::F32 => tensor.slice::<f32>().iter().enumerate().for_each(|(i, &x)| narrow(i, x)),

@@ -1,5 +1,5 @@
-//! When a result counts as right: against the f64 oracle, within twice what a plain bf16 computation is wrong by. Inputs are drawn
-//! here, the same for every backend. Knows no op.
+//! Decides when a result counts as right: against the f64 oracle, within twice the error of a plain bf16 computation.
+//! Also draws the inputs, the same for every backend. Knows no op.
 
 use crate::backend::Backend;
 use crate::backend::cuda::device::Device;
@@ -9,7 +9,7 @@ use crate::rng::Philox;
 use crate::tensor::{DType, Tensor, to_bf16};
 use half::bf16;
 
-/// Largest difference; infinite when one value is not a number or the lengths differ.
+/// Largest absolute difference; infinite when a difference is not a number or the lengths differ.
 pub fn error(found: &[f64], exact: &[f64]) -> f64 {
     if found.len() != exact.len() {
         return f64::INFINITY;
@@ -18,58 +18,58 @@ pub fn error(found: &[f64], exact: &[f64]) -> f64 {
     found.iter().zip(exact).map(difference).fold(0.0, f64::max)
 }
 
-/// What a result may be off by: twice the error of a plain bf16 computation, `plain` and half a unit in the last place (2^-9 of
-/// the largest magnitude) for each of `rounded` more roundings of an intermediate; and 16 units in the last place of f32 for sums
-/// in another order.
+/// Largest error that a result may have: twice the error of a plain bf16 computation, plus 16 units in the last place
+/// of f32 for sums in another order. The former is `plain` plus half a unit in the last place (2^-9 of the largest
+/// magnitude) for each of `rounded` further roundings of an intermediate.
 pub fn allowance(plain: f64, rounded: usize, largest: f64) -> f64 {
     2.0 * (plain + rounded as f64 * largest / 512.0) + 16.0 * f64::from(f32::EPSILON) * largest
 }
 
-/// Random tensors of one backend: the same values for every backend, all of them exact in bf16.
+/// Source of random tensors on one backend. The values are the same on every backend, and all exact in bf16.
 pub struct Draw<'a> {
-    /// Whose tensors they are.
+    /// Backend that holds the tensors.
     pub backend: &'a dyn Backend,
-    /// What runs its kernels, if anything does.
+    /// Device that runs the kernels, if there is one.
     pub device: Option<&'a dyn Device>,
     random: Philox,
 }
 
 impl<'a> Draw<'a> {
-    /// The draws of `seed`.
+    /// Starts the draws of `seed`.
     pub fn new(backend: &'a dyn Backend, device: Option<&'a dyn Device>, seed: u64) -> Self {
         Self { backend, device, random: Philox::new(seed, 0) }
     }
 
-    /// Host values with deviation `scale`, rounded to bf16.
+    /// Draws normal host values with standard deviation `scale`, rounded to bf16.
     pub fn values(&mut self, n: usize, scale: f32) -> Vec<f32> {
         (0..n).map(|_| bf16::from_f32(self.random.normal() as f32 * scale).to_f32()).collect()
     }
 
-    /// Host values on the backend in `dtype`.
+    /// Copies host values to the backend as `dtype`.
     pub fn put(&self, shape: &[usize], values: &[f32], dtype: DType) -> Result<Tensor> {
         let mut tensor = self.backend.alloc(shape, dtype)?;
         self.backend.write(&mut tensor, &Tensor::from_slice(shape, values))?;
         Ok(tensor)
     }
 
-    /// Normal numbers with deviation `scale` in the activation type.
+    /// Draws normal numbers with standard deviation `scale` in the activation type.
     pub fn normal(&mut self, shape: &[usize], scale: f32) -> Result<Tensor> {
         let values = self.values(shape.iter().product(), scale);
         self.put(shape, &values, self.backend.activation())
     }
 
-    /// Normal numbers with deviation `scale` in the accumulator type.
+    /// Draws normal numbers with standard deviation `scale` in the accumulator type.
     pub fn accumulated(&mut self, shape: &[usize], scale: f32) -> Result<Tensor> {
         let values = self.values(shape.iter().product(), scale);
         self.put(shape, &values, self.backend.accumulator())
     }
 
-    /// A parameter: frozen (the activation type) or trained (the accumulator type).
+    /// Draws a parameter: frozen (the activation type) or trained (the accumulator type).
     pub fn parameter(&mut self, shape: &[usize], scale: f32, trained: bool) -> Result<Tensor> {
         if trained { self.accumulated(shape, scale) } else { self.normal(shape, scale) }
     }
 
-    /// An output of the activation type, full of NaN: what an op leaves out shows.
+    /// An output of the activation type, full of NaN, so that elements that an op does not write show.
     pub fn unwritten(&self, shape: &[usize]) -> Result<Tensor> {
         self.put(shape, &vec![f32::NAN; shape.iter().product()], self.backend.activation())
     }
@@ -79,14 +79,14 @@ impl<'a> Draw<'a> {
         self.put(shape, &vec![f32::NAN; shape.iter().product()], self.backend.accumulator())
     }
 
-    /// Integers on the backend.
+    /// Copies integers to the backend.
     pub fn ints(&self, shape: &[usize], values: &[i32]) -> Result<Tensor> {
         let mut tensor = self.backend.alloc(shape, DType::I32)?;
         self.backend.write(&mut tensor, &Tensor::from_slice(shape, values))?;
         Ok(tensor)
     }
 
-    /// Integers in 0..limit.
+    /// Draws integers in 0..limit.
     pub fn below(&mut self, n: usize, limit: usize) -> Result<Tensor> {
         let values: Vec<i32> = (0..n).map(|_| self.random.below(limit) as i32).collect();
         self.ints(&[n], &values)
@@ -95,9 +95,9 @@ impl<'a> Draw<'a> {
 
 /// One result of an op.
 pub enum Output {
-    /// On the backend.
+    /// A tensor on the backend.
     Tensor(Tensor),
-    /// Scalars that came back to the host.
+    /// Scalars already on the host.
     Values(Vec<f64>),
 }
 
@@ -124,23 +124,24 @@ impl Output {
     }
 }
 
-/// An op on drawn inputs.
+/// An op to be run on drawn inputs.
 pub type Op = Box<dyn Fn(&mut Draw) -> Result<Vec<Output>>>;
 
-/// How far off an op is.
+/// Outcome of checking an op.
 #[derive(Debug, Clone, Default)]
 pub struct Verdict {
-    /// Of the output that comes nearest to its allowance, or is farthest above it.
+    /// Error of the output with the largest ratio of error to allowance.
     pub error: f64,
-    /// Of the same output.
+    /// Allowance of the same output.
     pub allowance: f64,
-    /// What is wrong, if anything is.
+    /// Description of what is wrong, if anything is.
     pub problem: Option<String>,
 }
 
-/// Runs `op` on the f64 oracle, on the f32 oracle (its outputs rounded to the type that the backend gives them: the plain bf16
-/// computation) and twice on the backend, for two seeds. Wrong is: an error, a value that is not finite, an output off by more than
-/// its allowance, a second run that differs in a bit, inputs that show nothing.
+/// Runs `op` for two seeds on the f64 oracle, on the f32 oracle and twice on the backend. The outputs of the f32
+/// oracle, rounded to the backend's output types, are the plain bf16 computation. A problem is: an error, a value that
+/// is not finite, an output off by more than its allowance, a second run that differs in any bit, an output that is all
+/// zero.
 pub fn check(backend: &dyn Backend, device: Option<&dyn Device>, rounded: usize, op: &Op) -> Verdict {
     let mut worst = Verdict::default();
     for seed in [7, 8] {
@@ -164,7 +165,7 @@ fn check_seed(
         let outputs = op(&mut Draw::new(backend, device, seed))?;
         outputs.iter().map(|o| Ok((o.values(backend)?, o.is_narrow()))).collect()
     };
-    // The backend first: what has no kernel costs no oracle.
+    // The backend runs first, so that an op without a kernel costs no oracle run.
     let (found, again) = (run(backend, device)?, run(backend, device)?);
     let (exact, plain) = (run(&Oracle::f64(), None)?, run(&Oracle::f32(), None)?);
     for (i, (values, narrow)) in found.iter().enumerate() {

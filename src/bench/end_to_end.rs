@@ -1,4 +1,5 @@
-//! Whole steps of a model of random weights: LoRA training, decoding, a rollout by the engine, one update of it. Times nothing.
+//! Prepares whole steps of a model with random weights: LoRA training, decoding, a rollout by the engine, one update.
+//! Times nothing.
 
 use super::kernels::Step;
 use super::measure::Target;
@@ -19,14 +20,15 @@ use crate::sft::cross_entropy;
 use crate::tensor::{DType, Tensor};
 use std::cell::RefCell;
 
-/// Bytes that the work takes at most, weights included, roughly: for a refusal before anything is allocated.
+/// Estimates the most bytes that a task takes, weights included, so that it can be refused before anything is
+/// allocated.
 pub fn bytes_needed(sizes: &Sizes, task: &Task) -> f64 {
     let config = &sizes.model.1;
     let embedding = if config.tied { 0 } else { config.vocab * config.hidden };
     let weights = 2.0 * (gemm_parameters(config) + embedding as f64);
     let adapter: usize = adapter_shapes(config, sizes.rank).iter().map(|s| s[0] * s[1]).sum();
     let (heads, layers, c) = (config.heads, config.layers as f64, config.hidden);
-    // Kept a token and layer: two residual streams and their norms, q k v, o, gate and up, their product.
+    // Bytes kept per token and layer: two residual streams and their norms; q, k, v; o; gate and up; their product.
     let kept = 2 * (4 * c + heads.qkv_width() + heads.nh * heads.hs + 3 * config.mlp);
     let cache = |tokens: usize| tokens as f64 * layers * (4 * heads.nkv * heads.hs) as f64;
     let logits = |rows: usize| (8 * rows * config.vocab) as f64;
@@ -47,7 +49,7 @@ pub fn bytes_needed(sizes: &Sizes, task: &Task) -> f64 {
         + if sizes.model.0 == "tiny" { 0.0 } else { 2e9 }
 }
 
-/// Lengths of a step's packs: `t` on the mean, drawn in pairs as far above as below it.
+/// Draws the lengths of one step's packs in pairs, `off` below and `off` above `t`, so that their mean is `t`.
 fn ragged(step: usize, t: usize, packs: usize, spread: usize) -> Vec<usize> {
     let mut random = Philox::new(8, step as u64);
     let pair = |_| {
@@ -57,22 +59,22 @@ fn ragged(step: usize, t: usize, packs: usize, spread: usize) -> Vec<usize> {
     (0..packs / 2).flat_map(pair).collect()
 }
 
-/// What a step found out about itself.
+/// Results that a step reports about itself.
 #[derive(Debug, Clone, Default)]
 pub struct Findings {
-    /// An error and what it may be.
+    /// Error and its allowance.
     pub error: Option<(f64, f64)>,
-    /// In words.
+    /// Description in words.
     pub note: String,
 }
 
-/// A model of random weights and what was sampled from it.
+/// A model with random weights, and the replies sampled from it.
 pub struct EndToEnd<'a> {
     target: Target<'a>,
     sizes: Sizes,
     model: Model,
     sampled: Option<(Vec<Group>, Vec<Vec<f32>>)>,
-    /// Of the last step run.
+    /// Findings of the last step that ran.
     pub findings: RefCell<Findings>,
 }
 
@@ -98,7 +100,7 @@ impl<'a> EndToEnd<'a> {
         (0..n).map(|_| random.below(self.model.config.vocab) as u32).collect()
     }
 
-    /// Readies a row's work.
+    /// Prepares the work of a row.
     pub fn prepare<'s>(&'s mut self, work: &Work) -> Result<Step<'s>> {
         *self.findings.borrow_mut() = Findings::default();
         if let Task::Update { prompts, samples, prompt, reply, .. } = work.task
@@ -108,7 +110,7 @@ impl<'a> EndToEnd<'a> {
         }
         match work.task {
             Task::Sft { t } => self.sft(0.0, move |_| vec![t]),
-            // The loss is of other tokens in every step.
+            // The slack is there because each step's loss is over other tokens.
             Task::RaggedSft { t, packs, spread } => self.sft(0.1, move |step| ragged(step, t, packs, spread)),
             Task::Decode { b, context } => self.decode(b, context),
             Task::Rollout { prompts, samples, prompt, reply } => {
@@ -119,8 +121,8 @@ impl<'a> EndToEnd<'a> {
         }
     }
 
-    /// Steps over the packs whose lengths `lengths` gives for a step's number; a pack beside others is two sequences. After a few of them
-    /// the loss must be below the first one plus `slack`.
+    /// Prepares training steps. `lengths` maps a step's number to the lengths of its packs; a pack that is not alone in
+    /// its step holds two sequences. From the sixth step on, the loss must be below the first one plus `slack`.
     fn sft(&self, slack: f64, lengths: impl Fn(usize) -> Vec<usize> + 'static) -> Result<Step<'_>> {
         let be = self.target.backend;
         let mut adapter = self.adapter()?;
@@ -139,7 +141,7 @@ impl<'a> EndToEnd<'a> {
         let constants = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 };
         let mut optimizer = Optimizer::new(be, &adapter.tensors, constants)?;
         let mut acts = Activations::default();
-        // Of an untied head over normalised random states: log V + half the logits' variance.
+        // Expected loss of an untied head on normalised random states: log V + half the variance of the logits.
         let config = &self.model.config;
         let expected = (config.vocab as f64).ln() + 0.5 * 0.02f64.powi(2) * config.hidden as f64;
         let mut first = None;
@@ -155,7 +157,8 @@ impl<'a> EndToEnd<'a> {
             let tensors = grads.adapter.as_deref().unwrap_or_default();
             let norm = optimizer.step(be, &mut adapter.tensors, tensors, 1e-4, 1.0)?;
             let start = *first.get_or_insert(loss);
-            // Training on the same tokens: a step that does nothing, or the wrong thing, shows in a loss that does not fall.
+            // Training repeats the same tokens, so a step that does nothing, or the wrong thing, shows as a loss that
+            // does not fall.
             let off = if config.tied { 0.0 } else { (start - expected).abs() };
             let steps = optimizer.steps;
             let error = if !loss.is_finite() || norm == 0.0 || (steps > 5 && loss >= start + slack) {
@@ -173,8 +176,9 @@ impl<'a> EndToEnd<'a> {
         }))
     }
 
-    /// A cache full of random keys and values in place of a prefill; then a burst as the engine does it: plan in, a few steps of
-    /// forward, logits and sampling (recorded where the backend records), ids out. Every burst ends at `context` tokens.
+    /// Prepares decoding over a cache of random keys and values, which replaces a prefill. Each step is one burst as
+    /// the engine runs it: plan in, a few steps of forward, logits and sampling (recorded where the backend records),
+    /// ids out. Every burst ends at `context` tokens.
     fn decode(&self, b: usize, context: usize) -> Result<Step<'_>> {
         let (be, config) = (self.target.backend, &self.model.config);
         let pages = context.div_ceil(BLOCK_SIZE);
@@ -183,7 +187,7 @@ impl<'a> EndToEnd<'a> {
             self.target.random_normal(tensor, 1.0, i as u64)?;
         }
         let mut blocks = BlockManager::new(b * pages, BLOCK_SIZE);
-        // Page by page in turns, as sequences grow side by side.
+        // Sequences get their blocks in turns, as when they grow side by side.
         let mut sequences = (0..b).map(|_| blocks.allocate(0)).collect::<Result<Vec<_>>>()?;
         for start in (0..context).step_by(BLOCK_SIZE) {
             sequences.iter_mut().try_for_each(|s| blocks.append(s, BLOCK_SIZE.min(context - start)))?;
@@ -266,7 +270,7 @@ impl<'a> EndToEnd<'a> {
         ];
         overrides.extend(["epochs=1", "minibatches=1", "critic_warmup=0"].map(String::from));
         let settings = Config::load(&[], &overrides, "rl")?.rl;
-        // The learner borrows its settings for as long as the step lives: once a row, a few words.
+        // Leaked because the learner borrows its settings for as long as the step lives: a few words of memory per row.
         let settings: &'static config::Rl = Box::leak(Box::new(settings));
         let mut learner = Learner::new(be, &self.model, settings, self.adapter()?)?;
         let mut random = Philox::new(7, 0);
@@ -282,7 +286,7 @@ impl<'a> EndToEnd<'a> {
             let (mean, most) = *gauge.get_or_insert((measured(stats.gauge), measured(stats.gauge_max)));
             let error = if stats.policy.loss.is_finite() && stats.grad_norm > 0.0 { mean } else { f64::INFINITY };
             *self.findings.borrow_mut() = Findings {
-                // A nat of mean difference would make ratios meaningless; bf16 gives about a hundredth.
+                // A mean difference of one nat would make the ratios meaningless; bf16 gives about a hundredth.
                 error: Some((error, 1.0)),
                 note: format!("log p of engine and trainer differ by {mean:.2e} on average, {most:.2e} at most"),
             };
@@ -291,7 +295,7 @@ impl<'a> EndToEnd<'a> {
     }
 }
 
-/// What a burst works in. The recording stands first: it goes before the tensors that it uses.
+/// Buffers of a decode burst. `recording` is the first field, so that it is dropped before the tensors it uses.
 struct Decode {
     recording: Option<Box<dyn Recording>>,
     runs: usize,
@@ -304,7 +308,7 @@ struct Decode {
     seed: Tensor,        // (B, 2)
     logits: Tensor,      // (B, V)
     acts: Activations,
-    ids: Vec<Tensor>,  // BURST + 1 of (B): what step i reads, and what it draws
+    ids: Vec<Tensor>,  // BURST + 1 of (B): step i reads ids[i] and draws ids[i + 1]
     logp: Vec<Tensor>, // BURST of (B)
     cache: KvCache,
 }

@@ -1,4 +1,4 @@
-//! One op at a real shape, ready to be run again and again. Allocates and fills its tensors first; times nothing.
+//! Prepares one op at a real shape for repeated runs: allocates its tensors and fills them first. Times nothing.
 
 use super::measure::Target;
 use super::work::{BLOCK_SIZE, Task, Work};
@@ -11,10 +11,10 @@ use crate::model::rope;
 use crate::optimizer::squared_norm;
 use crate::tensor::{DType, Tensor};
 
-/// What a row repeats.
+/// Work that a row repeats.
 pub type Step<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
 
-/// Readies the work of a kernel's row.
+/// Prepares the work of a kernel's row. Error: the task is not a kernel.
 pub fn prepare<'a>(target: Target<'a>, work: &Work) -> Result<Step<'a>> {
     let backward = work.mode == "backward";
     match &work.task {
@@ -59,14 +59,14 @@ fn tensors(target: Target, shapes: &[[usize; 2]], deviation: f32) -> Result<Vec<
     shapes.iter().enumerate().map(one).collect()
 }
 
-/// Layers that share their input, of these widths, as a block has them.
+/// Prepares linear layers of these `widths` that share their input, as in a block.
 fn linear<'a>(target: Target<'a>, t: usize, k: usize, widths: &[usize], r: usize, backward: bool) -> Result<Step<'a>> {
     let (be, n) = (target.backend, widths.iter().sum());
     let (wide, narrow) = (be.accumulator(), be.activation());
     let each = |one: &dyn Fn(usize, u64) -> Result<Tensor>| {
         widths.iter().enumerate().map(|(i, &n)| one(n, 10 * i as u64)).collect::<Result<Vec<_>>>()
     };
-    let w = each(&|n, seed| target.normal(&[n, k], 0.02, seed))?; // one behind the other, as a model's
+    let w = each(&|n, seed| target.normal(&[n, k], 0.02, seed))?; // contiguous, as in a model
     let a = each(&|_, seed| target.random(&[r, k], wide, 0.02, seed + 1))?;
     let b = each(&|n, seed| target.random(&[n, r], wide, 0.02, seed + 2))?;
     let mut s = each(&|_, seed| target.random(&[t, r], narrow, 1.0, seed + 3))?;
@@ -260,7 +260,7 @@ fn paged<'a>(target: Target<'a>, b: usize, context: usize, heads: Heads) -> Resu
     let cache = [b * pages * BLOCK_SIZE, heads.nkv * heads.hs];
     let (k, v) = (target.normal(&cache, 1.0, 1)?, target.normal(&cache, 1.0, 2)?);
     let qkv = target.normal(&[b, heads.qkv_width()], 1.0, 3)?;
-    // As after decoding side by side: page p of sequence i lies in block p B + i.
+    // As after decoding side by side: page p of sequence i is in block p B + i.
     let table: Vec<i32> = (0..b * pages).map(|i| ((i % pages) * b + i / pages) as i32).collect();
     let table = index_tensor(be, &[b, pages], &table)?;
     let lens = index_tensor(be, &[b], &vec![context as i32; b])?;

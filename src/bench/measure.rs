@@ -1,5 +1,5 @@
-//! What is measured and how: the device's clock, the second-level cache flushed between repeats, the median of as many repeats as
-//! a row's time allows; random-normal inputs.
+//! Measures time: by the device's clock, with the second-level cache flushed before each repeat, as the median of as
+//! many repeats as a row's time allows. Also makes random-normal inputs and random models.
 
 use crate::backend::Backend;
 use crate::backend::cuda::Cuda;
@@ -14,26 +14,26 @@ use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// The backend under test: a GPU, or the CPU to try the bench itself.
+/// Backend under test: a GPU, or the CPU to try out the bench itself.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
-    /// Runs the ops.
+    /// Backend that runs the ops.
     pub backend: &'a dyn Backend,
     gpu: Option<&'a Cuda>,
 }
 
 impl<'a> Target<'a> {
-    /// A GPU, or what emulates one.
+    /// A target for a GPU, or for an emulation of one.
     pub fn gpu(gpu: &'a Cuda) -> Self {
         Self { backend: gpu, gpu: Some(gpu) }
     }
 
-    /// A backend without a device; its clock is the host's.
+    /// A target for a backend without a device; its clock is the host's.
     pub fn host(backend: &'a dyn Backend) -> Self {
         Self { backend, gpu: None }
     }
 
-    /// What runs the kernels.
+    /// The device that runs the kernels, if there is one.
     pub fn device(&self) -> Option<&'a dyn Device> {
         self.gpu.map(Cuda::device)
     }
@@ -43,12 +43,12 @@ impl<'a> Target<'a> {
         self.device().map_or_else(|| self.backend.name().to_string(), |d| d.name().to_string())
     }
 
-    /// The type of activations, for rows.
+    /// Name of the activation type, as written in rows.
     pub fn dtype(&self) -> String {
         format!("{:?}", self.backend.activation()).to_lowercase()
     }
 
-    /// (free, total) bytes; without a device, what the system says is available.
+    /// Free and total bytes of the device's memory; without a device, of the host's (/proc/meminfo).
     pub fn memory(&self) -> Result<(usize, usize)> {
         if let Some(device) = self.device() {
             return device.memory();
@@ -61,7 +61,7 @@ impl<'a> Target<'a> {
         Ok((field("MemAvailable:").unwrap_or(0), field("MemTotal:").unwrap_or(0)))
     }
 
-    /// Seconds of `work` by the device's clock, or by the host's.
+    /// Seconds that `work` takes, by the device's clock or the host's.
     pub fn elapsed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         match self.device() {
             Some(device) => device.elapsed(work),
@@ -73,7 +73,8 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Normal numbers with `deviation` in `tensor`: made by the GPU, or on the host.
+    /// Fills `tensor` with normal numbers of standard deviation `deviation`, on the GPU if there is one, else on the
+    /// host.
     pub fn random_normal(&self, tensor: &mut Tensor, deviation: f32, seed: u64) -> Result<()> {
         if let Some(gpu) = self.gpu {
             return gpu.random_normal(tensor, deviation, seed);
@@ -96,7 +97,7 @@ impl<'a> Target<'a> {
         Ok(tensor)
     }
 
-    /// A model of random weights in the activation type: deviation 0.02, norms 1, biases 0.
+    /// A model with random weights in the activation type: standard deviation 0.02, norms 1, biases 0.
     pub fn random_model(&self, config: ModelConfig) -> Result<Model> {
         let mut seed = 0;
         Model::new(self.backend, config, &mut |name, shape| {
@@ -112,7 +113,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// The shape of a published model, or a tiny one. Error: an unknown name.
+/// Shape of the published model `name`, or of a tiny one for "tiny". Error: an unknown name.
 pub fn shape(name: &str) -> Result<ModelConfig> {
     if name != "tiny" {
         return named(name);
@@ -133,21 +134,21 @@ pub fn shape(name: &str) -> Result<ModelConfig> {
     })
 }
 
-/// Quantiles of some repeats, in seconds.
+/// Quantiles of repeated timings, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Times {
-    /// Half are below.
+    /// Half of the times are below it.
     pub median: f64,
-    /// A fifth is below.
+    /// A fifth of the times are below it.
     pub p20: f64,
-    /// A fifth is above.
+    /// A fifth of the times are above it.
     pub p80: f64,
-    /// How many there were.
+    /// Number of repeats.
     pub repeats: usize,
 }
 
 impl Times {
-    /// `None` of nothing.
+    /// Quantiles of `seconds`; `None` when it is empty.
     pub fn of(mut seconds: Vec<f64>) -> Option<Self> {
         seconds.sort_by(f64::total_cmp);
         let quantile = |q: f64| {
@@ -162,43 +163,43 @@ impl Times {
 /// How a row is timed.
 #[derive(Debug, Clone, Copy)]
 pub struct Method {
-    /// Seconds of repeats a row may take, about.
+    /// Seconds that the repeats of a row may take, approximately.
     pub seconds: f64,
-    /// The fewest repeats, whatever they take.
+    /// Fewest repeats; cut down to 2 when they would take more than five times `seconds`.
     pub fewest: usize,
-    /// The most.
+    /// Most repeats.
     pub most: usize,
-    /// Untimed runs first.
+    /// Untimed runs before the repeats; slow work gets two at most.
     pub warmups: usize,
 }
 
 impl Times {
-    /// Of one of `runs` equal runs that were timed together.
+    /// Times of a single run, when `runs` equal runs were timed together.
     pub fn of_one(self, runs: usize) -> Self {
         let part = |seconds: f64| seconds / runs.max(1) as f64;
         Self { median: part(self.median), p20: part(self.p20), p80: part(self.p80), ..self }
     }
 }
 
-/// Times work under a method, with something written over the cache before each repeat.
+/// Times work by a method; overwrites the cache before each repeat.
 pub struct Stopwatch<'a> {
     target: Target<'a>,
     flush: Option<Tensor>,
 }
 
 impl<'a> Stopwatch<'a> {
-    /// Flushes by writing `flush_bytes`; 0 flushes nothing.
+    /// Makes a stopwatch that flushes the cache by writing `flush_bytes`; 0 flushes nothing.
     pub fn new(target: Target<'a>, flush_bytes: usize) -> Result<Self> {
         let flush = (flush_bytes > 0).then(|| target.backend.alloc(&[flush_bytes / 4], DType::F32)).transpose()?;
         Ok(Self { target, flush })
     }
 
-    /// Warm-up, then repeats.
+    /// Runs `work` untimed to warm up, then times its repeats.
     pub fn measure(&mut self, method: Method, work: &mut dyn FnMut() -> Result<()>) -> Result<Times> {
         let mut once = 0.0;
         for warmup in 0..method.warmups.max(1) {
             once = self.target.elapsed(work)?;
-            // The first may compile; after it, slow work is warm enough.
+            // The first run may compile. Slow work is warm enough after the second.
             if warmup > 0 && once > 2.0 * method.seconds {
                 break;
             }

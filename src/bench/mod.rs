@@ -1,5 +1,6 @@
-//! One command that shows a GPU's worth: every kernel against the oracle, whole models against the CPU, then speed beside its floor.
-//! Rows are written as they are made, most valuable first; a wrong kernel has no time. Decides nothing: a slow row is a row.
+//! Checks and times a GPU in one command: every kernel against the oracle, whole models against the CPU, then speed
+//! beside its floor. Rows are written as they are made, most valuable first; a wrong kernel gets no time. Judges
+//! nothing: a slow row is only a row.
 
 pub mod compare;
 pub mod end_to_end;
@@ -24,12 +25,12 @@ use std::path::Path;
 use std::time::Instant;
 use work::{Sizes, Task, Work};
 
-/// What was asked for.
+/// Settings of a bench run.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Only rows whose `suite/kernel/mode/shape` contains this.
     pub only: Option<String>,
-    /// Rows that would begin later than this are not run.
+    /// Seconds after which no further row begins.
     pub seconds: f64,
     /// Tiny shapes and few repeats: shows that everything runs; its times mean nothing.
     pub quick: bool,
@@ -43,7 +44,7 @@ struct Bench<'a> {
     watch: Stopwatch<'a>,
     start: Instant,
     cases: Vec<Case>,
-    /// Whether all cases of a kernel and mode were right.
+    /// Whether all cases of each kernel and mode were right.
     right: BTreeMap<(&'static str, &'static str), bool>,
     ceilings: Option<Ceilings>,
     sheet: Option<Ceilings>,
@@ -55,7 +56,7 @@ const MODEL: Method = Method { seconds: 6.0, fewest: 3, most: 50, warmups: 3 };
 const ROLLOUT: Method = Method { seconds: 6.0, fewest: 2, most: 5, warmups: 1 };
 const QUICK: Method = Method { seconds: 0.0, fewest: 2, most: 2, warmups: 1 };
 
-/// Runs everything and returns the rows. Errors: the folder, not a wrong row.
+/// Runs everything and returns the rows. Error: the folder cannot be written; a wrong row is no error.
 pub fn run(target: Target, folder: &Path, options: &Options) -> Result<Vec<Row>> {
     let recorder = Recorder::create(folder)?;
     write_machine(folder, &target, options.seconds)?;
@@ -84,7 +85,7 @@ pub fn run(target: Target, folder: &Path, options: &Options) -> Result<Vec<Row>>
     Ok(bench.recorder.rows)
 }
 
-/// The rows in short: what was checked, what is wrong, what was measured.
+/// Summarises the rows: what was checked, what is wrong, what was measured.
 pub fn summary(rows: &[Row]) -> String {
     let count = |suite: &str, wanted: fn(&Row) -> bool| rows.iter().filter(|r| r.suite == suite && wanted(r)).count();
     let mut text = String::new();
@@ -118,7 +119,7 @@ impl Bench<'_> {
         }
     }
 
-    /// A row that says so, once the budget is used up.
+    /// Whether the time budget is used up; if so, adds `row` with a status that says it.
     fn is_late(&mut self, row: &Row) -> Result<bool> {
         let late = self.start.elapsed().as_secs_f64() > self.options.seconds;
         if late {
@@ -145,7 +146,7 @@ impl Bench<'_> {
         self.recorder.add(Row { status, checked, error, allowance, ..row })
     }
 
-    /// Every op against the oracle.
+    /// Checks every op against the oracle.
     fn correctness(&mut self) -> Result<()> {
         for index in 0..self.cases.len() {
             let case = &self.cases[index];
@@ -170,7 +171,7 @@ impl Bench<'_> {
         Ok(self.right.get(&(kernel, mode)).copied().unwrap_or(false))
     }
 
-    /// Whole models against the CPU.
+    /// Compares whole models with the CPU.
     fn parity(&mut self) -> Result<()> {
         let large = !self.options.quick;
         for (name, config) in parity::shapes(large) {
@@ -206,13 +207,13 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Why no time of this device is a result: it lacks the library that its products are to be done by.
+    /// Reason not to time anything on this device: it lacks the vendor's library for matrix products.
     fn refusal(&self) -> Option<String> {
         let missing = self.target.device()?.gemm_library().err()?;
         Some(format!("wrong: not timed, as no result without the vendor's matrix products: {missing}"))
     }
 
-    /// Times a step, or says why not.
+    /// Times a step, or returns a row that says why not.
     fn time(
         &mut self,
         row: Row,
@@ -239,7 +240,7 @@ impl Bench<'_> {
         })
     }
 
-    /// What the device does at most: a large product of the vendor's library, and a copy.
+    /// Measures the device's ceilings: a large product by the vendor's library, and a copy.
     fn ceilings(&mut self, sizes: &Sizes) -> Result<()> {
         let (n, bytes) = sizes.ceiling;
         let (target, sheet) = (self.target, self.sheet);
@@ -315,7 +316,7 @@ impl Bench<'_> {
         self.recorder.add(row)
     }
 
-    /// The largest model that can be trained here, then its rows.
+    /// Runs the rows of the largest model that can be trained here.
     fn models(&mut self, sizes: Sizes) -> Result<()> {
         let smaller = if self.options.quick { &[][..] } else { &["qwen2.5-1.5b", "qwen2.5-0.5b"][..] };
         let mut candidates = vec![sizes];

@@ -1,5 +1,5 @@
-//! Every op of `Backend` on small ragged shapes, as cases for `compare::check`: what a user runs to trust a new GPU. `large` takes
-//! shapes that also reach the fast paths of a real GPU; the small ones suit its emulation.
+//! Cases for `compare::check`: every op of `Backend` on small ragged shapes. A user runs them to trust a new GPU.
+//! `large` takes shapes that also reach the fast paths of a real GPU; the small ones suit its emulation.
 
 use super::compare::{Draw, Op, Output};
 use crate::backend::cuda::device::{Gemm, Matrix};
@@ -14,15 +14,15 @@ use crate::tensor::{DType, Tensor};
 
 /// One op at one shape.
 pub struct Case {
-    /// The op's stem.
+    /// Name of the op, without its mode.
     pub kernel: &'static str,
     /// `forward`, `backward` or `full`.
     pub mode: &'static str,
-    /// What is special.
+    /// Description of the shape.
     pub shape: String,
-    /// Roundings of intermediates to bf16 that a plain bf16 computation has too; see `compare::allowance`.
+    /// Number of roundings of intermediates to bf16 that a plain bf16 computation has too; see `compare::allowance`.
     pub rounded: usize,
-    /// Runs it.
+    /// Runs the op on drawn inputs.
     pub op: Op,
 }
 
@@ -71,7 +71,7 @@ fn whole_tensors(list: &mut Vec<Case>, _large: bool) {
     });
 }
 
-/// The vendor's products, which everything else and the ceiling stand on; without a device, a plain loop.
+/// Products of the vendor's library, on which everything else and the ceiling depend; without a device, a plain loop.
 fn gemm(list: &mut Vec<Case>, large: bool) {
     let (m, n, k) = if large { (200, 136, 328) } else { (20, 24, 40) };
     for (transpose_a, transpose_b) in [(false, true), (false, false), (true, false)] {
@@ -146,7 +146,7 @@ fn linear(list: &mut Vec<Case>, large: bool) {
             .run(d.backend)?;
             if r > 0 { outputs([y, s]) } else { outputs([y]) }
         });
-        // dS = dY B is rounded; so is dx before it is added to what is there.
+        // Rounded: dS = dY B, and dx before it is added to the values already there.
         case(list, "linear", "backward", shape, 2, move |d| {
             let [x, w, b, a, up] = inputs(d)?;
             let lora = (r > 0).then_some(Lora { a: &a, b: &up, scale: 2.0 });
@@ -215,7 +215,8 @@ fn attention(list: &mut Vec<Case>, large: bool) {
             let (_, [_, o, lse]) = forward(d)?;
             outputs([o, lse])
         });
-        // The probabilities, their gradient and that of the scores are rounded, and o, from which the backward starts.
+        // Rounded: the probabilities, their gradient, the gradient of the scores, and o, from which the backward
+        // starts.
         case(list, "attention", "backward", shape, 4, move |d| {
             let ([cu, parent], [qkv, o, lse]) = forward(d)?;
             let (dout, mut dqkv) = (d.normal(&[t, width], 1.0)?, d.unwritten(&[t, d_])?);

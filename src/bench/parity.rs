@@ -1,5 +1,5 @@
-//! A whole small model, CPU in f32 against the backend under test: log-probabilities, loss and every LoRA gradient, beside the error
-//! of a plain bf16 computation of the same.
+//! Compares a whole small model on the CPU in f32 with the backend under test: log-probabilities, loss and every LoRA
+//! gradient, beside the error of a plain bf16 computation of the same.
 
 use super::compare;
 use super::measure::Target;
@@ -15,7 +15,7 @@ use crate::model::{Activations, Gradients, Model, Policy};
 use crate::rng::Philox;
 use crate::tensor::{DType, Tensor};
 
-/// The models compared: of Qwen2's and of Qwen3's family.
+/// The models to compare: one of Qwen2's family and one of Qwen3's.
 pub fn shapes(large: bool) -> [(&'static str, ModelConfig); 2] {
     let (vocab, hidden, layers, heads, mlp) = match large {
         true => (1031, 512, 2, Heads { nh: 4, nkv: 2, hs: 128 }, 1096),
@@ -40,23 +40,23 @@ pub fn shapes(large: bool) -> [(&'static str, ModelConfig); 2] {
     [("qwen2", qwen2), ("qwen3", qwen3)]
 }
 
-/// What a model says of a batch: losses of its rows (M), their mean, and the gradients of the adapter by name.
+/// Results of a model for a batch: the losses of its rows (M), and the gradients of the adapter by name.
 pub struct Answer {
     /// -log p of each target.
     pub losses: Vec<f64>,
-    /// Of the mean loss.
+    /// Gradients of the mean loss, by tensor name.
     pub gradients: Vec<(String, Vec<f64>)>,
 }
 
 impl Answer {
-    /// The mean.
+    /// Mean loss.
     pub fn loss(&self) -> f64 {
         self.losses.iter().sum::<f64>() / self.losses.len() as f64
     }
 }
 
-/// Weights exact in bf16, with deviations that keep activations of order one; norms around 1, biases and B of the adapter not zero.
-/// The same values on every backend.
+/// Makes a model and an adapter with the same values on every backend. Weights are exact in bf16, with deviations that
+/// keep activations of order one; norms are around 1; biases and the adapter's B are not zero.
 fn model(be: &dyn Backend, config: &ModelConfig) -> Result<(Model, Adapter)> {
     let mut random = Philox::new(3, 0);
     let model = Model::new(be, config.clone(), &mut |name, shape| {
@@ -82,7 +82,7 @@ fn model(be: &dyn Backend, config: &ModelConfig) -> Result<(Model, Adapter)> {
     Ok((model, adapter))
 }
 
-/// Two prompts with replies and their mean loss, forward and backward.
+/// Runs two prompts with replies and their mean loss, forward and backward.
 pub fn answer(be: &dyn Backend, config: &ModelConfig, tokens: usize) -> Result<Answer> {
     let (model, adapter) = model(be, config)?;
     let mut random = Philox::new(4, 0);
@@ -106,21 +106,20 @@ pub fn answer(be: &dyn Backend, config: &ModelConfig, tokens: usize) -> Result<A
     Ok(Answer { losses: wide(&scores.logp)?.into_iter().map(|x| -x).collect(), gradients })
 }
 
-/// One comparison: its name, the error, what it may be, and that of the plain bf16 computation. Errors of gradients are by the largest
-/// magnitude in the tensor.
+/// One comparison. Errors of gradients are relative to the largest magnitude in the tensor.
 pub struct Finding {
     /// `loss`, `log-probability` or a tensor's name.
     pub what: String,
-    /// Of the backend under test.
+    /// Error of the backend under test.
     pub error: f64,
-    /// Twice the yardstick's.
+    /// Largest error allowed; see `compare`.
     pub allowance: f64,
-    /// Of the plain bf16 computation.
+    /// Error of the plain bf16 computation.
     pub plain: f64,
 }
 
-/// Compares a model on `target` with the CPU. A gradient may be off by twice what the plain computation is off by in its worst
-/// tensor: all pass through the same layers, and one tensor's own largest error is a matter of luck.
+/// Compares a model on `target` with the CPU. A gradient may be off by twice the plain computation's error in its worst
+/// tensor: all gradients pass through the same layers, and the largest error of a single tensor is a matter of luck.
 pub fn compare(target: &Target, config: &ModelConfig, large: bool) -> Result<Vec<Finding>> {
     let tokens = if large { 61 } else { 9 };
     let found = answer(target.backend, config, tokens)?;
@@ -133,7 +132,7 @@ pub fn compare(target: &Target, config: &ModelConfig, large: bool) -> Result<Vec
     };
     let worst = (0..exact.gradients.len()).map(|i| off(&plain, i)).fold(0.0, f64::max);
     let rows = [&found, &plain].map(|a| compare::error(&a.losses, &exact.losses));
-    // The mean over rows is off by no more than its worst row.
+    // The mean over rows cannot be further off than the worst row.
     let mean = [&found, &plain].map(|a| compare::error(&[a.loss()], &[exact.loss()]));
     let mut findings = vec![
         Finding { what: "log-probability".into(), error: rows[0], allowance: 2.0 * rows[1], plain: rows[1] },

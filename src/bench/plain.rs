@@ -1,5 +1,5 @@
-//! The yardstick of whole models: a plain bf16 computation, f32 inside each op and every activation that an op writes rounded to
-//! bf16, as PyTorch does it. Statistics, log-probabilities and gradients of parameters stay f32.
+//! Plain bf16 computation, the yardstick for whole models: f32 inside each op, and every activation that an op writes
+//! rounded to bf16, as in PyTorch. Statistics, log-probabilities and gradients of parameters stay f32.
 
 use crate::backend::Backend;
 use crate::backend::ops::{self, Op};
@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 use half::bf16;
 
-/// See the file.
+/// Backend that computes in plain bf16 (see the top of the file).
 pub struct Plain {
     inner: Oracle,
 }
@@ -20,7 +20,7 @@ impl Default for Plain {
 }
 
 impl Plain {
-    /// Stateless.
+    /// Makes the backend; it has no state.
     pub fn new() -> Self {
         Self { inner: Oracle::f32() }
     }
@@ -126,7 +126,7 @@ impl Backend for Plain {
 }
 
 impl Plain {
-    /// The sum is rounded before it is normalised.
+    /// Rounds the sum before it is normalised.
     fn add_rmsnorm(&self, op: ops::AddRmsnorm) -> Result<()> {
         let ops::AddRmsnorm { residual, x, w, eps, sum, y, rstd } = op;
         let Some(sum) = sum else {

@@ -1,4 +1,4 @@
-//! What was found: rows, written one by one as they are made, and the machine they are of.
+//! Records results: writes rows one by one as they are made, and describes the machine they come from.
 
 use super::measure::{Target, Times};
 use crate::console::errln;
@@ -11,59 +11,59 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// One measurement or check. Speeds and shares follow from the times and the work; only what was measured has them.
+/// One measurement or check. Speeds and shares follow from the times and the work; only measured rows have them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Row {
     /// `correctness`, `parity`, `ceiling`, `kernel` or `model`.
     pub suite: String,
-    /// For example `attention`.
+    /// Op or step, for example `attention`.
     pub kernel: String,
-    /// `ours`, `torch`, `liger`, `flash-attn`.
+    /// Implementation: `ours`, `torch`, `liger` or `flash-attn`.
     pub provider: String,
     /// `forward`, `backward` or `full`.
     pub mode: String,
     /// For example `T 4096, NH 28, NKV 4, HS 128`.
     pub shape: String,
-    /// Of activations.
+    /// Type of the activations.
     pub dtype: String,
     /// `measured`, `checked`, `wrong: ...` or `not run: ...`.
     pub status: String,
-    /// It, or the kernels it is made of, agreed with the oracle in this run.
+    /// True when the row was checked or timed, and no check found it (or its kernel) wrong.
     pub checked: bool,
-    /// Largest error against the oracle.
+    /// Largest error found; against the oracle for a kernel.
     pub error: Option<f64>,
-    /// What it may be.
+    /// Largest error allowed.
     pub allowance: Option<f64>,
-    /// Seconds.
+    /// Median of the times, in seconds.
     pub median: Option<f64>,
-    /// Seconds.
+    /// 20th percentile of the times, in seconds.
     pub p20: Option<f64>,
-    /// Seconds.
+    /// 80th percentile of the times, in seconds.
     pub p80: Option<f64>,
     /// Timed runs.
     pub repeats: Option<usize>,
-    /// Useful arithmetic by the median, 1e12 a second.
+    /// Useful operations per second at the median, in 1e12.
     pub tflops: Option<f64>,
-    /// Bytes that must move by the median, 1e9 a second.
+    /// Bytes that must move, per second at the median, in 1e9.
     pub gbps: Option<f64>,
     /// Seconds the work takes at the ceilings measured in this run.
     pub floor: Option<f64>,
-    /// `floor` by the median.
+    /// `floor` divided by the median.
     pub share_of_measured: Option<f64>,
-    /// The same at the maker's figures.
+    /// The same share at the datasheet's ceilings.
     pub share_of_datasheet: Option<f64>,
-    /// What is aimed at, in `bar_unit`: `TFLOP/s`, `of floor` or `tok/s`.
+    /// Target in `bar_unit`: `TFLOP/s`, `of floor` or `tok/s`.
     pub bar: Option<f64>,
-    /// See `bar`.
+    /// Unit of `bar`.
     pub bar_unit: String,
-    /// The bar was reached.
+    /// Whether the bar was reached.
     pub reached: Option<bool>,
-    /// Of training and decoding.
+    /// Tokens per second, for whole steps of a model.
     pub tokens_per_second: Option<f64>,
     /// Device memory in use, 1e9 bytes.
     pub memory_gb: Option<f64>,
-    /// What else is to be known.
+    /// Anything else worth knowing.
     pub note: String,
 }
 
@@ -97,12 +97,12 @@ const COLUMNS: [&str; 25] = [
 ];
 
 impl Row {
-    /// True of a row that says something is wrong.
+    /// True when the row's status says that something is wrong.
     pub fn is_wrong(&self) -> bool {
         self.status.starts_with("wrong")
     }
 
-    /// One line of the CSV, without the line's end.
+    /// One line of the CSV, without its newline.
     pub fn csv(&self) -> String {
         let value = json!(self);
         let cell = |name: &&str| match &value[*name] {
@@ -117,22 +117,22 @@ impl Row {
     }
 }
 
-/// The most a device does, in operations and bytes a second.
+/// Peak rates of a device, in operations and bytes per second.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Ceilings {
-    /// bf16 matrix products with f32 accumulation, dense.
+    /// Dense bf16 matrix products with f32 accumulation.
     pub flops: f64,
     /// Device memory.
     pub bytes: f64,
 }
 
 impl Ceilings {
-    /// One H200 as measured before: what floors stand on where nothing was measured.
+    /// One H200 as measured before; floors use it where nothing was measured.
     pub const H200: Self = Self { flops: 790e12, bytes: 4.3e12 };
 
-    /// The maker's figures by the device's name.
+    /// The maker's figures for the device called `name`; `None` when it is not known.
     pub fn datasheet(name: &str) -> Option<Self> {
-        // The first line whose words all stand in the name.
+        // The first line counts whose words are all in the name.
         const SHEET: &[(&str, f64, f64)] = &[
             ("GH200", 989.0, 4.0),
             ("H200", 989.0, 4.8),
@@ -164,42 +164,43 @@ impl Ceilings {
         Some(Self { flops: line.1 * 1e12, bytes: line.2 * 1e12 })
     }
 
-    /// Seconds that the work cannot be faster than: arithmetic or memory, whichever takes longer.
+    /// Least seconds that the work takes: for arithmetic or memory, whichever is longer.
     pub fn floor(&self, flops: f64, bytes: f64) -> f64 {
         (flops / self.flops).max(bytes / self.bytes)
     }
 }
 
-/// What a row's work costs at least, and what is aimed at.
+/// Least cost of a row's work, and its target.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cost {
     /// Useful operations.
     pub flops: f64,
     /// Bytes that have to move.
     pub bytes: f64,
-    /// Bytes that move when the arithmetic is done (the KV cache of a decode step): added to the floor, not hidden under it.
+    /// Bytes that move after the arithmetic (the KV cache of a decode step): added to the floor, not overlapped with
+    /// it.
     pub further_bytes: f64,
-    /// Tokens, for tokens a second.
+    /// Number of tokens, for tokens per second.
     pub tokens: f64,
-    /// What is aimed at.
+    /// Target, if there is one.
     pub bar: Option<Bar>,
 }
 
 impl Cost {
-    /// Seconds at `ceilings`.
+    /// Least seconds at `ceilings`.
     pub fn floor(&self, ceilings: &Ceilings) -> f64 {
         ceilings.floor(self.flops, self.bytes) + self.further_bytes / ceilings.bytes
     }
 }
 
-/// What is aimed at, on one H200.
+/// Target on one H200.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bar {
-    /// 1e12 operations a second.
+    /// 1e12 operations per second.
     Tflops(f64),
-    /// The floor by the time.
+    /// Floor divided by the time.
     OfFloor(f64),
-    /// Tokens a second.
+    /// Tokens per second.
     Tokens(f64),
 }
 
@@ -251,7 +252,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Makes DIR/bench.jsonl and DIR/bench.csv anew.
+    /// Creates DIR/bench.jsonl and DIR/bench.csv, replacing old ones.
     pub fn create(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io("making the folder", folder, &e))?;
         let open = |name: &str| {
@@ -264,7 +265,7 @@ impl Recorder {
         Ok(recorder)
     }
 
-    /// Writes one row, whole, before anything else is done; and says it on stderr.
+    /// Writes one row to both files and syncs it before anything else is done; also prints it on stderr.
     pub fn add(&mut self, row: Row) -> Result<()> {
         self.lines(Some(&json!(row).to_string()), &row.csv())?;
         errln!("{}", line(&row));
@@ -283,7 +284,7 @@ impl Recorder {
     }
 }
 
-/// A row for the terminal.
+/// Formats a row for the terminal.
 pub fn line(row: &Row) -> String {
     let mut text = format!("{:<11} {:<16} {:<8} {:<44}", row.suite, row.kernel, row.mode, row.shape);
     match row.median {
@@ -312,13 +313,13 @@ pub fn line(row: &Row) -> String {
     text
 }
 
-/// The rows of a jsonl file; none when it is not there. Lines that are no rows (a cut-off one) are left out.
+/// Reads the rows of a jsonl file; none when it does not exist. Skips lines that are not rows (a cut-off one).
 pub fn read(path: &Path) -> Vec<Row> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// The GPU, its driver and clocks, this program and the time, into DIR/machine.json.
+/// Writes the GPU, its driver and clocks, this program and the time to DIR/machine.json.
 pub fn write_machine(folder: &Path, target: &Target, seconds: f64) -> Result<()> {
     let memory = target.memory()?;
     let machine = json!({
@@ -344,7 +345,7 @@ fn after(text: &str, key: &str) -> Option<String> {
     Some(text.lines().find(|line| line.starts_with(key))?.split_once(':')?.1.trim().to_string())
 }
 
-/// What the driver's tool says, field by field.
+/// Output of nvidia-smi, field by field, or why it did not run.
 fn nvidia_smi() -> Value {
     const FIELDS: &str = "name,driver_version,vbios_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,power.draw,temperature.gpu,ecc.mode.current,mig.mode.current";
     let output = Command::new("nvidia-smi").arg(format!("--query-gpu={FIELDS}")).arg("--format=csv,noheader").output();
@@ -360,7 +361,7 @@ fn nvidia_smi() -> Value {
     }
 }
 
-/// As 2026-11-24T19:33:19Z (days to dates: Hinnant's civil_from_days).
+/// Formats a time like 2026-11-24T19:33:19Z (days to dates by Hinnant's civil_from_days).
 pub fn date(time: std::time::SystemTime) -> String {
     let seconds = time.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (days, rest) = ((seconds / 86400) as i64 + 719_468, seconds % 86400);

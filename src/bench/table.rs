@@ -1,15 +1,16 @@
-//! The short table for the README, made from rows: each figure beside its floor and its bar; what was not measured says so.
+//! Makes the short table for the README from rows: each figure beside its floor and its bar. Work that was not measured
+//! says so.
 
 use super::record::{Ceilings, Row, read};
 use super::work::{self, Sizes, Task, Work};
 use crate::error::Result;
 use std::path::Path;
 
-/// What stands before and after the table in a Markdown file.
+/// Marks before and after the table in a Markdown file.
 pub const MARKERS: (&str, &str) = ("<!-- bench table -->", "<!-- end of bench table -->");
 
-/// The rows in a results folder: ours (bench.jsonl, and the times of again.jsonl) the peers'
-/// (peers.jsonl), and compute-sanitizer's (sanitizer.jsonl).
+/// Reads the rows in a results folder: ours (bench.jsonl, and the times of again.jsonl), the peers' (peers.jsonl) and
+/// compute-sanitizer's (sanitizer.jsonl).
 pub fn rows(folder: &Path) -> Vec<Row> {
     let mut rows = read(&folder.join("bench.jsonl"));
     rows.extend(read(&folder.join("again.jsonl")).into_iter().filter(|r| r.suite == "kernel" && r.median.is_some()));
@@ -19,7 +20,7 @@ pub fn rows(folder: &Path) -> Vec<Row> {
     rows
 }
 
-/// Markdown, from rows and the name of the GPU (machine.json's `device`).
+/// Formats the table as Markdown, from rows and the name of the GPU (machine.json's `device`).
 pub fn markdown(rows: &[Row], device: Option<&str>) -> Result<String> {
     let sizes = Sizes::of("qwen2.5-7b")?;
     let mut text = match device {
@@ -51,7 +52,7 @@ pub fn markdown(rows: &[Row], device: Option<&str>) -> Result<String> {
         text += &format!("| ceiling: {kernel} | {found} |\n");
     }
     text += "\n| work | figure | of its floor | floor | bar | best peer |\n|---|---|---|---|---|---|\n";
-    // What has a bar; the rest is in the rows.
+    // The table shows work that has a bar; the rest is in the rows.
     let is_short = |work: &&Work| match work.task {
         Task::Paged { context, .. } => context == sizes.contexts[1],
         Task::Sample { filtered, .. } => !filtered,
@@ -72,7 +73,7 @@ fn time(seconds: f64) -> String {
     }
 }
 
-/// A figure in the unit of its bar: tokens a second, TFLOP/s, or the time alone.
+/// Formats a figure: tokens per second if the work has tokens, TFLOP/s if arithmetic bounds it, else the time.
 fn figure(work: &Work, seconds: f64) -> String {
     if work.cost.tokens > 0.0 {
         format!("{:.0} tok/s", work.cost.tokens / seconds)

@@ -1,4 +1,5 @@
-//! What is timed: kernels and whole steps at one model's shapes, with what they cost at least and what is aimed at. Runs nothing.
+//! Lists what is timed: kernels and whole steps at one model's shapes, with their least cost and their targets. Runs
+//! nothing.
 
 use super::measure::shape;
 use super::record::{Bar, Cost};
@@ -7,49 +8,49 @@ use crate::error::Result;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;
 
-/// Tokens of a cache block.
+/// Tokens per cache block.
 pub const BLOCK_SIZE: usize = 16;
 
-/// Tokens that are decoded between two words with the host, as the engine does.
+/// Tokens decoded between two exchanges with the host, as in the engine.
 pub const BURST: usize = 8;
 
-/// Packs of a ragged training step; even, so that lengths can be drawn in pairs about their mean.
+/// Number of packs in a ragged training step; even, so that lengths can be drawn in pairs about their mean.
 const RAGGED_PACKS: usize = 4;
 
-/// What is done. Extents by the glossary's letters in lower case.
+/// Work to be timed. The fields are the glossary's letters in lower case.
 #[allow(missing_docs)]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Task {
-    /// Linear layers with adapters side by side over one x (T, K), their outputs in one tensor.
+    /// Linear layers with adapters over one x (T, K), their outputs side by side in one tensor.
     Linear { t: usize, k: usize, parts: Vec<usize>, rank: usize },
-    /// One causal sequence of T tokens.
+    /// Attention over one causal sequence of T tokens.
     Attention { t: usize, heads: Heads },
-    /// M rows over the vocabulary.
+    /// Log-probabilities of M rows over the vocabulary.
     LogProb { m: usize, c: usize, v: usize },
-    /// B rows over the vocabulary, logits kept.
+    /// Logits of B rows over the vocabulary, kept.
     Logits { b: usize, c: usize, v: usize },
-    /// With the residual added.
+    /// RMSNorm with the residual added.
     RmsNorm { t: usize, c: usize },
-    /// Without a norm.
+    /// Rotary embedding without a norm.
     Rope { t: usize, heads: Heads },
-    /// F columns.
+    /// SwiGLU with F columns.
     SwiGlu { t: usize, f: usize },
-    /// All tensors of an adapter.
+    /// AdamW over all tensors of an adapter.
     AdamW { shapes: Vec<[usize; 2]> },
-    /// Of the same tensors.
+    /// Squared norm of the same tensors.
     SquaredNorm { shapes: Vec<[usize; 2]> },
-    /// B rows; `filtered`: with top-k 50 and top-p 0.9.
+    /// Sampling of B rows; `filtered`: with top-k 50 and top-p 0.9.
     Sample { b: usize, v: usize, filtered: bool },
-    /// One query for each of B sequences of `context` tokens.
+    /// Paged attention: one query for each of B sequences of `context` tokens.
     Paged { b: usize, context: usize, heads: Heads },
     /// A LoRA training step over one packed sequence.
     Sft { t: usize },
-    /// A LoRA training step over `packs` packs of two sequences each, of other lengths in every step: `t` tokens a pack on the mean, up to
-    /// `spread` more or fewer.
+    /// A LoRA training step over `packs` packs of two sequences each, with other lengths in every step: `t` tokens per
+    /// pack on average, up to `spread` more or fewer.
     RaggedSft { t: usize, packs: usize, spread: usize },
-    /// One token of each of B sequences of `context` tokens.
+    /// Decoding of one token for each of B sequences of `context` tokens.
     Decode { b: usize, context: usize },
-    /// Sampling by the engine: prompts, replies of each, tokens of both.
+    /// Sampling by the engine: prompts, replies per prompt, tokens of a prompt and of a reply.
     Rollout { prompts: usize, samples: usize, prompt: usize, reply: usize },
     /// The update after such a rollout.
     Update { prompts: usize, samples: usize, prompt: usize, reply: usize, critic: bool },
@@ -60,43 +61,43 @@ pub enum Task {
 pub struct Work {
     /// `kernel` or `model`.
     pub suite: &'static str,
-    /// The stem of the op, or what is done.
+    /// Name of the op or step.
     pub kernel: &'static str,
     /// `forward`, `backward` or `full`.
     pub mode: &'static str,
-    /// In words.
+    /// Shape in words.
     pub shape: String,
-    /// At least.
+    /// Least cost.
     pub cost: Cost,
-    /// To be done.
+    /// Task to run.
     pub task: Task,
-    /// Equal runs in what is timed at once: times and costs are of one.
+    /// Number of equal runs that are timed together; times and costs are of one.
     pub runs: usize,
 }
 
-/// At which sizes.
+/// Sizes of the work.
 #[derive(Debug, Clone)]
 pub struct Sizes {
     /// The model's name and shape.
     pub model: (&'static str, ModelConfig),
-    /// Packed tokens of a step; a longer sequence for attention.
+    /// Packed tokens of a step; tokens of a longer sequence for attention.
     pub tokens: [usize; 2],
     /// Adapter rank.
     pub rank: usize,
-    /// Sequences decoded together.
+    /// Numbers of sequences decoded together.
     pub batches: [usize; 3],
-    /// Their lengths.
+    /// Tokens of those sequences.
     pub contexts: [usize; 2],
-    /// Of a rollout: prompts, samples, tokens of both.
+    /// Rollout: prompts, samples, tokens of a prompt and of a reply.
     pub rollout: [usize; 4],
     /// Bytes written to flush the cache.
     pub flush: usize,
-    /// M, N and K of the product that gives the ceiling; bytes of the copy.
+    /// M = N = K of the product that gives the ceiling; bytes of the copy.
     pub ceiling: (usize, usize),
 }
 
 impl Sizes {
-    /// A published model's, as the floors and bars were derived for.
+    /// Sizes for a published model, from which the floors and bars were derived.
     pub fn of(name: &'static str) -> Result<Self> {
         Ok(Self {
             model: (name, shape(name)?),
@@ -110,7 +111,7 @@ impl Sizes {
         })
     }
 
-    /// Shapes that any backend does in no time: they show that everything runs.
+    /// Sizes so small that every backend is done at once: they show that everything runs.
     pub fn tiny() -> Result<Self> {
         Ok(Self {
             model: ("tiny", shape("tiny")?),
@@ -125,19 +126,19 @@ impl Sizes {
     }
 }
 
-/// Parameters that every token is multiplied with: all but the embedding and the norms.
+/// Parameters that every token is multiplied with: the linear layers and the lm-head.
 pub fn gemm_parameters(config: &ModelConfig) -> f64 {
     let block: usize = Module::ALL.iter().map(|m| m.shape(config)).map(|(n, k)| n * k).sum();
     (config.layers * block + config.vocab * config.hidden) as f64
 }
 
-/// Of an adapter over all linear layers.
+/// Shapes of the tensors of an adapter over all linear layers.
 pub fn adapter_shapes(config: &ModelConfig, rank: usize) -> Vec<[usize; 2]> {
     let block = || Module::ALL.iter().map(|m| m.shape(config)).flat_map(|(n, k)| [[rank, k], [n, rank]]);
     (0..config.layers).flat_map(|_| block()).collect()
 }
 
-/// Bytes of keys and values that one token of one layer keeps in bf16.
+/// Bytes of the keys and values that one token keeps in one layer, in bf16.
 fn kv_bytes(heads: Heads) -> f64 {
     (2 * heads.nkv * heads.hs * 2) as f64
 }
@@ -148,7 +149,7 @@ fn heads_text(heads: Heads) -> String {
 
 const OF_FLOOR: Option<Bar> = Some(Bar::OfFloor(0.9));
 
-/// The kernels' rows, most valuable first.
+/// Rows of the kernels, most valuable first.
 pub fn kernels(sizes: &Sizes) -> Vec<Work> {
     let mut list = vec![];
     let mut add = |kernel, mode, shape: String, flops: f64, bytes: f64, bar, task: &Task| {
@@ -160,7 +161,8 @@ pub fn kernels(sizes: &Sizes) -> Vec<Work> {
     let (c, f, v) = (config.hidden, config.mlp, config.vocab);
 
     let attention = |t: usize| {
-        // Half of T x T, scores and values: 4 HS operations an entry and query head; five products in place of two backward.
+        // Causal, so half of T x T: scores and values take 4 HS operations per entry and query head. The backward has
+        // five products instead of two.
         let (forward, rows) = ((2 * t * t * heads.hs * heads.nh) as f64, (t * heads.qkv_width()) as f64);
         let o = (t * heads.nh * heads.hs) as f64;
         (format!("T {t}, {}", heads_text(heads)), forward, 2.0 * (rows + o), 2.0 * (2.0 * rows + 2.0 * o))
@@ -175,7 +177,7 @@ pub fn kernels(sizes: &Sizes) -> Vec<Work> {
     let (shape, task) = (format!("M {t}, C {c}, V {v}"), Task::LogProb { m: t, c, v });
     let bytes = (2 * (v * c + t * c)) as f64;
     add("linear_logprob", "forward", shape.clone(), head, bytes, Some(Bar::Tflops(500.0)), &task);
-    // The logits once more, then their gradient times the weight.
+    // The backward computes the logits again, then their gradient times the weight.
     add("linear_logprob", "backward", shape, 2.0 * head, bytes + (2 * t * c) as f64, Some(Bar::Tflops(500.0)), &task);
 
     let width = |module: Module| module.shape(config).0;
@@ -235,7 +237,7 @@ pub fn kernels(sizes: &Sizes) -> Vec<Work> {
     list
 }
 
-/// The rows end to end, most valuable first.
+/// Rows of whole steps, most valuable first.
 pub fn models(sizes: &Sizes) -> Vec<Work> {
     let (name, config) = (sizes.model.0, &sizes.model.1);
     let (parameters, heads, layers) = (gemm_parameters(config), config.heads, config.layers as f64);
@@ -248,13 +250,14 @@ pub fn models(sizes: &Sizes) -> Vec<Work> {
     };
     let t = sizes.tokens[0];
     let adapter: usize = adapter_shapes(config, sizes.rank).iter().map(|s| s[0] * s[1]).sum();
-    // Frozen weights have no gradient: 4 operations a parameter and token, 6 for the adapter's; attention 3.5 times its forward.
+    // Frozen weights have no gradient: 4 operations per parameter and token, 6 for the adapter; attention takes 3.5
+    // times its forward.
     let attention = 3.5 * 2.0 * (t * heads.hs * heads.nh) as f64 * layers;
     let flops = t as f64 * (4.0 * parameters + attention + 6.0 * adapter as f64);
     let bar = is_7b.then_some(Bar::Tokens(17e3));
     let cost = Cost { flops, tokens: t as f64, bar, ..Cost::default() };
     add("lora sft", "full", format!("packed {t}, R {}", sizes.rank), cost, Task::Sft { t });
-    // Attention of two sequences of half the length each: half of one's.
+    // Two sequences of half the length each take half the attention of one.
     let (packs, spread) = (RAGGED_PACKS, t / 8);
     let flops = (packs * t) as f64 * (4.0 * parameters + attention / 2.0 + 6.0 * adapter as f64);
     let cost = Cost { flops, tokens: (packs * t) as f64, bar, ..Cost::default() };
@@ -283,7 +286,8 @@ pub fn models(sizes: &Sizes) -> Vec<Work> {
     let drawn = (prompts * samples * reply) as f64;
     let cost = Cost { tokens: drawn, ..Cost::default() };
     add("rollout", "full", shape.clone(), cost, Task::Rollout { prompts, samples, prompt, reply });
-    // The reference forward, then the actor forward and backward; the critic the same without a reference.
+    // Operations per parameter and row: 2 for the reference's forward, 4 for the actor's forward and backward. A critic
+    // scores and trains too: 6 more.
     let rows = (prompts * (prompt + samples * (reply - 1))) as f64;
     for critic in [false, true] {
         let flops = rows * parameters * if critic { 12.0 } else { 6.0 };

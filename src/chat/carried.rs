@@ -1,5 +1,5 @@
-//! Nothing that is learnt vanishes in a template: texts, thoughts, tools and calls stand in what is rendered, or the conversation is
-//! refused by the name of what does not.
+//! Checks that a template renders everything that is learnt: texts, thoughts, tools and calls. If it leaves something
+//! out, the conversation is refused with an error that names it.
 
 use super::ChatTemplate;
 use crate::error::{Error, Result};
@@ -7,7 +7,8 @@ use crate::message::{CALLS, Context, Conversation, FIELDS, Message, THOUGHT};
 use serde_json::{Map, Value, json};
 
 impl ChatTemplate {
-    /// Refuses a reply (message `i`, rendered as what `whole` has beyond `prompt`) of which something is left out, and tools that are.
+    /// Refuses a conversation if the template leaves out its tools or a part of reply `i`, which is rendered as the
+    /// part of `whole` after `prompt`.
     pub(super) fn check_reply(&self, conversation: &Conversation, i: usize, prompt: &str, whole: &str) -> Result<()> {
         let Conversation { messages, context, .. } = conversation;
         let reply = &messages[i];
@@ -39,8 +40,8 @@ impl ChatTemplate {
         Ok(())
     }
 
-    /// Refuses a conversation that has a message before reply `last` whose text or calls the template leaves out. What earlier
-    /// replies said is the template's to shorten.
+    /// Refuses a conversation if the template leaves out the text or calls of a message before reply `last`. Texts of
+    /// earlier replies are not checked: a template may shorten them.
     pub(super) fn check_prompt(&self, conversation: &Conversation, last: usize) -> Result<()> {
         let Conversation { messages, context, is_learnt } = conversation;
         let prompt = self.render_with(&messages[..last], context, true)?;
@@ -55,15 +56,15 @@ impl ChatTemplate {
                     message.content = changed(&message.content);
                 })
             {
-                // By difference alone: some templates quote the text.
+                // Checked only by changing the text: some templates quote it, so it need not appear as it is.
                 return Err(left_out(i, message, "content", &message.content, "take the message out"));
             }
         }
         Ok(())
     }
 
-    /// Fields of messages that were handed over because the template's text names them, and that make no difference to what is rendered.
-    /// A tool's `name` is for whoever matches answers to calls.
+    /// Fields of messages that were passed on because the template's source names them, but that do not change what it
+    /// renders. A tool's `name` does not count: it serves to match answers to calls.
     pub fn unread_fields(&self, conversation: &Conversation) -> Vec<String> {
         let Conversation { messages, context, .. } = conversation;
         let is_own = |key: &str, message: &Message| match key {
@@ -88,7 +89,8 @@ impl ChatTemplate {
         unread
     }
 
-    /// Whether `messages`, rendered as `text`, render the same with message `i` changed. A template that fails over the change reads it.
+    /// Whether `messages`, rendered as `text`, render the same after `change` to message `i`. A template that fails on
+    /// the change does read it.
     fn ignores(
         &self,
         messages: &[Message],
@@ -103,7 +105,7 @@ impl ChatTemplate {
         self.render_with(&messages, context, add_generation_prompt).is_ok_and(|other| other == text)
     }
 
-    /// Refuses calls of tools of message `i` of which one, or its arguments, makes no difference to the text `whole`.
+    /// Refuses message `i` if one of its tool calls, or a call's arguments, makes no difference to the text `whole`.
     fn check_calls(&self, messages: &[Message], context: &Context, i: usize, whole: &str) -> Result<()> {
         let calls = messages[i].calls();
         let is_same = |calls: Vec<Value>| {
@@ -140,18 +142,17 @@ fn is_empty(arguments: &Value) -> bool {
     }
 }
 
-/// Another text, to see whether it makes a difference. An empty one would not do: some templates put a default in its place, which may be
-/// the very text, and some fail over it.
+/// Another text, to test whether the template renders it. An empty one would not do: some templates put a default in
+/// its place, which may be the very text, and some fail on it.
 fn changed(text: &str) -> String {
     format!("{text}x")
 }
 
-/// Nothing to carry.
 fn is_blank(text: &str) -> bool {
     text.trim().is_empty()
 }
 
-/// Whether `whole` has `text` where it ends beyond `prompt`, white space apart (templates strip it).
+/// Whether the last occurrence of `text` in `whole` ends behind `prompt`. White space is ignored (templates strip it).
 fn carries(prompt: &str, whole: &str, text: &str) -> bool {
     let squeezed = |text: &str| text.split_whitespace().collect::<String>();
     let (text, whole) = (squeezed(text), squeezed(whole));

@@ -1,23 +1,24 @@
-//! How a template wants calls of tools written. Data has the arguments as an object or as JSON text, templates read one of them or both;
-//! a message without text is "" to some and null to others. A template is asked once, by a small conversation.
+//! Finds out how a template wants tool calls written, by rendering a small conversation once. Data has the arguments as
+//! an object or as JSON text, and templates read one of them or both; a message without text is "" to some and null to
+//! others.
 
 use super::python;
 use crate::message::{CALLS, Message};
 use serde_json::{Map, Value, json};
 
-/// What a template renders calls of tools from.
+/// The form in which a template reads tool calls.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dialect {
     /// The content of a message that only calls tools: "" or null.
     silence: Value,
-    /// Arguments that are an object come out as JSON (or as what the template makes of them).
+    /// Whether arguments given as an object are rendered, as JSON or in the template's own way.
     reads_objects: bool,
-    /// Arguments that are JSON text come out as they are, not quoted once more.
+    /// Whether arguments given as JSON text are rendered as they are, not quoted once more.
     reads_text: bool,
 }
 
 impl Dialect {
-    /// Asks a template; `render` gives its text of messages, or nothing where it fails.
+    /// Probes a template; `render` returns its text of messages, or nothing if it fails.
     pub fn of(render: &dyn Fn(Value) -> Option<String>) -> Self {
         let reads = |silence: &Value, arguments: Value| {
             let call =
@@ -37,7 +38,8 @@ impl Dialect {
         if !empty.reads_objects && !empty.reads_text && (null.reads_objects || null.reads_text) { null } else { empty }
     }
 
-    /// A message as the template's value: the thought under the names that transformers gives it too, calls as the template reads them.
+    /// A message as the template's value: the thought also under transformers' name `thinking`, calls in the form that
+    /// the template reads.
     pub fn value(&self, message: &Message) -> Value {
         let mut value = Map::from_iter([
             ("role".to_string(), json!(message.role)),
@@ -56,7 +58,7 @@ impl Dialect {
         Value::Object(value)
     }
 
-    /// Whether arguments written as `arguments` are handed to the template in the other form.
+    /// Whether `arguments` are converted to the other form before the template gets them.
     pub fn converts(&self, arguments: &Value) -> bool {
         match arguments {
             Value::String(_) => !self.reads_text && self.reads_objects,

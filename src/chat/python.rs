@@ -1,4 +1,5 @@
-//! What Jinja templates find in transformers and not in minijinja: Python's JSON, dates, generation tags.
+//! Functions and tags that Jinja templates have in transformers but not in minijinja: Python's JSON, dates, generation
+//! tags.
 
 use minijinja::ErrorKind;
 use minijinja::value::{Kwargs, Value};
@@ -7,8 +8,8 @@ use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter, Serializer};
 use std::io::{self, Write};
 
-/// `{% generation %}` and `{% endgeneration %}`, with which templates mark replies for transformers, as a block that is always there; where
-/// they strip white space, it does.
+/// Replaces `{% generation %}` and `{% endgeneration %}`, with which templates mark replies for transformers, by a
+/// block that is always rendered. It strips white space where the tags do.
 pub fn without_generation_tags(source: &str) -> String {
     let Ok(tags) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else { return source.to_string() };
     let block =
@@ -16,7 +17,8 @@ pub fn without_generation_tags(source: &str) -> String {
     tags.replace_all(source, block).into_owned()
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, which is what transformers gives templates under this name.
+/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, which transformers offers templates under this
+/// name.
 pub fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
     let indent = indent.map_or_else(|| options.get::<Option<Value>>("indent"), |indent| Ok(Some(indent)))?;
     let indent = indent.filter(|i| !i.is_none()).map(usize::try_from).transpose()?;
@@ -25,7 +27,7 @@ pub fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> std::res
     text.map(Value::from).map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}")))
 }
 
-/// The JSON of a value as Python writes it: spaced in one line, or with `indent` blanks a level.
+/// JSON of a value as Python writes it: on one line with spaces, or indented by `indent` spaces per level.
 pub fn json(value: &impl Serialize, indent: Option<usize>) -> std::result::Result<String, serde_json::Error> {
     let mut text = Vec::new();
     match indent.map(|n| " ".repeat(n)) {
@@ -38,7 +40,7 @@ pub fn json(value: &impl Serialize, indent: Option<usize>) -> std::result::Resul
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// JSON in one line as Python writes it: a space behind `,` and `:`.
+/// One-line JSON as Python writes it: a space after `,` and `:`.
 struct Spaced(CompactFormatter);
 
 impl Formatter for Spaced {
@@ -69,7 +71,7 @@ pub fn chain(error: &minijinja::Error) -> String {
     text
 }
 
-/// `strftime_now` of transformers on one fixed day, the one Llama 3 falls back to: a prompt must not depend on the day of the run.
+/// `strftime_now` of transformers on one fixed day, Llama 3's fallback: a prompt must not depend on the day of the run.
 pub fn strftime(format: &str) -> String {
     let fields = [
         ("%d", "26"),

@@ -1,11 +1,12 @@
-//! Whether a path that was given for a model or an adapter is one, and if not, what it is and what to give. Reads no weights.
+//! Checks whether a path given for a model or an adapter is one; errors say what it is instead and what to give. Reads
+//! no weights.
 
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// Refuses what is no folder of a model that this program reads, with a word on what to give instead.
+/// Refuses a path that is no model folder this program reads; the error says what to give instead.
 pub fn check_model(dir: &Path) -> Result<()> {
     check_folder(dir)?;
     let refuse = |what: String| Err(Error::content(format!("{}: {what}", dir.display())));
@@ -63,15 +64,16 @@ pub fn check_model(dir: &Path) -> Result<()> {
     }
 }
 
-/// The adapter's folder that `dir` means: itself, or where a run or a checkpoint keeps its one adapter (with a note for the user). Errors say
-/// what `dir` is and what to give.
+/// The adapter folder that `dir` means: `dir` itself, or the folder in which a run or a checkpoint keeps its one
+/// adapter (with a note for the user). Errors say what `dir` is and what to give.
 pub fn adapter_folder(dir: &Path) -> Result<(PathBuf, Option<String>)> {
     check_folder(dir)?;
     if dir.join(ADAPTER_CONFIG).exists() {
         return Ok((dir.to_path_buf(), None));
     }
     let refuse = |what: String| Err(Error::content(format!("{}: {what}", dir.display())));
-    // A run's folder and a checkpoint of sft hold `adapter`, a checkpoint of rl `actor` (and what is not played: critic, reference).
+    // A run's folder and an sft checkpoint hold `adapter`; an rl checkpoint holds `actor` (also critic and reference,
+    // which do not play).
     if let Some(inner) =
         ["adapter", "actor"].map(|name| dir.join(name)).into_iter().find(|dir| dir.join(ADAPTER_CONFIG).exists())
     {
@@ -96,7 +98,7 @@ pub fn adapter_folder(dir: &Path) -> Result<(PathBuf, Option<String>)> {
     refuse(format!("no adapter here; expected a folder with {ADAPTER_CONFIG} and adapter_model.safetensors"))
 }
 
-/// Refuses a path that is no folder.
+/// Refuses a path that is not a folder.
 fn check_folder(dir: &Path) -> Result<()> {
     let refuse = |what: String| Err(Error::content(format!("{}: {what}", dir.display())));
     if dir.is_dir() {
@@ -124,7 +126,8 @@ fn check_folder(dir: &Path) -> Result<()> {
     )
 }
 
-/// The `owner/name` that `text` has the form of: two words with no folder of the first one's name here, or a hub's address.
+/// The `owner/name` in `text` if it looks like a hub name: two words when no folder here has the first as its name, or
+/// a hub address.
 fn hub_name(text: &str) -> Option<&str> {
     let schemes =
         ["https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "hf://", "hf.co/", "huggingface.co/"];
@@ -139,13 +142,13 @@ fn hub_name(text: &str) -> Option<&str> {
     is_name.then_some(name)
 }
 
-/// What the adapter in `dir` says its base is.
+/// The base model that the configuration of the adapter in `dir` names.
 fn base_of(dir: &Path) -> Option<String> {
     let config: serde_json::Value = super::read_json(&dir.join(ADAPTER_CONFIG)).ok()?;
     config["base_model_name_or_path"].as_str().filter(|base| !base.is_empty()).map(str::to_string)
 }
 
-/// Folders of adapters at most `depth` folders below `dir`.
+/// Adapter folders at most `depth` levels below `dir`.
 fn adapters_below(dir: &Path, depth: usize) -> Vec<PathBuf> {
     let mut found = vec![];
     for folder in folders(dir) {
@@ -158,7 +161,7 @@ fn adapters_below(dir: &Path, depth: usize) -> Vec<PathBuf> {
     found
 }
 
-/// The folders in `dir`, by name; none where it cannot be listed.
+/// The folders in `dir`, sorted; none if it cannot be listed.
 fn folders(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
@@ -166,7 +169,7 @@ fn folders(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The names of the files in `dir`, sorted.
+/// The names of the entries of `dir`, sorted.
 fn files(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut found: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -174,7 +177,7 @@ fn files(dir: &Path) -> Vec<String> {
     found
 }
 
-/// Names in a row: all when they are few, else the first and how many more.
+/// Names joined by commas: all when they are few, else the first ones and how many more there are.
 pub fn listed(names: &[String]) -> String {
     const SHOWN: usize = 5;
     let shown = names[..names.len().min(SHOWN)].join(", ");

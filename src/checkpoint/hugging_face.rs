@@ -1,4 +1,5 @@
-//! A model from a Hugging Face folder: config.json and safetensors, under the names that programs write. What is there and not used is noted.
+//! Loads a model from a Hugging Face folder: config.json and safetensors, under any of the names that programs write.
+//! Notes tell what is in the folder but not used.
 
 use super::folder::{check_model, listed};
 use super::read_text;
@@ -12,14 +13,14 @@ use std::path::Path;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
-/// A tensor that every model has: what stands before it is before every name.
+/// A tensor that every model has; the text before it is the prefix of all names.
 const ANCHOR: &str = "layers.0.input_layernorm.weight";
-/// What the names of this program begin with, the head's excepted.
+/// The prefix of this program's names, except the head's.
 const PREFIX: &str = "model.";
 
-/// Loads the Hugging Face folder `dir`: config.json and safetensors. Weights stay in the map, in the type they are stored in.
-/// Returns notes for the user too: keys and tensors that are not used, tensors that had to be copied, a head that is not the tied one it is
-/// said to be. Errors name file, key or tensor.
+/// Loads the Hugging Face folder `dir`: config.json and safetensors. Weights stay in the map, in the type they are
+/// stored in. Also returns notes for the user: keys and tensors that are not used, tensors that had to be copied, a
+/// stored head that differs from the embedding it should be tied to. Errors name the file, key or tensor.
 pub fn load_model(be: &dyn Backend, dir: &Path) -> Result<(Model, Vec<String>)> {
     check_model(dir)?;
     let (mut config, mut notes) = read_config_with_notes(dir)?;
@@ -54,8 +55,9 @@ pub fn read_config_with_notes(dir: &Path) -> Result<(ModelConfig, Vec<String>)> 
     ModelConfig::read(&read_text(&path)?, &path)
 }
 
-/// The type that a model trained from the folder `dir` is written in so that it loses nothing against its base: the one most of the base's
-/// elements are stored in, or f32 where no model is written in that. Returns a note where the folder mixes types or has f64.
+/// The type in which a model trained from the folder `dir` is written so that it loses nothing against its base: the
+/// type of most of the base's elements if that is f16 or bf16, else f32. Returns a note if the folder mixes types or
+/// has f64.
 pub fn stored_dtype(dir: &Path) -> Result<(DType, Option<String>)> {
     let counts = WeightMap::open(dir)?.dtypes();
     let most = counts.iter().max_by_key(|(_, elements)| *elements).map_or(DType::F32, |(dtype, _)| *dtype);
@@ -66,11 +68,11 @@ pub fn stored_dtype(dir: &Path) -> Result<(DType, Option<String>)> {
     Ok((dtype, (!is_plain).then(note)))
 }
 
-/// How the names in a folder differ from those of this program.
+/// How the tensor names in a folder differ from this program's.
 struct Names {
-    /// What stands where this program has `model.`: nothing in a base saved without its head, more in one saved inside a wrapper.
+    /// Prefix in place of `model.`: empty in a base saved without its head, longer in one saved inside a wrapper.
     prefix: String,
-    /// The same before the head's name.
+    /// Prefix of the head's name.
     before_head: String,
 }
 
@@ -90,7 +92,7 @@ impl Names {
         Self { prefix: prefix.to_string(), before_head: before_head.to_string() }
     }
 
-    /// The name in the folder of the parameter that this program calls `name`.
+    /// The folder's name for the parameter that this program calls `name`.
     fn stored(&self, name: &str) -> String {
         match name.strip_prefix(PREFIX) {
             Some(rest) => format!("{}{rest}", self.prefix),
@@ -99,14 +101,15 @@ impl Names {
     }
 }
 
-/// What is used as the embedding, and what the user should know of it.
+/// Name of the tensor used as the embedding, and a note on it for the user.
 struct Tied {
     embedding: String,
     note: Option<String>,
 }
 
-/// Resolves a head that config.json says is the embedding, as transformers 5 does (`tie_weights`): one that is stored and differs is used, and
-/// `config` is no longer tied; where only the head is stored, it is the embedding too.
+/// Resolves a head that config.json ties to the embedding, as transformers 5 does (`tie_weights`): a stored head that
+/// differs is used, and `config` is no longer tied; if only the head is stored, it is the embedding too. Error: the
+/// head is neither tied nor stored.
 fn tied_head(map: &WeightMap, names: &Names, config: &mut ModelConfig, dir: &Path) -> Result<Tied> {
     let (embedding, head) = (names.stored(EMBEDDING), names.stored(HEAD));
     if !config.tied && !map.contains(&head) {
@@ -143,10 +146,10 @@ fn are_equal(a: &Tensor, b: &Tensor) -> bool {
     weights::converted(a, DType::F64).as_bytes() == weights::converted(b, DType::F64).as_bytes()
 }
 
-/// Notes on the tensors and files of a model's folder that nobody asked for.
+/// Notes on the tensors and files of a model's folder that were not read.
 fn unused(map: &WeightMap, dir: &Path) -> Vec<String> {
     let mut notes = vec![];
-    // Tables that older programs stored; they are computed from config.json.
+    // Rotary tables, which older programs stored, are computed from config.json.
     let names: Vec<String> = map.unread().into_iter().filter(|name| !name.contains("rotary_emb.")).collect();
     if !names.is_empty() {
         notes.push(format!(

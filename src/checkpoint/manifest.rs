@@ -1,4 +1,5 @@
-//! The list of a checkpoint's files with their hashes, written last: a checkpoint that does not agree with its list is not whole.
+//! The list of a checkpoint's files with their hashes, written last: a checkpoint that does not match its list is
+//! damaged.
 
 use super::write_json;
 use crate::error::{Error, Result};
@@ -10,16 +11,16 @@ use std::path::{Path, PathBuf};
 /// Name of the list inside a checkpoint.
 pub const FILE: &str = "manifest.json";
 
-/// Bytes of a list, at most.
+/// Maximum bytes of a list.
 const MOST: u64 = 64 << 20;
 
-/// What a checkpoint consists of.
+/// The list of a checkpoint's files.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Manifest {
-    /// The step it was written after: a folder of another name is not this checkpoint.
+    /// The step after which it was written; a folder named after another step is not this checkpoint.
     step: u64,
-    /// Every file by its path below the checkpoint.
+    /// Every file, by its path below the checkpoint.
     files: BTreeMap<String, Entry>,
 }
 
@@ -42,8 +43,8 @@ pub fn write(folder: &Path, step: u64) -> Result<()> {
     write_json(&folder.join(FILE), &Manifest { step, files })
 }
 
-/// Reads every file of the checkpoint of `step` in `folder`. Errors say what is wrong with it: a file is missing, has other bytes, cannot
-/// be read or is not on the list; it is the checkpoint of another step; there is no list.
+/// Checks every file of the checkpoint of `step` in `folder` against the list. Errors say what is wrong: a file is
+/// missing, has other bytes, cannot be read or is not on the list; the list is of another step; there is no list.
 pub fn check(folder: &Path, step: u64) -> Result<()> {
     let path = folder.join(FILE);
     if !path.is_file() {

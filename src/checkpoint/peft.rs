@@ -1,5 +1,5 @@
-//! Adapters in PEFT layout: adapter_config.json and adapter_model.safetensors. What the configuration can say and this program cannot do is
-//! refused by key; what it does not understand is noted.
+//! Adapters in PEFT layout: adapter_config.json and adapter_model.safetensors. Options that this program does not
+//! support are refused by key; keys that it does not know are noted.
 
 use super::{adapter_folder, make_folder, named, read_json, write_json};
 use crate::backend::Backend;
@@ -15,14 +15,15 @@ use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// What PEFT puts before the names of the base model.
+/// Prefix that PEFT puts before the names of the base model.
 const PREFIX: &str = "base_model.model.";
-/// What may stand before `layers.`, any number of times.
+/// Prefixes that may stand before `layers.`, any number of times.
 const WRAPPERS: [&str; 4] = ["base_model.", "model.", "module.", "_orig_mod."];
-/// The most that a rank may be.
+/// Maximum rank.
 const MAX_RANK: u64 = 65_536;
 
-/// Writes `adapter` in PEFT layout to the folder `dir` (made when missing); `base` is what the base model is called or where it lies.
+/// Writes `adapter` in PEFT layout to the folder `dir` (made when missing); `base` is the name or folder of the base
+/// model.
 pub fn save_adapter(dir: &Path, adapter: &Adapter, base: &str) -> Result<()> {
     make_folder(dir)?;
     let names: Vec<String> = adapter.names.iter().map(|name| format!("{PREFIX}{name}")).collect();
@@ -44,9 +45,9 @@ pub fn save_adapter(dir: &Path, adapter: &Adapter, base: &str) -> Result<()> {
     write_json(&dir.join(CONFIG), &config)
 }
 
-/// Loads the adapter that a user means by `dir` (its own folder, a run's or a checkpoint's), as `load_adapter`. `base` is the folder of the
-/// model it is put on. Returns notes for the user too: where it lies, keys that are not understood, another base than the one it names, a
-/// tokenizer or chat template that is not the base's.
+/// Loads the adapter that a user means by `dir` (its own folder, a run's or a checkpoint's), as `load_adapter` does.
+/// `base` is the folder of the model it is put on. Also returns notes for the user: where the adapter lies, keys that
+/// are not understood, a base other than the one it names, a tokenizer or chat template that differs from the base's.
 pub fn open_adapter(be: &dyn Backend, model: &ModelConfig, base: &Path, dir: &Path) -> Result<(Adapter, Vec<String>)> {
     let (dir, note) = adapter_folder(dir)?;
     let (adapter, settings) = load(be, model, &dir)?;
@@ -56,19 +57,20 @@ pub fn open_adapter(be: &dyn Backend, model: &ModelConfig, base: &Path, dir: &Pa
     Ok((adapter, notes))
 }
 
-/// Loads a PEFT folder as an adapter of `model`, its tensors widened to the accumulator type. Targets, ranks and alphas by layer or
-/// module (`target_modules`, `rank_pattern`, `alpha_pattern`) become one adapter of the greatest rank and one scale: smaller pairs
-/// are filled with zeros, and what their own scale differs by goes into B. That is the same function, trained or not (a zero row of A
-/// and its zero column of B have zero gradients), and it is saved so.
+/// Loads a PEFT folder as an adapter of `model`, with its tensors widened to the accumulator type. Targets, ranks and
+/// alphas per layer or module (`target_modules`, `rank_pattern`, `alpha_pattern`) become one adapter with the greatest
+/// rank and one scale: smaller pairs are padded with zeros, and the ratio of their own scale to the shared one is
+/// multiplied into B. The function is the same, and training keeps the padding at zero (a zero row of A and its zero
+/// column of B have zero gradients); the adapter is saved in this form.
 ///
-/// Errors name file and key: options that change what an adapter does and that this program does not have (modules to save, biases,
-/// DoRA), other modules, tensors missing, left over or of another shape.
+/// Errors name file and key: unsupported options that change what an adapter does (modules to save, biases, DoRA),
+/// unknown modules, tensors missing, left over or of another shape.
 pub fn load_adapter(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result<Adapter> {
     Ok(load(be, model, dir)?.0)
 }
 
-/// A note when the base that an adapter names is another one than `base`. Names are compared by their last word: the same model lies in
-/// other folders on other machines.
+/// A note when an adapter names a base other than `base`. Only the last part of the paths is compared: the same model
+/// lies in different folders on different machines.
 fn other_base(dir: &Path, named: &str, base: &Path) -> Option<String> {
     let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().to_lowercase());
     let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
@@ -84,7 +86,7 @@ fn other_base(dir: &Path, named: &str, base: &Path) -> Option<String> {
     ))
 }
 
-/// A note on the tokenizer files beside an adapter that are not those of the folder `base`, which counts.
+/// A note on tokenizer files beside an adapter that differ from those in the folder `base`, which are the ones used.
 fn other_text(dir: &Path, base: &Path) -> Option<String> {
     let differs = |name: &&str| {
         let Ok(ours) = std::fs::read(dir.join(name)) else { return false };
@@ -117,7 +119,7 @@ fn load(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result<(Adapter, S
             return Err(Error::content(format!("{}: tensors {other} and {name} are one", path.display())));
         }
     }
-    // Every tensor is looked at before memory is taken for its rank.
+    // All tensors are checked before memory is taken for their rank.
     let mut found = Vec::new();
     for (&(layer, module), pair) in &pairs {
         let (n, k) = module.shape(model);
@@ -162,8 +164,8 @@ fn load(be: &dyn Backend, model: &ModelConfig, dir: &Path) -> Result<(Adapter, S
     Ok((adapter, settings))
 }
 
-/// The name in this program of a tensor of an adapter: what PEFT and wrappers put before a base's names is left out (a few programs leave it
-/// out themselves), and so is the adapter's own name, which early versions kept.
+/// This program's name for an adapter tensor: without the prefixes that PEFT and wrappers put before the base's names
+/// (a few programs omit them themselves), and without the adapter's own name, which early versions kept.
 fn canonical(name: &str) -> String {
     let mut path = name;
     while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| path.strip_prefix(wrapper)) {
@@ -180,7 +182,7 @@ fn canonical(name: &str) -> String {
     path
 }
 
-/// `matrix` times `factor` in the upper left corner of zeros.
+/// `matrix` times `factor` in the upper left corner of a zero matrix of `shape`, in f64.
 fn resized(matrix: &Tensor, shape: [usize; 2], factor: f64) -> Tensor {
     let matrix = weights::converted(matrix, DType::F64);
     let mut out = Tensor::zeros(&shape, DType::F64);
@@ -191,7 +193,7 @@ fn resized(matrix: &Tensor, shape: [usize; 2], factor: f64) -> Tensor {
     out
 }
 
-/// One adapted layer.
+/// Rank and alpha of one adapted layer.
 #[derive(Debug, Clone, Copy)]
 struct Pair {
     rank: usize,
@@ -204,12 +206,12 @@ impl Pair {
     }
 }
 
-/// What adapter_config.json says.
+/// The contents of adapter_config.json.
 struct Settings {
     path: PathBuf,
-    /// What the base model is called or where it lay; empty when it is not said.
+    /// Name or folder of the base model; empty when it is not given.
     base: String,
-    /// On keys that are not understood or have no effect.
+    /// Notes on keys that are not understood or have no effect.
     notes: Vec<String>,
     targets: Targets,
     rank: usize,
@@ -219,12 +221,12 @@ struct Settings {
     alphas: Vec<(Pattern, f32)>,
 }
 
-/// Which layers `target_modules` means, by PEFT's rules.
+/// The layers that `target_modules` selects, by PEFT's rules.
 enum Targets {
     AllLinear,
-    /// A layer's path, or what it ends with behind a dot.
+    /// Layers' paths, or what they end with after a dot.
     Names(Vec<String>),
-    /// Of a whole path.
+    /// An expression for the whole path.
     Regex(Regex),
 }
 
@@ -242,7 +244,8 @@ fn is_named(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// A key of rank_pattern or alpha_pattern: a path, the end of one, or a regular expression for it; as it is written, and compiled.
+/// A key of rank_pattern or alpha_pattern: a path, the end of one, or a regular expression for it. Text and compiled
+/// form.
 struct Pattern(String, Regex);
 
 impl Pattern {
@@ -251,12 +254,12 @@ impl Pattern {
     }
 }
 
-/// The expression for a whole path. Its automaton is kept small: a line of text must not ask for megabytes.
+/// Compiles an expression for a whole path. Its automaton is kept small: a line of text must not ask for megabytes.
 fn whole(text: &str) -> std::result::Result<Regex, regex::Error> {
     regex::RegexBuilder::new(&format!("^(?:{text})$")).size_limit(1 << 18).build()
 }
 
-/// Keys that `Settings` is read from.
+/// Keys that `Settings` reads.
 const USED: [&str; 10] = [
     "alpha_pattern",
     "base_model_name_or_path",
@@ -270,7 +273,8 @@ const USED: [&str; 10] = [
     "use_rslora",
 ];
 
-/// Keys without effect on what a trained adapter does. The configurations of a first value go with `init_lora_weights`.
+/// Keys without effect on a trained adapter. Some configure an initialisation; `init_lora_weights` says whether it is
+/// allowed.
 const WITHOUT_EFFECT: [&str; 14] = [
     "auto_mapping",
     "corda_config",
@@ -288,10 +292,11 @@ const WITHOUT_EFFECT: [&str; 14] = [
     "velora_config",
 ];
 
-/// First values of A and B that leave the base as it is. Others (pissa, olora, corda, loftq, lora_ga) change the base's weights too.
+/// Initialisations of A and B that leave the base as it is. Others (pissa, olora, corda, loftq, lora_ga) change the
+/// base's weights too.
 const INITIAL: [&str; 4] = ["gaussian", "orthogonal", "eva", "mica"];
 
-/// Options that change what an adapter does and that are not ours.
+/// Options that change what an adapter does and that this program does not support.
 const UNSUPPORTED: [&str; 17] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -313,7 +318,8 @@ const UNSUPPORTED: [&str; 17] = [
 ];
 
 impl Settings {
-    /// Keys that are missing have PEFT's defaults (rank and alpha 8, q_proj and v_proj): earlier versions wrote fewer of them.
+    /// Reads the file. Missing keys take PEFT's defaults (rank and alpha 8, q_proj and v_proj): earlier versions wrote
+    /// fewer keys.
     fn read(path: &Path) -> Result<Self> {
         let fail = |key: &str, what: String| Error::content(format!("{}: {key}: {what}", path.display()));
         let map: Map<String, Value> = read_json(path)?;
@@ -446,7 +452,7 @@ impl Settings {
         Ok(pairs)
     }
 
-    /// A note for each key of rank_pattern and alpha_pattern that is for none of the adapted layers.
+    /// A note for each key of rank_pattern and alpha_pattern that matches none of the adapted layers.
     fn unmatched(&self, pairs: &BTreeMap<(usize, Module), Pair>) -> Vec<String> {
         let paths: Vec<String> = pairs.keys().map(|&(layer, module)| module.path(layer)).collect();
         let ranks = self.ranks.iter().map(|(pattern, _)| ("rank_pattern", pattern));

@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command-line arguments of every verb, as clap parses them.
 
 mod tools;
 
@@ -8,9 +8,9 @@ use super::numbers;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// The largest seed: what a TOML file can hold.
+/// The largest seed: the largest integer of a TOML file.
 const MOST_SEED: u64 = i64::MAX as u64;
-/// The most positions that a model's config.json may state.
+/// The largest number of positions that a model's config.json may state.
 const MOST_TOKENS: u64 = 1 << 24;
 
 /// Train a language-model agent for machine-learning engineering on one machine: supervised fine-tuning on explored

@@ -1,4 +1,4 @@
-//! `onestep task audit`: a line for each task, labels found or not.
+//! `onestep task audit`: says for each task whether the agent can see its labels. crate::task::audit does the search.
 
 use super::args::TaskAuditArgs;
 use super::given::Given;
@@ -9,7 +9,7 @@ use crate::sandbox::Python;
 use crate::task::PreparedTask;
 use crate::task::audit::{Audit, audit};
 
-/// Audits tasks and prints what was found. Error (exit code 1): labels were.
+/// Audits tasks and prints the findings. Error (exit code 1): the agent can see labels.
 pub fn run(args: &TaskAuditArgs) -> Result<()> {
     let (overrides, names): (Vec<String>, Vec<String>) =
         args.words.iter().cloned().partition(|word| word.contains('='));

@@ -1,4 +1,5 @@
-//! The verb that measures.
+//! `onestep bench`: measures kernels and whole steps, or prints the table of an earlier bench. crate::bench does the
+//! measuring.
 
 use super::args::BenchArgs;
 use super::session;
@@ -49,7 +50,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     };
     out!("{}", bench::summary(&rows));
     outln!("rows written to {}", out.join("bench.jsonl").display());
-    // The ceilings are always measured.
+    // Ceilings are measured whatever --only says: ceilings alone mean that it matched nothing.
     if let Some(only) = &args.only
         && rows.iter().all(|row| row.suite == "ceiling")
         && !only.contains("ceiling")
@@ -62,7 +63,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
 }
 
-/// Renames the files of an earlier bench in `out`, saying so.
+/// Renames the files of an earlier bench in `out` and prints a note for each.
 fn keep_earlier(out: &Path) -> Result<()> {
     for name in ["bench.jsonl", "bench.csv", "machine.json"] {
         let path = out.join(name);

@@ -1,4 +1,4 @@
-//! `eval`: one policy played and scored, under the name of what was played.
+//! `onestep eval`: plays one policy, scores it, and stores the scores under the policy's name.
 
 use super::args::EvalArgs;
 use super::given::{Given, needed};
@@ -21,7 +21,7 @@ use crate::trajectory::Trajectory;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
-/// Name of the file of scores in a run's folder.
+/// Name of the scores file in a run's folder.
 const FILE: &str = "evaluation.json";
 
 /// `onestep eval`
@@ -74,7 +74,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-/// What an evaluation or a run on tasks is made of, but for data and adapter.
+/// The identity of an evaluation, or of a run on tasks, without its data and adapter.
 pub fn identity(config: &Config, world: &World, verb: &str, model: &Path) -> Result<Identity> {
     let mut identity = Identity::new(verb, config)?;
     identity.add_model(model)?;
@@ -85,7 +85,7 @@ pub fn identity(config: &Config, world: &World, verb: &str, model: &Path) -> Res
     Ok(identity)
 }
 
-/// The scores that are in a run's folder.
+/// Reads the scores in a run's folder; empty when there are none.
 fn read(out: &Path) -> Result<Evaluations> {
     let path = out.join(FILE);
     if path.exists() { checkpoint::read_json(&path) } else { Ok(Evaluations::default()) }
@@ -95,7 +95,8 @@ fn trajectories(out: &Path, name: &str) -> PathBuf {
     out.join("trajectories").join(format!("eval-{name}.jsonl"))
 }
 
-/// The name under which what is `played` is written: `wanted`, or that with a number.
+/// The name to store `played` under: `wanted` if it is free or already names the same policy, else `wanted` with a
+/// number.
 fn free_name(out: &Path, evaluations: &Evaluations, wanted: &str, played: &Identity) -> String {
     evaluations.name_for(wanted, played, |name| !trajectories(out, name).exists())
 }
@@ -105,8 +106,9 @@ fn tell_name(out: &Path, taken: &str, name: &str) {
     errln!("note: {}: {taken} is another policy, or played otherwise; this one is called {name}", path.display());
 }
 
-/// The policy's name: eval.source, or what is played. A run's adapter or model has the run's name (`runs/sft/adapter`: sft), one of a
-/// checkpoint that and the step, any other adapter its folder's; a model alone is `base`. Error: eval.source is no part of a file's name.
+/// The policy's name: eval.source, or one derived from what is played. A run's adapter or model takes the run's name
+/// (`runs/sft/adapter`: sft), that of a checkpoint the run's name and the step, any other adapter its folder's name; a
+/// model alone is `base`. Error: eval.source cannot be part of a file name.
 fn name(config: &Config, model: &Path, adapter: Option<&Path>) -> Result<String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let source = config.eval.source.as_str();
@@ -130,7 +132,7 @@ fn name(config: &Config, model: &Path, adapter: Option<&Path>) -> Result<String>
     };
     let name: String = name.chars().map(|c| if is_plain(c) { c } else { '-' }).collect();
     let name = name.trim_start_matches('.');
-    // `base` is the name of a model without an adapter.
+    // `base` is reserved for a model without an adapter.
     Ok(match name {
         "" => "adapter".to_string(),
         "base" => "base-adapter".to_string(),
@@ -138,7 +140,8 @@ fn name(config: &Config, model: &Path, adapter: Option<&Path>) -> Result<String>
     })
 }
 
-/// The name of what lies in `path`: up through what programs call such folders, to what a person called one.
+/// A name for what `path` holds: the nearest folder, going up, whose name is not one that programs use (`GENERIC`); for
+/// a checkpoint, the run's name and the step.
 fn of_folder(path: &Path) -> String {
     const GENERIC: [&str; 4] = ["adapter", "actor", "model", "checkpoints"];
     let parts: Vec<String> = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
@@ -147,13 +150,13 @@ fn of_folder(path: &Path) -> String {
     match (parts[at].strip_prefix("step-").map(str::parse::<u64>), at) {
         // RUN/checkpoints/PHASE/step-00000010
         (Some(Ok(step)), 3..) if parts[at - 2] == "checkpoints" => format!("{}-step-{step}", parts[at - 3]),
-        // From the root on there is no other name.
+        // Only the root is left: no other name to take.
         (_, 0) => own,
         _ => parts[at].clone(),
     }
 }
 
-/// Plays and scores one policy; adds it to evaluation.json, and writes that and the trajectories.
+/// Plays and scores one policy, adds the scores to evaluation.json, and writes the trajectories.
 #[allow(clippy::too_many_arguments)]
 pub fn evaluated(
     backend: &dyn Backend,
@@ -173,7 +176,7 @@ pub fn evaluated(
     Ok(evaluations)
 }
 
-/// The episodes of one policy; `name` names their random streams.
+/// Plays the episodes of one policy; `name` names their random streams.
 fn play(
     backend: &dyn Backend,
     config: &Config,
@@ -196,8 +199,9 @@ fn play(
     Ok(episodes)
 }
 
-/// Scores `episodes` and writes them and evaluation.json. Returns the name they have there, which is chosen while no other evaluation
-/// writes: one may have taken `wanted` since these episodes began.
+/// Scores `episodes` and writes them and evaluation.json. Returns the name they are stored under and all evaluations.
+/// The name is chosen while no other evaluation can write, because one may have taken `wanted` since these episodes
+/// began.
 fn record(
     out: &Path,
     environment: &Environment,
@@ -219,7 +223,7 @@ fn record(
     Ok((name, evaluations))
 }
 
-/// Makes the folder and waits until no other evaluation holds it; it is held until the file is dropped.
+/// Makes the folder, waits until no other evaluation holds its lock, and takes it until the file is dropped.
 fn lock(folder: &Path) -> Result<File> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("making the folder", folder, &e))?;
     let held = File::open(folder).map_err(|e| Error::io("opening the folder", folder, &e))?;

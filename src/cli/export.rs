@@ -1,4 +1,5 @@
-//! `onestep export`: a model, with an adapter folded in or not, for other programs.
+//! `onestep export`: writes a model for other programs, with an adapter merged in on request. crate::export does the
+//! work.
 
 use super::args::{ExportArgs, Format, WeightType};
 use super::session;
@@ -10,7 +11,7 @@ use crate::export::{self, Source};
 use crate::model::Policy;
 use crate::tensor::DType;
 
-/// Bytes of a weight file when nothing else is asked.
+/// Default limit on the bytes of a weight file.
 const SHARD_SIZE: u64 = 5_000_000_000;
 
 /// `onestep export`

@@ -1,4 +1,5 @@
-//! What was typed against what is used: settings that a verb does not read are told, those that cannot hold together are refused.
+//! Checks the typed settings against what a verb uses: notes those that it does not read, and refuses those that
+//! contradict each other.
 
 use super::args::RunArgs;
 use crate::config::Config;
@@ -16,7 +17,7 @@ pub struct Given<'a> {
     pub section: &'static str,
     /// `--config`.
     pub file: Option<&'a Path>,
-    /// `section.key=value`, as they were typed.
+    /// Overrides, `section.key=value`, as typed.
     pub overrides: &'a [String],
 }
 
@@ -28,13 +29,13 @@ fn key<'a>(text: &'a str, section: &str) -> Option<(String, &'a str)> {
 }
 
 impl<'a> Given<'a> {
-    /// The settings of a verb that makes a run; bare keys belong to the section of its name.
+    /// The settings of a verb that makes a run; bare keys belong to the section named like the verb.
     pub fn of_run(verb: &'static str, args: &'a RunArgs) -> Self {
         Self { verb, section: verb, file: args.config.as_deref(), overrides: &args.overrides }
     }
 
-    /// The settings, with those that options stand for (`--seed 1` is run.seed=1). Settings that were typed and that the verb does not read
-    /// are told. Error: a setting typed twice with two values where one of them is an option.
+    /// Loads the settings, with those that options stand for (`--seed 1` is run.seed=1), and prints a note for each
+    /// typed setting that the verb does not read. Error: an option and a typed setting give one setting two values.
     pub fn settings(&self, layers: &[&Path], options: &[(&str, &str, Option<String>)]) -> Result<Config> {
         let mut overrides = self.overrides.to_vec();
         for (option, name, value) in options {
@@ -60,15 +61,16 @@ impl<'a> Given<'a> {
         self.overrides.iter().filter_map(|text| key(text, self.section))
     }
 
-    /// A line for each setting that was typed and that the verb does not read. A file may serve several verbs.
+    /// Prints a note for each typed setting that the verb does not read. Settings in a file get none: it may serve
+    /// several verbs.
     pub fn tell_unread(&self) {
         for (key, value) in self.typed().filter(|(key, _)| !is_read(self.verb, key)) {
             errln!("note: {key}={value} changes nothing: {} does not read it", self.verb);
         }
     }
 
-    /// What was given of [lora] beside something that settles it: `adapter` with its own shape, or full training (`None`). Error: it was
-    /// typed and is another; from a file it is told.
+    /// Checks the given settings of `[lora]` against what fixes them: the shape of `adapter`, or with `None` full
+    /// training, which has no adapter. Error: a typed one differs; one in the file only gets a note.
     pub fn check_lora(&self, config: &Config, adapter: Option<(&Path, &LoraConfig)>) -> Result<()> {
         let lora = &config.lora;
         let differs = |key: &str| match adapter {
@@ -105,7 +107,7 @@ impl<'a> Given<'a> {
 
     /// The keys of a section that the file sets.
     fn in_file(&self, section: &str) -> Vec<String> {
-        // The file was read before: an error has been reported then.
+        // The file was read before: any error has been reported then.
         let text = self.file.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
         let table: toml::Table = text.parse().unwrap_or_default();
         let keys = table.get(section).and_then(|section| section.as_table()).into_iter().flat_map(|table| table.keys());
@@ -113,7 +115,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// The path that an option must have. Error: it was not given.
+/// The path of an option that must be given. Error: it is missing.
 pub fn needed<'a>(path: &'a Option<PathBuf>, option: &str, example: &str) -> Result<&'a Path> {
     path.as_deref().ok_or_else(|| Error::usage(format!("{option} is needed, for example {option} {example}")))
 }

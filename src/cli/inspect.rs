@@ -1,4 +1,4 @@
-//! The verbs that look or answer: generate, score, task, data, report.
+//! The verbs that answer or inspect and make no run: generate, score, task, data, report.
 
 use super::args::{DataCommand, GenerateArgs, ReportArgs, ScoreArgs, TaskArgs, TaskCommand};
 use super::given::Given;
@@ -30,7 +30,7 @@ use std::sync::Arc;
 pub fn generate(args: &GenerateArgs) -> Result<()> {
     let given = Given { verb: "generate", section: "sampling", file: None, overrides: &args.overrides };
     let config = given.settings(&[], &[("--device", "run.device", args.device.clone())])?;
-    // What of the lengths does not fit is told with the prompt's own length.
+    // Only memory is checked here: the engine refuses lengths that do not fit, and it knows the prompt's own length.
     let planned = session::planned(&config, &args.model, args.adapter.as_deref(), Work::Eval)?;
     session::check_memory(&config, &planned)?;
     session::threads(&config)?;
@@ -64,10 +64,11 @@ struct ScoreLine {
     ids: Vec<u32>,
 }
 
-/// Tokens of one forward pass of `score`.
+/// Most tokens in one forward pass of `score`; a longer line gets a pass of its own.
 const SCORE_TOKENS: usize = 2048;
 
-/// `onestep score`: line by line, so that memory does not grow with the file; the output appears whole.
+/// `onestep score`: works through the input a few lines at a time, so that memory does not grow with the file. The
+/// output file appears when it is complete.
 pub fn score(args: &ScoreArgs) -> Result<()> {
     let mut config = session::settings(&[], &[], "run")?;
     session::threads(&config)?;
@@ -234,7 +235,7 @@ pub fn task(command: &TaskCommand) -> Result<()> {
         }
         TaskCommand::Run { name, script, args } => {
             let mut config = settings(args)?;
-            config.run.reuse_rewards = false; // who asks for a run gets one
+            config.run.reuse_rewards = false; // run the script even if a result is stored
             let task = one(&config, name)?;
             let mut files: Files = task.starter.iter().map(|(n, t)| (n.clone(), Arc::from(t.as_str()))).collect();
             if let Some(path) = script {
@@ -272,7 +273,7 @@ fn one(config: &Config, name: &str) -> Result<Task> {
     found.pop().ok_or_else(|| Error::content(format!("no task {name}")))
 }
 
-/// Output and grade of a run of the entry script with these files.
+/// Runs the entry script with these files and returns its output and grade.
 fn graded(
     environment: &Environment,
     task: &Task,
@@ -284,8 +285,9 @@ fn graded(
     Ok((format!("{}{}", run.stdout, run.stderr), run.grade.clone().unwrap_or_else(why)))
 }
 
-/// Runs every baseline and compares with the stated m_init of both splits. A CPU of another kind may round differently: a difference within
-/// the noise floor is said and passes.
+/// Runs every baseline, prints its metrics and compares them with the stated m_init of both splits. A difference within
+/// the noise floor passes: another kind of CPU may round differently. Error: a baseline differs by more, or is not
+/// graded.
 fn validate(config: &Config, args: &TaskArgs) -> Result<()> {
     let mut config = config.clone();
     config.run.reuse_rewards = false;
@@ -329,9 +331,9 @@ pub fn data(command: &DataCommand) -> Result<()> {
     let open = |model: &Path, overrides: &[String]| {
         let config = Given { verb: "data", section: "sft", file: None, overrides }.settings(&[], &[])?;
         if !model.join("tokenizer.json").exists() {
-            checkpoint::check_model(model)?; // says what is there instead
+            checkpoint::check_model(model)?; // its error says what is there instead
         }
-        // A folder with a tokenizer only has no positions to exceed.
+        // A folder with only a tokenizer sets no limit on positions.
         let positions = match model.join("config.json").exists() {
             true => checkpoint::read_config(model)?.max_positions,
             false => usize::MAX,

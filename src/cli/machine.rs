@@ -12,7 +12,8 @@ use crate::sandbox::Python;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// `onestep doctor`: what was found where, and what to do about what is missing. Fails only when the CPU path cannot work.
+/// `onestep doctor`: prints what was found where, and what to do about what is missing. Error: there is no cache
+/// folder.
 pub fn doctor() -> Result<()> {
     say("onestep", env!("CARGO_PKG_VERSION"));
     say("CPU", &cpu());
@@ -49,7 +50,7 @@ pub fn doctor() -> Result<()> {
     let cache = session::cache()?;
     let cubins = compiler::count(&cache.join("kernels"));
     say("cache", &format!("{} ({cubins} compiled kernel files)", cache.display()));
-    // Not an error: models are trained on data without it.
+    // Not an error: training on given data needs no Python.
     match Python::base() {
         Ok((path, [major, minor, patch])) => {
             say("Python", &format!("{major}.{minor}.{patch}: {} (for the tasks)", path.display()))
@@ -63,7 +64,7 @@ fn say(name: &str, text: &str) {
     outln!("{name:<12} {text}");
 }
 
-/// The CPU's name, `unknown` where the system does not tell.
+/// The CPU's name; `unknown` when the system does not tell.
 pub fn cpu_model() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
@@ -109,7 +110,7 @@ pub fn kernels(command: &KernelsCommand) -> Result<()> {
     }
 }
 
-/// Compiles every source for every architecture, a line each.
+/// Compiles every source for every architecture and prints a line for each.
 fn compile(args: &KernelsArgs) -> Result<(Compiler, Vec<Resources>)> {
     let archs: Vec<&str> = match args.arch.is_empty() {
         true => ARCHS.to_vec(),
@@ -136,7 +137,8 @@ fn compile(args: &KernelsArgs) -> Result<(Compiler, Vec<Resources>)> {
     Ok((compiler, rows))
 }
 
-/// A line a kernel: registers a thread by architecture, shared memory a block; then what spills.
+/// Prints a line per kernel (registers per thread on each architecture, shared memory per block), then the kernels that
+/// use a stack or spill.
 fn show(rows: &[Resources]) {
     let mut archs: Vec<&str> = vec![];
     let mut lines: BTreeMap<(&str, &str), Vec<&Resources>> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The command line: one match on the command.
+//! The command line: parses it, runs the verb, and turns the result into an exit code.
 
 mod args;
 mod audit;
@@ -23,8 +23,8 @@ use args::{Command, Typed};
 use clap::Parser;
 use std::process::ExitCode;
 
-/// Parses what was typed, does it, and says what went wrong on stderr. Exit codes: 0 done, 1 the system refused, 2 what was
-/// typed or given is wrong, 130 interrupted, 143 terminated (0 when --resume goes on).
+/// Parses the command line, runs the verb, and prints errors on stderr. Exit codes: 0 done, 1 the system refused, 2 the
+/// command line or its input is wrong, 130 interrupted, 143 terminated (0 when --resume can go on).
 pub fn main() -> ExitCode {
     let words: Vec<String> = crate::version::command_line().into_iter().skip(1).collect();
     let typed = match Typed::try_parse() {
@@ -56,7 +56,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Says what is wrong with a command line (without the program's name), settings included, and does nothing. For tests of the documentation.
+/// Checks a command line (without the program's name), settings included, and runs nothing. For tests of the
+/// documentation. Error: what is wrong with it.
 pub fn check_words(words: &[&str]) -> std::result::Result<(), String> {
     let all = std::iter::once("onestep").chain(words.iter().copied());
     let typed = Typed::try_parse_from(all).map_err(|error| error.to_string())?;

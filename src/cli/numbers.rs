@@ -1,25 +1,25 @@
-//! Numbers as they are typed behind options: each says what it expects when it is none, or out of range. clap puts the option in front.
+//! Parsers for the numbers that options take. Their errors say what was expected; clap puts the option in front.
 
 use crate::sandbox::{LEAST_MEMORY, MOST_BYTES};
 
-/// A whole number from `LOW` to `HIGH`.
+/// Parses a whole number from `LOW` to `HIGH`.
 pub fn whole<const LOW: u64, const HIGH: u64>(text: &str) -> Result<u64, String> {
     let number = text.parse().ok().filter(|n| (LOW..=HIGH).contains(n));
     number.ok_or_else(|| format!("expected a whole number from {LOW} to {HIGH}"))
 }
 
-/// The same, as a count of something in memory.
+/// Parses as [`whole`] does, to a `usize`: a count of something in memory.
 pub fn count<const LOW: u64, const HIGH: u64>(text: &str) -> Result<usize, String> {
     whole::<LOW, HIGH>(text).map(|n| n as usize)
 }
 
-/// Seconds above 0, at most `MOST`.
+/// Parses seconds above 0, at most `MOST`.
 pub fn seconds<const MOST: u64>(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|&s: &f64| s > 0.0 && s <= MOST as f64);
     number.ok_or_else(|| format!("expected seconds above 0, at most {MOST}, for example 480"))
 }
 
-/// Bytes: a number and a unit, decimal (GB) or binary (GiB).
+/// Parses a number of bytes, from 1 to `MOST_BYTES`, with an optional unit, decimal (GB) or binary (GiB).
 pub fn bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = (text[..split].trim(), text[split..].to_ascii_lowercase());
@@ -43,7 +43,7 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     })
 }
 
-/// The same, as memory of a script.
+/// Parses as [`bytes`] does, for the memory of a script: at least `LEAST_MEMORY`.
 pub fn script_memory(text: &str) -> Result<u64, String> {
     match bytes(text)? {
         enough @ LEAST_MEMORY.. => Ok(enough),

@@ -1,4 +1,4 @@
-//! `onestep plan`: what a run would take, before anything is loaded.
+//! `onestep plan`: prints the memory and time that a run would take, before anything is loaded.
 
 use super::args::{DeviceKind, PlanArgs, PlannedWork};
 use super::given::Given;
@@ -14,7 +14,7 @@ use crate::plan::{Kind, Plan, Target, Work, plan};
 use serde_json::json;
 use std::path::Path;
 
-/// `onestep plan`. Error: no such model, or a run that does not fit (after everything was printed).
+/// `onestep plan`. Error: there is no such model; or, after everything is printed, the run does not fit.
 pub fn run(args: &PlanArgs) -> Result<()> {
     let works = match args.work {
         None => vec![Work::Sft, Work::Rl],
@@ -65,7 +65,7 @@ fn shape(args: &PlanArgs) -> Result<(String, ModelConfig, Option<usize>)> {
     }
 }
 
-/// The kind that was typed, else that of `run.device`.
+/// The device kind of --device-kind, else that of `run.device`.
 fn kind(args: &PlanArgs, config: &Config) -> Kind {
     let cpu = Kind::Cpu { cores: session::count(config.run.threads) };
     match args.device_kind {

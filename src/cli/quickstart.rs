@@ -1,4 +1,5 @@
-//! The main job, small: base evaluated, expert trajectories collected, SFT, step-wise RL, evaluation, report.
+//! `onestep quickstart`: the whole pipeline on a small scale. Evaluates the base, collects expert trajectories, trains
+//! by SFT and step-wise RL, evaluates after each, and writes the report.
 
 use super::args::QuickstartArgs;
 use super::evaluation::{self, evaluated};
@@ -125,7 +126,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     Ok(())
 }
 
-/// Wall seconds of phases.
+/// Wall-clock seconds of each phase.
 struct Clock {
     start: Instant,
     laps: Vec<(&'static str, f64)>,
@@ -146,7 +147,7 @@ impl Clock {
     }
 }
 
-/// What is run, beside what the paper ran.
+/// Prints the main settings beside the paper's.
 fn print_recipe(config: &Config) {
     let (sft, rl) = (&config.sft, &config.rl);
     outln!(

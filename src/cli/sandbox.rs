@@ -1,4 +1,4 @@
-//! The verbs about sandboxes: run one script in one, say which protection this machine has.
+//! `onestep sandbox`: runs one script in a sandbox (run), or prints the protection that this machine has (probe).
 
 use super::args::{SandboxArgs, SandboxCommand, SandboxRunArgs};
 use super::session;
@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Bytes of a script, at most.
+/// Largest size of a script in bytes.
 pub(super) const MOST_SCRIPT: u64 = 16 << 20;
 
 /// `onestep sandbox ...`
@@ -98,7 +98,7 @@ fn run(args: &SandboxRunArgs) -> Result<()> {
     }
 }
 
-/// The line of `--json`.
+/// The verdict as the line that `--json` prints.
 fn describe(verdict: &Verdict, tier: u8) -> Value {
     let (word, exit_code, signal) = match verdict.outcome {
         Outcome::Exited(0) => ("ok", Some(0), None),
@@ -123,7 +123,8 @@ fn describe(verdict: &Verdict, tier: u8) -> Value {
     })
 }
 
-/// The regular files of one folder into another, each of `most` bytes at most; symbolic links are left out and added to `links`.
+/// Copies the regular files of a folder, and of those below it, into another; symbolic links are left out and added to
+/// `links`. Error: a file has more than `most` bytes.
 fn copy(from: &Path, to: &Path, most: u64, links: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(from).map_err(|e| Error::io("reading the folder", from, &e))? {
         let entry = entry.map_err(|e| Error::io("reading the folder", from, &e))?;
@@ -141,9 +142,9 @@ fn copy(from: &Path, to: &Path, most: u64, links: &mut Vec<PathBuf>) -> Result<(
     Ok(())
 }
 
-/// Brings the regular files that a script has made or changed in `from` back into the user's folder `to`, each whole or not at all; that
-/// named `except`, at the top, stays behind. Errors: a link, or anything else that is no file or folder, is in the place of one of them; it is
-/// never followed.
+/// Copies the regular files that a script made or changed in `from` back into the user's folder `to`, each whole or not
+/// at all; the top-level one named `except` stays behind. Error: a link, or something of another kind, is in the place
+/// of a file or folder (it is never followed); a file has more than `most` bytes.
 fn bring_back(from: &Path, to: &Path, most: u64, except: Option<&str>) -> Result<()> {
     for entry in fs::read_dir(from).map_err(|e| Error::io("reading the folder", from, &e))? {
         let entry = entry.map_err(|e| Error::io("reading the folder", from, &e))?;

@@ -1,4 +1,5 @@
-//! What was typed becomes ready objects: settings, sandboxes and tasks (started first, before threads), then model and text.
+//! Builds the objects that verbs work with from settings and arguments: sandboxes and tasks (before any thread starts),
+//! then backend, model and tokenizer.
 
 use crate::agent::{Agent, Dialog};
 use crate::backend::Backend;
@@ -28,7 +29,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
-/// Settings from --config and overrides; a bare override key belongs to `section`. Those that do nothing are named on stderr.
+/// Loads the settings from the files `layers` and from overrides; a bare override key belongs to `section`. Settings
+/// that do nothing are named on stderr.
 pub fn settings(layers: &[&Path], overrides: &[String], section: &str) -> Result<Config> {
     let read = |path: &&Path| {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading the configuration", path, &e))?;
@@ -40,7 +42,8 @@ pub fn settings(layers: &[&Path], overrides: &[String], section: &str) -> Result
     Ok(config)
 }
 
-/// Where private environments and prepared data are kept between runs.
+/// The folder in which private environments and prepared data are kept between runs. Error: neither XDG_CACHE_HOME nor
+/// HOME is set.
 pub fn cache() -> Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute()).or_else(home);
@@ -52,7 +55,8 @@ pub fn cache() -> Result<PathBuf> {
 /// Set by SIGTERM.
 static TERMINATED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// A flag that the first Ctrl-C or SIGTERM sets; the second one ends the program at once with 130 or 143.
+/// Registers handlers for Ctrl-C and SIGTERM. The first signal sets the returned flag; the second ends the program at
+/// once with 130 or 143.
 pub fn interrupt() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let failed = |e: std::io::Error| Error::system(format!("listening for Ctrl-C: {e}"));
@@ -64,7 +68,8 @@ pub fn interrupt() -> Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-/// The program's exit code after `error`. Whoever sends SIGTERM wants to hear whether the command `can_resume` without loss: then it is 0.
+/// The program's exit code after `error`. After SIGTERM it is 143 for an interrupted command, but 0 if that command
+/// saved a checkpoint and `can_resume` from it: this tells the sender that nothing is lost.
 pub fn exit_code(error: &Error, can_resume: bool) -> u8 {
     match error.kind() {
         error::Kind::Stopped if can_resume && TERMINATED.load(Ordering::SeqCst) => 0,
@@ -73,19 +78,19 @@ pub fn exit_code(error: &Error, can_resume: bool) -> u8 {
     }
 }
 
-/// The number asked for, or one for each core.
+/// Returns `asked`, or one per core when it is 0.
 pub fn count(asked: usize) -> usize {
     if asked > 0 { asked } else { machine::cores() }
 }
 
-/// Starts the compute threads. Call it after `tasks`: sandboxes are forked first.
+/// Starts the compute threads. Call it after [`world`]: sandboxes are forked before any thread starts.
 pub fn threads(config: &Config) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(count(config.run.threads)).build_global();
     pool.map_err(|e| Error::system(format!("starting compute threads: {e}")))
 }
 
-/// The backend of `run.device`. What is chosen for a GPU (GEMM algorithms) is kept in the run's folder `out`, when there is one, so that
-/// a resumed run computes as the first did.
+/// The backend of `run.device`. The GEMM algorithms chosen for a GPU are kept in the run's folder `out`, if one is
+/// given, so that a resumed run computes as the first did.
 pub fn backend(config: &Config, out: Option<&Path>) -> Result<Box<dyn Backend>> {
     let ordinal = match config.run.device {
         Device::Cpu => return Ok(Box::new(Cpu)),
@@ -113,7 +118,7 @@ pub fn present_gpu(config: &Config) -> Option<GpuInfo> {
     library::probe().ok()?.into_iter().nth(ordinal)
 }
 
-/// What computes under these settings: the GPU's name, or the CPU's.
+/// The name of the GPU that computes under these settings; without one, `cpu` and the CPU's name.
 pub fn device(config: &Config) -> String {
     present_gpu(config).map_or_else(|| format!("cpu ({})", super::machine::cpu_model()), |gpu| gpu.name)
 }
@@ -130,9 +135,9 @@ pub fn check_device(config: &Config) -> Result<()> {
     }
 }
 
-/// Refuses a `dir` that is no model's folder, and a run on its model that settings or memory do not allow, before anything is started or
-/// loaded. An adapter that is given settles [lora]. Error: which setting, and what the model allows; what the work asks, what is there, what
-/// would fit.
+/// Checks, before anything is started or loaded, that `dir` is a model's folder and that settings and memory allow the
+/// run on that model. A given adapter fixes the settings in `[lora]`. Error: names the setting and what the model
+/// allows; or what the work needs, what is there and what would fit.
 pub fn check_plan(config: &Config, dir: &Path, adapter: Option<&Path>, work: Work) -> Result<()> {
     let planned = planned(config, dir, adapter, work)?;
     planned.check_settings()?;
@@ -142,7 +147,8 @@ pub fn check_plan(config: &Config, dir: &Path, adapter: Option<&Path>, work: Wor
     check_memory(config, &planned)
 }
 
-/// The plan of `work` on the model in `dir`. Error: it is no model's folder, or `adapter` is none of its adapters.
+/// The plan of `work` on the model in `dir`. Error: `dir` is not a model's folder, or `adapter` is not an adapter of
+/// that model.
 pub fn planned(config: &Config, dir: &Path, adapter: Option<&Path>, work: Work) -> Result<Plan> {
     checkpoint::check_model(dir)?;
     let model = checkpoint::read_config(dir)?;
@@ -154,13 +160,14 @@ pub fn planned(config: &Config, dir: &Path, adapter: Option<&Path>, work: Work) 
     Ok(plan(&model, &config, Target::new(work, kind)))
 }
 
-/// Refuses a plan that there is no memory for.
+/// Checks that there is memory for a plan. Error: there is not enough.
 pub fn check_memory(config: &Config, planned: &Plan) -> Result<()> {
     let (_, name, available) = memory(config);
     available.map_or(Ok(()), |bytes| planned.check(bytes).map_err(|e| e.context(name)))
 }
 
-/// What computes under these settings, its name, and the bytes of memory that a run may have there.
+/// The kind and name of the device that computes under these settings, and the bytes of memory that a run may use
+/// there; `None` when they are not known.
 pub fn memory(config: &Config) -> (Kind, String, Option<usize>) {
     match present_gpu(config) {
         Some(gpu) => {
@@ -171,9 +178,9 @@ pub fn memory(config: &Config) -> (Kind, String, Option<usize>) {
     }
 }
 
-/// The shape of the adapter that `dir` means, for a model of this shape.
+/// The shape of the adapter in `dir` (or in the run or checkpoint `dir`), for a model of this shape.
 pub fn adapter_shape(model: &ModelConfig, dir: &Path) -> Result<LoraConfig> {
-    let (dir, _) = checkpoint::adapter_folder(dir)?; // its note comes when the adapter is opened for use
+    let (dir, _) = checkpoint::adapter_folder(dir)?; // its note is printed when the adapter is opened for use
     Ok(checkpoint::load_adapter(&Cpu, model, &dir)?.config)
 }
 
@@ -197,7 +204,7 @@ pub fn all_tasks(config: &Config) -> Result<Vec<Task>> {
     all.map_err(|e| e.context("tasks.dir"))
 }
 
-/// The tasks that `tasks.names` means: held_in, held_out, all, or names.
+/// The tasks that `tasks.names` selects: held_in, held_out, all, or names.
 pub fn task_list(config: &Config) -> Result<Vec<Task>> {
     let all = all_tasks(config)?;
     let mut chosen: Vec<Task> = vec![];
@@ -216,7 +223,7 @@ pub fn task_list(config: &Config) -> Result<Vec<Task>> {
     Ok(chosen)
 }
 
-/// An environment and what it was made from.
+/// An environment, and facts about how its scripts run.
 pub struct World {
     /// Tasks, snapshots, remembered runs.
     pub environment: Environment,
@@ -224,15 +231,16 @@ pub struct World {
     pub interrupted: Arc<AtomicBool>,
     /// The protection in force, as lines for the user.
     pub protection: Vec<String>,
-    /// Its tier, 0 to 3.
+    /// The tier of that protection, 0 to 3.
     pub tier: u8,
-    /// The Python that runs scripts, and its packages, with their versions.
+    /// Versions of the Python that runs scripts and of its packages.
     pub python: String,
-    /// Where runs happen; removed with the world.
+    /// Folder in which scripts run; removed with the world.
     _scratch: Scratch,
 }
 
-/// The Python environment, the sandboxes and the tasks' data, with a line for each on stderr.
+/// Prepares the Python environment, the tasks' data and the sandboxes, and opens the store of results; notes go to
+/// stderr.
 pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result<World> {
     let interrupted = interrupt()?;
     let cache = cache()?;
@@ -257,7 +265,7 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
         undo_failed_edits: c.undo_failed_edits,
         scratch: scratch.path().to_path_buf(),
     };
-    // A script may come to something else under another protection: its run is not reused there.
+    // A script may give another result under another protection, so runs are reused within one tier only.
     let runs_by = format!("{} in tier {}", python.id, pool.protection().tier);
     let mut environment = Environment::new(Arc::new(pool), &runs_by, prepared, settings)?;
     if config.run.reuse_rewards {
@@ -274,14 +282,14 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
     Ok(World { environment, interrupted, protection, tier, python: versions, _scratch: scratch })
 }
 
-/// Refuses an interpreter that was given and cannot run the tasks, as `world` would.
+/// Checks that the interpreter, if one is given, can run the tasks, as [`world`] does.
 pub fn check_python(python: Option<&Path>) -> Result<()> {
     let Some(given) = python else { return Ok(()) };
     Python::ensure(Some(given), &cache()?, &mut |line| errln!("{line}")).map(drop)
 }
 
-/// What the fork-servers of these tasks load: numpy, which is seeded before each script, and what the tasks list; all that the sandbox
-/// knows when one of them lists nothing.
+/// The modules that the fork-servers of these tasks load: numpy, which is seeded before each script, and those that the
+/// tasks list. `None`, which means all that the sandbox knows, when a task lists nothing.
 fn preload(tasks: &[Task]) -> Option<Vec<String>> {
     let lists: Vec<&Vec<String>> = tasks.iter().map(|task| task.preload.as_ref()).collect::<Option<_>>()?;
     let mut modules = vec!["numpy".to_string()];
@@ -294,19 +302,19 @@ fn preload(tasks: &[Task]) -> Option<Vec<String>> {
 }
 
 impl World {
-    /// Says on stderr which protection scripts run under.
+    /// Prints on stderr which protection scripts run under.
     pub fn announce(&self) {
         errln!("sandbox: {}", self.protection.join("; "));
     }
 }
 
-/// A model folder, ready to speak.
+/// A loaded model with its tokenizer and chat template.
 pub struct Speaker {
     /// The weights, mapped.
     pub model: Model,
     /// Its tokenizer and chat template.
     pub dialog: Dialog,
-    /// Where it lies.
+    /// The model's folder.
     pub folder: PathBuf,
 }
 
@@ -318,7 +326,8 @@ pub fn speaker(backend: &dyn Backend, dir: &Path, config: &Config) -> Result<Spe
     Ok(Speaker { model, dialog, folder: dir.to_path_buf() })
 }
 
-/// The tokenizer and chat template of a model folder; template arguments that the template does not read are named on stderr.
+/// The tokenizer and chat template of a model folder; template arguments that the template does not read are named on
+/// stderr.
 pub fn dialog(dir: &Path, config: &Config) -> Result<Dialog> {
     let dialog = Dialog::new(Tokenizer::open(dir)?, &config.chat.template_arguments)?;
     for name in dialog.template.unread_arguments() {
@@ -330,7 +339,7 @@ pub fn dialog(dir: &Path, config: &Config) -> Result<Dialog> {
     Ok(dialog)
 }
 
-/// Says on stderr what a file holds that is not used.
+/// Prints each note on stderr as a warning.
 pub fn warn(notes: &[String]) {
     notes.iter().for_each(|note| errln!("warning: {note}"));
 }
@@ -342,7 +351,8 @@ pub fn model(backend: &dyn Backend, dir: &Path) -> Result<Model> {
     Ok(model)
 }
 
-/// The adapter in `dir` (or where the run or checkpoint `dir` keeps it) for `model` from the folder `base`, or none; notes go to stderr.
+/// Opens the adapter in `dir` (or in the run or checkpoint `dir`) for `model`, which comes from the folder `base`;
+/// `None` when no `dir` is given. Notes go to stderr.
 pub fn adapter(backend: &dyn Backend, model: &Model, base: &Path, dir: Option<&Path>) -> Result<Option<Adapter>> {
     let Some(dir) = dir else { return Ok(None) };
     let (adapter, notes) = checkpoint::open_adapter(backend, &model.config, base, dir)?;
@@ -355,7 +365,7 @@ pub fn new_adapter(backend: &dyn Backend, model: &Model, config: &Config, name: 
     Adapter::new(backend, &model.config, lora(config), &mut Philox::named(config.run.seed, name))
 }
 
-/// The settings of adapters. Their modules exist: the settings were checked.
+/// The adapter's shape from the settings. Module names are known: the settings were checked.
 fn lora(config: &Config) -> LoraConfig {
     let modules = config.lora.modules.iter().filter_map(|name| Module::named(name)).collect();
     LoraConfig { rank: config.lora.rank, alpha: config.lora.alpha, rslora: config.lora.rslora, modules }
@@ -372,7 +382,8 @@ pub fn agent<'a>(
     Ok(Agent::new(&speaker.dialog, engine, config))
 }
 
-/// Refuses a place that cannot become a run's folder, before anything is computed for it.
+/// Checks that `out` can become a run's folder, before anything is computed for it. Error: it, or a folder above it, is
+/// a file.
 pub fn check_out(out: &Path) -> Result<()> {
     match out.ancestors().find(|path| path.exists()) {
         Some(path) if !path.is_dir() => Err(Error::usage(format!(

@@ -1,4 +1,4 @@
-//! `onestep config`: every setting with its default, its range and what it does.
+//! `onestep config`: prints settings with their defaults, their ranges and what they do.
 
 use super::args::ConfigArgs;
 use super::unknown;
@@ -7,7 +7,7 @@ use crate::console::out;
 use crate::error::{Error, Result};
 use std::fmt::Write;
 
-/// `onestep config`. Error: a name that is no section and no setting.
+/// `onestep config`. Error: a name is neither a section nor a setting.
 pub fn run(args: &ConfigArgs) -> Result<()> {
     let chosen = match args.names.as_slice() {
         [] => SETTINGS.iter().collect(),
@@ -17,7 +17,7 @@ pub fn run(args: &ConfigArgs) -> Result<()> {
     Ok(())
 }
 
-/// The settings of a section, a setting's full key, or all keys of this name.
+/// The settings that `name` means: all of a section, one by its full key, or all with this bare key.
 fn named(name: &str) -> Result<Vec<&'static Setting>> {
     let found: Vec<_> =
         SETTINGS.iter().filter(|s| name == s.key || name == s.parts().0 || name == s.parts().1).collect();
@@ -31,7 +31,7 @@ fn named(name: &str) -> Result<Vec<&'static Setting>> {
     Err(Error::usage(format!("no section and no setting is called `{name}`{near}; `onestep config` lists all")))
 }
 
-/// Sections in the order of their first setting, with their settings.
+/// Groups settings by section, in the order of each section's first setting.
 fn sections<'s>(settings: &[&'s Setting]) -> Vec<(&'static str, Vec<&'s Setting>)> {
     let mut sections: Vec<(&str, Vec<&Setting>)> = vec![];
     for setting in settings {
@@ -44,7 +44,7 @@ fn sections<'s>(settings: &[&'s Setting]) -> Vec<(&'static str, Vec<&'s Setting>
     sections
 }
 
-/// Two lines a setting: what can be typed, with its range; what it does.
+/// Two lines per setting: its key, default and range; what it does.
 fn text(settings: &[&Setting]) -> String {
     let mut text = String::new();
     for (section, settings) in sections(settings) {
@@ -58,7 +58,7 @@ fn text(settings: &[&Setting]) -> String {
     text
 }
 
-/// docs/settings.md: a table a section.
+/// The text of docs/settings.md: a table per section.
 fn markdown(settings: &[&Setting]) -> String {
     let mut page = HEAD.to_string();
     for (section, settings) in sections(settings) {

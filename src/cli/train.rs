@@ -1,4 +1,5 @@
-//! The verbs that make a run: pretrain, collect, sft, rl. A dry run goes the same way and stops before anything is written.
+//! The verbs that make a run: pretrain, collect, sft, rl. A dry run takes the same path and stops before it writes
+//! anything.
 
 use super::args::{CollectArgs, DeviceArgs, PretrainArgs, RlArgs, RunArgs, SftArgs};
 use super::evaluation;
@@ -33,7 +34,7 @@ use crate::trajectory::{self, Trajectory};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The settings that options stand for: option, key, value.
+/// The options that stand for settings: option, key, value.
 pub fn options(run: &RunArgs, device: Option<&DeviceArgs>) -> [(&'static str, &'static str, Option<String>); 2] {
     let device = device.and_then(|args| args.device.clone());
     [("--seed", "run.seed", run.seed.map(|seed| seed.to_string())), ("--device", "run.device", device)]
@@ -50,7 +51,7 @@ pub fn show(config: &Config, paths: &[(&str, Option<&Path>)], out: &Path, more: 
     Ok(())
 }
 
-/// The backend of a run, or of its dry run: that one checks on the CPU, after seeing that the device exists.
+/// The backend of a run. A dry run gets the CPU, after a check that the device exists.
 fn backend(config: &Config, out: &Path, is_dry: bool) -> Result<Box<dyn Backend>> {
     if is_dry {
         session::check_device(config)?;
@@ -59,14 +60,14 @@ fn backend(config: &Config, out: &Path, is_dry: bool) -> Result<Box<dyn Backend>
     session::backend(config, Some(out))
 }
 
-/// What a dry run can see of model and adapter: that both open and fit.
+/// Checks for a dry run that the device exists and that model and adapter open and fit together.
 pub fn check_policy(config: &Config, model: &Path, adapter: Option<&Path>) -> Result<()> {
     session::check_device(config)?;
     let speaker = session::speaker(&Cpu, model, config)?;
     session::adapter(&Cpu, &speaker.model, model, adapter).map(drop)
 }
 
-/// `onestep pretrain`: the model goes to --out/model, and nowhere else.
+/// `onestep pretrain`: trains a model and writes it to --out/model, and nowhere else.
 pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     let given = Given::of_run("pretrain", &args.run);
     let config = given.settings(&[], &options(&args.run, Some(&args.device)))?;
@@ -84,7 +85,7 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     if args.run.dry_run {
         return show(&config, &[], out, &place.preview(&identity)?);
     }
-    // The tokenizer is small and always the same: a copy serves until the run has begun.
+    // The tokenizer is small and always the same: a scratch copy serves until the run has its folder.
     let copy = Scratch::new()?;
     exercises::save_tokenizer(copy.path(), config.run.seed)?;
     let dialog = session::dialog(copy.path(), &config)?;
@@ -100,7 +101,8 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     Ok(())
 }
 
-/// `onestep collect`: adds to the folder of another run; an earlier collection there is renamed with its folder.
+/// `onestep collect`: plays the expert and writes its trajectories. Adds them to the folder of another run; a folder
+/// that already holds a collection is renamed first.
 pub fn collect(args: &CollectArgs) -> Result<()> {
     let out = args.run.out.as_path();
     let config = Given::of_run("collect", &args.run).settings(&[], &options(&args.run, None))?;
@@ -162,7 +164,8 @@ pub fn collected(config: &Config, library: &Library, world: &World, tasks: &[Str
     expert::play(&world.environment, tasks, &expert)
 }
 
-/// Writes trajectories and the snapshots they name beside them, with those that other trajectories there name.
+/// Writes trajectories, and beside them the environment's snapshots, together with those that are already there for
+/// other trajectories.
 pub fn save_trajectories(path: &Path, environment: &Environment, trajectories: &[Trajectory]) -> Result<()> {
     let snapshots = snapshots(path);
     if snapshots.join("snapshots.jsonl").exists() {
@@ -172,7 +175,8 @@ pub fn save_trajectories(path: &Path, environment: &Environment, trajectories: &
     trajectory::write_jsonl(path, trajectories)
 }
 
-/// Adds the workspaces that the steps of the trajectories in `data` start from, which lie beside it.
+/// Adds to `store` the workspaces beside `data`, which the steps of its trajectories start from. Error: their folder is
+/// missing.
 fn load_states(store: &SnapshotStore, data: &Path) -> Result<()> {
     let folder = snapshots(data);
     if !folder.exists() {
@@ -244,7 +248,8 @@ fn inputs<'a>(model: &'a Path, adapter: Option<&'a Path>, data: &'a Path) -> Vec
     [("--model", model), ("--data", data)].into_iter().chain(adapter).collect()
 }
 
-/// The type that trained weights are written in (sft.save_dtype), of the base in `folder`. An adapter is always written in f32.
+/// The type of the trained weights on disk (sft.save_dtype), where `base` is the type of the model in `folder`. An
+/// adapter is always written in f32.
 fn saved_dtype(config: &Config, folder: &Path) -> Result<DType> {
     match config.sft.save_dtype {
         SaveDtype::Base if config.sft.full => {
@@ -266,15 +271,15 @@ fn save_adapter(out: &Path, adapter: &Adapter, base: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What supervised fine-tuning learns from, and what it is measured on.
+/// The data of supervised fine-tuning.
 pub struct Examples {
-    /// Examples that have a part in the gradient.
+    /// Examples that contribute to the gradient.
     pub training: Vec<Example>,
-    /// `sft.validation_share` of all, drawn by the run's seed.
+    /// The share `sft.validation_share` of all examples, drawn with the run's seed.
     pub validation: Vec<Example>,
 }
 
-/// The examples in the file `data`.
+/// Loads the examples in the file `data` and splits them.
 pub fn examples(config: &Config, speaker: &session::Speaker, data: &Path) -> Result<Examples> {
     let dialog = &speaker.dialog;
     let limit = Limit { max_tokens: config.sft.max_tokens, positions: speaker.model.config.max_positions };
@@ -284,7 +289,8 @@ pub fn examples(config: &Config, speaker: &session::Speaker, data: &Path) -> Res
     Ok(Examples { training, validation })
 }
 
-/// What supervised fine-tuning starts from: `start`, a fresh adapter, or all weights.
+/// The starting point of supervised fine-tuning: `start` or a fresh adapter; with sft.full all weights, `start` merged
+/// into them.
 pub fn start_of_sft(
     backend: &dyn Backend,
     config: &Config,
@@ -353,7 +359,7 @@ pub fn rl(args: &RlArgs) -> Result<()> {
     Ok(())
 }
 
-/// A line for each task whose trajectories are given and not used.
+/// Prints a line for each task that has trajectories but is not among `tasks`.
 fn tell_unused(expert: &[Trajectory], tasks: &[Task]) {
     let mut unused: BTreeMap<&str, usize> = BTreeMap::new();
     for trajectory in expert.iter().filter(|t| tasks.iter().all(|task| task.name != t.task)) {
@@ -364,7 +370,7 @@ fn tell_unused(expert: &[Trajectory], tasks: &[Task]) {
     }
 }
 
-/// That the files of every state are there, as `state_pool` will want them.
+/// Checks that the files are there of every state that `state_pool` will use.
 fn check_states(expert: &[Trajectory], tasks: &[Task], data: &Path) -> Result<()> {
     let store = SnapshotStore::default();
     load_states(&store, data)?;
@@ -377,7 +383,8 @@ fn check_states(expert: &[Trajectory], tasks: &[Task], data: &Path) -> Result<()
     Ok(())
 }
 
-/// Step-wise RL from `reference` on the states of `pool`; one sample of every state is written to trajectories/rl.jsonl.
+/// Runs step-wise RL from `reference` on the states of `pool` and returns the actor. One sample of every state is
+/// written to trajectories/rl.jsonl.
 pub fn reinforced(
     run: &mut Run,
     world: &World,

@@ -1,5 +1,5 @@
-//! Options that do not exist and what was meant by them: a setting (`--lr 1e-4` is learning_rate=1e-4), an option of another name, an option
-//! of another verb.
+//! Hints for options that do not exist: the setting that was meant (`--lr 1e-4` is learning_rate=1e-4), the option's
+//! name here, or the options that the verb does have.
 
 use super::args::Typed;
 use crate::config::{self, DEFAULTS};
@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use toml::{Table, Value};
 
-/// The verbs that take settings, and the section of a bare key.
+/// Verbs that take settings, each with the section that its bare keys belong to.
 const SECTIONS: [(&str, &str); 10] = [
     ("quickstart", "rl"),
     ("sft", "sft"),
@@ -22,7 +22,7 @@ const SECTIONS: [(&str, &str); 10] = [
     ("data", "sft"),
 ];
 
-/// Options as other trainers call them, and ours.
+/// Names that other trainers give to options, and the option here.
 const OPTIONS: &[(&[&str], &str)] = &[
     (&["output_dir", "output", "save_dir"], "out"),
     (&["base_model", "model_name_or_path", "model_name", "model_path"], "model"),
@@ -31,7 +31,8 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["resume_from_checkpoint", "continue"], "resume"),
 ];
 
-/// Settings as other trainers call them, and ours: the one in the verb's own section is meant, else the first that the verb reads.
+/// Names that other trainers give to settings, and the settings here: the one in the verb's own section is taken, else
+/// the first that the verb reads.
 const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["lr", "learningrate", "actor_lr"], &["sft.learning_rate", "rl.learning_rate", "pretrain.learning_rate"]),
     (&["critic_lr", "value_lr"], &["rl.critic_learning_rate"]),
@@ -74,7 +75,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["name", "policy_name", "source"], &["eval.source"]),
 ];
 
-/// Settings whose values are counted in another unit than the name that was typed says.
+/// Like `SETTINGS`, for settings whose unit differs from the one that the typed name implies.
 const OTHER_UNITS: &[(&[&str], &[&str])] = &[
     (
         &["batch_size", "train_batch_size", "per_device_train_batch_size", "global_batch_size", "bs"],
@@ -90,15 +91,15 @@ pub fn section(verb: &str) -> Option<&'static str> {
     SECTIONS.iter().find(|(name, _)| *name == verb).map(|(_, section)| *section)
 }
 
-/// What to say in place of clap's words about an option that does not exist; `None` when those are best. `words` are what was typed behind
-/// the program's name.
+/// The message to print instead of clap's for an option that does not exist; `None` when clap's is best. `words` is the
+/// command line without the program's name.
 pub fn hint(error: &clap::Error, words: &[String]) -> Option<String> {
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
     }
     let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return None };
     let verb = words.first()?.as_str();
-    // `-lr` is refused as `-l`.
+    // clap reports `-lr` as `-l`.
     let at = words.iter().position(|word| word.starts_with(argument.as_str()))?;
     let (option, attached) = match words[at].split_once('=') {
         Some((option, value)) => (option, Some(value)),
@@ -144,7 +145,7 @@ pub fn hint(error: &clap::Error, words: &[String]) -> Option<String> {
     })
 }
 
-/// The setting whose full or bare key is nearest to `name`, when one is near.
+/// The setting whose full or bare key is most similar to `name`; `None` when none is similar enough.
 pub fn nearest(name: &str) -> Option<&'static str> {
     let bare: Vec<&str> = config::SETTINGS.iter().flat_map(|setting| [setting.key, setting.parts().1]).collect();
     let near = similar::get_close_matches(name, &bare, 1, 0.75);
@@ -159,8 +160,9 @@ fn options(verb: &str) -> Option<Vec<String>> {
     Some(command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_string).collect())
 }
 
-/// The setting that `name` means among those that the verb reads: a key of the verb's own section, a name of other trainers, a key of any
-/// section, a key that is nearly so. And whether a value typed for it is one of the setting.
+/// Finds the setting that `name` means among those that `verb` reads, and says whether a value typed for it is in the
+/// setting's unit. Tried in this order: a key of the verb's own section, another trainer's name, a key of any section,
+/// a name with another unit and, unless `exact`, a similar key.
 fn setting(name: &str, verb: &str, own: &str, defaults: &Table, exact: bool) -> Option<(String, bool)> {
     let keys: Vec<(String, &str)> = defaults
         .iter()

@@ -1,12 +1,12 @@
-//! Settings outside their ranges, settings that exclude each other, and settings that do nothing beside others. All of it is looked at when
-//! every layer and override is known, so their order does not matter.
+//! Checks settings when every layer and override is known, so that their order does not matter: values outside their
+//! ranges, settings that exclude each other, settings that do nothing beside others.
 
 use super::{Algorithm, Config, GroupDeviation, KlIn, LossAverage, Objective, Overlong, SETTINGS, SaveDtype};
 use crate::backend::ops::KlEstimator;
 use crate::reward::Form;
 use toml::Table;
 
-/// Why settings cannot stand, and the keys whose values are to blame.
+/// Why settings are refused, and the keys whose values are to blame.
 pub(super) struct Fault {
     pub keys: Vec<&'static str>,
     pub text: String,
@@ -26,11 +26,11 @@ pub(super) fn ranges(table: &Table) -> Option<Fault> {
     })
 }
 
-/// Replies of one step that are held at once.
+/// Maximum replies of one step, which are held at once.
 const MOST_REPLIES: usize = 1_000_000;
 
-/// The first two settings that exclude each other. `section` is that of the command: `rl` has rules of its own for sampling, which
-/// evaluation does not.
+/// The first combination of settings that is not allowed. `section` is the command's: `rl` has rules for sampling that
+/// evaluation does not have.
 pub(super) fn combinations(config: &Config, section: &str) -> Option<Fault> {
     let (rl, sampling, pretrain) = (&config.rl, &config.sampling, &config.pretrain);
     let is_rl = section == "rl";
@@ -154,7 +154,7 @@ pub(super) fn combinations(config: &Config, section: &str) -> Option<Fault> {
     found.map(|(_, keys, text)| Fault { keys: keys.to_vec(), text })
 }
 
-/// Keys that do nothing under these settings, and the setting that makes it so.
+/// Keys that do nothing under these settings, each with the setting that makes it so.
 pub(super) fn idle(config: &Config) -> Vec<(&'static str, String)> {
     let rl = &config.rl;
     let quoted = |key: &str, value: String| format!("rl.{key} = \"{value}\"");

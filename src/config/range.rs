@@ -1,4 +1,4 @@
-//! What values a setting may have: as a check, and in words for the user.
+//! The values a setting may have: checks, and their wording for the user.
 
 use super::Device;
 use crate::machine;
@@ -7,7 +7,7 @@ use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::ops::RangeBounds;
 use toml::Value;
 
-/// The most characters of a value or an override that a message repeats.
+/// Maximum characters of a value or an override that a message repeats.
 const SHOWN: usize = 80;
 
 /// The values that a setting may have.
@@ -17,24 +17,24 @@ pub enum Range {
     Flag,
     /// A whole number; both ends are valid.
     Whole(i64, i64),
-    /// 0 for one a core, or a whole number up to `most` a core, as long as each has `bytes` of memory.
+    /// 0 for one per core, or a whole number up to `most` per core, as long as each has `bytes` of memory.
     PerCore {
-        /// How many for each core of this machine.
+        /// Maximum for each core of this machine.
         most: i64,
-        /// Bytes of memory that one takes at least.
+        /// Minimum bytes of memory that each takes.
         bytes: i64,
     },
-    /// A number between two bounds, judged in f32, in which most are used.
+    /// A number between two bounds, compared as f32, the type in which most are used.
     Number(Bound<f64>, Bound<f64>),
-    /// 0, with what it means, or a number as above.
+    /// 0, with what it means, or a number between two bounds.
     ZeroOr(&'static str, Bound<f64>, Bound<f64>),
     /// One of these words.
     Word(&'static [&'static str]),
     /// auto, cpu, cuda or cuda:N.
     Device,
-    /// Text of so many bytes, without control characters.
+    /// Text of a minimum to a maximum of bytes, without control characters.
     Text(usize, usize),
-    /// One or more names, each once, each of so many bytes at most.
+    /// One or more names, each once, each of at most this many bytes.
     Names(usize),
     /// One or more linear layers of a block, each once.
     Modules,
@@ -52,27 +52,28 @@ pub(super) const fn above(low: f64, high: f64) -> Range {
     Range::Number(Excluded(low), Included(high))
 }
 
-/// From `low` on, below `high`.
+/// From `low`, which is valid, to below `high`.
 pub(super) const fn below(low: f64, high: f64) -> Range {
     Range::Number(Included(low), Excluded(high))
 }
 
 impl Range {
-    /// `value` in the type of this range where it was written in another that says the same: whole numbers serve as numbers, `a,b` as a
-    /// list, JSON as a table.
+    /// Converts `value` to the type of this range if it was written in another that means the same: whole numbers to
+    /// numbers, `a,b` to a list, JSON to a table.
     pub(super) fn converted(&self, value: Value) -> Value {
         match (self, value) {
             (Range::Number(..) | Range::ZeroOr(..), Value::Integer(n)) => Value::Float(n as f64),
             (Range::Names(_) | Range::Modules, Value::String(s)) => {
                 Value::Array(s.split(',').map(|name| name.trim().into()).collect())
             }
-            // JSON is what chat templates' arguments are written in elsewhere.
+            // Other programs write arguments of chat templates in JSON.
             (Range::Table, Value::String(s)) => serde_json::from_str(&s).map_or(Value::String(s), Value::Table),
             (_, value) => value,
         }
     }
 
-    /// What is wrong with a converted `value`, to be read behind its key: ` = -1`, or ` has \`w\``; `None` when it is valid.
+    /// What is wrong with a converted `value`, to be read after its key: ` = -1`, or ` has \`w\``; `None` when it is
+    /// valid.
     pub(super) fn fault(&self, value: &Value) -> Option<String> {
         let whole = |low: i64, high: i64| value.as_integer().is_some_and(|n| (low..=high).contains(&n));
         let number = |low: Bound<f64>, high: Bound<f64>, x: f64| (low, high).contains(&f64::from(x as f32));
@@ -99,7 +100,7 @@ impl Range {
         }
     }
 
-    /// A valid value close to `value`: what was meant by a whole number with a point or an exponent.
+    /// The whole number that a value with a point or an exponent means, if it is valid.
     pub(super) fn meant(&self, value: &Value) -> Option<i64> {
         let n = value.as_float().filter(|x| x.fract() == 0.0 && x.abs() < 1e15)? as i64;
         self.fault(&Value::Integer(n)).is_none().then_some(n)
@@ -122,7 +123,7 @@ impl Range {
         }
     }
 
-    /// The same with what this machine allows.
+    /// The valid values in words, with this machine's limit.
     pub fn words_here(&self) -> String {
         match *self {
             Range::PerCore { most, bytes } => format!("{}, here to {}", self.words(), most_here(most, bytes)),
@@ -131,7 +132,7 @@ impl Range {
     }
 }
 
-/// The name that a module has in settings.
+/// The name of a module in settings.
 fn short(module: Module) -> &'static str {
     module.name().trim_end_matches("_proj")
 }
@@ -155,7 +156,8 @@ fn is_name(name: &str, most: usize) -> bool {
     (1..=most).contains(&name.len()) && !name.contains(char::is_control)
 }
 
-/// What is wrong with a list of names: it is none or empty, `named` does not know one, or two name the same.
+/// What is wrong with a list of names: it is no list or empty, `named` does not know a name, or two names mean the
+/// same.
 fn fault_of_list<T: PartialEq>(value: &Value, named: impl Fn(&str) -> Option<T>) -> Option<String> {
     let names = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
     let Some(names) = names.filter(|names| !names.is_empty()) else { return Some(format!(" = {}", shown(value))) };
@@ -171,7 +173,7 @@ fn fault_of_list<T: PartialEq>(value: &Value, named: impl Fn(&str) -> Option<T>)
     None
 }
 
-/// A value as a message repeats it: numbers with an exponent where they are long.
+/// A value as a message repeats it: long numbers with an exponent.
 fn shown(value: &Value) -> String {
     match value {
         Value::Float(x) => format!("{x:?}"),
@@ -179,7 +181,7 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// `text` on one line, without its end when it is long.
+/// `text` on one line, cut off when it is long.
 pub(super) fn shortened(text: &str) -> String {
     let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN).collect();
     if text.chars().nth(SHOWN).is_some() { format!("{line}...") } else { line }

@@ -1,5 +1,5 @@
-//! The table of settings: each key's range and what it means to a user. Its default, and the value that the paper or another program has,
-//! stand in data/config/default.toml.
+//! The table of settings: each key's range and its meaning to a user. Defaults, and the values that the paper or
+//! another program has, are in data/config/default.toml.
 
 use super::DEFAULTS;
 use super::range::{Range, above, below, within};
@@ -24,7 +24,8 @@ const STEPS: i64 = 1_000_000_000;
 /// Bytes of the longest path, and of the longest name of a file.
 const PATH: usize = 4096;
 const NAME: usize = 255;
-/// Rates, norms and weights that are multiplied with sums over a model in f32: products stay far below its largest number.
+/// Bound of rates, norms and weights that are multiplied with sums over a model in f32: products stay far below its
+/// largest number.
 const LARGE: f64 = 1e9;
 
 const SCHEDULES: &[&str] = &["constant", "cosine", "linear"];
@@ -52,10 +53,10 @@ pub const SETTINGS: &[Setting] = settings! {
         "Take the GEMM library's first algorithm in place of the fastest of several.";
     "run.gpu_separate_allocations": Flag,
         "A device allocation for each tensor, so that compute-sanitizer sees accesses outside of one; slow.";
-    // Threads beyond the cores gain nothing; a few times as many serve tests of equal results.
+    // More threads than cores gain nothing; a few times as many serve tests that results do not depend on the number.
     "run.threads": PerCore { most: 16, bytes: 8 << 20 },
         "Compute threads; 0 takes one for each core.";
-    // A worker is a Python with its libraries, of which forks share much.
+    // A worker is a Python process with its libraries; forks share much of its memory.
     "run.workers": PerCore { most: 16, bytes: 64 << 20 },
         "Sandboxes that run scripts side by side; 0 takes one for each core.";
     "run.sandbox_tier": Whole(0, 3),
@@ -108,7 +109,7 @@ pub const SETTINGS: &[Setting] = settings! {
     "reward.flagged": Word(&["full", "neutral"]),
         "What a submission that is constant or too good to be true earns: its full reward, or that of a neutral \
          action.";
-    // Logits divided by less than the least temperature would leave the range of f32.
+    // Logits divided by a lower temperature would leave the range of f32.
     "sampling.temperature": ZeroOr("takes the likeliest token", Included(0.001), Included(1000.0)),
         "What logits are divided by before a token is drawn.";
     "sampling.top_p": above(0.0, 1.0),
@@ -119,7 +120,7 @@ pub const SETTINGS: &[Setting] = settings! {
         "Tokens of one reply.";
     "engine.block_size": Whole(1, 65_536),
         "Tokens of one block of the key/value cache.";
-    // Rows of the cache, with a block to spare, are numbered in 32 bits.
+    // Rows of the cache, including a spare block, are numbered in 32 bits.
     "engine.cache_tokens": Whole(1, 2_000_000_000),
         "Tokens that the key/value cache holds.";
     "engine.prefill_tokens": Whole(1, TOKENS),
@@ -287,7 +288,7 @@ pub const SETTINGS: &[Setting] = settings! {
         "The gradient's norm is clipped to this; 0 does not clip.";
     "pretrain.prompt_weight": within(0.0, LARGE),
         "Weight of the prompts' own tokens in the first half of the steps.";
-    // The shapes that a config.json may state.
+    // The limits of the shapes in a config.json.
     "pretrain.hidden": Whole(2, 131_072),
         "Channels of the model (C); a multiple of twice pretrain.heads.";
     "pretrain.layers": Whole(1, 1024),
@@ -301,12 +302,12 @@ pub const SETTINGS: &[Setting] = settings! {
 };
 
 impl Setting {
-    /// The setting of this key, `section.key`.
+    /// The setting with this key, `section.key`.
     pub fn named(key: &str) -> Option<&'static Setting> {
         SETTINGS.iter().find(|setting| setting.key == key)
     }
 
-    /// Section and key within it.
+    /// The section, and the key within it.
     pub fn parts(&self) -> (&'static str, &'static str) {
         self.key.split_once('.').unwrap_or(("", self.key))
     }
@@ -316,12 +317,12 @@ impl Setting {
         self.line().0
     }
 
-    /// The value that the paper or another program has, from data/config/default.toml; empty when nothing is said of one.
+    /// The value that the paper or another program has, from data/config/default.toml; empty when none is given.
     pub fn origin(&self) -> &'static str {
         self.line().1
     }
 
-    /// What stands behind the key's `=`, and behind the `#` after it.
+    /// The text after the key's `=`, and the text after the `#` that follows.
     fn line(&self) -> (&'static str, &'static str) {
         let (section, key) = self.parts();
         let lines = DEFAULTS.lines().skip_while(|line| line.strip_prefix('[') != Some(&format!("{section}]")));

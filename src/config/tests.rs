@@ -1,4 +1,4 @@
-//! Tests of settings: what is laid over what, what is refused and how, what does nothing.
+//! Tests of settings: layers and overrides, refusals and their messages, settings that do nothing.
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn errors_name_place_and_valid_value() {
         ("[rl]\nsteps = 7\nstepz = 8\n", &[], &["run.toml, line 3", "stepz", "steps"]),
         ("[rll]\n", &[], &["rll", "sections are"]),
         ("x = 1\n", &[], &["line 1", "outside a section"]),
-        // Other forms of the same.
+        // Other forms of TOML.
         ("# a\nrl.steps = 0\n", &[], &["run.toml, line 2", "rl.steps = 0"]),
         ("rl = { samples = 2, steps = 0 }\n", &[], &["run.toml, line 1", "rl.steps = 0"]),
         ("[sft]\nepochs = 1\n\n[ rl ]\n\"steps\" = 0\n", &[], &["run.toml, line 5", "rl.steps = 0"]),
@@ -61,7 +61,7 @@ fn errors_name_place_and_valid_value() {
         ("", &["initial_share=1.5"], &["rl.initial_share = 1.5", "from 0 to 1"]),
         ("", &["algorithm=grpo"], &["`algorithm=grpo`", "rl.samples"]),
         ("[rl]\nalgorithm = \"grpo\"\n", &["samples=1"], &["run.toml, line 2", "`samples=1`"]),
-        // Each that learns something else than it says, in both places it can stand.
+        // Settings under which something else would be learnt than they say, from both places they can be given.
         ("", &["sampling.top_p=0.9"], &["`sampling.top_p=0.9`", "biased", "top_p=1.0"]),
         ("[sampling]\ntop_p = 0.9\n", &[], &["run.toml, line 2", "sampling.top_p"]),
         ("", &["sampling.top_k=20"], &["sampling.top_k = 20", "biased", "top_k=0"]),
@@ -126,7 +126,7 @@ fn settings_are_checked_together_in_any_order() {
     for (file, overrides) in cases {
         load(file, overrides).unwrap_or_else(|e| panic!("{overrides:?}: {e}"));
     }
-    // What biases learning is nobody's concern elsewhere.
+    // Settings that bias learning are allowed where nothing is learnt.
     for text in ["sampling.top_p=0.9", "sampling.top_k=20", "sampling.temperature=0"] {
         Config::load(&[], &[text.to_string()], "eval").unwrap();
     }
@@ -148,7 +148,7 @@ fn settings_that_do_nothing_are_named() {
         ("", &["target_kl=0.1"], &["rl.target_kl does nothing with rl.epochs = 1"]),
         ("[reward]\nform = \"sigmoid\"\nclip = 2.0\n", &[], &["reward.clip does nothing with reward.form"]),
         ("", &["gamma=0.9", "states=64"], &[]),
-        // What stands as it would without being written says nothing.
+        // A value equal to the default is not noted.
         ("[rl]\ngroup_epsilon = 0.02\n", &[], &[]),
     ];
     for (file, overrides, parts) in cases {

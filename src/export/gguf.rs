@@ -1,5 +1,6 @@
-//! GGUF, the single file of llama.cpp (format version 3, docs/gguf.md of ggml): metadata, a byte-level BPE vocabulary and tensors under
-//! llama.cpp's names, for the architectures qwen2, qwen3 and llama. Writes only; one tensor is in memory at a time.
+//! Writes GGUF, the single-file format of llama.cpp (version 3, docs/gguf.md of ggml): metadata, a byte-level BPE
+//! vocabulary and tensors under llama.cpp's names, for the architectures qwen2, qwen3 and llama. Does not read GGUF.
+//! Holds one tensor in memory at a time.
 
 use super::Source;
 use super::vocabulary::Vocabulary;
@@ -25,17 +26,17 @@ pub enum Storage {
     F16,
     /// Brain float.
     Bf16,
-    /// Blocks of 32 bytes under one f16 scale; matrices whose rows are no multiple of 32 stay f16.
+    /// Blocks of 32 signed bytes with one f16 scale; matrices whose row length is no multiple of 32 stay f16.
     Q8_0,
 }
 
-/// Values of a block of q8_0.
+/// Values per block of q8_0.
 const BLOCK: usize = 32;
-/// Every tensor starts at a multiple of it, counted from the first.
+/// Every tensor starts at a multiple of this many bytes, counted from the first tensor.
 const ALIGNMENT: usize = 32;
 
 impl Storage {
-    /// GGML's number of the type.
+    /// GGML's number for the type.
     fn tensor_type(self) -> u32 {
         match self {
             Storage::F32 => 0,
@@ -45,7 +46,7 @@ impl Storage {
         }
     }
 
-    /// llama.cpp's number of a file whose matrices are mostly of this type.
+    /// llama.cpp's number for a file whose matrices are mostly of this type.
     fn file_type(self) -> u32 {
         match self {
             Storage::F32 => 0,
@@ -55,7 +56,7 @@ impl Storage {
         }
     }
 
-    /// The type of one tensor in a file of this one.
+    /// The type of one tensor in a file of this type.
     fn of(self, shape: &[usize]) -> Self {
         match self {
             _ if shape.len() < 2 => Storage::F32,
@@ -88,8 +89,9 @@ impl Storage {
     }
 }
 
-/// One block as ggml's reference does it: the scale is the greatest magnitude / 127, values are rounded half away from zero under
-/// the scale in f32, which is stored in f16. The error is at most half a scale, and what rounding the scale to f16 adds.
+/// Quantises one block as ggml's reference does: the scale is the greatest magnitude / 127, values are divided by the
+/// f32 scale and rounded half away from zero, and the scale is stored in f16. The error is at most half a scale, plus
+/// what rounding the scale to f16 adds.
 fn quantise(values: &[f32], out: &mut [u8]) {
     let scale = values.iter().fold(0.0, |most: f32, x| most.max(x.abs())) / 127.0;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
@@ -106,14 +108,15 @@ struct Item {
 }
 
 enum Content {
-    /// The parameter at this index; with a number of heads, its rows in llama's order.
+    /// The parameter at this index; if a number of heads is given, with its rows in llama.cpp's order.
     Parameter(usize, Option<usize>),
     /// f32 values.
     Values(Vec<f32>),
 }
 
-/// Writes `source` to the file `out`, whole or not at all. Returns notes for the user. Errors: a vocabulary that is not byte-level BPE, and
-/// what llama.cpp cannot express (YaRN without truncation, biases of qwen3, Llama 3's scaling elsewhere).
+/// Writes `source` to the file `out`, whole or not at all. Returns notes for the user. Errors: a vocabulary that is not
+/// byte-level BPE; something llama.cpp cannot express (YaRN without truncation, biases of qwen3, Llama 3's scaling in
+/// another architecture).
 pub fn write(backend: &dyn Backend, source: Source, out: &Path, storage: Storage) -> Result<Vec<String>> {
     let config = &source.policy.model.config;
     let vocabulary = Vocabulary::read(source.folder, config.vocab)?;
@@ -166,7 +169,7 @@ fn items(source: Source, storage: Storage) -> Vec<Item> {
     let (config, llama) = (&model.config, model.config.family() == "llama");
     let mut items: Vec<Item> = vec![];
     if let RopeScaling::Llama3 { .. } = config.rope.scaling {
-        // llama.cpp divides its plain speeds by these.
+        // llama.cpp divides its unscaled rotation speeds by these.
         let plain = rope::frequencies(
             &crate::model::config::RopeConfig { scaling: RopeScaling::None, ..config.rope },
             config.heads.hs,
@@ -195,7 +198,7 @@ fn items(source: Source, storage: Storage) -> Vec<Item> {
     items
 }
 
-/// llama.cpp's name of a parameter.
+/// llama.cpp's name for a parameter.
 fn renamed(name: &str) -> String {
     let parts = [
         ("model.embed_tokens.", "token_embd."),
@@ -217,7 +220,8 @@ fn renamed(name: &str) -> String {
     parts.iter().fold(name.to_string(), |name, (from, to)| name.replace(from, to))
 }
 
-/// llama.cpp rotates neighbours for the architecture llama, Hugging Face halves: row 2j + i of a head is row i HS/2 + j here.
+/// Reorders the rows of each head: for the architecture llama, llama.cpp rotates neighbours, Hugging Face halves. Row
+/// 2j + i of a head comes from row i HS/2 + j.
 fn interleaved(tensor: &Tensor, heads: usize) -> Tensor {
     let wide = converted(tensor, DType::F32);
     let (columns, half) = (wide.columns(), wide.rows() / heads / 2);
@@ -262,7 +266,7 @@ fn describe(header: &mut Header, config: &ModelConfig, folder: &Path, storage: S
     let scaling = format!("{arch}.rope.scaling");
     match config.rope.scaling {
         RopeScaling::None => {}
-        RopeScaling::Llama3 { .. } if arch == "llama" => {} // the tensor rope_freqs.weight
+        RopeScaling::Llama3 { .. } if arch == "llama" => {} // written as the tensor rope_freqs.weight
         RopeScaling::Llama3 { .. } => return refuse("llama3 rope scaling outside the architecture llama"),
         RopeScaling::Linear { factor } => {
             header.text(&format!("{scaling}.type"), "linear");
@@ -282,14 +286,14 @@ fn describe(header: &mut Header, config: &ModelConfig, folder: &Path, storage: S
     Ok(())
 }
 
-/// Key-value pairs as bytes.
+/// Metadata key-value pairs as bytes, and their number.
 #[derive(Default)]
 pub(super) struct Header {
     bytes: Vec<u8>,
     count: u64,
 }
 
-/// GGUF's numbers of the value types that are used.
+/// GGUF's numbers for the value types that are used.
 mod value {
     pub const U32: u32 = 4;
     pub const I32: u32 = 5;

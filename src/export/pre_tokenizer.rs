@@ -1,8 +1,8 @@
-//! llama.cpp's name of the way in which a tokenizer.json cuts a text before BPE, found by its structure.
+//! Finds llama.cpp's name for the way a tokenizer.json splits text before BPE, by its structure.
 
 use serde_json::Value;
 
-/// One cut, as far as it matters to where a text is cut.
+/// One splitting step, as far as it decides where a text is cut.
 #[derive(Debug, PartialEq)]
 enum Cut<'a> {
     /// Each match of the expression is a piece.
@@ -18,7 +18,7 @@ const QWEN2: &str =
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The cuts that llama.cpp has a name for (`llm_tokenizer_bpe` of its src/llama-vocab.cpp).
+/// The splits that llama.cpp has a name for (`llm_tokenizer_bpe` of its src/llama-vocab.cpp).
 const NAMED: [(&[Cut], &str); 6] = [
     (&[Cut::Gpt2], "gpt-2"),
     (&[Cut::Digits, Cut::Gpt2], "smollm"),
@@ -28,10 +28,11 @@ const NAMED: [(&[Cut], &str); 6] = [
     (&[Cut::Matches(QWEN35)], "qwen35"),
 ];
 
-/// Names under which llama.cpp takes a word that is a token whole, before it merges.
+/// Names under which llama.cpp takes a word that is a token as a whole, before it merges.
 const IGNORING_MERGES: [&str; 1] = ["llama-bpe"];
 
-/// The name for a whole tokenizer.json: "default" where there is none. What llama.cpp does otherwise than the tokenizer is said in words.
+/// llama.cpp's name for the pre-tokenizer of a tokenizer.json, "default" if it has none, and in words what llama.cpp
+/// does differently.
 pub fn name(json: &Value) -> (&'static str, Vec<String>) {
     let mut unlike = vec![];
     let component = &json["pre_tokenizer"];
@@ -50,7 +51,7 @@ pub fn name(json: &Value) -> (&'static str, Vec<String>) {
     }
     match &json["normalizer"] {
         Value::Null => {}
-        // llama.cpp leaves it out for every model that has it; text is NFC almost always.
+        // llama.cpp omits it for every model that has it; text is almost always NFC.
         normalizer if normalizer["type"] == "NFC" => {}
         normalizer => unlike
             .push(format!("its normalizer ({normalizer}) is not in llama.cpp: texts that it changes differ there")),
@@ -64,7 +65,7 @@ pub fn name(json: &Value) -> (&'static str, Vec<String>) {
     (name, unlike)
 }
 
-/// The cuts of one component; `None` where it cuts in a way that is not listed.
+/// The splitting steps of one component; `None` if it splits in a way that is not listed.
 fn cuts(part: &Value) -> Option<Vec<Cut<'_>>> {
     match part["type"].as_str()? {
         "ByteLevel" if part["use_regex"] == false => Some(vec![]),

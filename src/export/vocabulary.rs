@@ -1,4 +1,4 @@
-//! A byte-level BPE vocabulary as GGUF metadata, from tokenizer.json. Other kinds of tokenizer are refused.
+//! Converts a byte-level BPE vocabulary from tokenizer.json to GGUF metadata. Other kinds of tokenizer are refused.
 
 use super::gguf::Header;
 use super::pre_tokenizer;
@@ -9,7 +9,7 @@ use crate::tokenizer::Tokenizer;
 use serde_json::Value;
 use std::path::Path;
 
-/// llama.cpp's numbers of the kinds of token.
+/// llama.cpp's numbers for the kinds of token.
 mod kind {
     pub const NORMAL: i32 = 1;
     pub const CONTROL: i32 = 3;
@@ -17,29 +17,30 @@ mod kind {
     pub const UNUSED: i32 = 5;
 }
 
-/// What llama.cpp needs of a tokenizer.
+/// The parts of a tokenizer that llama.cpp needs.
 pub struct Vocabulary {
     tokens: Vec<String>,
     kinds: Vec<i32>,
     merges: Vec<String>,
     pre: &'static str,
     bos: Option<u32>,
-    /// Ends a reply.
+    /// The token that ends a reply.
     eos: Option<u32>,
     pad: Option<u32>,
     adds_bos: bool,
-    /// None where the folder does not say; llama.cpp adds none then.
+    /// `None` if the folder does not say; llama.cpp adds none then.
     adds_eos: Option<bool>,
     template: Option<String>,
-    /// For the user.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// Tokens at which llama.cpp ends a reply whatever the file says, by their text.
+/// Tokens, by their text, that end a reply in llama.cpp whatever the file says.
 const KNOWN_ENDS: [&str; 6] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>"];
 
 impl Vocabulary {
-    /// Of the tokenizer in `folder`, filled up to the `rows` of the model's embedding with unused tokens. Errors name the file and key.
+    /// Reads the tokenizer in `folder`, filled up with unused tokens to the `rows` of the model's embedding. Errors
+    /// name the file and key.
     pub fn read(folder: &Path, rows: usize) -> Result<Self> {
         let tokenizer = Tokenizer::open(folder)?;
         tokenizer.check(rows)?;
@@ -70,7 +71,8 @@ impl Vocabulary {
             let kind = if token["special"] == true { kind::CONTROL } else { kind::USER_DEFINED };
             set(token["id"].as_u64(), text, kind)?;
         }
-        // Those that only the files beside tokenizer.json name, too, and what these say of the others.
+        // Also the tokens that only the files beside tokenizer.json name, and the kinds that these files give to
+        // others.
         for (id, text) in tokenizer.added_tokens() {
             let kind = if tokenizer.is_special(id) { kind::CONTROL } else { kind::USER_DEFINED };
             set(Some(id.into()), text, kind)?;
@@ -145,7 +147,7 @@ impl Vocabulary {
     }
 }
 
-/// A component of type ByteLevel, or a sequence that has one.
+/// Whether a component is of type ByteLevel or a sequence that has one.
 fn is_byte_level(component: &Value) -> bool {
     let parts = ["decoders", "pretokenizers"].iter().filter_map(|key| component[key].as_array()).flatten();
     component["type"] == "ByteLevel" || parts.into_iter().any(is_byte_level)

@@ -1,4 +1,4 @@
-//! Locks between processes: waiting for one is said, names who has it, and ends.
+//! Locks between processes. A wait for one names the process that has it, and ends after some time.
 
 use crate::error::{Error, Result};
 use std::fs::{self, File, TryLockError};
@@ -6,31 +6,32 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long another process may have a lock that is wanted.
+/// How long to wait for a lock that another process has.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Before it is said.
+    /// Time after which the wait is reported.
     pub notice: Duration,
-    /// Before it is an error.
+    /// Time after which the wait is an error.
     pub end: Duration,
 }
 
-/// For what takes another process far less than a second.
+/// For locks that other processes have for far less than a second.
 pub const BRIEF: Patience = Patience { notice: Duration::from_secs(1), end: Duration::from_secs(60) };
-/// How often it is tried again.
+/// Time between two attempts.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Takes the lock of the file `path`, which is made when it is not there; it is kept until what is returned is dropped. While another
-/// process has it, `say` gets one line that names the file and that process.
+/// Takes the lock of the file `path`, which is made if it is missing, and keeps it until the returned file is dropped.
+/// While another process has it, `say` gets one line that names the file and that process.
 ///
 /// # Errors
-/// System: the file cannot be opened, or another process has kept the lock for longer than `patience`, which is named with what to do.
+/// System: the file cannot be opened, or another process has kept the lock for longer than `patience`; names that
+/// process and what to do.
 pub fn take(path: &Path, patience: Patience, say: impl FnOnce(&str)) -> Result<File> {
     let file = File::create(path).map_err(|e| Error::io("creating", path, &e))?;
     wait(file, path, patience, say)
 }
 
-/// The same for a file or folder that was opened at `path`.
+/// Like [`take`], for a file or folder that was opened at `path`.
 pub fn wait(file: File, path: &Path, patience: Patience, say: impl FnOnce(&str)) -> Result<File> {
     let start = Instant::now();
     let mut say = Some(say);
@@ -56,15 +57,15 @@ pub fn wait(file: File, path: &Path, patience: Patience, say: impl FnOnce(&str))
     }
 }
 
-/// Who has the lock of a file: "process PID (its command line)", and whether it is stopped; with "perhaps" where only the file's number agrees
-/// and not its device, or "another process" where the kernel does not say.
+/// Describes the process that has the lock of a file: "process PID (its command line)", and whether it is stopped. Says
+/// "perhaps" when only the file's inode agrees and not its device, and "another process" when the kernel does not say.
 pub fn holder(file: &File) -> String {
     let Ok(info) = file.metadata() else { return "another process".to_string() };
     let device = format!("{:02x}:{:02x}:{}", libc::major(info.dev()), libc::minor(info.dev()), info.ino());
     let number = format!(":{}", info.ino());
     let text = fs::read_to_string("/proc/locks").unwrap_or_default();
-    // 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF; who waits has an arrow in the second place. On some file systems the device is
-    // another than that of the file.
+    // 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF; a process that waits has an arrow in the second place. On
+    // some file systems the device is not that of the file.
     let held = |place: &dyn Fn(&str) -> bool| {
         let fields = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
         let mut own = fields.filter(|f| f.get(1) == Some(&"FLOCK") && f.get(5).is_some_and(|at| place(at)));
@@ -106,7 +107,7 @@ mod tests {
         for text in [&said, &error] {
             assert!(text.contains(&own) && text.contains(&path.display().to_string()), "{text}");
         }
-        // Another program's, which has been stopped.
+        // A lock of another program, which has been stopped.
         let mut other = std::process::Command::new("flock")
             .arg("--no-fork")
             .arg(folder.path())
@@ -123,7 +124,7 @@ mod tests {
         assert!(holder(&lock).ends_with(&format!("which is stopped (kill -CONT {} lets it go on)", other.id())));
         other.kill().unwrap();
         other.wait().unwrap();
-        // One that goes meanwhile is waited for.
+        // A lock that is released meanwhile is waited for.
         let far = Patience { notice: Duration::ZERO, end: Duration::from_secs(600) };
         let mut held = Some(held);
         take(&path, far, |_| drop(held.take())).unwrap();

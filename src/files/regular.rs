@@ -1,5 +1,5 @@
-//! Files of users and scripts, which may be anything: read only when they are regular, and no more of them than they had when they were
-//! opened, however they grow meanwhile.
+//! Reads files of users and scripts, which may be anything: only regular ones, and never more bytes than a file had
+//! when it was opened, even if it grows meanwhile.
 
 use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
@@ -7,10 +7,10 @@ use std::io::{self, Read, Take};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Opens the regular file that `path` leads to. Waits for nobody, as it would for a writer to a pipe.
+/// Opens the regular file that `path` leads to. Does not block, even on a pipe without a writer.
 ///
 /// # Errors
-/// Content: it is a folder, a pipe, a device; it is not there. System: it cannot be opened.
+/// Content: it is a folder, a pipe or a device, or it is not there. System: it cannot be opened.
 pub fn file(path: &Path) -> Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = file.map_err(|e| Error::io("opening", path, &e))?;
@@ -23,7 +23,7 @@ pub fn file(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The same, to be read as far as it goes now, which is `most` bytes at most.
+/// Opens as [`file`] does, to be read up to its present length. Error: that is above `most` bytes.
 fn open(path: &Path, most: u64) -> Result<Take<File>> {
     let file = file(path)?;
     let info = file.metadata().map_err(|e| Error::io("opening", path, &e))?;
@@ -34,29 +34,30 @@ fn open(path: &Path, most: u64) -> Result<Take<File>> {
     Ok(file.take(info.len()))
 }
 
-/// The bytes of the regular file that `path` leads to, as many as it had when it was opened, `most` at most.
+/// Reads the regular file that `path` leads to: the bytes that it had when it was opened, at most `most`.
 ///
 /// # Errors
-/// Content: it is no regular file, is larger, or is not there. System: it cannot be read.
+/// Content: it is not a regular file, is larger, or is not there. System: it cannot be read.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![];
     open(path, most)?.read_to_end(&mut bytes).map_err(|e| Error::io("reading", path, &e))?;
     Ok(bytes)
 }
 
-/// The same as text.
+/// Reads as [`read`] does, to text.
 ///
 /// # Errors
-/// As for [`read`]; content also when it is not UTF-8.
+/// Those of [`read`]; content also when it is not UTF-8.
 pub fn read_text(path: &Path, most: u64) -> Result<String> {
     let no_text = |_| Error::io("reading", path, &io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"));
     String::from_utf8(read(path, most)?).map_err(no_text)
 }
 
-/// Copies the regular file that `from` leads to, with its permissions, as much of it as it had when it was opened, `most` bytes at most.
+/// Copies the regular file that `from` leads to, with its permissions: the bytes that it had when it was opened, at
+/// most `most`.
 ///
 /// # Errors
-/// As for [`read`]; system also when `to` cannot be written.
+/// Those of [`read`]; system also when `to` cannot be written.
 pub fn copy(from: &Path, to: &Path, most: u64) -> Result<()> {
     let mut file = open(from, most)?;
     let permissions = file.get_ref().metadata().map_err(|e| Error::io("opening", from, &e))?.permissions();

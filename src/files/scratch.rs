@@ -1,5 +1,6 @@
-//! Folders that last as long as the process that made them: told apart from those that a killed process has left, which are removed.
-//! Each is locked by its maker, and the kernel ends the lock with the process; a process id alone may belong to another by then.
+//! Folders that last as long as the process that made them; those that killed processes left are removed. Each is
+//! locked by its maker, and the kernel releases the lock when the process ends. A process id would not do: it may
+//! belong to another process by then.
 
 use crate::error::{Error, Result};
 use rustix::process::getuid;
@@ -9,25 +10,26 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// How the names of such folders begin.
+/// Prefix of the names of such folders.
 const PREFIX: &str = "onestep-";
-/// Random letters at their end.
+/// Number of random letters at the end of the names.
 const RANDOM: usize = 8;
-/// So many folders may be swept away between being made and being locked.
+/// Attempts to make a folder: another process may sweep it away before it is locked.
 const ATTEMPTS: usize = 16;
 
-/// A folder that nobody else takes for a leftover while this process lives. Not removed when dropped: its maker knows how.
+/// A folder that nobody else takes for a leftover while this process lives. Dropping it does not remove it: its maker
+/// does that.
 #[derive(Debug)]
 pub struct Held {
-    /// Where it is.
+    /// Path of the folder.
     pub path: PathBuf,
     /// None where the file system has no locks: then nobody sweeps there either.
     _lock: Option<File>,
 }
 
 impl Held {
-    /// Makes one in `parent`, called onestep-PID-START-RANDOM: the id of this process, when it was started in ticks since the machine was,
-    /// and letters. Errors: it cannot be made or opened.
+    /// Makes a folder in `parent`, called onestep-PID-START-RANDOM: the id of this process, its start time in ticks
+    /// since boot, and letters. Error: it cannot be made or opened.
     pub fn make(parent: &Path) -> io::Result<Self> {
         let prefix = format!("{PREFIX}{}-{}-", std::process::id(), start_time());
         for _ in 0..ATTEMPTS {
@@ -47,8 +49,8 @@ impl Held {
     }
 }
 
-/// Hands to `remove` each folder in `parent` that a process of this user made by [`Held::make`] and that no living process holds.
-/// One below which something is mounted stays: what is mounted there is not its maker's.
+/// Calls `remove` on each folder in `parent` that a process of this user made by [`Held::make`] and that no living
+/// process holds. A folder with something mounted below it stays: what is mounted there is not its maker's.
 pub fn sweep(parent: &Path, remove: impl Fn(&Path)) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounts: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
@@ -76,7 +78,7 @@ fn is_held_name(name: &str) -> bool {
         && parts.next().is_some_and(|text| text.len() == RANDOM && text.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
-/// When this process was started, in ticks since the machine was; 0 where that is not to be read.
+/// The start time of this process in ticks since boot; 0 when it cannot be read.
 fn start_time() -> u64 {
     let line = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The command's name is in parentheses and may hold anything; the start is the 22nd field of proc(5).
@@ -84,13 +86,13 @@ fn start_time() -> u64 {
     fields.split_ascii_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
 }
 
-/// A folder of this process below the system's folder for temporary files. Removed with all that is in it when dropped, or by a later
-/// process of this program, if this one is killed.
+/// A folder of this process in the system's folder for temporary files. Removed with its contents when dropped, or by a
+/// later process of this program if this one is killed.
 #[derive(Debug)]
 pub struct Scratch(Held);
 
 impl Scratch {
-    /// Makes one, and removes those that dead processes have left.
+    /// Makes a folder, and removes those that dead processes left.
     ///
     /// # Errors
     /// System: it cannot be made; the message names the folder it should lie in.
@@ -100,7 +102,7 @@ impl Scratch {
         Held::make(&parent).map(Self).map_err(|e| Error::io("making a folder for temporary files in", &parent, &e))
     }
 
-    /// Where it is.
+    /// Path of the folder.
     pub fn path(&self) -> &Path {
         &self.0.path
     }
@@ -112,7 +114,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Removes a folder and what is in it, however deep and however shut. What cannot be removed stays.
+/// Removes a folder and its contents, at any depth and whatever their permissions. What cannot be removed stays.
 pub fn remove_folder(folder: &Path) {
     let mut trees = vec![];
     for path in entries(folder) {
@@ -126,8 +128,8 @@ pub fn remove_folder(folder: &Path) {
     let _ = fs::remove_dir(folder);
 }
 
-/// Removes whole trees that lie in `top`, however deep: each folder is moved up to `top` before its own entries are looked at, so that no
-/// path gets long and nothing recurses.
+/// Removes whole trees that lie in `top`, at any depth: each folder is moved up to `top` before its own entries are
+/// read, so that no path gets long and nothing recurses.
 pub fn remove_trees(top: &Path, mut trees: Vec<PathBuf>) {
     let mut moved = 0;
     while let Some(tree) = trees.pop() {
@@ -145,12 +147,12 @@ pub fn remove_trees(top: &Path, mut trees: Vec<PathBuf>) {
 }
 
 fn move_up(top: &Path, path: &Path, moved: &mut u64) -> io::Result<PathBuf> {
-    // A folder that is shut cannot be moved to another parent.
+    // A folder that its owner may not write to cannot be moved to another parent.
     fs::set_permissions(path, Permissions::from_mode(0o700))?;
     loop {
         let target = top.join(format!(".removed-{moved}"));
         *moved += 1;
-        // Over an empty folder of that name it is moved all the same, over anything else it is not.
+        // The rename replaces an empty folder of that name, and fails on anything else.
         match fs::rename(path, &target) {
             Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory) => {}
             result => return result.map(|()| target),
@@ -158,7 +160,7 @@ fn move_up(top: &Path, path: &Path, moved: &mut u64) -> io::Result<PathBuf> {
     }
 }
 
-/// Paths in a folder, which is opened to its owner first.
+/// The paths in a folder, after its owner is given full access to it.
 pub fn entries(folder: &Path) -> Vec<PathBuf> {
     let _ = fs::set_permissions(folder, Permissions::from_mode(0o700));
     let names: Vec<OsString> =
@@ -179,7 +181,7 @@ mod tests {
         fs::create_dir(dead.join("shut")).unwrap();
         fs::write(dead.join("shut/file"), "text").unwrap();
         fs::set_permissions(dead.join("shut"), Permissions::from_mode(0o0)).unwrap();
-        drop(left); // as its process's end does, this ends the lock
+        drop(left); // releases the lock, as the end of its process does
         let others = ["onestep-1", "onestep-abc", "onestep-1-2", "onestep-1-2-short", "other-1-2-abcdefgh"];
         others.iter().for_each(|name| fs::create_dir(parent.path().join(name)).unwrap());
         fs::write(parent.path().join("onestep-1-2-abcdefgh"), "a file").unwrap();

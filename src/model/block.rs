@@ -1,5 +1,5 @@
-//! One transformer block: its forward and its backward side by side, over the backend's ops. Training, scoring and decoding run
-//! this same code; only where attention finds its keys differs.
+//! One transformer block: its forward and its backward side by side, over the backend's ops. Training, scoring and
+//! decoding run the same code; only where attention finds its keys differs.
 
 use crate::backend::Backend;
 use crate::backend::ops::{self, Heads, Linear, LinearGrads, QkNorm, Segments};
@@ -16,14 +16,14 @@ const O: &[Module] = &[Module::O];
 const GATE_UP: &[Module] = &[Module::Gate, Module::Up];
 const DOWN: &[Module] = &[Module::Down];
 
-/// A residual stream and what its RMSNorm divides by. The norm itself is computed again where it is needed.
+/// A residual stream and the reciprocal of its RMS. The normalised values are computed again where they are needed.
 #[derive(Default)]
 pub(super) struct Normed {
     pub sum: Tensor,  // (T, C)
     pub rstd: Tensor, // (T)
 }
 
-/// What no layer keeps: cheap to compute again from what it keeps, and as large.
+/// Values that no layer keeps: they are as large as what is kept, and cheap to compute again from it.
 #[derive(Default)]
 pub(super) struct Passing {
     pub y: Tensor,     // (T, C), the norm that the next layer reads, or the final one
@@ -32,7 +32,7 @@ pub(super) struct Passing {
     pub out: Tensor,   // (T, C)
 }
 
-/// What the forward of one block leaves for its backward.
+/// Values that the forward of one block leaves for its backward.
 #[derive(Default)]
 pub(super) struct BlockBuffers {
     pub qkv: Tensor,            // (T, D), normalised and rotated
@@ -44,7 +44,7 @@ pub(super) struct BlockBuffers {
     pub s: [Option<Tensor>; 7], // (T, R) x A^T of each adapted linear layer
 }
 
-/// What the backward of any block works in.
+/// Buffers for the backward of any block.
 #[derive(Default)]
 pub(super) struct Scratch {
     pub dsum: Tensor,     // (T, C), carried from block to block
@@ -60,7 +60,7 @@ pub(super) struct Scratch {
 pub(super) enum Attention<'a> {
     /// In the batch itself.
     Packed(Segments<'a>),
-    /// In a paged cache, to which the batch's own are appended first.
+    /// In a paged cache, to which the batch's own keys and values are appended first.
     Paged {
         plan: &'a PagedPlan,
         k: &'a mut Tensor,
@@ -70,7 +70,7 @@ pub(super) enum Attention<'a> {
     },
 }
 
-/// What lies before and behind linear layers: their input, its adapter's s of all modules, and the gradients.
+/// Operands of linear layers in their backward: input, the adapters' s of all modules, and the gradients.
 struct Sides<'a> {
     x: &'a Tensor,
     s: &'a [Option<Tensor>],
@@ -78,7 +78,7 @@ struct Sides<'a> {
     dx: Option<&'a mut Tensor>,
 }
 
-/// The parameters of one block, as the ops want them.
+/// The parameters of one block, in the form that the ops take.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
     pub policy: Policy<'a>,
@@ -120,7 +120,7 @@ impl<'a> Block<'a> {
         modules.iter().map(|&module| self.parameters(module)).collect()
     }
 
-    /// y = x through `modules`, side by side.
+    /// Computes y = x through `modules`, outputs side by side.
     fn linear(
         &self,
         be: &dyn Backend,
@@ -133,7 +133,7 @@ impl<'a> Block<'a> {
         ops::Linears { x, layers: &self.linears(modules), y, column: 0, s }.run(be)
     }
 
-    /// The backward of `linear`.
+    /// Computes the backward of `linear`.
     fn linear_backward(&self, be: &dyn Backend, modules: &[Module], sides: Sides, grads: &mut Gradients) -> Result<()> {
         let Sides { x, s, dy, dx } = sides;
         let s = s[range(modules)].iter().map(Option::as_ref).collect();
@@ -157,13 +157,14 @@ impl<'a> Block<'a> {
         modules.iter().map(|&module| of(module)).collect()
     }
 
-    /// The norm of `input` that this block reads, in `p.y`.
+    /// Computes the norm of `input` that this block reads, into `p.y`.
     pub fn normalise(&self, be: &dyn Backend, input: &Normed, p: &mut Passing, rstd: &mut Tensor) -> Result<()> {
         let w = self.weight(self.places().input_norm);
         ops::AddRmsnorm { residual: &input.sum, x: None, w, eps: self.eps(), sum: None, y: &mut p.y, rstd }.run(be)
     }
 
-    /// From `input`, whose norm is `p.y`, to `next`, the stream after this block, with the norm that follows it in `p.y`.
+    /// Computes the residual stream after this block into `next`, from `input`, whose norm is `p.y`; then `p.y` is the
+    /// norm that follows.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -234,8 +235,9 @@ impl<'a> Block<'a> {
         .run(be)
     }
 
-    /// The mirror image; norms and SwiGLU are computed again, into `p`. `d.dsum` is the gradient of the stream after this block and becomes the one before it, which is left out
-    /// when `wants_input` is false. Accumulates into `grads`.
+    /// Computes the backward of `forward`; norms and SwiGLU are computed again, into `p`. `d.dsum` is the gradient of
+    /// the stream after this block and becomes that of the stream before it; the latter is left out when `wants_input`
+    /// is false. Accumulates into `grads`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -319,7 +321,7 @@ impl<'a> Block<'a> {
     }
 }
 
-/// The places of modules that follow each other in `Module::ALL`.
+/// Index range of modules that are consecutive in `Module::ALL`.
 fn range(modules: &[Module]) -> Range<usize> {
     let first = modules[0] as usize;
     first..first + modules.len()
@@ -396,17 +398,18 @@ impl Scratch {
     }
 }
 
-/// Bytes of a buffer, whatever part of it the last pass used.
+/// Bytes of a buffer's memory, whatever part of it the last pass used.
 pub(super) fn bytes(tensor: &Tensor) -> usize {
     tensor.capacity()
 }
 
-/// Gives `tensor` this shape in the activation type, with anything in it: in the memory it has when that is enough.
+/// Gives `tensor` this shape in the activation type, in its own memory if that is large enough. The contents are
+/// undefined.
 pub(super) fn fit(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize]) -> Result<()> {
     fit_as(be, tensor, shape, be.activation())
 }
 
-/// The same in `dtype`.
+/// Same as `fit`, in `dtype`.
 fn fit_as(be: &dyn Backend, tensor: &mut Tensor, shape: &[usize], dtype: DType) -> Result<()> {
     if !tensor.refit(shape, dtype) {
         *tensor = Tensor::default(); // freed first, so that two never live together

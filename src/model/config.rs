@@ -1,5 +1,5 @@
-//! The shape of a model, from and to the text of a Hugging Face config.json (Qwen2/Qwen2.5, Qwen3, Llama 2/3), checked field by
-//! field. Opens no file.
+//! Reads the shape of a model from the text of a Hugging Face config.json (Qwen2/Qwen2.5, Qwen3, Llama 2/3), checks it
+//! field by field, and writes it back. Opens no file.
 
 mod attention;
 mod keys;
@@ -13,27 +13,27 @@ use keys::Keys;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// Numbers of a rotary table that any model may have (P * HS; Llama 3.1 has as many), however small it is.
+/// Numbers (P * HS) that the rotary table of any model may have, however small the model is; Llama 3.1 has as many.
 const MOST_ROTARY: usize = 1 << 24;
 
 /// A decoder-only transformer with RMSNorm, rotary embedding, grouped-query attention and SwiGLU.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// V
+    /// V, size of the vocabulary.
     pub vocab: usize,
-    /// C
+    /// C, width of the hidden states.
     pub hidden: usize,
-    /// L
+    /// L, number of layers.
     pub layers: usize,
-    /// NH, NKV, HS
+    /// NH, NKV, HS: query heads, key and value heads, size of a head.
     pub heads: Heads,
-    /// F
+    /// F, width of the MLP.
     pub mlp: usize,
     /// Added to the mean square in every RMSNorm.
     pub rms_eps: f32,
     /// Rotary embedding.
     pub rope: RopeConfig,
-    /// The lm-head is the embedding.
+    /// True when the lm-head is the embedding.
     pub tied: bool,
     /// q, k and v have a bias.
     pub qkv_bias: bool,
@@ -41,43 +41,43 @@ pub struct ModelConfig {
     pub o_bias: bool,
     /// Queries and keys are normalised per head (Qwen3).
     pub qk_norm: bool,
-    /// P, positions a sequence may have.
+    /// P, the most positions that a sequence may have.
     pub max_positions: usize,
 }
 
 /// Rotary embedding: base and scaling.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeConfig {
-    /// The base of the wavelengths.
+    /// Base of the wavelengths.
     pub theta: f64,
-    /// How positions beyond the pre-trained ones are reached.
+    /// Scaling, to reach positions beyond those of the pre-training.
     pub scaling: RopeScaling,
 }
 
 /// Scalings of the rotary embedding; fields as in transformers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
-    /// As trained.
+    /// No scaling.
     None,
     /// All positions divided by `factor`.
     Linear {
-        /// The stretch.
+        /// Factor of the stretch.
         factor: f64,
     },
     /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a ramp between.
     Llama3 {
-        /// The stretch.
+        /// Factor of the stretch.
         factor: f64,
-        /// Fewer turns than this in the original context: stretched.
+        /// Dimensions with fewer turns than this in the original context are stretched.
         low_freq_factor: f64,
-        /// More turns than this: kept.
+        /// Dimensions with more turns than this are kept.
         high_freq_factor: f64,
         /// Positions of the pre-training.
         original_max_positions: usize,
     },
     /// YaRN (arXiv 2309.00071).
     Yarn {
-        /// The stretch.
+        /// Factor of the stretch.
         factor: f64,
         /// Positions of the pre-training.
         original_max_positions: usize,
@@ -85,9 +85,9 @@ pub enum RopeScaling {
         attention_factor: f64,
         /// Turns above which a dimension is kept.
         beta_fast: f64,
-        /// Turns below which it is stretched whole.
+        /// Turns below which a dimension is stretched fully.
         beta_slow: f64,
-        /// Whether the ends of the ramp are whole dimensions.
+        /// Whether the ends of the ramp are rounded to whole dimensions.
         truncate: bool,
     },
 }
@@ -95,13 +95,14 @@ pub enum RopeScaling {
 const MODEL_TYPES: &str = "qwen2, qwen3, llama";
 
 impl ModelConfig {
-    /// Reads the text of the config.json at `path` (named in messages only). Errors name the key, what was found, what is valid:
-    /// a missing or wrong field, another model type, activation or rope scaling, sliding-window attention, quantised weights.
+    /// Reads the text of the config.json at `path` (used in messages only). Errors name the key, what was found and
+    /// what is valid: a missing or wrong field, another model type, activation or rope scaling, sliding-window
+    /// attention, quantised weights.
     pub fn from_json(text: &str, path: &Path) -> Result<Self> {
         Ok(Self::read(text, path)?.0)
     }
 
-    /// As `from_json`, with a note for the user on each key that is not understood or has no effect.
+    /// Same as `from_json`, plus a note for the user on each key that is not understood or has no effect.
     pub fn read(text: &str, path: &Path) -> Result<(Self, Vec<String>)> {
         let map: Map<String, Value> = serde_json::from_str(text)
             .map_err(|e| Error::content(format!("{}: {e}; expected a JSON object", path.display())))?;
@@ -153,8 +154,8 @@ impl ModelConfig {
         Ok((config, notes))
     }
 
-    /// Errors: an extent of zero, NKV does not divide NH, HS is odd, a mix of biases and norms that no supported family has, or a rotary
-    /// table far larger than the weights.
+    /// Checks the shape. Errors: an extent of zero, NKV does not divide NH, HS is odd, a mix of biases and norms that
+    /// no supported family has, or a rotary table larger than both the weights and `MOST_ROTARY`.
     pub fn validate(&self) -> Result<()> {
         let Heads { nh, nkv, hs } = self.heads;
         if [self.vocab, self.hidden, self.layers, nh, nkv, hs, self.mlp, self.max_positions].contains(&0) {
@@ -171,7 +172,7 @@ impl ModelConfig {
                 "a bias in only some of q, k, v and o fits no supported family (qwen2, qwen3, llama)",
             ));
         }
-        // It is made whole, so a wrong number of positions must not ask for more than the model itself does.
+        // The table is made whole, so a wrong number of positions must not ask for more memory than the model itself.
         let parameters = parameter_shapes(self).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let positions = self.max_positions;
         if positions * hs > MOST_ROTARY.max(parameters) {
@@ -192,7 +193,8 @@ impl ModelConfig {
         }
     }
 
-    /// The text of a config.json that `from_json` and transformers read back as this model; `torch_dtype` is the weights' type.
+    /// Writes the text of a config.json that `from_json` and transformers read back as this model; `torch_dtype` is the
+    /// type of the weights.
     pub fn to_json(&self, torch_dtype: &str) -> String {
         let family = self.family();
         let mut out = json!({
@@ -220,7 +222,7 @@ impl ModelConfig {
     }
 }
 
-/// How transformers names the classes of a family.
+/// Prefix of the class names of a family in transformers.
 fn class_prefix(family: &str) -> &'static str {
     match family {
         "qwen3" => "Qwen3",
@@ -229,7 +231,7 @@ fn class_prefix(family: &str) -> &'static str {
     }
 }
 
-/// Checks what is said in names: the classes, the activation, the type of the weights.
+/// Checks the keys that hold names: the classes, the activation, the type of the weights.
 fn check_names(keys: &Keys, family: &str) -> Result<()> {
     let class = class_prefix(family);
     for name in keys.texts("architectures")?.unwrap_or_default() {

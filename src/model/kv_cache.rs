@@ -1,5 +1,5 @@
-//! Keys and values of generated sequences in pages (vLLM, arXiv 2309.06180): the tensors, who owns which block, and the tensors
-//! that tell one forward pass where to write and to look. Knows no sampling and no schedule.
+//! Keys and values of generated sequences in pages (vLLM, arXiv 2309.06180): the tensors, the owners of the blocks, and
+//! the tensors that tell a forward pass where to write and look. Knows no sampling and no schedule.
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -14,12 +14,12 @@ pub struct KvCache {
     pub k: Vec<Tensor>,
     /// Values by layer.
     pub v: Vec<Tensor>,
-    /// Tokens of a block.
+    /// Tokens per block.
     pub block_size: usize,
 }
 
 impl KvCache {
-    /// Room for `blocks` blocks of `block_size` tokens.
+    /// Makes room for `blocks` blocks of `block_size` tokens.
     pub fn new(be: &dyn Backend, config: &ModelConfig, blocks: usize, block_size: usize) -> Result<Self> {
         let shape = [blocks * block_size, config.heads.nkv * config.heads.hs];
         let layers = || (0..config.layers).map(|_| be.alloc(&shape, be.activation())).collect::<Result<Vec<_>>>();
@@ -32,7 +32,7 @@ impl KvCache {
     }
 }
 
-/// The blocks of one sequence and its length in tokens. Made, grown and freed by its `BlockManager` only.
+/// The blocks of one sequence and its length in tokens. Only its `BlockManager` makes, grows and frees it.
 #[derive(Debug, Default)]
 pub struct Sequence {
     blocks: Vec<usize>,
@@ -41,7 +41,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Its tokens.
+    /// Number of tokens.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -62,7 +62,8 @@ impl Sequence {
     }
 }
 
-/// Who owns which block: a free list and reference counts. A shared block is full and never written again.
+/// Keeps track of which sequence owns which block: a free list and reference counts. A shared block is full and never
+/// written again.
 #[derive(Debug)]
 pub struct BlockManager {
     block_size: usize,
@@ -71,34 +72,34 @@ pub struct BlockManager {
 }
 
 impl BlockManager {
-    /// All `blocks` blocks of `block_size` tokens are free.
+    /// Makes a manager of `blocks` free blocks of `block_size` tokens.
     pub fn new(blocks: usize, block_size: usize) -> Self {
         Self { block_size, free: (0..blocks).rev().collect(), references: vec![0; blocks] }
     }
 
-    /// All blocks, owned or not.
+    /// Number of all blocks, owned or not.
     pub fn total(&self) -> usize {
         self.references.len()
     }
 
-    /// Blocks nobody owns.
+    /// Number of blocks that nobody owns.
     pub fn available(&self) -> usize {
         self.free.len()
     }
 
-    /// Blocks that `tokens` tokens need.
+    /// Number of blocks that `tokens` tokens need.
     pub fn blocks_for(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.block_size)
     }
 
-    /// A sequence of `tokens` tokens. Error: not enough free blocks; nothing is taken then.
+    /// Makes a sequence of `tokens` tokens. Error: not enough free blocks; then none is taken.
     pub fn allocate(&mut self, tokens: usize) -> Result<Sequence> {
         let mut sequence = Sequence { blocks: Vec::new(), len: 0, block_size: self.block_size };
         self.append(&mut sequence, tokens)?;
         Ok(sequence)
     }
 
-    /// Makes room for `tokens` more tokens. Error: not enough free blocks; the sequence is as before then.
+    /// Makes room for `tokens` more tokens. Error: not enough free blocks; then the sequence is unchanged.
     pub fn append(&mut self, sequence: &mut Sequence, tokens: usize) -> Result<()> {
         let more = self.blocks_for(sequence.len + tokens) - sequence.blocks.len();
         self.take(&mut sequence.blocks, more)?;
@@ -106,9 +107,9 @@ impl BlockManager {
         Ok(())
     }
 
-    /// A second sequence of the same tokens that shares the full blocks. The last, partial block is its own: the caller has the
-    /// tokens of the returned (from, to) cache rows written to both, by `PagedPlan`'s copies, in the pass that computes them.
-    /// Error: no free block for it.
+    /// Makes a second sequence of the same tokens, which shares the full blocks and owns its last, partial block. Also
+    /// returns (from, to) pairs of cache rows: the caller must have their tokens written to both rows, by the copies of
+    /// `PagedPlan`, in the pass that computes them. Error: no free block.
     pub fn fork(&mut self, sequence: &Sequence) -> Result<(Sequence, Vec<(usize, usize)>)> {
         let full = sequence.len / self.block_size;
         let mut blocks = sequence.blocks[..full].to_vec();
@@ -121,7 +122,7 @@ impl BlockManager {
         Ok((child, rows))
     }
 
-    /// Gives the sequence's blocks back; those that nobody else holds become free.
+    /// Gives the sequence's blocks back; those without another owner become free.
     pub fn free(&mut self, sequence: Sequence) {
         for block in sequence.blocks.into_iter().rev() {
             self.references[block] -= 1;
@@ -147,25 +148,27 @@ impl BlockManager {
     }
 }
 
-/// Everything that changes between two passes over a paged cache, as tensors. Q is the number of new tokens of all sequences.
+/// Everything that changes between two passes over a paged cache, as tensors. Q is the number of new tokens of all
+/// sequences.
 pub struct PagedPlan {
-    /// (Q), each token's place in its sequence.
+    /// (Q), position of each token in its sequence.
     pub positions: Tensor,
     /// (Q), the cache rows that receive the new keys and values.
     pub slots: Tensor,
-    /// (B, P), blocks by sequence, padded with 0.
+    /// (B, P), blocks of each sequence, padded with 0.
     pub block_table: Tensor,
-    /// (B), lengths with the new tokens.
+    /// (B), lengths including the new tokens.
     pub lens: Tensor,
-    /// (B + 1), offsets of the sequences' new tokens.
+    /// (B + 1), offsets of each sequence's new tokens.
     pub cu_q: Tensor,
-    /// Rows of this pass (X) whose keys and values go to further cache rows (X) too: the partial blocks of forks.
+    /// Rows of this pass (X), and cache rows (X) that get their keys and values too: the partial blocks of forks.
     pub copies: Option<(Tensor, Tensor)>,
 }
 
 impl PagedPlan {
-    /// The plan for the tokens `new` of each sequence, which sees what lies before them. `copies` are pairs (row of this pass, cache
-    /// row). The block table has `width` columns, or more where a sequence needs them. Errors: tokens that a sequence has not.
+    /// Makes the plan for a range of new tokens of each sequence, which see all tokens before them. `copies` are pairs
+    /// (row of this pass, cache row). The block table has `width` columns, or more if a sequence needs them. Error: a
+    /// range beyond the end of its sequence.
     pub fn new(
         be: &dyn Backend,
         sequences: &[(&Sequence, Range<usize>)],
@@ -203,7 +206,7 @@ impl PagedPlan {
         })
     }
 
-    /// Takes what `other` says, a plan of the same extents without copies: the tensors stay where they are.
+    /// Takes over the values of `other`, a plan of the same extents without copies. The tensors stay where they are.
     pub fn set(&mut self, be: &dyn Backend, other: &Self) -> Result<()> {
         be.copy(&other.positions, &mut self.positions)?;
         be.copy(&other.slots, &mut self.slots)?;

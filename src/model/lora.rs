@@ -9,15 +9,15 @@ use crate::rng::Philox;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// What an adapter adapts, and how strongly.
+/// Modules that an adapter adapts, its rank and its scale.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {
-    /// R
+    /// R, the rank.
     pub rank: usize,
     /// Numerator of the scale.
     pub alpha: f32,
-    /// Scale by alpha / sqrt(R) in place of alpha / R.
+    /// Scale by alpha / sqrt(R) instead of alpha / R.
     pub rslora: bool,
     /// The adapted linear layers of every block.
     pub modules: Vec<Module>,
@@ -31,19 +31,19 @@ impl LoraConfig {
     }
 }
 
-/// The tensors of an adapter in the accumulator type: A (R, K) then B (N, R), layer by layer, module by module in the order of
-/// the forward pass.
+/// Tensors of an adapter in the accumulator type: A (R, K) then B (N, R), by layer, then by module in the order of the
+/// forward pass.
 pub struct Adapter {
-    /// As given, its modules sorted.
+    /// The configuration as given, with its modules sorted and without duplicates.
     pub config: LoraConfig,
-    /// `model.layers.{i}.self_attn.q_proj.lora_A.weight` and so on, one a tensor.
+    /// One name per tensor: `model.layers.{i}.self_attn.q_proj.lora_A.weight` and so on.
     pub names: Vec<String>,
-    /// What is trained.
+    /// The trained tensors.
     pub tensors: Vec<Tensor>,
 }
 
 impl Adapter {
-    /// An adapter that changes nothing yet: A uniform in +-1/sqrt(K) (kaiming with a = sqrt 5, as PEFT), B zero.
+    /// An adapter that changes nothing yet: A uniform in +-1/sqrt(K) (Kaiming with a = sqrt 5, as in PEFT), B zero.
     /// Errors: rank zero, an alpha that is not positive, no modules.
     pub fn new(be: &dyn Backend, model: &ModelConfig, config: LoraConfig, rng: &mut Philox) -> Result<Self> {
         let mut adapter = Self::zeros(be, model, config)?;
@@ -56,7 +56,7 @@ impl Adapter {
         Ok(adapter)
     }
 
-    /// An adapter of zeros. Errors as `new`.
+    /// An adapter of zeros. Errors as in `new`.
     pub fn zeros(be: &dyn Backend, model: &ModelConfig, mut config: LoraConfig) -> Result<Self> {
         config.modules.sort();
         config.modules.dedup();
@@ -88,13 +88,13 @@ impl Adapter {
         Ok(Self { config: self.config.clone(), names: self.names.clone(), tensors })
     }
 
-    /// The pair beside `module` of `layer`, if it is adapted.
+    /// The low-rank pair of `module` in `layer`, if it is adapted.
     pub fn lora(&self, layer: usize, module: Module) -> Option<Lora<'_>> {
         let place = self.place(layer, module)?;
         Some(Lora { a: &self.tensors[place], b: &self.tensors[place + 1], scale: self.config.scale() })
     }
 
-    /// Where A of `module` in `layer` lies in the flat list; B follows.
+    /// Index of A of `module` in `layer` in the flat list; B follows.
     pub fn place(&self, layer: usize, module: Module) -> Option<usize> {
         let slot = self.config.modules.iter().position(|&m| m == module)?;
         Some(2 * (layer * self.config.modules.len() + slot))

@@ -1,4 +1,5 @@
-//! The transformer: a model, an adapter over it, and their forward and backward as a page of op calls. Knows no file formats.
+//! The transformer: a model, an adapter over it, and their forward and backward as a short list of op calls. Knows no
+//! file formats.
 
 pub mod config;
 pub mod kv_cache;
@@ -26,9 +27,9 @@ use std::sync::Arc;
 
 /// A model's weights, in the type they are stored in.
 pub struct Model {
-    /// Its shape.
+    /// Shape of the model.
     pub config: ModelConfig,
-    /// Hugging Face names, one a tensor of `weights`.
+    /// Hugging Face name of each tensor of `weights`.
     pub names: Vec<String>,
     /// All parameters; mapped ones are frozen.
     pub weights: Vec<Tensor>,
@@ -37,8 +38,9 @@ pub struct Model {
 }
 
 impl Model {
-    /// A model whose parameters `get` finds by name and shape: vectors first, so that the matrices of layers that share their input lie
-    /// side by side in device memory (see `Backend::linears`). Errors: those of `get`, an invalid configuration, integers.
+    /// Makes a model with the parameters that `get` returns for a name and shape. Asks for vectors first, so that the
+    /// matrices of layers that share their input are contiguous in device memory (see `ops::Linears`). Errors: those of
+    /// `get`, an invalid configuration, an integer tensor.
     pub fn new(
         be: &dyn Backend,
         config: ModelConfig,
@@ -61,8 +63,8 @@ impl Model {
         Ok(Self { config, names, weights, places, rope_table })
     }
 
-    /// Random weights as GPT-2 draws them: normal with deviation 0.02, the projections into the residual stream divided by
-    /// sqrt(2L), norms 1, biases 0. Equal seeds give equal weights.
+    /// Makes a model with random weights as in GPT-2: normal with standard deviation 0.02, divided by sqrt(2L) for the
+    /// projections into the residual stream; norms 1, biases 0. Equal seeds give equal weights.
     pub fn random(be: &dyn Backend, config: ModelConfig, seed: u64, dtype: DType) -> Result<Self> {
         let into_residual = 0.02 / (2.0 * config.layers as f64).sqrt();
         let list = parameter_shapes(&config);
@@ -104,8 +106,8 @@ impl Model {
         Ok(model)
     }
 
-    /// The weight at `index` of the flat list with `adapter` folded in, in the accumulator type: not rounded to the type of the
-    /// base. `None` where the adapter changes nothing.
+    /// The weight at `index` of the flat list with `adapter` folded in, in the accumulator type, so not rounded to the
+    /// type of the base. `None` when the adapter does not change it.
     pub fn merged_weight(&self, be: &dyn Backend, adapter: &Adapter, index: usize) -> Result<Option<Tensor>> {
         let Some(lora) = self.lora_on(adapter, index) else { return Ok(None) };
         let mut weight = be.alloc(self.weights[index].shape(), be.accumulator())?;
@@ -114,7 +116,7 @@ impl Model {
         Ok(Some(weight))
     }
 
-    /// The pair of `adapter` beside the weight at `index` of the flat list.
+    /// The low-rank pair of `adapter` for the weight at `index` of the flat list.
     fn lora_on<'a>(&self, adapter: &'a Adapter, index: usize) -> Option<Lora<'a>> {
         let layer = self.places.layers.iter().rposition(|layer| layer.input_norm < index)?;
         let linears = &self.places.layers[layer].linears;
@@ -133,7 +135,7 @@ impl Model {
         Ok(Self { config, names, weights, places, rope_table: self.rope_table.clone() })
     }
 
-    /// (V, C), the matrix from hidden states to logits: the embedding's when tied.
+    /// (V, C), the matrix from hidden states to logits: the embedding when tied.
     pub fn lm_head(&self) -> &Tensor {
         &self.weights[self.places.lm_head]
     }
@@ -149,12 +151,12 @@ pub fn parameter_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     parameters(config).0
 }
 
-/// A model under an adapter, or alone: actor, critic, reference and behaviour are policies over one model.
+/// A model with an adapter, or alone. Actor, critic, reference and behaviour are policies over one model.
 #[derive(Clone, Copy)]
 pub struct Policy<'a> {
-    /// The base.
+    /// Base model.
     pub model: &'a Model,
-    /// What is added to it.
+    /// Adapter over it, if any.
     pub adapter: Option<&'a Adapter>,
 }
 
@@ -163,27 +165,27 @@ pub struct Policy<'a> {
 pub struct Segment<'a> {
     /// Its tokens, at least one.
     pub ids: &'a [u32],
-    /// The place of the first token in its text: 0, or the parent's length.
+    /// Position of the first token: 0, or the parent's length.
     pub start_position: usize,
-    /// The earlier segment (by index, itself without a parent) that it continues and sees whole.
+    /// Index of the earlier segment that this one continues and sees whole. That segment must have no parent.
     pub parent: Option<usize>,
 }
 
-/// Packed segments as tensors; no token sees another segment, but for its parent.
+/// Packed segments as tensors. No token sees another segment, except its parent.
 pub struct Batch {
-    /// (T)
+    /// (T), token ids.
     pub ids: Tensor,
-    /// (T)
+    /// (T), position of each token.
     pub positions: Tensor,
-    /// (S + 1)
+    /// (S + 1), offsets of the segments.
     pub cu_seqlens: Tensor,
-    /// (S), -1 for none.
+    /// (S), index of the parent, -1 for none.
     pub parent: Tensor,
 }
 
 impl Batch {
-    /// Packs `segments`, at least one, in order. Errors name the segment: no tokens, an id outside the vocabulary, a position beyond the model's
-    /// last, a parent that is not an earlier segment without a parent.
+    /// Packs `segments`, at least one, in order. Errors name the segment: no tokens, an id outside the vocabulary, a
+    /// position beyond the model's last, a parent that is not an earlier segment without a parent.
     pub fn new(be: &dyn Backend, config: &ModelConfig, segments: &[Segment]) -> Result<Self> {
         if segments.is_empty() {
             return Err(Error::content("a batch without segments; expected at least one"));
@@ -219,7 +221,7 @@ impl Batch {
         })
     }
 
-    /// T
+    /// T, number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
@@ -229,11 +231,11 @@ impl Batch {
     }
 }
 
-/// Gradients in the accumulator type, as long as the lists they belong to; `None` is frozen.
+/// Gradients in the accumulator type, one for each tensor of their list; `None` when the list is frozen.
 pub struct Gradients {
-    /// Of `Adapter::tensors`.
+    /// Gradients of `Adapter::tensors`.
     pub adapter: Option<Vec<Tensor>>,
-    /// Of `Model::weights`.
+    /// Gradients of `Model::weights`.
     pub weights: Option<Vec<Tensor>>,
 }
 
@@ -254,29 +256,29 @@ impl Gradients {
         lists.into_iter().flatten().flatten().try_for_each(|tensor| be.fill(tensor, 0.0))
     }
 
-    /// Where the lm-head's gradient accumulates (the embedding's when tied), when weights are trained.
+    /// The tensor in which the lm-head's gradient accumulates (the embedding's when tied), if weights are trained.
     pub fn lm_head(&mut self, model: &Model) -> Option<&mut Tensor> {
         self.weights.as_mut().map(|list| &mut list[model.places.lm_head])
     }
 }
 
-/// What the backward computes again in place of keeping it.
+/// Values that the backward computes again instead of keeping them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
     /// Norms and SwiGLU: cheap, and as large as their inputs.
     #[default]
     Norms,
-    /// Whole blocks, from their input: the least memory, for one more forward.
+    /// Whole blocks, from their input: least memory, at the cost of one more forward.
     Blocks,
 }
 
-/// Buffers of the forward and backward passes: as large as the largest pass so far, and used in part by smaller ones. What a kept pass
-/// left serves one backward.
+/// Buffers of the forward and backward passes: as large as the largest pass so far; smaller passes use part of them.
+/// The values of a kept pass serve one backward.
 #[derive(Default)]
 pub struct Activations {
     recompute: Recompute,
-    /// Tokens that buffers have room for at least.
+    /// Number of tokens that buffers have room for at least.
     room: usize,
     norms: Vec<Normed>,
     blocks: Vec<BlockBuffers>,
@@ -288,29 +290,29 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// No buffers yet.
+    /// Starts without buffers.
     pub fn new(recompute: Recompute) -> Self {
         Self { recompute, ..Self::default() }
     }
 
-    /// The same with room for passes of `tokens` tokens whenever buffers are made, so that they are made once.
+    /// Sets the room to `tokens` tokens, so that buffers are allocated only once for passes of up to that size.
     pub fn with_room(self, tokens: usize) -> Self {
         Self { room: tokens, ..self }
     }
 
-    /// (T, C) after the final norm, of the last pass, until its backward.
+    /// Hidden states (T, C) of the last pass after the final norm; valid until its backward.
     pub fn hidden(&self) -> &Tensor {
         &self.passing.y
     }
 
-    /// Bytes of all buffers: those of the largest pass so far of each kind.
+    /// Bytes of all buffers, which are those of the largest pass so far of each kind.
     pub fn bytes(&self) -> usize {
         let norms: usize = self.norms.iter().map(Normed::bytes).sum();
         let blocks: usize = self.blocks.iter().map(BlockBuffers::bytes).sum();
         norms + blocks + self.passing.bytes() + bytes(&self.copied) + self.scratch.bytes()
     }
 
-    /// Fits the buffers of all layers, or of one that all layers share.
+    /// Fits the buffers of all layers (with `keep`), or those of one layer that all layers share.
     fn prepare(&mut self, be: &dyn Backend, policy: Policy, rows: usize, keep: bool) -> Result<()> {
         let layers = policy.model.config.layers;
         let norms = if keep { layers + 1 } else { 2 };
@@ -327,8 +329,8 @@ impl Activations {
     }
 }
 
-/// The hidden states of a packed batch, in `acts.hidden()`. With `keep` what every layer's backward needs stays (see `Recompute`);
-/// without, one layer's buffers serve all.
+/// Computes the hidden states of a packed batch, into `acts.hidden()`. With `keep`, everything that the layers'
+/// backward needs stays (see `Recompute`); without, all layers share one layer's buffers.
 pub fn forward(be: &dyn Backend, policy: Policy, batch: &Batch, keep: bool, acts: &mut Activations) -> Result<()> {
     acts.prepare(be, policy, batch.tokens(), keep)?;
     run(be, policy, &batch.ids, &batch.positions, Source::Packed(batch), keep, acts)?;
@@ -336,8 +338,8 @@ pub fn forward(be: &dyn Backend, policy: Policy, batch: &Batch, keep: bool, acts
     Ok(())
 }
 
-/// The hidden states (Q, C) of the new tokens `ids` (Q) of sequences in a paged cache, in `acts.hidden()`; their keys and values
-/// are appended to the cache.
+/// Computes the hidden states (Q, C) of the new tokens `ids` (Q) of sequences in a paged cache, into `acts.hidden()`.
+/// Appends their keys and values to the cache.
 pub fn forward_paged(
     be: &dyn Backend,
     policy: Policy,
@@ -353,7 +355,7 @@ pub fn forward_paged(
     run(be, policy, ids, &plan.positions, Source::Paged(plan, cache), false, acts)
 }
 
-/// Where the attention of all layers finds its keys.
+/// Where the attention of all layers finds its keys and values.
 enum Source<'a> {
     Packed(&'a Batch),
     Paged(&'a PagedPlan, &'a mut KvCache),
@@ -402,8 +404,8 @@ fn run(
     Ok(())
 }
 
-/// From `dhidden` (T, C), the gradient of `acts.hidden()` of a kept `forward` of the same policy and batch, accumulates into
-/// `grads`. Error: the last pass was not such a one.
+/// Accumulates gradients into `grads`. `dhidden` (T, C) is the gradient of `acts.hidden()` of a kept `forward` of the
+/// same policy and batch. Error: the last pass was not kept, or had another number of tokens.
 pub fn backward(
     be: &dyn Backend,
     policy: Policy,
@@ -433,7 +435,7 @@ pub fn backward(
         let kept = match recompute {
             Recompute::Norms => &blocks[layer],
             Recompute::Blocks => {
-                let (input, next) = two(norms, layer, layer + 1); // `next` becomes what it is
+                let (input, next) = two(norms, layer, layer + 1); // `next` gets the same values again
                 block.normalise(be, input, passing, &mut scratch.rstd)?;
                 let attention = Attention::Packed(batch.segments());
                 block.forward(be, &batch.positions, attention, input, &mut blocks[0], passing, next)?;
@@ -450,14 +452,14 @@ pub fn backward(
     }
 }
 
-/// An integer tensor of the backend.
+/// Makes an integer tensor on the backend.
 pub fn index_tensor(be: &dyn Backend, shape: &[usize], values: &[i32]) -> Result<Tensor> {
     let mut tensor = be.alloc_unset(shape, DType::I32)?;
     be.write(&mut tensor, &Tensor::from_slice(shape, values))?;
     Ok(tensor)
 }
 
-/// Offsets, rows and positions as the 32-bit integers that ops take.
+/// Converts offsets, rows and positions to the 32-bit integers that ops take.
 fn narrow(values: &[usize]) -> Result<Vec<i32>> {
     let narrow = |&value: &usize| {
         i32::try_from(value)
@@ -466,7 +468,7 @@ fn narrow(values: &[usize]) -> Result<Vec<i32>> {
     values.iter().map(narrow).collect()
 }
 
-/// Two places of a list at once; `i` and `j` differ.
+/// Borrows two elements of a list at once; `i` and `j` must differ.
 fn two<T>(list: &mut [T], i: usize, j: usize) -> (&mut T, &mut T) {
     if i < j {
         let (head, tail) = list.split_at_mut(j);

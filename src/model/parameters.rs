@@ -25,7 +25,7 @@ pub enum Module {
 }
 
 impl Module {
-    /// All, in the order of the forward pass.
+    /// All modules, in the order of the forward pass.
     pub const ALL: [Module; 7] = [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
 
     /// The name in adapter_config.json, for example `q_proj`.
@@ -46,7 +46,7 @@ impl Module {
         Self::ALL.into_iter().find(|m| name == m.name() || name == m.name().trim_end_matches("_proj"))
     }
 
-    /// The name of the layer's parameters less `.weight`, for example `model.layers.0.self_attn.q_proj`.
+    /// Name of the layer's parameters without `.weight`, for example `model.layers.0.self_attn.q_proj`.
     pub fn path(self, layer: usize) -> String {
         let part = match self {
             Module::Q | Module::K | Module::V | Module::O => "self_attn",
@@ -55,7 +55,7 @@ impl Module {
         format!("model.layers.{layer}.{part}.{}", self.name())
     }
 
-    /// (N, K) of the weight.
+    /// Shape (N, K) of the weight.
     pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
         let Heads { nh, nkv, hs } = config.heads;
         match self {
@@ -82,7 +82,7 @@ pub(super) struct LayerPlaces {
     pub input_norm: usize,
     /// Weight and bias, by `Module as usize`.
     pub linears: [(usize, Option<usize>); 7],
-    /// q and k norms.
+    /// Weights of the q and k norms.
     pub qk_norm: Option<(usize, usize)>,
     pub post_norm: usize,
 }
@@ -93,11 +93,11 @@ pub(super) struct Places {
     pub embed: usize,
     pub layers: Vec<LayerPlaces>,
     pub norm: usize,
-    /// The embedding's when tied.
+    /// Same as `embed` when tied.
     pub lm_head: usize,
 }
 
-/// Name and shape of every parameter, in the order of the flat list.
+/// Name and shape of every parameter in the order of the flat list, and their places.
 pub(super) fn parameters(config: &ModelConfig) -> (Vec<(String, Vec<usize>)>, Places) {
     let mut list: Vec<(String, Vec<usize>)> = Vec::new();
     let mut add = |name: String, shape: &[usize]| {

@@ -1,5 +1,5 @@
-//! The table of rotary position embeddings (arXiv 2104.09864) with its scalings, as transformers computes them
-//! (modeling_rope_utils.py), in f64. Rotating is the backend's.
+//! Computes the table of rotary position embeddings (arXiv 2104.09864) with its scalings in f64, as in transformers
+//! (modeling_rope_utils.py). The backend does the rotating.
 
 use crate::backend::Backend;
 use crate::error::Result;
@@ -8,7 +8,7 @@ use crate::tensor::{DType, Element, Tensor};
 use rayon::prelude::*;
 use std::f64::consts::TAU;
 
-/// The rotation speeds in radians per position, HS/2 of them, and the factor on cosines and sines (attention factor).
+/// Rotation speeds in radians per position (HS/2 of them), and the factor on cosines and sines (attention factor).
 pub fn frequencies(rope: &RopeConfig, hs: usize) -> (Vec<f64>, f64) {
     let plain: Vec<f64> = (0..hs / 2).map(|i| rope.theta.powf(-(2.0 * i as f64) / hs as f64)).collect();
     match &rope.scaling {
@@ -50,7 +50,8 @@ pub fn frequencies(rope: &RopeConfig, hs: usize) -> (Vec<f64>, f64) {
     }
 }
 
-/// The table (P, HS) in the accumulator type: a row holds HS/2 cosines, then HS/2 sines, times the attention factor.
+/// Makes the table (P, HS) in the accumulator type: a row holds HS/2 cosines, then HS/2 sines, times the attention
+/// factor.
 pub fn table(be: &dyn Backend, rope: &RopeConfig, positions: usize, hs: usize) -> Result<Tensor> {
     let mut host = Tensor::zeros(&[positions, hs], be.accumulator());
     match host.dtype() {
@@ -62,7 +63,8 @@ pub fn table(be: &dyn Backend, rope: &RopeConfig, positions: usize, hs: usize) -
     Ok(table)
 }
 
-/// Every row in f64, each number rounded once by `narrow`: the table is long, so no second one in f64 is held.
+/// Computes every row in f64 and rounds each number once with `narrow`. The table is long, so no second one is held in
+/// f64.
 fn fill<T: Element>(rows: &mut [T], rope: &RopeConfig, hs: usize, narrow: impl Fn(f64) -> T + Sync) {
     let (speeds, factor) = frequencies(rope, hs);
     rows.par_chunks_mut(hs).enumerate().for_each(|(position, row)| {
@@ -80,14 +82,14 @@ mod tests {
     use super::*;
     use crate::backend::oracle::Oracle;
 
-    /// Some dozen f64 operations, powers and logarithms among them.
+    /// The tolerance covers some dozen f64 operations, including powers and logarithms.
     fn check_close(found: f64, expected: f64) {
         assert!((found - expected).abs() <= 64.0 * f64::EPSILON * expected.abs(), "{found} against {expected}");
     }
 
     #[test]
     fn llama3_as_transformers_writes_it() {
-        // _compute_llama3_parameters, in wavelengths; Llama-3.2-1B's numbers.
+        // Formulas of _compute_llama3_parameters, in wavelengths, with the numbers of Llama-3.2-1B.
         let (factor, low, high, original) = (32.0, 1.0, 4.0, 8192.0);
         let scaling =
             RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_max_positions: 8192 };
@@ -151,7 +153,7 @@ mod tests {
         for (position, row) in table.slice::<f64>().chunks(4).enumerate() {
             let p = position as f64;
             for (found, expected) in row.iter().zip([p.cos(), (p / 10.0).cos(), p.sin(), (p / 10.0).sin()]) {
-                // The argument is rounded once more or less, and moves the result by its own size at most.
+                // An extra rounding of the argument moves the result by at most that rounding's size.
                 assert!((found - 2.0 * expected).abs() <= 64.0 * f64::EPSILON, "{found} against {}", 2.0 * expected);
             }
         }

@@ -16,7 +16,7 @@ pub const NAMES: [&str; 8] = [
     "llama3.1-8b",
 ];
 
-/// The shape of the model published under `name` (of the Qwen2.5 models: the Instruct versions). Error: an unknown name; the known
+/// Shape of the model published under `name` (for Qwen2.5: the Instruct version). Error: an unknown name; the known
 /// ones are listed.
 pub fn named(name: &str) -> Result<ModelConfig> {
     Ok(match name {

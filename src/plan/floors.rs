@@ -1,27 +1,28 @@
-//! Times that no implementation beats on a device: floating-point operations over its rate of matrix products, bytes over its rate of
-//! memory. What is not counted (norms, sampling, launches, the sandboxes of RL) only adds to them.
+//! Computes times that no implementation beats on a device: floating-point operations over its rate of matrix products,
+//! bytes over its memory bandwidth. Does not count norms, sampling, launches and RL's sandboxes, which only add to
+//! them.
 
 use super::{Asked, Kind, Work, count, grouped};
 use serde::Serialize;
 
-/// What a device reaches at best.
+/// Best rates of a device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Peaks {
-    /// The device, and whose figures these are.
+    /// Name of the device that the figures are for.
     pub name: &'static str,
     /// FLOP/s of large matrix products: bf16 on a GPU, f32 on the CPU.
     pub flops: f64,
-    /// Bytes a second, read and written.
+    /// Memory bandwidth in bytes per second, read and written.
     pub bandwidth: f64,
-    /// How they were found, and the datasheet's beside them.
+    /// How the figures were found, with the datasheet's beside them.
     pub origin: &'static str,
-    /// Bytes of memory of such a device, rounded down, as its driver says.
+    /// Bytes of memory of such a device as its driver reports them, rounded down.
     pub memory: Option<usize>,
 }
 
 impl Peaks {
-    /// Those of a kind. GPUs: measured with cuBLAS and a copy. CPU: 96 GFLOP/s a core (two 8-wide fused multiply-adds a cycle at 3 GHz) and
-    /// 20 GB/s in all, assumed.
+    /// Peaks of a kind of device. H100 and H200: measured with cuBLAS and a copy. Other GPUs: an H100's, assumed. CPU:
+    /// 96 GFLOP/s per core (two 8-wide fused multiply-adds per cycle at 3 GHz) and 20 GB/s in all, assumed.
     pub fn of(kind: Kind) -> Self {
         let h100 = "measured by cuBLAS and a copy; datasheet 989 TFLOP/s, 3.35 TB/s";
         match kind {
@@ -57,28 +58,28 @@ impl std::fmt::Display for Peaks {
     }
 }
 
-/// One time that cannot be beaten.
+/// A lower bound on the time of some work.
 #[derive(Debug, Clone, Serialize)]
 pub struct Floor {
-    /// Of what.
+    /// Name of the work.
     pub what: String,
-    /// Tokens a second, where that is what counts.
+    /// Tokens per second, where that is the measure.
     pub tokens_per_second: Option<f64>,
-    /// Seconds of one.
+    /// Seconds of one step or phase, where there is one.
     pub seconds: Option<f64>,
-    /// How it follows from the peaks.
+    /// Derivation from the peaks.
     pub from: String,
 }
 
-/// The context that decoding is quoted at, as far as the model has positions.
+/// Context that decoding is quoted at, or the model's positions if they are fewer.
 const DECODE_CONTEXT: usize = 4096;
 const DECODE_BATCHES: [usize; 3] = [1, 64, 256];
-/// The backward of attention costs 2.5 times its forward: five products of T x T against two.
+/// The backward of attention costs 2.5 times its forward: five products of T x T instead of two.
 const ATTENTION_BACKWARD: f64 = 2.5;
-/// AdamW reads a parameter, its gradient and both moments and writes three of them, in f32.
+/// Bytes that AdamW moves per parameter: reads parameter, gradient and both moments, writes three of them, in f32.
 const ADAMW_BYTES: usize = 28;
 
-/// FLOPs of one token or one pass, by what they are.
+/// FLOPs of one token or one pass, by kind.
 #[derive(Debug, Clone, Copy, Default)]
 struct Flops {
     linear: f64,
@@ -106,16 +107,17 @@ pub(super) fn floors(asked: &Asked, peaks: &Peaks) -> Vec<Floor> {
 }
 
 impl Asked {
-    /// Attention's forward over queries at places `from..to` of their sequence, causal: two products of 2 HS a head and a pair, so
-    /// 4 NH HS L times the pairs, (to^2 - from^2) / 2.
+    /// FLOPs of the causal forward of attention over queries at positions `from..to` of their sequence: two products of
+    /// 2 HS per head and pair, so 4 NH HS L times the number of pairs, (to^2 - from^2) / 2.
     fn attention(&self, from: usize, to: usize) -> f64 {
         let pairs = ((to * to - from * from) as f64) / 2.0;
         4.0 * (self.model.heads.nh * self.model.heads.hs * self.model.layers) as f64 * pairs
     }
 
-    /// Training, a token of sequences of `context` tokens. P are the GEMM parameters, body and head. With an adapter 4 P (forward 2,
-    /// gradient of the input 2; the weights are frozen) and 6 times the adapter's elements; in full 6 P. Attention: 3.5 times its
-    /// forward. Every row has a loss. Where whole blocks are recomputed, their forward counts twice.
+    /// FLOPs of training per token of sequences of `context` tokens. P is the number of GEMM parameters, body and head.
+    /// With an adapter: 4 P (forward 2, gradient of the input 2; the weights are frozen) plus 6 times the adapter's
+    /// elements. In full: 6 P. Attention: 3.5 times its forward. Every row has a loss. If whole blocks are recomputed,
+    /// their forward counts twice.
     fn training(&self, context: usize) -> Flops {
         let (body, head, adapter) = (self.body() as f64, self.head() as f64, self.adapter() as f64);
         let forwards = if self.recomputes_blocks() { 2.0 } else { 1.0 };
@@ -129,8 +131,9 @@ impl Asked {
         }
     }
 
-    /// Seconds of one decode step of `batch` sequences of `context` tokens: the weights (and an adapter in f32) are read once or
-    /// the products take longer, 2 (P + adapter) a token; then every sequence's keys and values are read.
+    /// Seconds of one decode step of `batch` sequences of `context` tokens. First the longer of: reading the weights
+    /// (and an adapter in f32) once, and the products, 2 (P + adapter) per token. Then reading every sequence's keys
+    /// and values.
     fn decode(&self, peaks: &Peaks, batch: f64, context: f64, adapted: bool) -> f64 {
         let adapter = if adapted { self.adapter() as f64 } else { 0.0 };
         let p = (self.body() + self.head()) as f64;
@@ -141,13 +144,14 @@ impl Asked {
         read.max(products) + batch * context * self.kv_token() as f64 / peaks.bandwidth
     }
 
-    /// FLOPs of a prompt's prefill: 2 (body + adapter) a token and attention; the head for its last row only.
+    /// FLOPs of a prompt's prefill: 2 (body + adapter) per token, and attention; the head for its last row only.
     fn prefill(&self, prompt: usize) -> f64 {
         let linear = 2.0 * (self.body() + self.adapter()) as f64 * prompt as f64;
         linear + 2.0 * self.head() as f64 + self.attention(0, prompt)
     }
 
-    /// FLOPs of one pass over a prompt with its replies, whose rows have the loss: forward only, or with the backward (as `training`).
+    /// FLOPs of one pass over a prompt with its replies: forward only, or with the backward (as in `training`). With
+    /// `has_head`, the replies' rows also pass through the head.
     fn group_pass(&self, backward: bool, has_head: bool) -> f64 {
         let ((prompt, reply), samples) = (self.lengths(), self.config.rl.samples);
         let tokens = self.group() as f64;
@@ -216,17 +220,19 @@ fn sampling(asked: &Asked, peaks: &Peaks) -> Vec<Floor> {
     out
 }
 
-/// A step of RL without its sandboxes: every prompt and reply of one length, `states` prompts with `samples` replies each.
+/// Floors of an RL step without its sandboxes: `states` prompts of equal length with `samples` replies of equal length
+/// each.
 fn rl(asked: &Asked, peaks: &Peaks) -> Vec<Floor> {
     let (settings, (prompt, reply)) = (&asked.config.rl, asked.lengths());
     let states = settings.states as f64;
-    // prompts, then replies in waves of what the cache holds; half of a reply is there on the mean
+    // The prompts, then the replies in waves of as many as the cache holds; on average half of a reply is in the
+    // context.
     let requests = asked.side_by_side().0.clamp(1, settings.states);
     let (waves, batch) = (states / requests as f64, (requests * settings.samples) as f64);
     let context = prompt as f64 + reply as f64 / 2.0;
     let prefill = states * asked.prefill(prompt) / peaks.flops;
     let generate = prefill + waves * reply as f64 * asked.decode(peaks, batch, context, true);
-    // the reference scores once; the actor trains `epochs` times; a critic does both, without the vocabulary
+    // The reference scores once; the actor trains `epochs` times; a critic does both, without the vocabulary.
     let once = |backward, has_head| asked.group_pass(backward, has_head);
     let critic = if asked.has_critic() { 1.0 } else { 0.0 };
     let epochs = settings.epochs as f64;

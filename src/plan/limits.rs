@@ -1,25 +1,25 @@
-//! Settings that a model cannot work under, whatever the memory: lengths against its positions, the cache against one request, the rank
-//! of an adapter against its layers.
+//! Finds settings that a model cannot work under, whatever the memory: lengths against its positions, the cache against
+//! one request, the rank of an adapter against its layers.
 
 use super::Asked;
 use crate::error::{Error, Result};
 use crate::model::lora::Module;
 
 impl Asked {
-    /// Error: a setting under which no request can run; says which, and what the model allows.
+    /// Checks the settings. Error: a setting under which no request can run; says which, and what the model allows.
     pub(super) fn check_settings(&self) -> Result<()> {
         let found = self.samples().then(|| self.request_too_large()).flatten();
         found.map_or(Ok(()), |text| Err(Error::content(text)))
     }
 
-    /// Error: a fresh adapter of lora.rank has more rank than any layer that it adapts.
+    /// Checks the rank. Error: lora.rank is above both dimensions of every layer that a fresh adapter adapts.
     pub(super) fn check_rank(&self) -> Result<()> {
         let found = self.trains().then(|| self.rank_too_large()).flatten();
         found.map_or(Ok(()), |text| Err(Error::content(text)))
     }
 
-    /// A rank above both dimensions of every adapted layer: no layer could hold what it adds. (One rank for layers of many shapes may well be
-    /// above the smaller dimension of some of them.)
+    /// Message about a rank above both dimensions of every adapted layer: no layer has use for it. (One rank for layers
+    /// of many shapes may well be above the smaller dimension of some of them.)
     fn rank_too_large(&self) -> Option<String> {
         let rank = self.rank();
         let largest = |module: &Module| {
@@ -34,8 +34,9 @@ impl Asked {
         ))
     }
 
-    /// A request that can never run: a reply beyond the model's positions, more samples than places, or a cache that a prompt of one token
-    /// with its replies does not fit into.
+    /// Message about a request that can never run: a reply beyond the model's positions, a cache block longer than a
+    /// sequence, more samples than are decoded together, or a cache too small for a prompt of one token with its
+    /// replies.
     fn request_too_large(&self) -> Option<String> {
         let (engine, positions) = (&self.config.engine, self.model.max_positions);
         let (reply, samples) = (self.config.sampling.max_tokens, self.samples_of_a_prompt());

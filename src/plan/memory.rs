@@ -1,5 +1,5 @@
-//! Bytes by part: what the code allocates for a model of a shape under the settings, formula by formula. tests/plan.rs holds them against
-//! the allocations.
+//! Computes bytes by part: what the code allocates for a model's shape under the settings, formula by formula.
+//! tests/plan.rs checks them against the allocations.
 
 use super::{Asked, Part, Work, count, size};
 use crate::backend::ops::Heads;
@@ -24,7 +24,7 @@ pub(super) struct Buffers {
     pub shared: usize,
 }
 
-/// Logits that are in memory at once, at most: rows and columns on the CPU, bytes in f32 on the GPU (linear_logprob.rs).
+/// Most logits in memory at once: rows and columns on the CPU, bytes in f32 on the GPU (linear_logprob.rs).
 const CPU_LOGITS: (usize, usize) = (2048, 1024);
 const GPU_LOGITS: usize = 256 << 20;
 /// Room for the temporaries of ops on the GPU (split sums, cuBLASLt, copies of adapters).
@@ -55,12 +55,12 @@ impl Asked {
         self.target.work == Work::Rl && self.config.rl.algorithm == Algorithm::Ppo
     }
 
-    /// R of the adapter that passes run under; 0 when all weights are trained.
+    /// R of the adapter that passes use; 0 when all weights are trained.
     pub(super) fn rank(&self) -> usize {
         if self.full() { 0 } else { self.config.lora.rank }
     }
 
-    /// The adapted linear layers of a block, each once; names that are none are left out (making the adapter refuses them).
+    /// The adapted linear layers of a block, each once. Unknown names are left out; making the adapter refuses them.
     pub(super) fn modules(&self) -> Vec<Module> {
         let names = &self.config.lora.modules;
         Module::ALL.into_iter().filter(|m| names.iter().any(|name| Module::named(name) == Some(*m))).collect()
@@ -71,13 +71,13 @@ impl Asked {
         parameter_shapes(&self.model).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
-    /// L sum of N K over the linear layers of a block.
+    /// Elements of the linear layers: L times the sum of N K over those of a block.
     pub(super) fn body(&self) -> usize {
         let one = |module: Module| module.shape(&self.model).0 * module.shape(&self.model).1;
         self.model.layers * Module::ALL.into_iter().map(one).sum::<usize>()
     }
 
-    /// V C, tied or not.
+    /// Elements of the head: V C, tied or not.
     pub(super) fn head(&self) -> usize {
         self.model.vocab * self.model.hidden
     }
@@ -93,8 +93,8 @@ impl Asked {
         2 * self.model.layers * self.model.heads.nkv * self.model.heads.hs * self.target.kind.sizes().0
     }
 
-    /// The most tokens that a prompt and a reply may have; a prompt leaves room for its reply within environment.context_limit and
-    /// the model's positions.
+    /// Most tokens that a prompt and a reply may have. A prompt leaves room for its reply within
+    /// environment.context_limit and the model's positions.
     pub(super) fn lengths(&self) -> (usize, usize) {
         let limit = self.config.environment.context_limit.min(self.model.max_positions);
         let reply = self.target.reply.unwrap_or(self.config.sampling.max_tokens).clamp(1, limit.max(2) - 1);
@@ -107,7 +107,7 @@ impl Asked {
         prompt + self.config.rl.samples * (reply - 1)
     }
 
-    /// Tokens that may have to stand alone in a pass.
+    /// Most tokens that may need a pass of their own.
     pub(super) fn longest(&self) -> usize {
         match self.target.work {
             Work::Sft => self.config.sft.max_tokens.min(self.model.max_positions),
@@ -124,7 +124,8 @@ impl Asked {
         }
     }
 
-    /// T of a training pass; of a sampling pass the largest of a prefill (a long prompt stands alone) and a decode step.
+    /// Rows of a training pass, and of a sampling pass: the largest of a prefill, a long prompt alone and a decode
+    /// step.
     pub(super) fn rows(&self) -> Rows {
         let engine = &self.config.engine;
         Rows {
@@ -133,17 +134,19 @@ impl Asked {
         }
     }
 
-    /// Bytes of the buffers of a pass of `rows` tokens (e, a: bytes of the activation and accumulator types; per token):
+    /// Bytes of the buffers of a pass of `rows` tokens. Per token, with e and a the bytes of the activation and
+    /// accumulator types:
     ///
     /// - a norm (sum, rstd): C e + a
-    /// - a block: (D + NH HS + 2 F + R for each adapted layer) e + NH a (lse) + a norm; with q and k norms (NH + NKV) HS e more
-    /// - passing, once: norm outputs, SwiGLU's and one more, (3 C + F) e; the backward computes them again
+    /// - a block: (D + NH HS + 2 F + R for each adapted layer) e + NH a (lse) + a norm; with q and k norms, (NH + NKV)
+    ///   HS e more
+    /// - passing, once: outputs of norms and SwiGLU and one more, (3 C + F) e; the backward computes them again
     /// - kept for the backward: L blocks (one when whole blocks are recomputed), L + 1 norms, and what is passing
-    /// - the backward's own: (2 C + 3 F + NH HS + D) e + a, once
+    /// - buffers of the backward itself: (2 C + 3 F + NH HS + D) e + a, once
     /// - shared by all layers when nothing is kept: one block, two norms, and what is passing
     ///
-    /// For Qwen2.5-7B in bf16 at R = 16 3.06 MB a token are kept: 2.98 MB of bf16 in the layers (sums, qkv, o, gate and up), 10 kB of
-    /// their statistics and low-rank products, 67 kB of the final norm and what is passing.
+    /// Qwen2.5-7B in bf16 at R = 16 keeps 3.06 MB per token: 2.98 MB of bf16 in the layers (sums, qkv, o, gate and up),
+    /// 10 kB of their statistics and low-rank products, 67 kB of the final norm and what is passing.
     pub(super) fn activations(&self, rows: usize) -> Buffers {
         let (e, a) = self.target.kind.sizes();
         let ModelConfig { hidden: c, mlp: f, layers, heads, .. } = self.model;
@@ -161,8 +164,9 @@ impl Asked {
         }
     }
 
-    /// Bytes that the recording of a burst of all running samples holds, at most: what attention gives for each tile of keys of the longest
-    /// samples, in f32, once for all layers and steps, and a little for other ops. Block tables have a power of two of columns.
+    /// Most bytes that the recording of a burst of all running samples holds: attention's results in f32 for each tile
+    /// of keys of the longest samples, once for all layers and steps, and a little for other ops. A block
+    /// table's number of columns is a power of two.
     pub(super) fn recording(&self) -> usize {
         let (engine, Heads { nh, hs, .. }) = (&self.config.engine, self.model.heads);
         let (prompt, reply) = self.lengths();
@@ -171,7 +175,7 @@ impl Asked {
         engine.max_running.next_multiple_of(32) * nh * tiles * (hs + 2) * size_of::<f32>() + (32 << 20)
     }
 
-    /// Memory by part. Formulas beside the lines; e and a are bytes of the activation and accumulator types.
+    /// Memory by part. Formulas are beside the lines; e and a are the bytes of the activation and accumulator types.
     pub(super) fn parts(&self, rows: Rows) -> Vec<Part> {
         let (e, a) = self.target.kind.sizes();
         let (model, engine, is_gpu) = (&self.model, &self.config.engine, self.target.kind.is_gpu());
@@ -179,7 +183,7 @@ impl Asked {
         let when = |is: bool, bytes: usize| if is { bytes } else { 0 };
         let (parameters, adapter, t) = (self.parameters(), self.adapter(), rows.train);
         let head = when(critic, model.hidden + 1);
-        // Trained adapters: the actor's (or sft's), the critic's. RL has the reference's beside them.
+        // Trained adapters: the actor's (or sft's) and the critic's. RL also holds the reference's.
         let trained = if full { parameters } else { when(trains, adapter) + when(critic, adapter) + head };
         let adapters = match self.target.work {
             Work::Rl => trained + adapter,
@@ -192,14 +196,15 @@ impl Asked {
             _ => "one",
         };
         let train = self.activations(t);
-        // sft: log-probabilities, entropies, their statistic and gradient, and 16 bytes of ids, positions, rows and targets; rl: the loss's
-        // other gradient, weights and three inputs too, and the indices of a whole round
+        // Bytes per row. sft: log-probabilities, entropies, their statistic and gradient, and 16 for ids, positions,
+        // rows and targets. rl: also the loss's other gradient, weights and three inputs; its indices are held for a
+        // whole round (below).
         let is_rl = self.target.work == Work::Rl;
         let vectors = if is_rl { 9 * a } else { 4 * a + 16 };
         let (rl, (_, reply)) = (&self.config.rl, self.lengths());
         let (cpu_rows, cpu_columns) = CPU_LOGITS;
         let chunk = match is_gpu {
-            // f32 and its gradient in bf16; the head's own gradient is made of four times larger chunks
+            // logits in f32 and their gradient in bf16; the head's own gradient takes chunks four times as large
             true => (if full { 4 * GPU_LOGITS } else { GPU_LOGITS }).min(t * model.vocab * a) / a * (a + e),
             false => t.min(cpu_rows) * model.vocab.min(cpu_columns) * a,
         };
@@ -214,7 +219,7 @@ impl Asked {
             one("rotary table", model.max_positions * model.heads.hs * a, format!("{} positions", model.max_positions)),
             // parameters a
             one("trained weights", when(full, parameters * a), "a copy in f32, beside the weights".into()),
-            // L R sum of (N + K), times a; RL: actor and reference, with a critic its adapter and C + 1 for its head
+            // L R sum of (N + K), times a. RL: actor and reference; a critic adds its adapter, and C + 1 for its head
             one(
                 "adapters",
                 adapters * a,
@@ -244,7 +249,7 @@ impl Asked {
                 when(trains, train.backward),
                 format!("{t} tokens of {}", size(train.backward / t.max(1))),
             ),
-            // hidden states of the rows, their gradient, and that of all rows: 3 T C e; and the vectors above
+            // hidden states of the rows, their gradient, and the gradient of all rows: 3 T C e; and the vectors above
             one(
                 "loss rows",
                 when(trains, t * (3 * model.hidden * e + vectors)),
@@ -256,13 +261,13 @@ impl Asked {
                 when(is_rl, 8 * rl.states * (self.group() + rl.samples * reply)),
                 format!("{} states", rl.states),
             ),
-            // all layers share one's buffers
+            // all layers share the buffers of one
             one(
                 "engine buffers",
                 when(samples, self.activations(rows.sample).shared + copied * model.heads.qkv_width() * e),
                 format!("one layer's, {} tokens", rows.sample),
             ),
-            // at once: a chunk of training, or (max_running, V) a of sampling
+            // the larger of a chunk of training and (max_running, V) a of sampling
             one(
                 "logits",
                 when(trains, chunk).max(when(samples, engine.max_running * model.vocab * a)),
@@ -277,7 +282,7 @@ impl Asked {
                 when(samples, blocks * engine.block_size * self.kv_token()),
                 format!("{blocks} blocks of {} tokens of {}", engine.block_size, size(self.kv_token())),
             ),
-            // recording_bytes, passed at most by the newest; max_running NH tiles (HS + 2) 4 a burst
+            // recording_bytes, which only the newest may exceed; max_running NH tiles (HS + 2) 4 per burst
             one(
                 "recordings",
                 when(

@@ -1,25 +1,25 @@
-//! What a round teaches: rewards adjusted, advantages, value targets, and which replies have a loss. Host arithmetic in the round's flat
-//! order of tokens; no tensor, no model.
+//! The learning signal of a round: adjusted rewards, advantages, value targets, and which replies have a loss. Host
+//! arithmetic in the round's flat order of tokens; no tensor, no model.
 
 use super::Round;
 use crate::backend::ops::{KlEstimator, MOST_LOG_RATIO};
 use crate::config::{Algorithm, GroupBaseline, GroupDeviation, KlIn, LossAverage, Overlong, Rl};
 use std::ops::Range;
 
-/// What a round teaches.
+/// The learning signal of a round.
 pub struct Signal {
-    /// One a token; 0 for tokens without a loss.
+    /// One per token; 0 for tokens without a loss.
     pub advantages: Vec<f32>,
-    /// Targets of the value function, one a token; empty without a critic.
+    /// Targets of the value function, one per token; empty without a critic.
     pub targets: Vec<f32>,
-    /// True for replies that have a loss, one a reply.
+    /// One per reply: true if it has a loss.
     pub is_live: Vec<bool>,
-    /// True for groups whose replies earned equal rewards, one a group; `None` where a group is one reply.
+    /// One per group: true if its replies earned equal rewards. `None` where a group is one reply.
     pub is_dead: Option<Vec<bool>>,
 }
 
-/// The signal of `round` by the settings' algorithm. `reference` and, with a critic, `values` are one a token: log-probabilities under the
-/// frozen reference, and values before the update.
+/// The signal of `round` by the settings' algorithm. `reference` and, with a critic, `values` have one number per
+/// token: log-probabilities under the frozen reference, and values before the update.
 pub fn signal(settings: &Rl, round: &Round, reference: &[f32], values: &[f32]) -> Signal {
     let spans = round.spans();
     let samples = round.groups.first().map_or(1, |g| g.replies.len());
@@ -84,8 +84,8 @@ pub fn live(values: &[f32], is_live: &[bool]) -> Vec<f32> {
     values.iter().zip(is_live).filter(|(_, live)| **live).map(|(value, _)| *value).collect()
 }
 
-/// The rewards of the replies after what overlong ones lose: `penalise` a fixed amount where a reply was cut off, `soft` an amount that
-/// grows over the last tokens before the limit (DAPO, arXiv 2503.14476 eq. 13).
+/// Rewards of the replies minus the penalty of overlong ones: with `penalise` a fixed amount if a reply was cut off,
+/// with `soft` an amount that grows over the last tokens before the limit (DAPO, arXiv 2503.14476 eq. 13).
 fn rewards(settings: &Rl, round: &Round, spans: &[Range<usize>]) -> Vec<f64> {
     let (penalty, buffer) = (f64::from(settings.overlong_penalty), settings.overlong_buffer as f64);
     let free = round.max_tokens as f64 - buffer;
@@ -100,7 +100,8 @@ fn rewards(settings: &Rl, round: &Round, spans: &[Range<usize>]) -> Vec<f64> {
     round.rewards.iter().enumerate().map(|(reply, reward)| reward - lost(reply)).collect()
 }
 
-/// A KL estimate of one token from log p (policy) and log q (reference), whose difference is held within +-[`MOST_LOG_RATIO`].
+/// A KL estimate of one token from log p (policy) and log q (reference); their difference is clamped to
+/// +-[`MOST_LOG_RATIO`].
 pub fn kl(estimator: KlEstimator, p: f32, q: f32) -> f32 {
     let d = (p - q).clamp(-MOST_LOG_RATIO as f32, MOST_LOG_RATIO as f32);
     match estimator {
@@ -110,8 +111,8 @@ pub fn kl(estimator: KlEstimator, p: f32, q: f32) -> f32 {
     }
 }
 
-/// Generalised advantage estimation (arXiv 1506.02438) over one sample's tokens: rewards and values as long as the sample,
-/// the value after the last token is 0. Returns (advantages, targets of the value function).
+/// Generalised advantage estimation (arXiv 1506.02438) over one sample's tokens. Rewards and values are as long as the
+/// sample; the value after the last token is 0. Returns (advantages, targets of the value function).
 pub fn gae(rewards: &[f32], values: &[f32], gamma: f32, lambda: f32) -> (Vec<f32>, Vec<f32>) {
     let mut advantages = vec![0.0; rewards.len()];
     let mut running = 0.0;
@@ -125,9 +126,9 @@ pub fn gae(rewards: &[f32], values: &[f32], gamma: f32, lambda: f32) -> (Vec<f32
 }
 
 /// Advantages of replies within their groups of `size` consecutive scores (GRPO, arXiv 2402.03300 section 4.1.2):
-/// (score - baseline) / (deviation + epsilon). The baseline is the group's mean, or for each reply the mean of the others (RLOO,
-/// arXiv 2402.14740). The deviation is the group's, that of all scores (arXiv 2508.08221), or none: then nothing is divided by (Dr. GRPO,
-/// arXiv 2503.20783). Deviations divide by n - 1.
+/// (score - baseline) / (deviation + epsilon). The baseline is the group's mean, or for each reply the mean of the
+/// others (RLOO, arXiv 2402.14740). The deviation is the group's, that of all scores (arXiv 2508.08221), or none,
+/// without division (Dr. GRPO, arXiv 2503.20783). Deviations divide by n - 1.
 pub fn group_advantages(
     scores: &[f64],
     size: usize,
@@ -149,7 +150,7 @@ pub fn group_advantages(
             GroupDeviation::Batch => of_all + epsilon,
             GroupDeviation::None => 1.0,
         };
-        // Without deviation and epsilon all scores are equal.
+        // If deviation and epsilon are 0, all scores are equal.
         let inverse = if scale > 0.0 { factor / scale } else { 0.0 };
         group.iter().map(|score| ((score - mean) * inverse) as f32).collect::<Vec<_>>()
     };
@@ -162,7 +163,7 @@ fn standard_deviation(values: &[f64]) -> f64 {
     (values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / (n - 1.0).max(1.0)).sqrt()
 }
 
-/// To mean 0 and deviation 1 over all values.
+/// Shifts and scales all values to mean 0 and deviation 1.
 pub fn whiten(values: &mut [f32]) {
     let n = values.len() as f64;
     let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
@@ -171,9 +172,10 @@ pub fn whiten(values: &mut [f32]) {
     values.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) * scale) as f32);
 }
 
-/// The share of each token in the loss of a minibatch with replies of `lengths` tokens, one after the other; 0 for the tokens of replies
-/// that are not live, which do not count in the averages either. `Token`: 1 / tokens (DAPO, arXiv 2503.14476 eq. 8); `Sample`:
-/// 1 / (replies * reply_scale) (Dr. GRPO, arXiv 2503.20783); `Reply`: 1 / (replies * tokens of its reply) (GRPO, arXiv 2402.03300 eq. 3).
+/// The weight of each token in the loss of a minibatch of consecutive replies of `lengths` tokens. Tokens of replies
+/// that are not live have weight 0 and do not count in the averages. `Token`: 1 / tokens (DAPO, arXiv 2503.14476 eq.
+/// 8); `Sample`: 1 / (replies * reply_scale) (Dr. GRPO, arXiv 2503.20783); `Reply`: 1 / (replies * tokens of its reply)
+/// (GRPO, arXiv 2402.03300 eq. 3).
 pub fn loss_weights(average: LossAverage, lengths: &[usize], is_live: &[bool], reply_scale: f32) -> Vec<f32> {
     let live = || lengths.iter().zip(is_live).filter(|(_, live)| **live);
     let (tokens, replies) = (live().map(|(n, _)| n).sum::<usize>() as f32, live().count() as f32);

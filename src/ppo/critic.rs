@@ -1,4 +1,5 @@
-//! The value function: an adapter of its own over the base, a linear head in the accumulator type, and their one optimizer.
+//! The value function: its own adapter over the base, a linear head in the accumulator type, and one optimizer for
+//! both.
 
 use super::Micro;
 use crate::backend::Backend;
@@ -13,15 +14,15 @@ use crate::tensor::Tensor;
 use crate::weights::{self, WeightMap};
 use std::path::Path;
 
-/// Values of hidden states, and what trains them.
+/// The value function of hidden states, with its optimizer.
 pub struct Critic {
     /// Low-rank change of the base.
     pub adapter: Adapter,
     /// w (1, C) and b (1), in the accumulator type.
     pub head: Vec<Tensor>,
-    /// `weight` and `bias`, one a tensor of `head`.
+    /// `weight` and `bias`, one per tensor of `head`.
     pub head_names: [String; 2],
-    /// Of the adapter's tensors, then the head's: one list with one norm.
+    /// Optimizer of the adapter's tensors, then the head's: one list with one norm.
     pub optimizer: Optimizer,
 }
 
@@ -31,7 +32,7 @@ pub(super) struct CriticGradients {
     head: Vec<Tensor>,
 }
 
-/// What the loss of one pass takes beside the values; tensors are (M).
+/// Inputs of one pass's value loss beside the values; tensors are (M).
 pub(super) struct CriticInputs<'a> {
     /// See [`ops::ValueLoss`].
     pub clip: Option<f32>,
@@ -41,7 +42,7 @@ pub(super) struct CriticInputs<'a> {
 }
 
 impl Critic {
-    /// A critic that says 0 everywhere: `adapter`, and a head of zeros.
+    /// A critic with `adapter` and a zero head: its value is 0 everywhere.
     pub fn new(backend: &dyn Backend, model: &Model, adapter: Adapter, constants: AdamWConfig) -> Result<Self> {
         let dtype = backend.accumulator();
         let head = vec![backend.alloc(&[1, model.config.hidden], dtype)?, backend.alloc(&[1], dtype)?];
@@ -99,7 +100,7 @@ impl Critic {
         Ok(loss)
     }
 
-    /// One optimizer step; the gradients are zeros again after it. Returns their norm before clipping.
+    /// One optimizer step, after which the gradients are zero again. Returns their norm before clipping.
     pub(super) fn step(
         &mut self,
         backend: &dyn Backend,
@@ -115,7 +116,7 @@ impl Critic {
         Ok(norm)
     }
 
-    /// Writes everything it depends on into `dir`.
+    /// Writes adapter, head and optimizer into `dir`.
     pub(super) fn save(&self, dir: &Path) -> Result<()> {
         checkpoint::save_adapter(&dir.join("critic"), &self.adapter, "")?;
         let tensors: Vec<_> = self.head_names.iter().cloned().zip(&self.head).collect();

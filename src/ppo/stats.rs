@@ -1,16 +1,16 @@
-//! What an update did, in figures: sums over the parts of a minibatch, means over the minibatches of all passes.
+//! Figures of an update: sums over the parts of a minibatch, means over the minibatches of all passes.
 
 use super::Round;
 use super::advantages::{Signal, explained_variance, live};
 use crate::backend::ops::PpoStats;
 use crate::error::{Error, Result};
 
-/// What one optimizer step did, measured before it.
+/// Figures of one optimizer step, measured before it.
 #[derive(Debug, Clone, Copy)]
 pub struct MinibatchStats {
-    /// Loss and policy loss as weighted sums, the others (but the greatest ratio) as weighted means over tokens.
+    /// Loss and policy loss are weighted sums; the others are weighted means over tokens, except the greatest ratio.
     pub policy: PpoStats,
-    /// Weighted mean; with a critic.
+    /// Weighted mean; `None` without a critic.
     pub value_loss: Option<f64>,
     /// Norm of the actor's gradient before clipping.
     pub grad_norm: f64,
@@ -18,43 +18,45 @@ pub struct MinibatchStats {
     pub critic_grad_norm: Option<f64>,
 }
 
-/// What one update did. Means are over all minibatches of all passes that had replies with a loss, and NaN when there was none.
+/// Figures of one update. Means are over all minibatches of all passes that had replies with a loss, and NaN if there
+/// were none.
 #[derive(Debug, Clone, Default)]
 pub struct UpdateStats {
-    /// One an optimizer step, pass by pass.
+    /// One per optimizer step, pass by pass.
     pub minibatches: Vec<MinibatchStats>,
-    /// Their means; of the ratios the greatest.
+    /// Means over the minibatches; the greatest of the ratios.
     pub policy: PpoStats,
-    /// Mean; with a critic.
+    /// Mean; `None` without a critic.
     pub value_loss: Option<f64>,
-    /// Mean.
+    /// Mean of the actor's gradient norms.
     pub grad_norm: f64,
-    /// Of the values before the update, over the tokens that have a loss; `None` when their targets do not vary.
+    /// Of the values before the update, over the tokens that have a loss; `None` without a critic or when the targets
+    /// do not vary.
     pub explained_variance: Option<f64>,
-    /// Passes over the round: fewer than asked when `target_kl` ended them.
+    /// Passes over the round; fewer than `epochs` when `target_kl` ended them.
     pub passes: usize,
-    /// What the schedule makes of the learning rates in this update.
+    /// The schedule's factor on the learning rates in this update.
     pub rate_factor: f32,
     /// Share of the groups whose replies earned equal rewards; `None` where a group is one reply.
     pub dead_groups: Option<f64>,
-    /// Groups of which no reply has a loss.
+    /// Groups in which no reply has a loss.
     pub dropped_groups: usize,
     /// Share of the replies that were cut off.
     pub truncated: f64,
-    /// Mean |log p(engine) - log p(trainer)| of the first minibatch, before any update; `None` when no reply had a loss.
+    /// Mean |log p(engine) - log p(trainer)| of the first minibatch, before any update; `None` if no reply had a loss.
     pub gauge: Option<f64>,
-    /// Its largest value.
+    /// Largest such difference.
     pub gauge_max: Option<f64>,
 }
 
-/// NaN when there is none.
+/// Mean; NaN when there are no values.
 pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, n) = values.fold((0.0, 0), |(sum, n), value| (sum + value, n + 1));
     sum / f64::from(n)
 }
 
 impl UpdateStats {
-    /// What is known before the first step.
+    /// The figures known before the first step.
     pub(super) fn new(round: &Round, signal: &Signal, values: &[f32], rate_factor: f32) -> Self {
         let spans = round.spans();
         let is_live: Vec<bool> =
@@ -70,7 +72,7 @@ impl UpdateStats {
         }
     }
 
-    /// Means over what was pushed.
+    /// Computes the means over the minibatches, and the gauge.
     pub(super) fn finish(&mut self, gauge: Gauge) {
         let all = &self.minibatches;
         let policy = |of: fn(&PpoStats) -> f64| mean(all.iter().map(|m| of(&m.policy)));
@@ -91,7 +93,7 @@ impl UpdateStats {
     }
 }
 
-/// How far engine and trainer are apart.
+/// Differences between the engine's and the trainer's log-probabilities.
 #[derive(Default)]
 pub(super) struct Gauge {
     sum: f64,
@@ -139,7 +141,7 @@ impl Sums {
         Ok(())
     }
 
-    /// Weighted sums to means: the weights of a minibatch sum to `total`.
+    /// Turns weighted sums into means; the weights of the minibatch sum to `total`.
     pub(super) fn finish(self, total: f64, grad_norm: f32) -> MinibatchStats {
         let p = self.policy;
         MinibatchStats {

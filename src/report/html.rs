@@ -1,6 +1,8 @@
-//! Text and numbers for the page. Everything that comes from a run passes through `escape`: agents write hostile text.
+//! Formats text and numbers for the page. Everything that comes from a run passes through `escape`: agents may write
+//! hostile text.
 
-/// Text as HTML text or attribute value. Characters that are invisible or reorder text are shown by their code.
+/// Escapes text for use as HTML text or attribute value. Characters that are invisible or reorder text become their
+/// codes.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -22,7 +24,8 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// A number in four significant digits at most; an en dash where there is none.
+/// Formats a number with up to four significant digits (digits before the point are all kept), in scientific notation
+/// with three below 1e-4 and from 1e6 on; an en dash when it is not finite.
 pub fn number(value: f64) -> String {
     if !value.is_finite() {
         return "–".into();
@@ -38,7 +41,7 @@ pub fn number(value: f64) -> String {
     text.replace('-', "\u{2212}")
 }
 
-/// A number with a fixed count of decimals, for columns; an en dash where there is none.
+/// Formats a number with a fixed count of decimals, for columns; an en dash when it is not finite.
 pub fn fixed(value: f64, decimals: usize) -> String {
     if value.is_finite() { format!("{value:.decimals$}").replace('-', "\u{2212}") } else { "–".into() }
 }

@@ -1,5 +1,5 @@
-//! One self-contained HTML page about a run: charts, scores, settings and a viewer of trajectories. It loads nothing and needs
-//! no server. Reads what a run's folder holds and leaves out, saying so, what it does not; computes no scores itself.
+//! Writes one self-contained HTML page about a run: charts, scores, settings and a viewer of trajectories. The page
+//! loads nothing and needs no server. A section whose data the run's folder lacks says so. Computes no scores itself.
 
 mod html;
 mod sections;
@@ -15,7 +15,7 @@ use html::escape;
 use serde_json::Value;
 use std::path::Path;
 
-/// What was found in a run's folder.
+/// The contents of a run's folder.
 pub(crate) struct Run {
     metrics: Vec<Value>,
     summary: Value,
@@ -24,8 +24,9 @@ pub(crate) struct Run {
     trajectories: Vec<Trajectory>,
 }
 
-/// Writes the page about the run in `run_dir` to `out`, whole. Read are metrics.jsonl, summary.json, evaluation.json, config.toml
-/// and trajectories/*.jsonl, each where present. A folder with none of them, or a file that does not parse, is an error naming it.
+/// Writes the page about the run in `run_dir` to `out`, which appears when complete. Reads metrics.jsonl, summary.json,
+/// evaluation.json, config.toml and trajectories/*.jsonl, each if present. Error: the folder has none of them, or one
+/// does not parse; names it.
 pub fn write(run_dir: &Path, out: &Path) -> Result<()> {
     let name = run_dir.file_name().map_or_else(|| run_dir.to_string_lossy(), |n| n.to_string_lossy());
     write_whole(out, page(&Run::read(run_dir)?, &name).as_bytes())
@@ -66,7 +67,7 @@ impl Run {
     }
 }
 
-/// The text of a file, where there is one.
+/// The text of a file; `None` when there is no such file.
 fn optional(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -75,7 +76,7 @@ fn optional(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// A JSON file, where there is one.
+/// Parses a JSON file; `None` when there is no such file.
 fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(text) = optional(path)? else { return Ok(None) };
     serde_json::from_str(&text)
@@ -114,7 +115,8 @@ fn page(run: &Run, name: &str) -> String {
         facts.join(" \u{b7} ")
     );
     let body = head + &bodies;
-    // A nonce that text on the page cannot foresee, since it depends on all of it; the same run still gives the same page.
+    // The nonce is a hash of the whole body, so text in it cannot predict the nonce, and the same run gives the same
+    // page.
     let nonce = blake3::hash(body.as_bytes()).to_hex();
     let title = escape(&format!("OneStep: {name}"));
     let (before, after) = include_str!("page.html").split_once("{{body}}").unwrap_or_default();

@@ -1,4 +1,5 @@
-//! The sections of the page about numbers: scores, training curves, evaluation, time, settings. Trajectories are viewer.rs'.
+//! The sections of the page about numbers: scores, training curves, evaluation, time, settings. viewer.rs has the
+//! trajectories.
 
 use super::Run;
 use super::html::{escape, fixed, number};
@@ -7,7 +8,7 @@ use crate::evaluate::{self, Evaluation, Mean};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-/// Cases in the order of their columns from the bottom up, with colour classes.
+/// Cases with their colour classes, in the order in which they are stacked, from the bottom up.
 const CASES: [(&str, usize); 5] = [("edit", 2), ("neutral", 6), ("corner", 4), ("error", 1), ("invalid", 3)];
 const PHASES: [(&str, usize); 3] = [("generate", 0), ("sandbox", 1), ("update", 2)];
 const CHART: (f64, f64) = (500.0, 210.0);
@@ -17,7 +18,7 @@ pub fn case_colour(case: &str) -> usize {
     CASES.iter().find(|c| c.0 == case).map_or(6, |c| c.1)
 }
 
-/// Policies in the order they are made, with what the page calls them and their colour.
+/// Policies in the order in which a run makes them (key, name on the page, colour class, evaluation), then any others.
 fn policies(run: &Run) -> Vec<(&str, String, usize, &Evaluation)> {
     let Some(evaluations) = &run.evaluations else { return Vec::new() };
     let known = [("base", "base", 6), ("sft", "after SFT", 0), ("rl", "after RL", 2)];
@@ -40,18 +41,18 @@ fn figure(title: &str, note: &str, legend: &str, svg: &str) -> String {
     format!("<figure><figcaption><h3>{}</h3>{note}{legend}</figcaption>{svg}</figure>", escape(title))
 }
 
-/// A section whose figures may all be missing; then `missing` says what would have made them.
+/// A section of figures; when all are missing, a note that they need `missing`.
 fn grid(figures: Vec<Option<String>>, missing: &str) -> String {
     let drawn: String = figures.into_iter().flatten().collect();
     if drawn.is_empty() { absent(missing) } else { format!(r#"<div class="grid">{drawn}</div>"#) }
 }
 
-/// What stands in the place of a section without data.
+/// The note in place of a section without data.
 pub fn absent(what: &str) -> String {
     format!(r#"<p class="note">Not in this run: {}.</p>"#, escape(what))
 }
 
-/// Before, after SFT, after RL: normalised scores with intervals.
+/// Normalised scores with intervals: base, after SFT, after RL.
 pub fn headline(run: &Run) -> String {
     let policies = policies(run);
     let means = policies.iter().flat_map(|p| [p.3.held_in, p.3.held_out]).flatten();
@@ -87,7 +88,7 @@ pub fn headline(run: &Run) -> String {
     intro.to_string() + &grid(figures, "scores (evaluation.json, which quickstart and eval write)")
 }
 
-/// The records of a phase that have `key`, with their steps.
+/// The values of `key` in the records of a phase that have it, with their steps.
 fn column<'a>(run: &'a Run, phase: &'a str, key: &'a str) -> impl Iterator<Item = (f64, &'a Value)> {
     let of_phase = run.metrics.iter().filter(move |r| r["phase"] == phase && r.get(key).is_some());
     of_phase.filter_map(move |r| Some((r["step"].as_f64()?, &r[key])))
@@ -97,7 +98,7 @@ fn points(run: &Run, phase: &str, key: &str) -> Vec<(f64, f64)> {
     column(run, phase, key).map(|(step, v)| (step, v.as_f64().unwrap_or(f64::NAN))).collect()
 }
 
-/// A figure of some curves of a phase: (key, name, colour).
+/// A figure of some curves of a phase; `keys` holds (key, name, colour class).
 fn curves(
     run: &Run,
     phase: &str,
@@ -139,7 +140,7 @@ fn stack(run: &Run, key: &str, title: &str, note: &str, known: &[(&str, usize)],
     Some(figure(title, note, &legend(order.iter().map(|&(n, c)| (n.to_string(), c))), &svg))
 }
 
-/// Reward, what steps led to and what the agent did.
+/// Charts of reward, cases, actions and reply length.
 pub fn reward(run: &Run) -> String {
     let frame = Frame { size: CHART, x_label: "RL step", include: &[0.0], limits: &[] };
     let share = Frame { size: CHART, x_label: "RL step", include: &[1.0], limits: &[] };
@@ -178,7 +179,7 @@ pub fn by_task(run: &Run) -> String {
     format!(r#"<p class="note">{note}</p><div class="grid small">{drawn}</div>"#)
 }
 
-/// What PPO watches.
+/// Charts of PPO's diagnostics.
 pub fn optimisation(run: &Run) -> String {
     let free = Frame { size: CHART, x_label: "RL step", include: &[0.0], limits: &[] };
     let limits = [(0.005, "expected below 0.005"), (0.01, "a run stops at 0.01")];
@@ -216,7 +217,7 @@ pub fn fine_tuning(run: &Run) -> String {
     )
 }
 
-/// Every task under every policy.
+/// Scores of every task under every policy: a chart and a table.
 pub fn evaluation(run: &Run) -> String {
     let policies = policies(run);
     let mut tasks: Vec<(bool, &String)> =
@@ -324,7 +325,7 @@ pub fn time(run: &Run) -> String {
     format!(r#"<div class="rows">{figures}</div>"#)
 }
 
-/// What kept the agent's code in, as the run found it.
+/// The protection in force while the agent's code ran, as the run recorded it.
 pub fn protection(run: &Run) -> String {
     match run.summary.get("protection") {
         None | Some(Value::Null) => absent("the protection in force (summary.json)"),

@@ -1,12 +1,12 @@
-//! Small charts as inline SVG: lines, stacked columns, dots with intervals, one bar. Colours are classes (`c0`, `c1`, ...) that
-//! page.html defines for light and dark; every mark carries its value as a tooltip. Knows nothing of runs.
+//! Small charts as inline SVG: lines, stacked columns, dots with intervals, one bar. Colours are classes (`c0`, `c1`,
+//! ...) that page.html defines for light and dark; every mark carries its value as a tooltip. Knows nothing of runs.
 
 use super::html::{escape, number};
 use std::fmt::Write;
 
 /// One line of a chart.
 pub struct Series<'a> {
-    /// What the legend calls it.
+    /// Name in the legend.
     pub name: &'a str,
     /// Colour class.
     pub colour: usize,
@@ -16,7 +16,7 @@ pub struct Series<'a> {
 
 /// One layer of a stack of columns.
 pub struct Layer<'a> {
-    /// What the legend calls it.
+    /// Name in the legend.
     pub name: &'a str,
     /// Colour class.
     pub colour: usize,
@@ -28,23 +28,23 @@ pub struct Layer<'a> {
 pub struct Dot {
     /// Colour class.
     pub colour: usize,
-    /// What it is.
+    /// Name in the tooltip.
     pub name: String,
-    /// Where it is.
+    /// Position on the x axis.
     pub value: f64,
-    /// Its interval, where there is one.
+    /// Its interval (low, high), if there is one.
     pub interval: Option<(f64, f64)>,
 }
 
-/// How a chart is laid out.
+/// The layout of a chart.
 pub struct Frame<'a> {
-    /// Width and height in units of the page's 11 px text.
+    /// Width and height in SVG units; text is 11 units high.
     pub size: (f64, f64),
-    /// What x counts; empty leaves its label out.
+    /// Label of the x axis; empty for none.
     pub x_label: &'a str,
-    /// Values the y axis shows in any case.
+    /// Values that the y axis always covers.
     pub include: &'a [f64],
-    /// Dashed lines: where, and what is written on them.
+    /// Dashed horizontal lines: (y, text on the line).
     pub limits: &'a [(f64, &'a str)],
 }
 
@@ -61,7 +61,8 @@ struct Axis {
 }
 
 impl Axis {
-    /// Round ticks over the finite ones of `values`; `whole` wants whole numbers; the ends lie on ticks when `snap` says so.
+    /// An axis over the finite `values` with round ticks, about `want` of them; whole numbers when `whole`; with its
+    /// ends on ticks when `snap`. `None` when no value is finite.
     fn new(values: impl Iterator<Item = f64>, want: f64, whole: bool, snap: bool) -> Option<Self> {
         let (mut low, mut high) = values
             .filter(|v| v.is_finite())
@@ -70,7 +71,7 @@ impl Axis {
             return None;
         }
         if high - low < 1e-9 * high.abs().max(1e-9) {
-            // A constant gets room around it; a constant 0 is one of shares and counts, which lie above it.
+            // A constant gets room on both sides; a constant 0 only above it, since it is one of shares or counts.
             let pad = if whole { 1.0 } else { 0.1 * high.abs() };
             (low, high) = if high == 0.0 && !whole { (0.0, 1.0) } else { (low - pad, high + pad) };
         }
@@ -86,7 +87,7 @@ impl Axis {
         Some(Self { low, high, ticks, decimals: (-step.log10().floor()).clamp(0.0, 9.0) as usize })
     }
 
-    /// Where `value` lies between `from` (the axis' low end) and `to`.
+    /// The position of `value` between `from` (the axis' low end) and `to`.
     fn place(&self, value: f64, from: f64, to: f64) -> f64 {
         from + (value - self.low) / (self.high - self.low) * (to - from)
     }
@@ -100,7 +101,7 @@ fn open(width: f64, height: f64, label: &str) -> String {
     format!(r#"<svg viewBox="0 0 {width} {height}" role="img" aria-label="{}">"#, escape(label))
 }
 
-/// Grid and labels of both axes; returns the drawing area (left, right, top, bottom).
+/// Draws grid and labels of both axes; returns the drawing area (left, right, top, bottom).
 fn axes(out: &mut String, frame: &Frame, x: &Axis, y: &Axis, x_inset: f64) -> (f64, f64, f64, f64) {
     let (width, height) = frame.size;
     let (left, right, top) = (LEFT, width - RIGHT, TOP);
@@ -196,8 +197,8 @@ pub fn stacked(label: &str, frame: &Frame, xs: &[f64], layers: &[Layer]) -> Opti
     Some(out + "</svg>")
 }
 
-/// Rows of dots with intervals on one common axis, which also covers 0, 1 and `include`; a row's dots stand below each other.
-/// `size` is the width of the whole and of the names at its left. None when there is nothing to draw.
+/// Rows of dots with intervals on one common axis, which also covers 0, 1 and `include`; the dots of a row stand below
+/// each other. `size` is (width of the whole, width of the names at its left). None when there is nothing to draw.
 pub fn dots(
     label: &str,
     size: (f64, f64),

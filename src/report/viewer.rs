@@ -1,4 +1,4 @@
-//! The viewer of trajectories: each step with its action, the diff it made, what came back, its case and reward.
+//! The viewer of trajectories: shows each step's action, reply, observation with coloured diffs, case and reward.
 
 use super::html::{escape, fixed, number};
 use super::sections::{absent, case_colour};
@@ -7,10 +7,10 @@ use crate::reward::Case;
 use crate::trajectory::{Step, Trajectory};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Trajectories shown of each task and player: the page stays readable, and small enough to send.
+/// Trajectories shown per task and player, so that the page stays readable and small enough to send.
 const SHOWN: usize = 4;
 
-/// The whole section.
+/// The section of trajectories.
 pub fn trajectories(all: &[Trajectory]) -> String {
     if all.is_empty() {
         return absent("trajectories (trajectories/*.jsonl)");
@@ -87,7 +87,7 @@ fn message(message: &Message) -> String {
     format!("<h4>{}</h4><pre>{}</pre>", escape(&message.role), escape(message.content.trim_end()))
 }
 
-/// A case as reward.rs writes it.
+/// The name of a case, as reward.rs writes it.
 fn name(case: Case) -> &'static str {
     match case {
         Case::Invalid => "invalid",
@@ -98,8 +98,8 @@ fn name(case: Case) -> &'static str {
     }
 }
 
-/// Text with the lines of a unified diff coloured; a diff begins with a line of `---`, then one of `+++`, and ends with the
-/// first line that cannot be part of it.
+/// Escapes a text and colours the lines of unified diffs in it. A diff begins with a `---` line followed by a `+++`
+/// line and ends at the first line that cannot be part of it.
 pub(super) fn diff(text: &str) -> String {
     let lines: Vec<&str> = text.trim_end().lines().collect();
     let mut out = String::new();
@@ -114,7 +114,7 @@ pub(super) fn diff(text: &str) -> String {
             _ => None,
         };
         match tag {
-            // These are blocks: a line break behind one would be an empty line.
+            // These elements are blocks: a line break after one would show as an empty line.
             Some(tag) => out += &format!("<{tag}>{}</{tag}>", escape(line)),
             None => out += &format!("{}\n", escape(line)),
         }

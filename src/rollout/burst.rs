@@ -1,6 +1,6 @@
-//! A burst: a few decode steps of all running samples without a word from or to the host in between. What changes from step to step
-//! lies in tensors that the backend advances itself, so that a backend that can record work (CUDA graphs) records a burst once and
-//! replays it. Schedules nothing.
+//! Bursts: a few decode steps of all running samples without exchange with the host in between. What changes from step
+//! to step lies in tensors that the backend advances itself, so that a backend that can record work (CUDA graphs)
+//! records a burst once and replays it. Schedules nothing.
 
 use super::sampler::{Draw, Draws};
 use crate::backend::ops::{self};
@@ -15,13 +15,13 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 
-/// Bytes of device memory that recordings may hold together beside a key/value cache of `cache` bytes; beyond them those that were not used
-/// for longest are dropped and made again.
+/// Maximum bytes of device memory of all recordings together beside a key/value cache of `cache` bytes. Above it, those
+/// not used for longest are dropped, and made again when needed.
 pub fn recording_bytes(cache: usize) -> usize {
     (cache / 4).min(1 << 30)
 }
 
-/// What makes two bursts do the same work on the same memory.
+/// Identifies the work and memory of a burst: bursts with equal keys share a recording.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     width: usize,
@@ -33,7 +33,7 @@ struct Key {
     sampling: [u32; 3],
 }
 
-/// One burst of B rows, padded; P pages.
+/// One burst of B rows (padded) and P pages.
 struct Burst {
     plan: PagedPlan,
     draws: Draws,
@@ -41,17 +41,17 @@ struct Burst {
     logp: Vec<Tensor>, // steps of (B)
     has_run: bool,
     recording: Option<Box<dyn Recording>>,
-    /// The run in which it was used last, counted from 1.
+    /// Number of the run that used it last, from 1.
     used: u64,
 }
 
-/// What all bursts of B rows under adapters of one shape work in.
+/// Buffers that all bursts of B rows under adapters of one shape share.
 struct Buffers {
     acts: Activations,
     logits: Tensor, // (B, V)
 }
 
-/// What decides about the shapes of a burst's buffers: its rows; rank and modules of the adapter.
+/// What decides the shapes of a burst's buffers: its rows; rank and modules of the adapter.
 type BufferKey = (usize, Option<(usize, Vec<Module>)>);
 
 /// The bursts made so far, and their buffers.
@@ -59,19 +59,19 @@ pub(super) struct Bursts {
     known: HashMap<Key, Burst>,
     buffers: HashMap<BufferKey, Buffers>,
     runs: u64,
-    /// Bytes that recordings may hold together.
+    /// Maximum bytes of all recordings together.
     most: usize,
 }
 
-/// One running sample at the start of a burst: its sequence, with room for the burst's tokens already appended, the token it goes on
-/// from, and its stream.
+/// One running sample at the start of a burst: its sequence, with room for the burst's tokens already appended, its
+/// last token, and its random stream.
 pub(super) struct Row<'a> {
     pub sequence: &'a Sequence,
     pub last: u32,
     pub draw: Draw,
 }
 
-/// Rows of a burst for `running` samples: few different numbers, so that recordings are used again.
+/// Rows of a burst for `running` samples, padded to few different numbers so that recordings are reused.
 fn padded(running: usize) -> usize {
     match running {
         0..=16 => running.next_power_of_two(),
@@ -81,13 +81,13 @@ fn padded(running: usize) -> usize {
 }
 
 impl Bursts {
-    /// None so far; beside a key/value cache of `cache` bytes.
+    /// No bursts yet, beside a key/value cache of `cache` bytes.
     pub fn new(cache: usize) -> Self {
         Self { known: HashMap::new(), buffers: HashMap::new(), runs: 0, most: recording_bytes(cache) }
     }
 
-    /// Decodes `steps` tokens of every row; returns (ids, log-probabilities) step by step, in the rows' order. `padding` is a sequence
-    /// of one token whose block nobody reads, with `steps` at most the cache's block size.
+    /// Decodes `steps` tokens of every row; returns (ids, log-probabilities) step by step, in the rows' order.
+    /// `padding` is a one-token sequence whose block nobody reads; `steps` is at most the cache's block size.
     #[allow(clippy::too_many_arguments)]
     pub fn run(
         &mut self,
@@ -135,7 +135,8 @@ impl Bursts {
                 burst
             }
         };
-        // The first run warms up (kernels are compiled, products timed, buffers fitted) and counts; the second is recorded.
+        // The first run counts, and warms up (kernels are compiled, products timed, buffers fitted); the second is
+        // recorded.
         if be.records() && burst.has_run && burst.recording.is_none() {
             burst.recording = be.record(&mut || burst.steps(be, policy, cache, buffers))?;
         }
@@ -156,8 +157,8 @@ impl Bursts {
             .collect()
     }
 
-    /// Drops what is not worth its memory beside the burst that comes: all others where nothing is recorded, else those used longest ago
-    /// until recordings are within their bytes; then the buffers that no burst works in.
+    /// Drops what is not worth its memory before the next burst: all others if nothing is recorded, else those not used
+    /// for longest until the recordings are within their limit; then the buffers that no burst uses.
     fn forget(&mut self, be: &dyn Backend, next: &Key) {
         if !be.records() {
             self.known.retain(|known, _| known == next);
@@ -195,7 +196,7 @@ impl Burst {
         Ok(Self { plan, draws, ids: all, logp, has_run: false, recording: None, used: 0 })
     }
 
-    /// The work: the same ops on the same tensors every time.
+    /// Does the work: the same ops on the same tensors every time.
     fn steps(&mut self, be: &dyn Backend, policy: Policy, cache: &mut KvCache, buffers: &mut Buffers) -> Result<()> {
         let Buffers { acts, logits } = buffers;
         for step in 0..self.logp.len() {
@@ -226,7 +227,8 @@ impl Burst {
     }
 }
 
-/// Where the policy's numbers lie and how they are used: equal for policies that run the same work on the same memory.
+/// Addresses of the policy's tensors and how they are used: equal for policies that do the same work on the same
+/// memory.
 fn identity(policy: Policy) -> Vec<u64> {
     let address = |tensor: &Tensor| tensor.device_address().unwrap_or_default();
     let mut words: Vec<u64> = policy.model.weights.iter().map(address).collect();

@@ -1,5 +1,5 @@
-//! Continuous batching over a paged cache: prompts are computed once and forked for their samples, then all running samples
-//! decode together; a sample's tokens do not depend on what else is in the batch.
+//! Continuous batching over a paged cache: each prompt is computed once and forked for its samples, then all running
+//! samples decode together. A sample's tokens do not depend on what else is in the batch.
 
 use super::burst::{Bursts, Row};
 use super::sampler::{self, Draw};
@@ -19,11 +19,11 @@ pub struct Engine<'a> {
     backend: &'a dyn Backend,
     cache: KvCache,
     scheduler: Scheduler,
-    /// What rows of a burst read and write that belong to no sample.
+    /// The sequence of a burst's padding rows, which belong to no sample.
     padding: Sequence,
     bursts: Bursts,
     burst: usize,
-    /// Of the model.
+    /// The model's positions.
     positions: usize,
     acts: Activations,
     interrupted: Option<&'a AtomicBool>,
@@ -35,13 +35,13 @@ struct Growing {
     sample: Sample,
 }
 
-/// True when a sample may draw no more: it drew an end token, or is as long as it may be.
+/// True when a sample may draw no more: it drew an end token or reached its maximum length.
 fn has_ended(sample: &Sample, request: &Request, stop: &[u32]) -> bool {
     sample.ids.last().is_some_and(|id| stop.contains(id)) || sample.ids.len() >= request.max_tokens
 }
 
 impl<'a> Engine<'a> {
-    /// Takes the cache's memory.
+    /// Makes an engine and allocates its cache.
     pub fn new(backend: &'a dyn Backend, model: &Model, settings: &Settings) -> Result<Self> {
         let (scheduler, padding) = Scheduler::new(settings)?;
         let cache = KvCache::new(backend, &model.config, scheduler.blocks.total(), settings.block_size)?;
@@ -51,7 +51,7 @@ impl<'a> Engine<'a> {
         Ok(Self { backend, cache, scheduler, padding, bursts, burst, positions, acts, interrupted: None })
     }
 
-    /// While `flag` is set, sampling ends with an error (interrupted).
+    /// Makes sampling end with an error (interrupted) while `flag` is set.
     pub fn interrupted_by(self, flag: &'a AtomicBool) -> Self {
         Self { interrupted: Some(flag), ..self }
     }
@@ -61,12 +61,13 @@ impl<'a> Engine<'a> {
         self.positions
     }
 
-    /// The most tokens of a prompt with which `samples` replies of at most `max_tokens` tokens always fit into the cache.
+    /// Maximum tokens of a prompt with which `samples` replies of at most `max_tokens` tokens always fit into the
+    /// cache.
     pub fn longest_prompt(&self, samples: usize, max_tokens: usize) -> usize {
         self.scheduler.longest_prompt(samples, max_tokens)
     }
 
-    /// The samples of each request, in order. A sample ends with one of `stop` or at its length limit.
+    /// Samples the replies to each request, in order. A sample ends with one of `stop` or at its length limit.
     pub fn generate(
         &mut self,
         policy: Policy,
@@ -113,7 +114,8 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Computes the prompts and starts their samples. Returns the first new running sample and the row each new one draws from.
+    /// Computes the prompts and starts their samples. Returns the index of the first new running sample, and for each
+    /// new one the row that it draws from.
     fn prefill(&mut self, policy: Policy, requests: &[Request], chosen: &[usize]) -> Result<(usize, Vec<i32>)> {
         let first = self.scheduler.running.len();
         let (mut ids, mut rows, mut copies, mut parents) = (vec![], vec![], vec![], vec![]);
@@ -156,7 +158,7 @@ impl<'a> Engine<'a> {
         let Scheduler { running, blocks, .. } = &mut self.scheduler;
         let left = running.iter().map(|r| r.left).min().unwrap_or(1);
         let most = if self.backend.records() { self.burst.min(left) } else { 1 };
-        let steps = 1 << most.max(1).ilog2(); // few different numbers, as recordings are kept by number
+        let steps = 1 << most.max(1).ilog2(); // few different numbers: each has its own recording
         running.iter_mut().try_for_each(|r| blocks.append(&mut r.sequence, steps))?;
         let draw = |r: &Running| replies[r.request][r.sample].draw;
         let rows: Vec<Row> =
@@ -164,7 +166,7 @@ impl<'a> Engine<'a> {
         let Self { backend, cache, bursts, padding, .. } = self;
         let drawn = bursts.run(*backend, policy, cache, sampling, &rows, padding, steps)?;
         for (ids, logp) in drawn {
-            // Samples that have ended stay in the burst; what they drew after their end is dropped.
+            // Samples that have ended stay in the burst; tokens drawn after their end are dropped.
             self.take(requests, stop, replies, 0, &ids, &logp)?;
         }
         self.retire(requests, stop, replies);
@@ -199,7 +201,8 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Gives a drawn token to each running sample from `first` on that has not ended. Error: a row that had no distribution.
+    /// Appends its drawn token to each running sample from `first` on that has not ended. Error: a row whose logits are
+    /// not finite.
     fn take(
         &mut self,
         requests: &[Request],
@@ -230,7 +233,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Samples that have ended give their blocks back.
+    /// Removes the samples that have ended and frees their blocks.
     fn retire(&mut self, requests: &[Request], stop: &[u32], replies: &[Vec<Growing>]) {
         let ended = |r: &Running| has_ended(&replies[r.request][r.sample].sample, &requests[r.request], stop);
         let (ended, kept): (Vec<_>, Vec<_>) = self.scheduler.running.drain(..).partition(ended);

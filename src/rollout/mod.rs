@@ -19,7 +19,7 @@ pub struct Request {
     pub seed: u64,
     /// Names the random stream: equal (seed, stream, sample) draw equal numbers, whatever else is in the batch.
     pub stream: String,
-    /// Tokens of a reply at most, the end token included.
+    /// Maximum tokens of a reply, the end token included.
     pub max_tokens: usize,
 }
 

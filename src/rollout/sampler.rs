@@ -1,4 +1,4 @@
-//! Hidden states of the rows that draw a token, to tokens and their log-probabilities.
+//! Samples tokens, with their log-probabilities, from hidden states.
 
 use crate::backend::Backend;
 use crate::backend::ops::{self, Sampling};
@@ -15,14 +15,14 @@ pub(super) struct Draw {
 }
 
 impl Draw {
-    /// The first draw of sample `sample` of the stream.
+    /// The first draw of sample number `sample` of the stream.
     pub fn first(seed: u64, stream: &str, sample: usize) -> Self {
         let mut rng = Philox::named(seed, &format!("{stream}/{sample}"));
         Self { key: [rng.bits() as i32, rng.bits() as i32], counter: 0 }
     }
 }
 
-/// How each of B rows draws, as tensors.
+/// Sampling parameters and random streams of B rows, as tensors.
 pub(super) struct Draws {
     temperature: Tensor,
     top_p: Tensor,
@@ -33,7 +33,7 @@ pub(super) struct Draws {
 }
 
 impl Draws {
-    /// One row a draw, all under `settings`.
+    /// One row per draw, all under `settings`.
     pub fn new(be: &dyn Backend, settings: &Settings, draws: &[Draw]) -> Result<Self> {
         let rows = draws.len();
         let put = |values: Tensor| -> Result<Tensor> {
@@ -52,20 +52,20 @@ impl Draws {
         })
     }
 
-    /// Takes the streams of `other`, of as many rows and the same settings.
+    /// Takes the streams of `other`, which has the same rows and settings.
     pub fn set(&mut self, be: &dyn Backend, other: &Self) -> Result<()> {
         be.copy(&other.seed, &mut self.seed)?;
         be.copy(&other.counter, &mut self.counter)
     }
 
-    /// As the op takes them.
+    /// The tensors as the op takes them.
     pub fn sampling(&self) -> Sampling<'_> {
         let Self { temperature, top_p, top_k, seed, counter } = self;
         Sampling { temperature, top_p, top_k, seed, counter }
     }
 }
 
-/// One token for each row of `hidden` (B, C).
+/// Draws one token for each row of `hidden` (B, C); returns (ids, log-probabilities).
 pub(super) fn sample(
     backend: &dyn Backend,
     hidden: &Tensor,

@@ -1,4 +1,5 @@
-//! What the next pass computes: prompts as long as they fit, else one token of every running sample. Computes nothing itself.
+//! Chooses what the next pass computes: waiting prompts that fit, else one token of every running sample. Computes
+//! nothing itself.
 
 use super::Request;
 use crate::config::Engine as Settings;
@@ -30,8 +31,8 @@ pub(super) enum Work {
     Done,
 }
 
-/// Waiting requests, running samples, and the blocks they hold. A request starts only when the blocks of all its samples at full
-/// length are free, so that nothing has to be taken back later.
+/// Waiting requests, running samples, and the blocks they hold. A request starts only when the blocks of all its
+/// samples at full length are free, so that nothing has to be taken back later.
 pub(super) struct Scheduler {
     waiting: VecDeque<usize>,
     pub running: Vec<Running>,
@@ -43,7 +44,7 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler, and a sequence of one token in a block beside those that requests can have.
+    /// A scheduler, and a one-token sequence in a block beside those that requests can have.
     pub fn new(settings: &Settings) -> Result<(Self, Sequence)> {
         let total = settings.cache_tokens.div_ceil(settings.block_size);
         let mut blocks = BlockManager::new(total + 1, settings.block_size);
@@ -53,7 +54,8 @@ impl Scheduler {
         Ok((Self { waiting, running, blocks, total, block_size, prefill_tokens, max_running }, padding))
     }
 
-    /// Queues `requests`, all or none. Errors: an empty prompt, or one whose samples can never fit into the cache or the model's `positions`.
+    /// Queues `requests`, all or none. Errors: a request without prompt, samples or tokens, or one whose samples can
+    /// never fit into the cache or the model's `positions`.
     pub fn submit(&mut self, requests: &[Request], positions: usize) -> Result<()> {
         for (index, request) in requests.iter().enumerate() {
             if request.prompt.is_empty() || request.samples == 0 || request.max_tokens == 0 {
@@ -88,13 +90,15 @@ impl Scheduler {
         Ok(())
     }
 
-    /// The most tokens of a prompt with which a request of `samples` of at most `max_tokens` tokens always fits: see `needed`.
+    /// Maximum tokens of a prompt with which a request of `samples` samples of at most `max_tokens` tokens always fits:
+    /// see `needed`.
     pub fn longest_prompt(&self, samples: usize, max_tokens: usize) -> usize {
         let own = self.blocks.blocks_for(max_tokens) + 1;
         self.total.saturating_sub(samples.saturating_mul(own)) * self.block_size
     }
 
-    /// Blocks of a request's samples at full length: the prompt's shared, the rest each its own.
+    /// Blocks of a request's samples at full length: those of the prompt are shared, each sample has its own for the
+    /// rest.
     fn needed(&self, request: &Request) -> usize {
         let prompt = self.blocks.blocks_for(request.prompt.len());
         let own = self.blocks.blocks_for(request.prompt.len() + request.max_tokens) - prompt + 1;
@@ -107,7 +111,7 @@ impl Scheduler {
         self.running.iter().map(one).sum()
     }
 
-    /// The next pass.
+    /// Chooses the next pass.
     pub fn next(&mut self, requests: &[Request]) -> Work {
         let mut free = self.blocks.available().saturating_sub(self.reserved());
         let (mut places, mut tokens) = (self.max_running.saturating_sub(self.running.len()), 0);

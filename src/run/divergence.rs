@@ -1,22 +1,25 @@
-//! Training that does not learn but falls apart: seen by the loss, or by the policy's entropy and distance, told, and ended when it lasts.
+//! Detects training that diverges: by the loss, or by the policy's entropy and its distance from the reference. Gives a
+//! warning, and ends the run when it lasts.
 
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
 
-/// Steps in a row after which it is told.
+/// Diverged steps in a row after which a warning is given.
 const TOLD_AFTER: usize = 4;
-/// Losses whose mean is compared with the best such mean.
+/// Number of latest losses whose mean is compared with the best such mean.
 const WINDOW: usize = 4;
-/// The least rise of the loss, in nats, that counts.
+/// Smallest rise of the mean loss, in nats, that counts as divergence.
 const LEAST_RISE: f64 = 1.0;
-/// A loss as near as this, in nats, to that of equal probabilities comes from a model that tells no token from another.
+/// A loss within this distance, in nats, of that of equal probabilities comes from a model that tells no token from
+/// another.
 const NEAR: f64 = 1e-3;
-/// Nats a token: a policy that gives its own tokens `exp(-10)` of the reference's probability has left it behind.
+/// Distance from the reference, in nats per token, beyond which the policy has left it behind: probabilities of its own
+/// tokens differ by a factor of `exp(10)`.
 const FAR: f64 = 10.0;
 
 /// Watches the steps of one phase.
 pub struct Divergence {
-    /// `run.divergence_patience`; 0: it is never ended.
+    /// `run.divergence_patience`: diverged steps in a row that end the run; 0 never ends it.
     patience: usize,
     /// The loss of equal probabilities: ln of the vocabulary.
     uniform: f64,
@@ -26,13 +29,15 @@ pub struct Divergence {
 }
 
 impl Divergence {
-    /// For a model of `vocab` tokens.
+    /// Creates a watch for a model of `vocab` tokens.
     pub fn new(patience: usize, vocab: usize) -> Self {
         Self { patience, uniform: (vocab as f64).ln(), losses: VecDeque::new(), best: f64::INFINITY, in_a_row: 0 }
     }
 
-    /// Looks at a step's loss, a mean over tokens in nats. Diverged is a loss of equal probabilities, or a mean over a few steps that has risen
-    /// from the best one more than halfway to it. Returns what is to be told. Error: it has lasted.
+    /// Takes a step's loss, a mean over tokens in nats. The step has diverged if its loss is that of equal
+    /// probabilities, or if the mean over a few steps has risen from the best one by more than 1 nat and more than
+    /// halfway to that loss. Returns a warning to print, when one is due. Error: `patience` steps in a row have
+    /// diverged.
     pub fn loss(&mut self, loss: f64) -> Result<Option<String>> {
         self.losses.push_back(loss);
         if self.losses.len() > WINDOW {
@@ -47,14 +52,15 @@ impl Divergence {
         } else {
             None
         };
-        // The first loss is the base's own; later ones count when a few agree.
+        // The first loss, the base's own, counts at once; later ones count as the mean of a full window.
         if self.best.is_infinite() || self.losses.len() == WINDOW {
             self.best = self.best.min(mean);
         }
         self.count(why)
     }
 
-    /// Looks at a step's policy: its entropy and its distance from the reference, both in nats a token.
+    /// Takes a step's policy: its entropy and its distance from the reference, both in nats per token. Returns as
+    /// [`Self::loss`] does.
     pub fn policy(&mut self, entropy: f64, kl: f64) -> Result<Option<String>> {
         let why = if entropy > 0.95 * self.uniform {
             Some(format!("the policy's entropy, {entropy:.2}, is that of equal probabilities"))
@@ -88,7 +94,7 @@ impl Divergence {
 mod tests {
     use super::*;
 
-    /// At which step it is told, and at which it ends.
+    /// The step of the first warning, and the step that ends the run.
     fn watch(patience: usize, losses: impl IntoIterator<Item = f64>) -> (Option<usize>, Option<usize>) {
         let (mut watch, mut told) = (Divergence::new(patience, 1000), None);
         for (step, loss) in losses.into_iter().enumerate() {

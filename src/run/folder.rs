@@ -1,4 +1,5 @@
-//! A run's folder: whether a new run may have it, what becomes of the run that is there, and what a resumed run goes on from.
+//! A run's folder: decides whether a run may take it, renames an earlier run that is there, and finds the checkpoint
+//! that a resumed run goes on from.
 
 use crate::checkpoint::{self, write_json};
 use crate::config::Config;
@@ -11,12 +12,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-/// Name of the settings in a run's folder.
+/// Name of the settings file in a run's folder.
 pub const CONFIG: &str = "config.toml";
-/// The GPU's matrix algorithms that a run chose.
+/// Name of the file with the GEMM algorithms that a run chose for its GPU.
 const GEMMS: &str = "gemms.json";
 
-/// Everything that a verb writes at the top of a run's folder.
+/// Names of everything that verbs write at the top level of a run's folder.
 const ENTRIES: &[&str] = &[
     CONFIG,
     GEMMS,
@@ -38,25 +39,25 @@ const ENTRIES: &[&str] = &[
     "trajectories.jsonl",
 ];
 
-/// True for a name that a verb writes, and for a temporary file that one left when it was killed.
+/// True for a name that a verb writes, and for a temporary file that a killed verb left.
 fn is_ours(name: &str) -> bool {
     ENTRIES.contains(&files::sibling_of(name).unwrap_or(name))
 }
 
-/// How a run enters its folder.
+/// How a run takes its folder.
 #[derive(Debug, PartialEq)]
 enum Entry {
-    /// Nothing of a run is there.
+    /// The folder holds no run.
     New,
-    /// Another run is there: it is renamed first.
+    /// It holds another run, which is renamed first.
     Occupied,
-    /// The same run was stopped before its first checkpoint: it begins anew in its place.
+    /// It holds the same run, stopped before its first checkpoint: the run begins anew in its place.
     Again,
-    /// The newest checkpoint of the same run: its step and folder.
+    /// The run resumes from its newest checkpoint: step and folder.
     Resumed(u64, PathBuf),
 }
 
-/// Where a run writes, what it is made of, and whether it is to go on from a checkpoint.
+/// A run's request for a folder: where it writes, what it reads, and whether it resumes from a checkpoint.
 pub struct Place<'a> {
     /// The folder, `--out`.
     pub out: &'a Path,
@@ -64,31 +65,32 @@ pub struct Place<'a> {
     pub phase: &'static str,
     /// `--resume`.
     pub resume: bool,
-    /// What the run reads (`--data` and its path, ...): none of it may lie in a folder that is renamed.
+    /// The paths that the run reads, with their options (`--data`, ...); none may lie in a folder that is renamed.
     pub inputs: &'a [(&'static str, &'a Path)],
 }
 
-/// A folder that a run has for itself, until this is dropped.
+/// A folder that belongs to one run alone until this is dropped.
 pub struct Folder {
-    /// Where it lies.
+    /// Path of the folder.
     pub path: PathBuf,
-    /// What the run goes on from.
+    /// The checkpoint that the run resumes from: step and folder.
     pub resumed: Option<(u64, PathBuf)>,
-    /// What the run is made of.
+    /// The run's identity.
     pub identity: Identity,
     /// Held so that no second run takes the folder. `None` where the file system has no locks.
     _lock: Option<File>,
 }
 
 impl Place<'_> {
-    /// What can be refused before anything is loaded: a file in the folder's place, files in it that no run wrote beside those of a run,
-    /// inputs inside, a run that is under way.
+    /// Checks what can be checked before anything is loaded. Error: the folder's path leads through a file; the folder
+    /// holds an earlier run and also files that no run wrote, one of the inputs, or the working folder; another run is
+    /// writing there.
     pub fn check(&self) -> Result<()> {
         self.check_contents()?;
         if self.out.exists() { lock(self.out).map(drop) } else { Ok(()) }
     }
 
-    /// `check`, but for a run that is under way.
+    /// `check` without the test for another run that is writing.
     fn check_contents(&self) -> Result<()> {
         let out = self.out.display();
         if let Some(path) = self.out.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
@@ -130,13 +132,14 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// The newest whole checkpoint of this phase; a damaged one is told.
+    /// The newest intact checkpoint of this phase. A damaged one is reported on stderr.
     fn newest(&self) -> Result<Option<(u64, PathBuf)>> {
         let newest = checkpoint::newest(&checkpoints(self.out, self.phase), &|line| errln!("{line}"));
         newest.map_err(|error| error.context(format!("--resume: --out {}", self.out.display())))
     }
 
-    /// A line about what `begin` would do, for a run of which `identity` is known so far. Errors: those of `entry`.
+    /// A line that says what `begin` would do; `identity` holds the parts of the run's identity that are known so far.
+    /// Error: as for `entry`.
     pub fn preview(&self, identity: &Identity) -> Result<String> {
         if self.resume
             && let Some((step, dir)) = self.newest()?
@@ -150,8 +153,8 @@ impl Place<'_> {
         })
     }
 
-    /// How a run of this identity would enter the folder. Notes of what may change bits go to stderr. Error: with `resume`, a checkpoint of
-    /// another run, every difference named.
+    /// Decides how a run of this identity takes the folder. Differences that may change bits of the result are noted on
+    /// stderr. Error: with `resume`, the checkpoint belongs to another run; names every difference.
     fn entry(&self, identity: &Identity) -> Result<Entry> {
         if self.resume {
             if let Some((step, dir)) = self.newest()? {
@@ -171,16 +174,18 @@ impl Place<'_> {
         Ok(if ours.is_empty() { Entry::New } else { Entry::Occupied })
     }
 
-    /// Takes the folder for a run: renames an earlier one, saying so, and writes settings and identity. A resumed run keeps its own.
+    /// Takes the folder for a run: renames an earlier run, with a note, and writes settings and identity. A resumed run
+    /// keeps the ones it has.
     pub fn begin(&self, config: &Config, identity: Identity) -> Result<Folder> {
         let make = |path: &Path| std::fs::create_dir_all(path).map_err(|e| Error::io("making the folder", path, &e));
         make(self.out)?;
-        // Through a folder that is renamed (`run/../run`) no path would lead any more.
+        // A path through the folder itself (`run/../run`) would lead nowhere after the folder is renamed.
         let path = match self.out.components().any(|part| part == Component::ParentDir) {
             true => self.out.canonicalize().map_err(|e| Error::io("finding the folder", self.out, &e))?,
             false => self.out.to_path_buf(),
         };
-        // Held from before the folder is looked at until the run ends; one that is renamed, until the new one is held.
+        // The lock is taken before the folder is inspected and held until the run ends; that of a renamed folder is
+        // held until the new folder is locked.
         let mut held = lock(&path)?;
         self.check_contents()?;
         match self.entry(&identity)? {
@@ -196,7 +201,7 @@ impl Place<'_> {
                 errln!("note: {} held an earlier run, which is now {}", path.display(), earlier.display());
                 make(&path)?;
                 held = lock(&path)?;
-                // The GPU was opened with them, so this run's bits depend on them.
+                // The GPU was opened with these algorithms, so this run's bits depend on them.
                 let gemms = earlier.join(GEMMS);
                 if gemms.exists() {
                     std::fs::copy(&gemms, path.join(GEMMS)).map_err(|e| Error::io("copying", &gemms, &e))?;
@@ -208,8 +213,8 @@ impl Place<'_> {
         Ok(Folder { path, resumed: None, identity, _lock: held })
     }
 
-    /// Removes what this run has left half written in its folder when it was killed, and its word on a step that failed. What an evaluation
-    /// that is under way may be writing stays.
+    /// Removes the half-written files that this run left when it was killed, and its report on a failed step. Files
+    /// that a running evaluation may be writing stay.
     fn sweep(&self, path: &Path) -> Result<()> {
         let played = File::open(path.join("trajectories")).ok();
         let is_evaluated =
@@ -235,12 +240,13 @@ pub fn write_config(path: &Path, config: &Config) -> Result<()> {
     write_whole(path, config.to_toml()?.as_bytes())
 }
 
-/// Where a phase keeps its checkpoints.
+/// The folder of a phase's checkpoints.
 pub fn checkpoints(out: &Path, phase: &str) -> PathBuf {
     out.join("checkpoints").join(phase)
 }
 
-/// Refuses a checkpoint of another run. `is_partial`: only what `identity` has is compared.
+/// Compares the checkpoint in `dir` with this run; with `is_partial`, only the parts that `identity` has. Differences
+/// that may change bits are noted on stderr. Error: the checkpoint belongs to another run, or does not say to which.
 fn compare(dir: &Path, identity: &Identity, out: &Path, is_partial: bool) -> Result<()> {
     let otherwise = format!("without --resume a new run begins, and {} is renamed", out.display());
     let Some(earlier) = Identity::read(dir)? else {
@@ -265,7 +271,8 @@ fn compare(dir: &Path, identity: &Identity, out: &Path, is_partial: bool) -> Res
     Ok(())
 }
 
-/// The names at the top of a folder: a run's, and others. Both are empty where there is no folder.
+/// The names at the top level of a folder: those that a run writes, and all others. Both are empty when there is no
+/// folder.
 fn contents(out: &Path) -> Result<(Vec<String>, Vec<String>)> {
     let entries = match std::fs::read_dir(out) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((vec![], vec![])),
@@ -283,16 +290,18 @@ fn some(names: &[String]) -> String {
     if names.len() > 3 { format!("{shown}, ...") } else { shown }
 }
 
-/// A look whether a folder is free holds its lock for an instant: so often, and so long apart, it is tried again.
+/// Number of further attempts to take a lock, `RETRY` apart: a process that only checks whether a folder is free holds
+/// its lock for an instant.
 const RETRIES: usize = 10;
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Locks a folder until the file is dropped. Error: another run has it.
+/// Locks a folder until the file is dropped; `None` where the file system has no locks. Error: another run has the
+/// lock.
 fn lock(path: &Path) -> Result<Option<File>> {
     lock_opened(File::open(path).map_err(|e| Error::io("opening the folder", path, &e))?, path)
 }
 
-/// `lock`, of the folder that was opened at `path`.
+/// Like `lock`, for a folder that was opened at `path`. Error also: it has been renamed since.
 fn lock_opened(folder: File, path: &Path) -> Result<Option<File>> {
     let place = |metadata: Metadata| (metadata.dev(), metadata.ino());
     let is_there = || Ok::<_, std::io::Error>(place(folder.metadata()?) == place(path.metadata()?));

@@ -1,4 +1,5 @@
-//! A step that ended in numbers that are not finite: which tensor holds the first of them, what to do, and a file with the batch.
+//! Explains a step that ended in numbers that are not finite: finds the tensor that holds the first of them, says what
+//! to do, and writes the batch to a file.
 
 use super::Run;
 use crate::checkpoint::{self, write_json};
@@ -8,20 +9,20 @@ use crate::weights::converted;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Name of the file with the step's batch in a run's folder.
+/// Name of the file in a run's folder that holds the batch of the failed step.
 pub const FILE: &str = "failed_step.json";
 
-/// Where the first number that is not finite may lie.
+/// The tensors that may hold the first number that is not finite.
 pub struct Suspects<'a> {
     /// The frozen base: names and tensors.
     pub base: (&'a [String], &'a [Tensor]),
-    /// What is trained, list by list.
+    /// The trained tensors, list by list.
     pub trained: Vec<Suspect<'a>>,
 }
 
 /// One list of trained tensors.
 pub struct Suspect<'a> {
-    /// What it is called: `the adapter`.
+    /// Name of the list in messages, for example `the adapter`.
     pub what: &'static str,
     /// A name for each tensor.
     pub names: &'a [String],
@@ -31,13 +32,13 @@ pub struct Suspect<'a> {
     pub rate: f32,
 }
 
-/// An error when `value`, which `what` names, is NaN or infinite.
+/// Checks a value, which the message calls `what`. Error: it is NaN or infinite.
 pub fn finite(what: &str, value: f64) -> Result<()> {
     if value.is_finite() { Ok(()) } else { Err(Error::not_finite(format!("{what} is {value}"))) }
 }
 
 impl Suspects<'_> {
-    /// What is broken, and what to do.
+    /// Says what is broken and what to do; `newest` is the newest checkpoint.
     fn verdict(&self, newest: Option<&Path>) -> Result<String> {
         if let Some(found) = broken(self.base.0, self.base.1)? {
             return Ok(format!("the base itself is broken: its {found}; get the model again, or take another"));
@@ -68,7 +69,7 @@ impl Suspects<'_> {
     }
 }
 
-/// The first tensor that holds a number that is not finite, and how many do.
+/// Describes the first tensor that holds numbers that are not finite: its name and how many.
 fn broken(names: &[String], tensors: &[Tensor]) -> Result<Option<String>> {
     for (name, tensor) in names.iter().zip(tensors) {
         let copy = tensor.host_copy()?;
@@ -80,10 +81,10 @@ fn broken(names: &[String], tensors: &[Tensor]) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Above what any trained weight is.
+/// Larger than any trained weight should be.
 const HUGE: f64 = 1e4;
 
-/// The first tensor that holds a number as large as no trained weight is, and how large.
+/// Describes the first tensor that holds a number above `HUGE`: its name and the largest magnitude.
 fn huge(names: &[String], tensors: &[Tensor]) -> Result<Option<String>> {
     for (name, tensor) in names.iter().zip(tensors) {
         let copy = tensor.host_copy()?;
@@ -99,9 +100,9 @@ fn huge(names: &[String], tensors: &[Tensor]) -> Result<Option<String>> {
 }
 
 impl Run<'_> {
-    /// What is to be returned for `error`, which has ended `step`. Where a number was not finite the cause is looked for among `suspects`,
-    /// and `batch` is written to [`FILE`] in the run's folder; any other error stays as it is. Nothing of the step is published in
-    /// either case: the caller ends here.
+    /// Returns the error to report for `error`, which ended `step`. If a number was not finite, looks for the cause
+    /// among `suspects` and writes `batch` to [`FILE`] in the run's folder; any other error is returned unchanged.
+    /// Nothing of the step is published in either case: the caller ends here.
     pub fn lost(&self, error: Error, step: usize, suspects: &Suspects, batch: impl FnOnce() -> Value) -> Error {
         if error.kind() != Kind::NotFinite {
             return error;

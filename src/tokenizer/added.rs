@@ -1,4 +1,4 @@
-//! The files beside tokenizer.json: special tokens by name, tokens that tokenizer.json lacks, chat templates.
+//! Reads the files beside tokenizer.json: special tokens by name, tokens that tokenizer.json lacks, chat templates.
 
 use super::read_object;
 use crate::error::{Error, Result};
@@ -6,9 +6,9 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tokenizers::AddedToken;
 
-/// Names under which a folder states special tokens; templates know them by these names.
+/// Keys under which a folder states special tokens; templates know the tokens by these names.
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Lists of further special tokens, or objects that name them.
+/// Keys of further special tokens: lists, or objects that name them.
 const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
 /// The files of a tokenizer's folder, parsed; a file that is absent is an empty object.
@@ -38,7 +38,7 @@ impl Folder {
         self.config["added_tokens_decoder"].is_object()
     }
 
-    /// Names and texts of the special tokens. Error: two that end a text.
+    /// Names and texts of the special tokens. Error: the files state two different `eos_token`.
     pub fn special_tokens(&self) -> Result<Vec<(String, String)>> {
         let mut found = vec![];
         for name in NAMES {
@@ -63,7 +63,7 @@ impl Folder {
         Ok(found)
     }
 
-    /// The further special tokens, each with the key and the file that list it.
+    /// The further special tokens, each with the key and the file that lists it.
     fn listed(&self) -> Result<Vec<(&str, String, &Path)>> {
         let mut found = vec![];
         for key in LISTS {
@@ -87,8 +87,8 @@ impl Folder {
         Ok(found)
     }
 
-    /// Makes `inner` know every token that the files name. Errors: a token that would get another id than the files say, or, of the
-    /// special ones, none at all.
+    /// Adds to `inner` every token that the files name and it lacks. Errors: a token would get another id than the
+    /// files say; a special token has no id.
     pub fn add_missing(
         &self,
         inner: &mut tokenizers::Tokenizer,
@@ -138,7 +138,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Tokens with the ids that the files state, by id, each with the file that states it.
+    /// The tokens whose ids the files state, sorted by id, each with the file that states it.
     fn declared(&self) -> Result<Vec<(u32, AddedToken, &Path)>> {
         let mut found = vec![];
         if let Some(entries) = self.config["added_tokens_decoder"].as_object() {
@@ -174,7 +174,8 @@ impl Folder {
         Ok(found)
     }
 
-    /// `chat_template` of tokenizer_config.json: text, or a list of named templates: (`default`, `tool_use`).
+    /// The templates `default` and `tool_use` in the `chat_template` of tokenizer_config.json: text, or a list of named
+    /// templates.
     pub fn templates(&self) -> Result<(Option<String>, Option<String>)> {
         let wrong = || {
             Error::content(format!(
@@ -195,7 +196,7 @@ impl Folder {
     }
 }
 
-/// A special token: absent, null, its text, or an object with `content`.
+/// The text of a special token, which is absent, null, text, or an object with `content`.
 fn token_text(value: &Value, key: &str, path: &Path) -> Result<Option<String>> {
     match value {
         Value::Null => Ok(None),

@@ -1,4 +1,4 @@
-//! What can be typed behind the verbs about sandboxes, kernels and benchmarks.
+//! The command-line arguments of the verbs about sandboxes, kernels and benchmarks.
 
 use crate::cli::numbers;
 use crate::sandbox::{MOST_PROCESSES, MOST_SECONDS};

@@ -1,18 +1,20 @@
-//! Which layers of a config.json attend to a window only, as transformers 5 decides it: this program attends to everything.
+//! Finds the layers of a config.json that attend to a window only, by the rules of transformers 5, and refuses them:
+//! this program attends to everything.
 
 use super::keys::Keys;
 use crate::error::Result;
 use serde_json::Value;
 
-/// transformers' default of `sliding_window`.
+/// Default of `sliding_window` in transformers.
 const DEFAULT_WINDOW: usize = 4096;
-/// transformers' default of `max_window_layers`.
+/// Default of `max_window_layers` in transformers.
 const DEFAULT_FIRST: usize = 28;
 
-/// Refuses sliding-window attention by the key it comes from. A window as long as the longest sequence is full attention.
+/// Refuses sliding-window attention; the error names the key that asks for it. A window as long as the longest sequence
+/// is full attention.
 ///
-/// In transformers `layer_types` says which layers have a window; without it the layers from `max_window_layers` on have one. There
-/// is none without `use_sliding_window`, or where `sliding_window` is null.
+/// In transformers `layer_types` says which layers have a window. Without it, the layers from `max_window_layers` on
+/// have one if `use_sliding_window` is true and `sliding_window` is not null.
 pub(super) fn check(keys: &Keys, layers: usize, max_positions: usize) -> Result<()> {
     let uses_window = keys.flag("use_sliding_window", false)?;
     let stated = keys.opt_count("sliding_window", 1 << 24)?;

@@ -1,16 +1,16 @@
-//! Typed values of one JSON object, by key: errors and notes name the file, the line and the key.
+//! Reads typed values of one JSON object by key. Errors and notes name the file and the key; notes also the line.
 
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// The keys of one JSON object, with the file and the path in it for messages.
+/// The keys of one JSON object, with its file and its path in the file for messages.
 pub(super) struct Keys<'a> {
     pub map: &'a Map<String, Value>,
     pub file: &'a Path,
     /// The whole file, for line numbers.
     pub text: &'a str,
-    /// The names of the objects around this one, each with a dot behind it.
+    /// Names of the objects around this one, each followed by a dot.
     pub prefix: &'a str,
 }
 
@@ -20,7 +20,7 @@ impl<'a> Keys<'a> {
         Error::content(format!("{}: {}{key}: {what}", self.file.display(), self.prefix))
     }
 
-    /// A line for the user about `key`, which is there.
+    /// A note for the user about `key`, which must be present.
     pub fn note(&self, key: &str, what: impl std::fmt::Display) -> String {
         let (file, prefix) = (self.file.display(), self.prefix);
         match self.line(key) {
@@ -29,7 +29,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The line of `key`, counted from 1: its first place behind the names of the objects around it.
+    /// Line of `key`, counted from 1: its first occurrence after the names of the objects around it.
     fn line(&self, key: &str) -> Option<usize> {
         let mut at = 0;
         for name in self.prefix.split_terminator('.').chain([key]) {
@@ -43,7 +43,7 @@ impl<'a> Keys<'a> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
-    /// The error of a key that must be there.
+    /// The error for a required key that is missing.
     pub fn missing(&self, key: &str, expected: &str) -> Error {
         self.error(key, format!("missing; expected {expected}"))
     }
@@ -62,7 +62,7 @@ impl<'a> Keys<'a> {
         self.opt_whole(key, 1, max)
     }
 
-    /// A whole number from 1 to `max`, which must be there.
+    /// A required whole number from 1 to `max`.
     pub fn count(&self, key: &str, max: usize) -> Result<usize> {
         self.opt_count(key, max)?.ok_or_else(|| self.missing(key, &format!("a whole number from 1 to {max}")))
     }
@@ -76,12 +76,12 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A number above zero, which must be there.
+    /// A required number above zero.
     pub fn positive(&self, key: &str) -> Result<f64> {
         self.opt_positive(key)?.ok_or_else(|| self.missing(key, "a positive number"))
     }
 
-    /// True or false.
+    /// True or false; `default` when absent.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),

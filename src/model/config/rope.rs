@@ -1,14 +1,15 @@
-//! The rotary embedding of a config.json, merged from its four places as transformers 5 does (modeling_rope_utils.py).
+//! Reads the rotary embedding of a config.json, merged from its four places as in transformers 5
+//! (modeling_rope_utils.py).
 
 use super::keys::Keys;
 use super::{RopeConfig, RopeScaling};
 use crate::error::Result;
 
 const ROPE_TYPES: &str = "default, linear, llama3, yarn";
-/// transformers' `default_theta`, of all three families.
+/// `default_theta` in transformers, the same for all three families.
 const DEFAULT_THETA: f64 = 10_000.0;
 
-/// Every rope type may have these.
+/// Keys that every rope type may have.
 const COMMON: [&str; 4] = ["rope_theta", "rope_type", "type", "partial_rotary_factor"];
 const OF_LINEAR: [&str; 1] = ["factor"];
 const OF_LLAMA3: [&str; 4] = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
@@ -23,9 +24,10 @@ const OF_YARN: [&str; 8] = [
     "truncate",
 ];
 
-/// Reads rope_theta, rope_scaling, rope_parameters and original_max_position_embeddings; adds a note for each key that has no effect. By
-/// transformers' rules: of rope_scaling and rope_parameters the first counts alone where both are there; a theta in it counts before the
-/// one beside it; original_max_position_embeddings beside it counts before the one in it.
+/// Reads rope_theta, rope_scaling, rope_parameters and original_max_position_embeddings; adds a note for each key that
+/// has no effect. The rules are those of transformers: rope_parameters has no effect beside rope_scaling; a theta
+/// inside the one that counts overrides the theta outside; original_max_position_embeddings outside overrides the one
+/// inside.
 pub(super) fn read(keys: &Keys, max_positions: usize, notes: &mut Vec<String>) -> Result<RopeConfig> {
     check_partial(keys)?;
     let outer_theta = theta(keys)?;
@@ -104,7 +106,8 @@ fn check_partial(keys: &Keys) -> Result<()> {
     }
 }
 
-/// The scaling that `rope` describes, and the keys beside `COMMON` that it is read from; `outer` are the keys around `rope`.
+/// Reads the scaling that `rope` describes, and returns it with the keys beside `COMMON` that its type may have.
+/// `outer` holds the keys around `rope`.
 fn scaling_of(
     rope: &Keys,
     outer: &Keys,

@@ -1,4 +1,4 @@
-//! Configurations as published, changed key by key.
+//! Tests published configurations, as they are and with single keys changed.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn parse(text: &str) -> Result<ModelConfig> {
     ModelConfig::from_json(text, Path::new("m/config.json"))
 }
 
-/// `base` with the keys of `change` put in (null takes one away).
+/// Puts the keys of `change` into `base`; null removes a key.
 fn changed(base: &str, change: &str) -> String {
     let mut map: Map<String, Value> = serde_json::from_str(base).unwrap();
     map.extend(serde_json::from_str::<Map<String, Value>>(change).unwrap());
@@ -261,7 +261,7 @@ fn of_the_places_of_the_rotary_embedding_those_count_that_count_in_transformers(
             linear(4.0),
             &["rope_parameters: it has no effect beside rope_scaling"][..],
         ),
-        // The theta of rope_parameters goes with it.
+        // The theta of rope_parameters has no effect either.
         (
             r#""rope_scaling": {"type": "linear", "factor": 4}, "rope_parameters": {"rope_theta": 5e5}"#.into(),
             1e4,
@@ -329,7 +329,8 @@ fn a_window_that_no_layer_has_or_that_hides_nothing_is_full_attention() {
     ] {
         assert_eq!(parse(&changed(TWO, change)).unwrap(), parse(TWO).unwrap(), "{change}");
     }
-    // Null is not absent here: transformers has a window of 4096 where the key is missing, and none where it is null.
+    // Null is not the same as absent here: transformers uses a window of 4096 when the key is missing, and none when it
+    // is null.
     let null = TWO
         .replace("\"use_sliding_window\": false", "\"use_sliding_window\": true")
         .replace("\"max_window_layers\": 28", "\"max_window_layers\": 0");

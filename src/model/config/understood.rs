@@ -1,5 +1,5 @@
-//! What each key of config.json means to this program: used, without effect on a forward pass, or refused unless it has the one
-//! value that this program computes. Any other key is noted by name.
+//! Checks what each key of config.json means to this program: used, without effect on a forward pass, or refused unless
+//! it has the one value that this program computes. Any other key is noted by name.
 
 use super::keys::Keys;
 use crate::error::Result;
@@ -34,8 +34,8 @@ const USED: [&str; 25] = [
     "vocab_size",
 ];
 
-/// Keys without effect on a forward pass: how weights were drawn, labels, names and versions, token ids (the tokenizer reads
-/// `eos_token_id`), and settings of generation, which transformers ignores here too.
+/// Keys without effect on a forward pass: initialisation of the weights, labels, names and versions, token ids (the
+/// tokenizer reads `eos_token_id`), and generation settings, which transformers ignores here too.
 const WITHOUT_EFFECT: [&str; 68] = [
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -107,8 +107,8 @@ const WITHOUT_EFFECT: [&str; 68] = [
     "_experts_implementation",
 ];
 
-/// Keys that change the arithmetic: name and the one value under which it is that of qwen2, qwen3 and llama; with null the key must
-/// be absent.
+/// Keys that change the arithmetic, each with the one value under which it is that of qwen2, qwen3 and llama. Null: the
+/// key must be absent, false, 0 or empty.
 fn only() -> [(&'static str, Value); 49] {
     [
         ("add_cross_attention", json!(false)),
@@ -163,7 +163,7 @@ fn only() -> [(&'static str, Value); 49] {
     ]
 }
 
-/// Shares of values that transformers drops in training, and that this program does not.
+/// Dropout rates, which transformers applies in training and this program does not.
 const DROPOUT: [&str; 9] = [
     "attention_dropout",
     "attention_probs_dropout_prob",
@@ -176,7 +176,8 @@ const DROPOUT: [&str; 9] = [
     "resid_pdrop",
 ];
 
-/// Looks at every key of config.json. Returns a note for each that is not understood. Error: one that changes the arithmetic.
+/// Checks every key of config.json. Returns a note for each that is not understood or ignored. Error: a key that
+/// changes the arithmetic.
 pub(super) fn check(keys: &Keys) -> Result<Vec<String>> {
     let mut only = only().to_vec();
     let normalises = keys.text("model_type")? == Some("qwen3");
@@ -206,7 +207,8 @@ pub(super) fn check(keys: &Keys) -> Result<Vec<String>> {
     Ok(notes)
 }
 
-/// Whether `value` means what `valid` does: 1 is 1.0, "swish" is another name of "silu", and none of nothing is false, 0 or empty.
+/// Whether `value` means the same as `valid`: 1 is 1.0, "swish" is another name of "silu", and where `valid` is null,
+/// false, 0 or empty, any of these means the same.
 fn is_same(value: &Value, valid: &Value) -> bool {
     let is_nothing = |value: &Value| match value {
         Value::Null => true,
