@@ -1,12 +1,11 @@
 //! Plays a policy: turns states into prompts, samples replies and decodes them into text. Executes no action.
 
 use crate::chat::ChatTemplate;
-use crate::config::Config;
-use crate::environment::{Environment, State, StepResult, Style};
+use crate::environment::{self, Environment, State, StepResult, Style};
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::model::Policy;
-use crate::rollout::{Engine, Request};
+use crate::rollout::{Engine, Request, Sampling};
 use crate::tokenizer::Tokenizer;
 use crate::trajectory::Step;
 
@@ -86,13 +85,19 @@ enum Binding {
 pub struct Agent<'a> {
     dialog: &'a Dialog,
     engine: Engine<'a>,
-    config: &'a Config,
+    sampling: &'a Sampling,
+    environment: &'a environment::Settings,
 }
 
 impl<'a> Agent<'a> {
     /// An agent that samples with `engine` under the run's settings.
-    pub fn new(dialog: &'a Dialog, engine: Engine<'a>, config: &'a Config) -> Self {
-        Self { dialog, engine, config }
+    pub fn new(
+        dialog: &'a Dialog,
+        engine: Engine<'a>,
+        sampling: &'a Sampling,
+        environment: &'a environment::Settings,
+    ) -> Self {
+        Self { dialog, engine, sampling, environment }
     }
 
     /// Prompts for `states`, their histories shortened to the tightest limit when `samples` replies are drawn from
@@ -113,7 +118,7 @@ impl<'a> Agent<'a> {
 
     /// Maximum tokens of a prompt with room for `samples` replies behind it, and which limit sets it.
     fn prompt_limit(&self, samples: usize) -> (usize, Binding) {
-        let (reply, context) = (self.config.sampling.max_tokens, self.config.environment.context_limit);
+        let (reply, context) = (self.sampling.max_tokens, self.environment.context_limit);
         let limits = [
             (self.engine.positions().saturating_sub(reply), Binding::Positions),
             (context.saturating_sub(reply), Binding::Context),
@@ -125,7 +130,7 @@ impl<'a> Agent<'a> {
 
     /// Error for a prompt that still has `tokens` tokens when it is as short as it can be.
     fn too_long(&self, task: &str, tokens: usize, limit: usize, binding: Binding) -> Error {
-        let (reply, positions) = (self.config.sampling.max_tokens, self.engine.positions());
+        let (reply, positions) = (self.sampling.max_tokens, self.engine.positions());
         let (cause, remedy) = match binding {
             Binding::Positions => (
                 format!("the model has {positions} positions"),
@@ -135,15 +140,15 @@ impl<'a> Agent<'a> {
                 },
             ),
             Binding::Context => (
-                format!("environment.context_limit is {}", self.config.environment.context_limit),
+                format!("environment.context_limit is {}", self.environment.context_limit),
                 format!("set environment.context_limit={} or higher", tokens.saturating_add(reply)),
             ),
             Binding::Cache => (
-                format!("engine.cache_tokens is {}", self.config.engine.cache_tokens),
+                format!("engine.cache_tokens is {}", self.engine.cache_tokens()),
                 "raise it, or lower sampling.max_tokens or the number of samples".to_string(),
             ),
         };
-        let shorter = match self.config.environment.prompt {
+        let shorter = match self.environment.prompt {
             Style::Full => ", or environment.prompt=compact",
             Style::Compact => "",
         };
@@ -167,10 +172,10 @@ impl<'a> Agent<'a> {
             samples,
             seed,
             stream: stream.clone(),
-            max_tokens: self.config.sampling.max_tokens,
+            max_tokens: self.sampling.max_tokens,
         };
         let requests: Vec<Request> = prompts.iter().zip(streams).map(request).collect();
-        let played = self.engine.generate(policy, &requests, &self.config.sampling, &self.dialog.stop)?;
+        let played = self.engine.generate(policy, &requests, self.sampling, &self.dialog.stop)?;
         let reply = |sample: crate::rollout::Sample| Reply {
             text: self.dialog.text(&sample.ids),
             is_truncated: !sample.ids.last().is_some_and(|id| self.dialog.stop.contains(id)),

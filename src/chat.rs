@@ -7,6 +7,7 @@ mod python;
 
 use crate::error::{Error, Result};
 use crate::message::{Context, Conversation, Message};
+use crate::settings::section;
 use crate::tokenizer::Tokenizer;
 use dialect::Dialect;
 use minijinja::{Environment, ErrorKind};
@@ -14,6 +15,11 @@ use python::chain;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::sync::OnceLock;
+
+section! {
+    /// `[chat]`
+    Settings { template_arguments: toml::Table }
+}
 
 /// ChatML, the template for a folder that has none.
 pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\

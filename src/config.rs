@@ -2,14 +2,12 @@
 //! `SETTINGS` has each one's range and meaning. No setting has a default in code, and none is read from the
 //! environment.
 
-use crate::backend::ops::KlEstimator;
-use crate::environment::{ReplyFormat, Style};
 use crate::error::{Error, Result};
-use crate::model::Recompute;
-use crate::optimizer;
-use crate::reward::{self, Case, Form};
+use crate::model::lora;
+use crate::settings::section;
+use crate::{chat, environment, evaluate, expert, ppo, pretrain, reward, rollout, run, sft, task};
 use range::shortened;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
@@ -25,208 +23,13 @@ pub use table::{SETTINGS, Setting};
 /// The defaults, as text.
 pub const DEFAULTS: &str = include_str!("../data/config/default.toml");
 
-macro_rules! section {
-    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        #[allow(missing_docs)] // `SETTINGS` says what each key does
-        pub struct $name { $(pub $field: $type),* }
-    };
-}
-
 section! {
     /// A whole run's settings.
     Config {
-        run: Run, tasks: Tasks, chat: Chat, environment: Environment, reward: Reward, sampling: Sampling, engine: Engine, lora: Lora,
-        sft: Sft, rl: Rl, eval: Eval, collect: Collect, pretrain: Pretrain,
-    }
-}
-section! {
-    /// `[run]`
-    Run {
-        seed: u64, device: Device, gpu_memory: f64, gpu_check: bool, gpu_fixed_gemms: bool, gpu_separate_allocations: bool,
-        threads: usize, workers: usize, sandbox_tier: u8, unsafe_no_sandbox: bool, reuse_rewards: bool, store_bytes: u64,
-        checkpoint_every: usize, keep: usize, divergence_patience: usize,
-    }
-}
-section! {
-    /// `[tasks]`
-    Tasks { dir: PathBuf, ideas: PathBuf, expert: PathBuf, names: Vec<String> }
-}
-section! {
-    /// `[chat]`
-    Chat { template_arguments: Table }
-}
-section! {
-    /// `[environment]`
-    Environment {
-        prompt: Style, format: ReplyFormat, max_steps: usize, episode_seconds: f64, observation_limit: usize,
-        context_limit: usize, undo_failed_edits: bool,
-    }
-}
-section! {
-    /// `[reward]`
-    Reward { form: Form, clip: f64, flagged: Flagged }
-}
-section! {
-    /// `[sampling]`
-    Sampling { temperature: f32, top_p: f32, top_k: i32, max_tokens: usize }
-}
-section! {
-    /// `[engine]`
-    Engine { block_size: usize, cache_tokens: usize, prefill_tokens: usize, max_running: usize, burst: usize }
-}
-section! {
-    /// `[lora]`
-    Lora { rank: usize, alpha: f32, rslora: bool, modules: Vec<String> }
-}
-section! {
-    /// `[sft]`
-    Sft {
-        epochs: usize, learning_rate: f32, schedule: Schedule, warmup: usize, batch_tokens: usize, micro_tokens: usize,
-        max_tokens: usize, beta1: f32, beta2: f32, weight_decay: f32, max_norm: f32, full: bool, recompute: Recompute, validation_share: f64,
-        save_dtype: SaveDtype,
-    }
-}
-section! {
-    /// `[rl]`
-    Rl {
-        algorithm: Algorithm, steps: usize, states: usize, samples: usize, initial_share: f64, refresh_share: f64,
-        learning_rate: f32, critic_learning_rate: f32, schedule: Schedule, warmup: usize, beta1: f32, beta2: f32,
-        weight_decay: f32, max_norm: f32,
-        epochs: usize, minibatches: usize, target_kl: f32, micro_tokens: usize, recompute: Recompute,
-        objective: Objective, clip_low: f32, clip_high: f32, dual_clip: f32, value_clip: f32, gamma: f32, lambda: f32,
-        kl_in: KlIn, kl_estimator: KlEstimator, kl_coefficient: f32, entropy_coefficient: f32, whiten: bool,
-        group_baseline: GroupBaseline, group_deviation: GroupDeviation, group_epsilon: f32, drop_dead_groups: bool,
-        overlong: Overlong, overlong_penalty: f32, overlong_buffer: usize, loss_average: LossAverage,
-        reply_scale: f32, critic_warmup: usize,
-    }
-}
-section! {
-    /// `[eval]`
-    Eval { trajectories: usize, source: String }
-}
-section! {
-    /// `[collect]`
-    Collect { trajectories: usize, rounds: usize, redraws: usize, select: usize, other_share: f64 }
-}
-section! {
-    /// `[pretrain]`
-    Pretrain {
-        steps: usize, exercises: usize, replies: usize, learning_rate: f32, warmup: usize, decay_from: f32,
-        weight_decay: f32, max_norm: f32, prompt_weight: f32, hidden: usize, layers: usize, heads: usize,
-        kv_heads: usize, mlp: usize,
-    }
-}
-
-macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident),* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-        #[serde(rename_all = "snake_case")]
-        #[allow(missing_docs)] // `SETTINGS` says what each does
-        pub enum $name { $($variant),* }
-    };
-}
-/// Where the arithmetic runs: `auto`, `cpu`, `cuda` or `cuda:N`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Device {
-    /// The first GPU when there is one, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The GPU with this number, from 0.
-    Cuda(usize),
-}
-
-impl TryFrom<String> for Device {
-    type Error = String;
-
-    fn try_from(text: String) -> std::result::Result<Self, String> {
-        let number = |text: &str| text.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Device::Cuda);
-        match text.as_str() {
-            "auto" => Ok(Device::Auto),
-            "cpu" => Ok(Device::Cpu),
-            "cuda" => Ok(Device::Cuda(0)),
-            other => {
-                number(other).ok_or_else(|| format!("`{other}` is not a device; expected auto, cpu, cuda or cuda:0"))
-            }
-        }
-    }
-}
-
-impl From<Device> for String {
-    fn from(device: Device) -> Self {
-        match device {
-            Device::Auto => "auto".to_string(),
-            Device::Cpu => "cpu".to_string(),
-            Device::Cuda(ordinal) => format!("cuda:{ordinal}"),
-        }
-    }
-}
-
-choice! {
-    /// Learning-rate schedule after the warm-up.
-    Schedule { Constant, Cosine, Linear }
-}
-choice! {
-    /// The type that fully trained weights are written in.
-    SaveDtype { Base, Bf16, F16, F32 }
-}
-choice! {
-    /// How advantages are computed.
-    Algorithm { Ppo, Grpo }
-}
-choice! {
-    /// Which quantity the policy loss clips: PPO's token ratios, CISPO's weights, or GSPO's sequence ratios.
-    Objective { Clip, Cispo, Gspo }
-}
-choice! {
-    /// The baseline that a reply's score is compared with.
-    GroupBaseline { Mean, LeaveOneOut }
-}
-choice! {
-    /// The deviation that group advantages are divided by.
-    GroupDeviation { Group, Batch, None }
-}
-choice! {
-    /// How replies that reach the token limit are treated.
-    Overlong { Keep, Mask, Penalise, Soft }
-}
-choice! {
-    /// The reward of a submission that looks suspicious.
-    Flagged { Full, Neutral }
-}
-choice! {
-    /// Where the KL to the reference enters.
-    KlIn { Reward, Loss }
-}
-choice! {
-    /// How the losses of tokens are averaged.
-    LossAverage { Token, Sample, Reply }
-}
-
-impl Schedule {
-    /// The schedule of a run of `steps` steps, of which the first `warmup` warm up.
-    pub fn over(self, warmup: usize, steps: usize) -> optimizer::Schedule {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let (warmup, total) = (count(warmup), count(steps));
-        match self {
-            Schedule::Constant => optimizer::Schedule::Constant { warmup },
-            Schedule::Cosine => optimizer::Schedule::Cosine { warmup, total, floor: 0.0 },
-            Schedule::Linear => optimizer::Schedule::Linear { warmup, total },
-        }
-    }
-}
-
-impl Reward {
-    /// The reward of a step under these settings; `is_flagged`: its submission looks suspicious.
-    pub fn of(&self, case: Case, share: f64, is_flagged: bool) -> f64 {
-        let case =
-            if is_flagged && case == Case::Edit && self.flagged == Flagged::Neutral { Case::Neutral } else { case };
-        reward::reward(self.form, case, share, (self.clip > 0.0).then_some(self.clip))
+        run: run::Settings, tasks: task::Settings, chat: chat::Settings, environment: environment::Settings,
+        reward: reward::Settings, sampling: rollout::Sampling, engine: rollout::Settings, lora: lora::Settings,
+        sft: sft::Settings, rl: ppo::Settings, eval: evaluate::Settings, collect: expert::Settings,
+        pretrain: pretrain::Settings,
     }
 }
 

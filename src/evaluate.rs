@@ -3,19 +3,25 @@
 //! bootstrap intervals, the best state along the way, and the failed share.
 
 use crate::agent::{self, Agent};
-use crate::config::Reward;
 use crate::console::errln;
 use crate::environment::{Environment, State};
 use crate::error::{Error, Result, check_interrupt};
 use crate::identity::Identity;
 use crate::model::Policy;
 use crate::progress::Progress;
+use crate::reward;
 use crate::rng::Philox;
+use crate::settings::section;
 use crate::task::Task;
 use crate::trajectory::Trajectory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
+
+section! {
+    /// `[eval]`
+    Settings { trajectories: usize, source: String }
+}
 
 /// Lower bound of a normalised score: without it one bad edit on an unbounded metric would outweigh all else. `avg` is
 /// not clipped.
@@ -134,7 +140,7 @@ pub struct Plan<'a> {
     /// The run's seed.
     pub seed: u64,
     /// How steps are rewarded in the record.
-    pub reward: &'a Reward,
+    pub reward: &'a reward::Settings,
     /// Set when the user wants to stop.
     pub interrupted: &'a AtomicBool,
 }

@@ -2,15 +2,21 @@
 //! (ML-Agent, arXiv 2505.23723, section 3.1). Every step is executed; it may look at the true metric, the policy never does.
 
 use crate::agent;
-use crate::config::{Collect, Reward};
 use crate::environment::{Action, Environment, ReplyFormat, State, StepResult, action};
 use crate::error::{Result, check_interrupt};
 use crate::ideas::{Axis, Library, draw_axes, draw_one};
 use crate::progress::Progress;
+use crate::reward;
 use crate::reward::Case;
 use crate::rng::Philox;
+use crate::settings::section;
 use crate::trajectory::Trajectory;
 use std::sync::atomic::AtomicBool;
+
+section! {
+    /// `[collect]`
+    Settings { trajectories: usize, rounds: usize, redraws: usize, select: usize, other_share: f64 }
+}
 
 /// One trajectory while it is played.
 struct Play {
@@ -31,9 +37,9 @@ pub struct Expert<'a> {
     /// Where its ideas come from.
     pub library: &'a Library,
     /// How many trajectories, and how long.
-    pub settings: &'a Collect,
+    pub settings: &'a Settings,
     /// How steps are rewarded in the record.
-    pub reward: &'a Reward,
+    pub reward: &'a reward::Settings,
     /// The run's seed.
     pub seed: u64,
     /// Set when the user wants to stop.
@@ -100,7 +106,7 @@ pub fn play(environment: &Environment, tasks: &[String], expert: &Expert) -> Res
 
 impl Play {
     /// The next move: an idea of the next axis, another action, or the end.
-    fn next(&mut self, environment: &Environment, library: &Library, settings: &Collect) -> Result<Move> {
+    fn next(&mut self, environment: &Environment, library: &Library, settings: &Settings) -> Result<Move> {
         let format = environment.settings().format;
         let entry = environment.task(&self.state.task)?.task.entry.clone();
         if self.todo.is_empty() {

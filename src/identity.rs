@@ -2,7 +2,6 @@
 //! `--resume` compares it, and it tells evaluations apart. Also lists which settings each verb reads.
 
 use crate::checkpoint::{TEXT_FILES, adapter_folder, read_json};
-use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::task::PreparedTask;
@@ -72,9 +71,9 @@ pub struct Differences {
 
 impl Identity {
     /// The identity of the settings that `verb` reads, the program, and the command line.
-    pub fn new(verb: &str, config: &Config) -> Result<Self> {
-        let text = config.to_toml()?;
-        let table: toml::Table = text.parse().map_err(|e| Error::system(format!("reading the settings back: {e}")))?;
+    pub fn new(verb: &str, settings: &str) -> Result<Self> {
+        let table: toml::Table =
+            settings.parse().map_err(|e| Error::system(format!("reading the settings back: {e}")))?;
         let mut identity = Self::default();
         for (section, keys) in &table {
             for (key, value) in keys.as_table().into_iter().flatten() {
@@ -359,7 +358,7 @@ mod tests {
     fn a_change_of_any_part_is_named_with_both_values() {
         let config = |overrides: &[&str]| {
             let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
-            Config::load(&[], &overrides, "sft").unwrap()
+            crate::config::Config::load(&[], &overrides, "sft").unwrap().to_toml().unwrap()
         };
         let folder = tempfile::tempdir().unwrap();
         let (one, two) = (folder.path().join("one"), folder.path().join("two"));

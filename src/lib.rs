@@ -10,6 +10,7 @@ pub mod files;
 pub mod machine;
 pub mod metrics;
 pub mod rng;
+pub mod settings;
 pub mod tensor;
 pub mod version;
 

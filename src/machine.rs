@@ -46,6 +46,13 @@ fn group_limit(groups: &str) -> Option<u64> {
     limits.min()
 }
 
+/// The CPU's name; `unknown` when the system does not tell.
+pub fn cpu_model() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
+    model.unwrap_or("unknown").to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::backend::ops::{self, AdamW, Trained};
 use crate::error::{Error, Result};
+use crate::settings::choice;
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -129,6 +130,24 @@ pub fn squared_norm(be: &dyn Backend, tensors: &[&Tensor]) -> Result<f64> {
 /// Borrows the tensors at the indices `chosen`, which must ascend.
 fn of<'t>(tensors: &'t mut [Tensor], chosen: &[usize]) -> Vec<&'t mut Tensor> {
     tensors.iter_mut().enumerate().filter(|(i, _)| chosen.binary_search(i).is_ok()).map(|(_, t)| t).collect()
+}
+
+choice! {
+    /// The word for the course of the learning rate after its warm-up.
+    Decay { Constant, Cosine, Linear }
+}
+
+impl Decay {
+    /// The schedule of a run of `steps` steps, of which the first `warmup` warm up.
+    pub fn over(self, warmup: usize, steps: usize) -> Schedule {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (warmup, total) = (count(warmup), count(steps));
+        match self {
+            Decay::Constant => Schedule::Constant { warmup },
+            Decay::Cosine => Schedule::Cosine { warmup, total, floor: 0.0 },
+            Decay::Linear => Schedule::Linear { warmup, total },
+        }
+    }
 }
 
 /// Course of the learning rate over the steps.

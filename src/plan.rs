@@ -176,6 +176,34 @@ pub fn plan(model: &ModelConfig, config: &Config, target: Target) -> Plan {
     }
 }
 
+/// Minimum tokens of an exercise's prompt and of a reply; most have more.
+const FEWEST_OF_EXERCISE: (usize, usize) = (64, 8);
+
+/// Refuses a model or a batch that certainly does not fit into `available` bytes. Error: names the settings, the bytes
+/// they need and those there are.
+pub fn check_pretraining(shape: &ModelConfig, config: &Config, kind: Kind, available: usize) -> Result<()> {
+    let s = &config.pretrain;
+    let tokens = s.exercises * (FEWEST_OF_EXERCISE.0 + s.replies * FEWEST_OF_EXERCISE.1);
+    // Full training, in passes of a whole step.
+    let mut planned = config.clone();
+    (planned.sft.full, planned.sft.micro_tokens, planned.sft.recompute) = (true, tokens, Recompute::Norms);
+    let total = plan(shape, &planned, Target::new(Work::Sft, kind)).total;
+    if total <= available {
+        return Ok(());
+    }
+    Err(Error::content(format!(
+        "a model of pretrain.hidden = {}, pretrain.layers = {} and pretrain.mlp = {} with pretrain.exercises = {} of pretrain.replies = {} \
+         a step asks {:.1} GB or more, and there are {:.1} GB; expected smaller ones",
+        s.hidden,
+        s.layers,
+        s.mlp,
+        s.exercises,
+        s.replies,
+        total as f64 / 1e9,
+        available as f64 / 1e9
+    )))
+}
+
 fn total(parts: &[Part]) -> usize {
     parts.iter().map(|part| part.bytes).sum()
 }

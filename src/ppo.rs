@@ -6,8 +6,7 @@ use crate::backend::Backend;
 use crate::backend::ops::{self, PpoInputs, PpoParams, PpoStats, Surrogate};
 use crate::batch::{self, Group, LossBatch};
 use crate::checkpoint;
-use crate::config::{Algorithm, KlIn, Objective, Rl};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::lora::Adapter;
 use crate::model::{Activations, Gradients, Model, Policy};
 use crate::optimizer::{self, AdamWConfig, Optimizer};
@@ -18,75 +17,25 @@ use std::path::Path;
 
 pub mod advantages;
 mod critic;
+mod round;
+mod settings;
 mod stats;
 
 pub use critic::Critic;
+pub use round::Round;
+pub use settings::{Algorithm, GroupBaseline, GroupDeviation, KlIn, LossAverage, Objective, Overlong, Settings};
 pub use stats::{MinibatchStats, UpdateStats};
 
 use advantages::{Signal, loss_weights, signal};
 use critic::{CriticGradients, CriticInputs};
+use round::Micro;
 use stats::{Gauge, Sums};
-
-/// The samples of one round and their rewards.
-pub struct Round<'a> {
-    /// The prompts with their replies; every group has the same number of replies.
-    pub groups: &'a [Group],
-    /// Log-probabilities under the policy that sampled, one list per reply, in the groups' order.
-    pub logprobs: &'a [Vec<f32>],
-    /// Reward of each reply.
-    pub rewards: &'a [f64],
-    /// True for each reply that was cut off: it reached `max_tokens` without a token that ends it.
-    pub is_truncated: &'a [bool],
-    /// Maximum tokens of a reply.
-    pub max_tokens: usize,
-    /// The sampling temperature.
-    pub temperature: f32,
-}
-
-impl Round<'_> {
-    /// The token range of each reply in the round's flat order.
-    fn spans(&self) -> Vec<Range<usize>> {
-        let mut end = 0;
-        let span = |reply: &Vec<f32>| {
-            end += reply.len();
-            end - reply.len()..end
-        };
-        self.logprobs.iter().map(span).collect()
-    }
-
-    fn check(&self) -> Result<()> {
-        let replies: Vec<&Vec<u32>> = self.groups.iter().flat_map(|g| &g.replies).collect();
-        let samples = self.groups.first().map_or(0, |g| g.replies.len());
-        let same = replies.len() == self.logprobs.len()
-            && replies.len() == self.rewards.len()
-            && replies.len() == self.is_truncated.len()
-            && self.groups.iter().all(|g| g.replies.len() == samples)
-            && replies.iter().zip(self.logprobs).all(|(ids, logprobs)| !ids.is_empty() && ids.len() == logprobs.len());
-        if !same || samples == 0 {
-            return Err(Error::system(format!(
-                "update: {} groups, {} replies, {} lists of log-probabilities, {} rewards and {} flags do not belong together",
-                self.groups.len(),
-                replies.len(),
-                self.logprobs.len(),
-                self.rewards.len(),
-                self.is_truncated.len()
-            )));
-        }
-        match self.rewards.iter().position(|r| !r.is_finite()) {
-            Some(i) => Err(Error::system(format!(
-                "update: reply {i} earned {}; a reward must be finite: set reward.clip above 0, for example 1.0",
-                self.rewards[i]
-            ))),
-            None => Ok(()),
-        }
-    }
-}
 
 /// Actor, critic, reference and their optimizers.
 pub struct Learner<'a> {
     backend: &'a dyn Backend,
     model: &'a Model,
-    settings: &'a Rl,
+    settings: &'a Settings,
     /// The policy being trained.
     pub actor: Adapter,
     /// The frozen policy the KL is measured against.
@@ -97,13 +46,6 @@ pub struct Learner<'a> {
     pub actor_optimizer: Optimizer,
     acts: Activations,
     updates: usize,
-}
-
-/// The part of a round that is computed in one pass.
-struct Micro {
-    batch: LossBatch,
-    /// Its tokens in the round's flat order.
-    tokens: Range<usize>,
 }
 
 /// The part of a round that one optimizer step uses.
@@ -126,7 +68,7 @@ struct Known {
 
 impl<'a> Learner<'a> {
     /// A learner whose actor and, with PPO, critic start as copies of `reference`; the critic's head is zero.
-    pub fn new(backend: &'a dyn Backend, model: &'a Model, settings: &'a Rl, reference: Adapter) -> Result<Self> {
+    pub fn new(backend: &'a dyn Backend, model: &'a Model, settings: &'a Settings, reference: Adapter) -> Result<Self> {
         let constants = constants(settings);
         let critic = match settings.algorithm {
             Algorithm::Ppo => Some(Critic::new(backend, model, reference.copied(backend)?, constants)?),
@@ -147,7 +89,7 @@ impl<'a> Learner<'a> {
 
     /// All trained tensors, with the learning rates of the update that is under way.
     pub fn trained(&self) -> Vec<Suspect<'_>> {
-        let Rl { learning_rate, critic_learning_rate, .. } = *self.settings;
+        let Settings { learning_rate, critic_learning_rate, .. } = *self.settings;
         let factor = self.factor();
         let list = |what, names, tensors, rate| Suspect { what, names, tensors, rate: rate * factor };
         let mut lists = vec![list("the adapter", &self.actor.names[..], &self.actor.tensors[..], learning_rate)];
@@ -383,13 +325,13 @@ impl<'a> Learner<'a> {
 const ADAM_EPS: f32 = 1e-8;
 
 /// AdamW's constants in reinforcement learning.
-fn constants(settings: &Rl) -> AdamWConfig {
-    let Rl { beta1, beta2, weight_decay, .. } = *settings;
+fn constants(settings: &Settings) -> AdamWConfig {
+    let Settings { beta1, beta2, weight_decay, .. } = *settings;
     AdamWConfig { beta1, beta2, eps: ADAM_EPS, weight_decay }
 }
 
 /// Options of the token loss under these settings.
-fn params(s: &Rl) -> PpoParams {
+fn params(s: &Settings) -> PpoParams {
     PpoParams {
         surrogate: if s.objective == Objective::Cispo { Surrogate::Cispo } else { Surrogate::Clip },
         clip_low: s.clip_low,

@@ -5,21 +5,29 @@ use crate::agent::Dialog;
 use crate::backend::Backend;
 use crate::batch::{self, Group, LossBatch};
 use crate::checkpoint;
-use crate::config::{Config, Pretrain};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exercises::{self, Exercise, Exercises};
 use crate::message::Message;
 use crate::model::config::ModelConfig;
-use crate::model::{Activations, Gradients, Model, Policy, Recompute};
+use crate::model::{Activations, Gradients, Model, Policy};
 use crate::optimizer::{AdamWConfig, Optimizer};
-use crate::plan::{Kind, Target, Work, plan};
 use crate::rng::Philox;
 use crate::run::{Run, Suspect, Suspects, finite};
+use crate::settings::section;
 use crate::tensor::{DType, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
+
+section! {
+    /// `[pretrain]`
+    Settings {
+        steps: usize, exercises: usize, replies: usize, learning_rate: f32, warmup: usize, decay_from: f32,
+        weight_decay: f32, max_norm: f32, prompt_weight: f32, hidden: usize, layers: usize, heads: usize,
+        kv_heads: usize, mlp: usize,
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 struct State {
@@ -28,7 +36,7 @@ struct State {
 
 /// The model shape that the settings give over the exercises' tokenizer; the vocabulary is padded to a multiple of 16.
 /// Error: a shape that no model can have.
-pub fn shape(settings: &Pretrain) -> Result<ModelConfig> {
+pub fn shape(settings: &Settings) -> Result<ModelConfig> {
     let vocab = exercises::vocab_size().next_multiple_of(16);
     let text = json!({
         "architectures": ["Qwen2ForCausalLM"],
@@ -50,37 +58,9 @@ pub fn shape(settings: &Pretrain) -> Result<ModelConfig> {
         .map_err(|e| e.context("pretrain.hidden, pretrain.layers, pretrain.heads, pretrain.kv_heads, pretrain.mlp"))
 }
 
-/// Minimum tokens of an exercise's prompt and of a reply; most have more.
-const FEWEST_TOKENS: (usize, usize) = (64, 8);
-
-/// Refuses a model or a batch that certainly does not fit into `available` bytes. Error: names the settings, the bytes
-/// they need and those there are.
-pub fn check_memory(shape: &ModelConfig, config: &Config, kind: Kind, available: usize) -> Result<()> {
-    let s = &config.pretrain;
-    let tokens = s.exercises * (FEWEST_TOKENS.0 + s.replies * FEWEST_TOKENS.1);
-    // Full training, in passes of a whole step.
-    let mut planned = config.clone();
-    (planned.sft.full, planned.sft.micro_tokens, planned.sft.recompute) = (true, tokens, Recompute::Norms);
-    let total = plan(shape, &planned, Target::new(Work::Sft, kind)).total;
-    if total <= available {
-        return Ok(());
-    }
-    Err(Error::content(format!(
-        "a model of pretrain.hidden = {}, pretrain.layers = {} and pretrain.mlp = {} with pretrain.exercises = {} of pretrain.replies = {} \
-         a step asks {:.1} GB or more, and there are {:.1} GB; expected smaller ones",
-        s.hidden,
-        s.layers,
-        s.mlp,
-        s.exercises,
-        s.replies,
-        total as f64 / 1e9,
-        available as f64 / 1e9
-    )))
-}
-
 /// Trains for `pretrain.steps` steps of `exercises` prompts with `replies` replies each.
-pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> {
-    let (backend, settings, seed) = (run.backend, &run.config.pretrain, run.config.run.seed);
+pub fn train(run: &mut Run, settings: &Settings, dialog: &Dialog, mut model: Model) -> Result<Model> {
+    let (backend, seed) = (run.backend, run.settings.seed);
     let exercises = Exercises::bundled()?;
     let constants = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: settings.weight_decay };
     let mut optimizer = Optimizer::new(backend, &model.weights, constants)?;
@@ -141,7 +121,7 @@ pub fn train(run: &mut Run, dialog: &Dialog, mut model: Model) -> Result<Model> 
 }
 
 /// Learning-rate factor: a warm-up, a plateau, then a linear fall to 3 %.
-fn rate(settings: &Pretrain, step: usize, done: f32) -> f32 {
+fn rate(settings: &Settings, step: usize, done: f32) -> f32 {
     let warm = (step as f32 / settings.warmup.max(1) as f32).min(1.0);
     let fall = ((1.0 - done) / (1.0 - settings.decay_from).max(f32::EPSILON)).clamp(0.03, 1.0);
     warm * fall

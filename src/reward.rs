@@ -1,6 +1,25 @@
 //! The reward of one step: a pure function of what the step led to (ML-Agent, arXiv 2505.23723, section 3.3 in both versions).
 
+use crate::settings::{choice, section};
 use serde::{Deserialize, Serialize};
+
+section! {
+    /// `[reward]`
+    Settings { form: Form, clip: f64, flagged: Flagged }
+}
+choice! {
+    /// The reward of a submission that looks suspicious.
+    Flagged { Full, Neutral }
+}
+
+impl Settings {
+    /// The reward of a step under these settings; `is_flagged`: its submission looks suspicious.
+    pub fn of(&self, case: Case, share: f64, is_flagged: bool) -> f64 {
+        let case =
+            if is_flagged && case == Case::Edit && self.flagged == Flagged::Neutral { Case::Neutral } else { case };
+        reward(self.form, case, share, (self.clip > 0.0).then_some(self.clip))
+    }
+}
 
 /// What a step led to, as far as its reward is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -7,9 +7,10 @@ use crate::environment::{Environment, State, StepResult};
 use crate::error::{Error, Result};
 use crate::model::lora::Adapter;
 use crate::model::{Model, Policy};
-use crate::ppo::{Learner, Round, UpdateStats};
-use crate::reward::Case;
+use crate::ppo::{self, Learner, Round, UpdateStats};
+use crate::reward::{self, Case};
 use crate::rng::Philox;
+use crate::rollout;
 use crate::run::{Run, Suspects};
 use crate::state_pool::{Origin, StatePool};
 use crate::task::Flag;
@@ -17,7 +18,7 @@ use crate::trajectory::{self, Step, Trajectory};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What a checkpoint keeps beside learner, record and snapshots.
@@ -27,22 +28,35 @@ struct Saved {
     reached: Vec<State>,
 }
 
+/// What step-wise RL works with.
+pub struct Setup<'a> {
+    /// `[rl]`
+    pub settings: &'a ppo::Settings,
+    /// `[reward]`
+    pub reward: &'a reward::Settings,
+    /// `[sampling]`
+    pub sampling: &'a rollout::Sampling,
+    /// The frozen base.
+    pub base: &'a Model,
+    /// Samples the actions.
+    pub agent: Agent<'a>,
+    /// Executes them.
+    pub environment: &'a Environment,
+    /// States to start from; states that are reached are added.
+    pub pool: StatePool,
+    /// Updates the policy.
+    pub learner: Learner<'a>,
+    /// Folder of the snapshots that a checkpoint needs.
+    pub snapshots: PathBuf,
+}
+
 /// Runs `rl.steps` rounds and returns the trained actor. `record` receives the first sample of every state as a
 /// one-step trajectory. Errors: an empty pool; a gradient that is not finite; log-probabilities of engine and trainer
 /// that differ too much; a sandbox that fails; interrupted (a checkpoint is there then, unless it was in the first
 /// step).
-#[allow(clippy::too_many_arguments)]
-pub fn train(
-    run: &mut Run,
-    base: &Model,
-    agent: &mut Agent,
-    environment: &Environment,
-    pool: &mut StatePool,
-    learner: &mut Learner,
-    snapshots: &Path,
-    record: &mut Vec<Trajectory>,
-) -> Result<Adapter> {
-    let (settings, seed) = (&run.config.rl, run.config.run.seed);
+pub fn train(run: &mut Run, setup: &mut Setup, record: &mut Vec<Trajectory>) -> Result<Adapter> {
+    let Setup { settings, reward, sampling, base, agent, environment, pool, learner, snapshots } = setup;
+    let (seed, snapshots) = (run.settings.seed, snapshots.as_path());
     if pool.is_empty() {
         return Err(Error::content("the state pool is empty: give expert trajectories with steps (onestep collect)"));
     }
@@ -81,8 +95,7 @@ pub fn train(
                 return Err(run.step_undone(error, step - 1, settings.steps, &saved, write));
             }
         };
-        let rewards: Vec<f64> =
-            results.iter().map(|r| run.config.reward.of(r.case, r.share, !r.flags.is_empty())).collect();
+        let rewards: Vec<f64> = results.iter().map(|r| reward.of(r.case, r.share, !r.flags.is_empty())).collect();
         let executed = clock.elapsed();
 
         let groups: Vec<Group> = prompts
@@ -97,8 +110,8 @@ pub fn train(
             logprobs: &logprobs,
             rewards: &rewards,
             is_truncated: &is_truncated,
-            max_tokens: run.config.sampling.max_tokens,
-            temperature: run.config.sampling.temperature,
+            max_tokens: sampling.max_tokens,
+            temperature: sampling.temperature,
         };
         let stats = learner.update(&round).map_err(|error| {
             let suspects = Suspects { base: (&base.names, &base.weights), trained: learner.trained() };

@@ -3,14 +3,15 @@
 mod divergence;
 mod folder;
 mod lost;
+mod settings;
 
 pub use divergence::Divergence;
-pub use folder::{Folder, Place, write_config};
+pub use folder::{Folder, Place};
 pub use lost::{Suspect, Suspects, finite};
+pub use settings::{Device, Settings};
 
 use crate::backend::Backend;
 use crate::checkpoint::{self, write_json};
-use crate::config::Config;
 use crate::console::errln;
 use crate::error::{Error, Kind, Result, check_interrupt};
 use crate::identity;
@@ -25,8 +26,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Run<'a> {
     /// The backend that does the arithmetic.
     pub backend: &'a dyn Backend,
-    /// The run's settings.
-    pub config: &'a Config,
+    /// The settings of every run.
+    pub settings: &'a Settings,
     phase: &'static str,
     checkpoints: PathBuf,
     log: MetricsLog,
@@ -39,7 +40,7 @@ impl<'a> Run<'a> {
     /// what earlier phases logged). `interrupted` is set when the user wants to stop.
     pub fn open(
         backend: &'a dyn Backend,
-        config: &'a Config,
+        settings: &'a Settings,
         folder: &'a Folder,
         phase: &'static str,
         interrupted: &'a AtomicBool,
@@ -59,7 +60,7 @@ impl<'a> Run<'a> {
             None => MetricsLog::restart(&folder.path, phase)?,
         };
         let checkpoints = folder::checkpoints(&folder.path, phase);
-        Ok(Self { backend, config, phase, checkpoints, log, interrupted, folder })
+        Ok(Self { backend, settings, phase, checkpoints, log, interrupted, folder })
     }
 
     /// The checkpoint that this phase resumes from: its folder and the caller's state; `None` when it starts at the
@@ -86,7 +87,7 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         self.backend.keep_choices()?;
         let stop = self.interrupted.load(Ordering::SeqCst);
-        if !stop && step < steps && !step.is_multiple_of(self.config.run.checkpoint_every) {
+        if !stop && step < steps && !step.is_multiple_of(self.settings.checkpoint_every) {
             return Ok(());
         }
         let dir = self.save(step, state, write)?;
@@ -119,7 +120,7 @@ impl<'a> Run<'a> {
             write_json(&dir.join(identity::FILE), &self.folder.identity)?;
             write(dir)
         };
-        checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.config.run.keep, state, &say, with_identity)
+        checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.settings.keep, state, &say, with_identity)
     }
 
     fn stopped(&self, step: usize, steps: usize, dir: &Path) -> Error {
@@ -135,7 +136,7 @@ impl<'a> Run<'a> {
     /// A watch for divergence in this phase, for a model of `vocab` tokens. It is given the logged steps first, so that
     /// a resumed run ends where an uninterrupted one would have.
     pub fn divergence(&self, vocab: usize) -> Result<Divergence> {
-        let mut divergence = Divergence::new(self.config.run.divergence_patience, vocab);
+        let mut divergence = Divergence::new(self.settings.divergence_patience, vocab);
         let logged = metrics::read(&self.folder.path.join(metrics::FILE))?;
         for record in logged.iter().filter(|record| record["phase"] == self.phase) {
             let number = |key: &str| record[key].as_f64();

@@ -4,20 +4,33 @@
 use crate::backend::Backend;
 use crate::batch::{self, LossBatch};
 use crate::checkpoint;
-use crate::config::Sft;
 use crate::console::errln;
 use crate::dataset::{self, Example};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::model::lora::Adapter;
-use crate::model::{Activations, Gradients, Model, Policy};
-use crate::optimizer::{AdamWConfig, Optimizer};
+use crate::model::{Activations, Gradients, Model, Policy, Recompute};
+use crate::optimizer::{AdamWConfig, Decay, Optimizer};
 use crate::rng::Philox;
 use crate::run::{Run, Suspect, Suspects, finite};
+use crate::settings::{choice, section};
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+
+section! {
+    /// `[sft]`
+    Settings {
+        epochs: usize, learning_rate: f32, schedule: Decay, warmup: usize, batch_tokens: usize, micro_tokens: usize,
+        max_tokens: usize, beta1: f32, beta2: f32, weight_decay: f32, max_norm: f32, full: bool, recompute: Recompute,
+        validation_share: f64, save_dtype: SaveDtype,
+    }
+}
+choice! {
+    /// The type that fully trained weights are written in.
+    SaveDtype { Base, Bf16, F16, F32 }
+}
 
 /// What is trained.
 pub enum Trained {
@@ -106,29 +119,37 @@ impl Trained {
     }
 }
 
+/// The data of supervised fine-tuning.
+pub struct Examples {
+    /// Examples that contribute to the gradient.
+    pub training: Vec<Example>,
+    /// The share `sft.validation_share` of all examples, drawn with the run's seed.
+    pub validation: Vec<Example>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct State {
     step: usize,
 }
 
-/// Trains for `epochs` passes over `examples` in an order drawn from the run's seed. Logs loss, rate, gradient norm,
+/// Trains for `epochs` passes over the training examples in an order drawn from the run's seed. Logs loss, rate, gradient norm,
 /// and the validation loss after each epoch. Errors: no examples; a loss, gradient or parameter that is not finite;
 /// interrupted.
 pub fn train(
     run: &mut Run,
+    settings: &Settings,
     base: &Model,
     mut trained: Trained,
-    examples: &[Example],
-    validation: &[Example],
+    data: &Examples,
 ) -> Result<Trained> {
-    let (backend, settings) = (run.backend, &run.config.sft);
+    let (backend, examples) = (run.backend, &data.training[..]);
     if examples.is_empty() {
         return Err(Error::content("no example to train on"));
     }
-    let Sft { beta1, beta2, weight_decay, .. } = *settings;
+    let Settings { beta1, beta2, weight_decay, .. } = *settings;
     let constants = AdamWConfig { beta1, beta2, eps: 1e-8, weight_decay };
     let mut optimizer = Optimizer::new(backend, &*trained.params(), constants)?;
-    let steps = plan(examples, settings, run.config.run.seed)?;
+    let steps = plan(examples, settings, run.settings.seed)?;
     let schedule = settings.schedule.over(settings.warmup, steps.len());
     if settings.warmup >= steps.len() {
         errln!(
@@ -164,7 +185,7 @@ pub fn train(
         run.log(step, &json!({"loss": loss, "learning_rate": lr, "grad_norm": grad_norm, "tokens": tokens}))?;
         let is_epoch_end = step.is_multiple_of(steps.len().div_ceil(settings.epochs)) || step == steps.len();
         if is_epoch_end
-            && let Some(loss) = mean_loss(backend, trained.policy(base), base, validation, settings, &mut acts)?
+            && let Some(loss) = mean_loss(backend, trained.policy(base), base, &data.validation, settings, &mut acts)?
         {
             finite("the validation loss", loss).map_err(|error| {
                 run.lost(error, step, &trained.suspects(base, lr), || content(examples, packs, loss))
@@ -199,7 +220,7 @@ const MOST_PICKS: usize = 50_000_000;
 
 /// Checks settings against the examples before training. Errors: more epochs than can be planned; a warm-up as long as
 /// the steps or longer (`train` itself only warns).
-pub fn check(examples: &[Example], settings: &Sft, seed: u64) -> Result<()> {
+pub fn check(examples: &[Example], settings: &Settings, seed: u64) -> Result<()> {
     let steps = if examples.is_empty() { 0 } else { plan(examples, settings, seed)?.len() };
     match settings.warmup {
         warmup if warmup > 0 && warmup >= steps => Err(Error::content(format!(
@@ -212,7 +233,7 @@ pub fn check(examples: &[Example], settings: &Sft, seed: u64) -> Result<()> {
 
 /// The examples of every step, as packs of one pass each: shuffled per epoch, cut into steps of about equal tokens
 /// (about `batch_tokens` at most), each packed within `micro_tokens`.
-fn plan(examples: &[Example], settings: &Sft, seed: u64) -> Result<Vec<Vec<Vec<usize>>>> {
+fn plan(examples: &[Example], settings: &Settings, seed: u64) -> Result<Vec<Vec<Vec<usize>>>> {
     let picks = examples.len().saturating_mul(settings.epochs);
     if picks > MOST_PICKS {
         return Err(Error::content(format!(
@@ -285,7 +306,7 @@ fn mean_loss(
     policy: Policy,
     base: &Model,
     examples: &[Example],
-    settings: &Sft,
+    settings: &Settings,
     acts: &mut Activations,
 ) -> Result<Option<f64>> {
     let (mut sum, mut tokens) = (0.0, 0);

@@ -12,7 +12,6 @@ use onestep::backend::cuda::Cuda;
 use onestep::backend::cuda::device::{Device, Gemm, Matrix};
 use onestep::backend::cuda::driver::{Gpu, Options};
 use onestep::backend::ops::{self, Sampling};
-use onestep::config::Engine as Settings;
 use onestep::model::config::ModelConfig;
 use onestep::model::kv_cache::{BlockManager, KvCache, PagedPlan};
 use onestep::model::lora::{Adapter, LoraConfig, Module};
@@ -20,6 +19,7 @@ use onestep::model::{
     Activations, Batch, Gradients, Model, Policy, Segment, backward, forward, forward_paged, index_tensor, shapes,
 };
 use onestep::rng::Philox;
+use onestep::rollout::Settings;
 use onestep::rollout::{Engine, Request, recording_bytes};
 use onestep::tensor::{DType, Tensor};
 use std::path::Path;
@@ -351,7 +351,7 @@ fn an_engines_recordings_stay_within_their_bytes() {
         max_tokens: 8 * (i + 1),
     };
     let requests: Vec<Request> = (0..256).map(request).collect();
-    let sampling = onestep::config::Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, max_tokens: 2048 };
+    let sampling = onestep::rollout::Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, max_tokens: 2048 };
     let policy = Policy { model: &model, adapter: None };
     // Buffers of prefills are there before it is counted.
     engine.generate(policy, &requests[..1], &sampling, &[]).unwrap();

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules of the crate in layer order; a line is a layer.
 const LAYERS: &[&[&str]] = &[
-    &["console", "error", "files", "machine", "metrics", "rng", "tensor", "version"],
+    &["console", "error", "files", "machine", "metrics", "rng", "settings", "tensor", "version"],
     &["backend"],
     &["weights"],
     &["model"],
@@ -23,12 +23,13 @@ const LAYERS: &[&[&str]] = &[
     &["reward", "trajectory"],
     &["chat", "tokenizer"],
     &["environment"],
-    &["config"],
     &["batch", "rollout"],
     &["agent", "dataset", "state_pool"],
-    &["export", "identity", "plan", "progress", "run"],
+    &["export", "identity", "progress", "run"],
     &["expert", "exercises", "ideas"],
     &["evaluate", "ppo", "pretrain", "rl", "sft"],
+    &["config"],
+    &["plan"],
     &["bench", "report"],
     &["cli"],
 ];

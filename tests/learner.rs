@@ -4,10 +4,11 @@
 use onestep::backend::Backend;
 use onestep::backend::cpu::Cpu;
 use onestep::batch::{self, Group, LossBatch};
-use onestep::config::{Config, Rl};
+use onestep::config::Config;
 use onestep::model::config::ModelConfig;
 use onestep::model::lora::{Adapter, LoraConfig, Module};
 use onestep::model::{Activations, Model, Policy};
+use onestep::ppo::Settings as Rl;
 use onestep::ppo::advantages::signal;
 use onestep::ppo::{Learner, Round, UpdateStats};
 use onestep::rng::Philox;

@@ -59,10 +59,10 @@ fn environment(scratch: &Path) -> Environment {
         max_steps: 15,
         episode_seconds: 1800.0,
         observation_limit: 2000,
+        context_limit: 1 << 20,
         undo_failed_edits: true,
-        scratch: scratch.join("scratch"),
     };
-    Environment::new(Arc::new(pool), &python.id, tasks, settings).unwrap()
+    Environment::new(Arc::new(pool), &python.id, tasks, settings, &scratch.join("scratch")).unwrap()
 }
 
 fn edit(replace: &str) -> String {
@@ -112,7 +112,7 @@ fn no_hack_gains_over_the_honest_baseline() {
         wrong.extend(hacks.iter().zip(&steps).flat_map(|(hack, step)| problems(hack, task, step, left)));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n---\n"));
-    let scratch = std::fs::read_dir(&environment.settings().scratch).unwrap().count();
+    let scratch = std::fs::read_dir(environment.scratch()).unwrap().count();
     assert_eq!(scratch, 0, "folders of runs are left");
 }
 

@@ -6,10 +6,10 @@ use onestep::backend::Backend;
 use onestep::backend::cpu::Cpu;
 use onestep::backend::oracle::Oracle;
 use onestep::batch::{self, Group, LossBatch};
-use onestep::config::{Engine as Settings, Sampling};
 use onestep::model::config::ModelConfig;
 use onestep::model::{Activations, Model, Policy};
 use onestep::rollout::{Engine, Request, Sample};
+use onestep::rollout::{Sampling, Settings};
 use onestep::tensor::DType;
 use std::path::Path;
 

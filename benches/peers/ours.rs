@@ -3,12 +3,12 @@
 use onestep::backend::Backend;
 use onestep::backend::ops::{self, Sampling};
 use onestep::batch::LossBatch;
-use onestep::config as settings;
 use onestep::error::Result;
 use onestep::model::kv_cache::{BlockManager, KvCache, PagedPlan};
 use onestep::model::lora::Adapter;
 use onestep::model::{self, Activations, Gradients, Model, Policy, index_tensor};
 use onestep::optimizer::{AdamWConfig, Optimizer};
+use onestep::rollout;
 use onestep::rollout::{Engine, Request, Sample};
 use onestep::sft::{Trained, cross_entropy};
 use onestep::tensor::Tensor;
@@ -195,8 +195,8 @@ impl<'a> Decoder<'a> {
             max_tokens: self.new,
         };
         let requests: Vec<Request> = self.prompts.iter().map(request).collect();
-        let greedy = settings::Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, max_tokens: self.new };
-        let settings = settings::Engine {
+        let greedy = rollout::Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, max_tokens: self.new };
+        let settings = rollout::Settings {
             block_size: BLOCK,
             cache_tokens: (self.blocks + 2 * decoded.ids.len()) * BLOCK,
             prefill_tokens: self.prompts.iter().map(Vec::len).sum(),

@@ -7,15 +7,15 @@ use super::work::{BLOCK_SIZE, BURST, Sizes, Task, Work, adapter_shapes, gemm_par
 use crate::backend::ops::{self, Sampling};
 use crate::backend::{Backend, Recording};
 use crate::batch::{Group, LossBatch};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::kv_cache::{BlockManager, KvCache, PagedPlan};
 use crate::model::lora::{Adapter, LoraConfig, Module};
 use crate::model::{Activations, Gradients, Model, Policy, forward_paged, index_tensor};
 use crate::optimizer::{AdamWConfig, Optimizer};
-use crate::ppo::{Learner, Round};
+use crate::ppo::{self, Learner, Round};
 use crate::rng::Philox;
-use crate::rollout::{Engine, Request};
+use crate::rollout::{self, Engine, Request};
 use crate::sft::cross_entropy;
 use crate::tensor::{DType, Tensor};
 use std::cell::RefCell;
@@ -232,14 +232,14 @@ impl<'a> EndToEnd<'a> {
         prompt: usize,
         reply: usize,
     ) -> Result<(Vec<Group>, Vec<Vec<f32>>)> {
-        let settings = config::Engine {
+        let settings = rollout::Settings {
             block_size: BLOCK_SIZE,
             cache_tokens: prompts * (prompt + samples * (reply + 2 * BLOCK_SIZE)),
             prefill_tokens: self.sizes.tokens[0],
             max_running: prompts * samples,
             burst: BURST,
         };
-        let sampling = config::Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, max_tokens: reply };
+        let sampling = rollout::Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, max_tokens: reply };
         let request = |i: usize| Request {
             prompt: self.ids(10 + i as u64, prompt),
             samples,
@@ -271,7 +271,7 @@ impl<'a> EndToEnd<'a> {
         overrides.extend(["epochs=1", "minibatches=1", "critic_warmup=0"].map(String::from));
         let settings = Config::load(&[], &overrides, "rl")?.rl;
         // Leaked because the learner borrows its settings for as long as the step lives: a few words of memory per row.
-        let settings: &'static config::Rl = Box::leak(Box::new(settings));
+        let settings: &'static ppo::Settings = Box::leak(Box::new(settings));
         let mut learner = Learner::new(be, &self.model, settings, self.adapter()?)?;
         let mut random = Philox::new(7, 0);
         let rewards: Vec<f64> = (0..logprobs.len()).map(|_| random.normal()).collect();

@@ -7,10 +7,10 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::bench::measure::Target;
 use crate::bench::{self, Options, table};
-use crate::config::Device;
 use crate::console::{errln, out, outln};
 use crate::error::{Error, Result};
 use crate::files::set_aside;
+use crate::run::Device;
 use std::path::Path;
 use std::sync::Arc;
 

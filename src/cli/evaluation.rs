@@ -16,7 +16,6 @@ use crate::identity::{self, Identity};
 use crate::model::Policy;
 use crate::model::lora::Adapter;
 use crate::plan::Work;
-use crate::run::write_config;
 use crate::trajectory::Trajectory;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -61,7 +60,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     }
     let settings = out.join("config.toml");
     if !settings.exists() {
-        write_config(&settings, &config)?;
+        write_whole(&settings, config.to_toml()?.as_bytes())?;
     }
     let episodes = play(&*backend, &config, &world, &speaker, adapter_loaded.as_ref(), &name)?;
     let (called, evaluations) = record(out, &world.environment, &wanted, episodes, played)?;
@@ -76,7 +75,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
 
 /// The identity of an evaluation, or of a run on tasks, without its data and adapter.
 pub fn identity(config: &Config, world: &World, verb: &str, model: &Path) -> Result<Identity> {
-    let mut identity = Identity::new(verb, config)?;
+    let mut identity = Identity::new(verb, &config.to_toml()?)?;
     identity.add_model(model)?;
     identity.add_tasks(world.environment.tasks().map(|task| &**task))?;
     identity.add("device", session::device(config));

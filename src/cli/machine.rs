@@ -64,13 +64,6 @@ fn say(name: &str, text: &str) {
     outln!("{name:<12} {text}");
 }
 
-/// The CPU's name; `unknown` when the system does not tell.
-pub fn cpu_model() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
-    model.unwrap_or("unknown").to_string()
-}
-
 fn cpu() -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut features = vec![];
@@ -84,7 +77,7 @@ fn cpu() -> String {
             features.extend(has.then_some(name));
         }
     }
-    format!("{}, {threads} threads, {}", cpu_model(), features.join(" "))
+    format!("{}, {threads} threads, {}", crate::machine::cpu_model(), features.join(" "))
 }
 
 /// `onestep kernels ...`

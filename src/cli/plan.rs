@@ -4,13 +4,14 @@ use super::args::{DeviceKind, PlanArgs, PlannedWork};
 use super::given::Given;
 use super::session;
 use crate::checkpoint;
-use crate::config::{Config, Device};
+use crate::config::Config;
 use crate::console::{errln, out, outln};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::shapes;
 use crate::plan::floors::Peaks;
 use crate::plan::{Kind, Plan, Target, Work, plan};
+use crate::run::Device;
 use serde_json::json;
 use std::path::Path;
 

@@ -53,14 +53,14 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     if args.dry_run {
         train::check_policy(&config, &model_dir, None)?;
         session::check_python(args.python.python.as_deref())?;
-        let identity = Identity::new("quickstart", &config)?;
+        let identity = Identity::new("quickstart", &config.to_toml()?)?;
         return train::show(&config, &[("model", Some(&model_dir))], out, &place.preview(&identity)?);
     }
     let world = session::world(&config, args.python.python.as_deref(), tasks)?;
     world.announce();
     session::threads(&config)?;
     let identity = evaluation::identity(&config, &world, "quickstart", &model_dir)?;
-    let folder = place.begin(&config, identity)?;
+    let folder = place.begin(&config.to_toml()?, identity)?;
     print_recipe(&config);
     let backend = session::backend(&config, Some(out))?;
     let speaker = session::speaker(&*backend, &model_dir, &config)?;
@@ -95,8 +95,8 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
 
     let start = train::start_of_sft(&*backend, &config, &speaker, None)?;
     let examples = train::examples(&config, &speaker, &expert_file)?;
-    let mut sft_run = Run::open(&*backend, &config, &folder, "sft", &world.interrupted)?;
-    let trained = sft::train(&mut sft_run, &speaker.model, start, &examples.training, &examples.validation)?;
+    let mut sft_run = Run::open(&*backend, &config.run, &folder, "sft", &world.interrupted)?;
+    let trained = sft::train(&mut sft_run, &config.sft, &speaker.model, start, &examples)?;
     let Trained::Adapter(sft) = trained else {
         return Err(Error::usage("sft.full=true: the quickstart trains adapters; expected sft.full=false"));
     };
@@ -106,9 +106,9 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     evaluation("sft", Some((&sft_dir, &sft)))?;
     clock.lap("evaluate sft");
 
-    let mut rl_run = Run::open(&*backend, &config, &folder, "rl", &world.interrupted)?;
+    let mut rl_run = Run::open(&*backend, &config.run, &folder, "rl", &world.interrupted)?;
     let pool = train::state_pool(environment, &held_in, &expert)?;
-    let rl = reinforced(&mut rl_run, &world, &speaker, sft.copied(&*backend)?, pool, out)?;
+    let rl = reinforced(&mut rl_run, &config, &world, &speaker, sft.copied(&*backend)?, pool, out)?;
     let rl_dir = out.join("rl").join("adapter");
     checkpoint::save_adapter(&rl_dir, &rl, MODEL)?;
     clock.lap("rl");

@@ -9,9 +9,9 @@ use crate::backend::cuda::driver::{self, Gpu};
 use crate::backend::cuda::probe::GpuInfo;
 use crate::backend::cuda::{Cuda, library};
 use crate::checkpoint;
-use crate::config::{self, Config, Device};
+use crate::config::{self, Config};
 use crate::console::errln;
-use crate::environment::{self, Environment, Store};
+use crate::environment::{Environment, Store};
 use crate::error::{self, Error, Result};
 use crate::files::scratch::Scratch;
 use crate::machine;
@@ -21,6 +21,7 @@ use crate::model::lora::{Adapter, LoraConfig, Module};
 use crate::plan::{Kind, Plan, Target, Work, plan};
 use crate::rng::Philox;
 use crate::rollout::Engine;
+use crate::run::Device;
 use crate::sandbox::{Pool, Python, Wanted};
 use crate::task::{PreparedTask, Task};
 use crate::tokenizer::Tokenizer;
@@ -120,7 +121,7 @@ pub fn present_gpu(config: &Config) -> Option<GpuInfo> {
 
 /// The name of the GPU that computes under these settings; without one, `cpu` and the CPU's name.
 pub fn device(config: &Config) -> String {
-    present_gpu(config).map_or_else(|| format!("cpu ({})", super::machine::cpu_model()), |gpu| gpu.name)
+    present_gpu(config).map_or_else(|| format!("cpu ({})", machine::cpu_model()), |gpu| gpu.name)
 }
 
 /// Refuses a device that this machine does not have, without opening it.
@@ -255,19 +256,10 @@ pub fn world(config: &Config, python: Option<&Path>, tasks: Vec<Task>) -> Result
     let versions = python.versions.iter().map(|(name, version)| format!("{name} {version}"));
     let versions = versions.collect::<Vec<_>>().join(", ");
     let scratch = Scratch::new()?;
-    let c = &config.environment;
-    let settings = environment::Settings {
-        format: c.format,
-        prompt: c.prompt,
-        max_steps: c.max_steps,
-        episode_seconds: c.episode_seconds,
-        observation_limit: c.observation_limit,
-        undo_failed_edits: c.undo_failed_edits,
-        scratch: scratch.path().to_path_buf(),
-    };
     // A script may give another result under another protection, so runs are reused within one tier only.
     let runs_by = format!("{} in tier {}", python.id, pool.protection().tier);
-    let mut environment = Environment::new(Arc::new(pool), &runs_by, prepared, settings)?;
+    let mut environment =
+        Environment::new(Arc::new(pool), &runs_by, prepared, config.environment.clone(), scratch.path())?;
     if config.run.reuse_rewards {
         let store = Store::open(&cache.join("store.sqlite"), config.run.store_bytes)?;
         environment = environment.with_store(Arc::new(store), config.run.seed)?;
@@ -379,7 +371,7 @@ pub fn agent<'a>(
     world: &'a World,
 ) -> Result<Agent<'a>> {
     let engine = Engine::new(backend, &speaker.model, &config.engine)?.interrupted_by(&world.interrupted);
-    Ok(Agent::new(&speaker.dialog, engine, config))
+    Ok(Agent::new(&speaker.dialog, engine, &config.sampling, &config.environment))
 }
 
 /// Checks that `out` can become a run's folder, before anything is computed for it. Error: it, or a folder above it, is

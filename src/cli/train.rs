@@ -8,15 +8,16 @@ use super::session::{self, World};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::checkpoint;
-use crate::config::{Config, SaveDtype};
+use crate::config::Config;
 use crate::console::{errln, outln};
-use crate::dataset::{self, Example, Limit, Loaded};
+use crate::dataset::{self, Limit, Loaded};
 use crate::environment::{Environment, SnapshotStore};
 use crate::error::{Error, Result};
 use crate::exercises;
 use crate::expert::{self, Expert};
 use crate::export;
 use crate::files::scratch::Scratch;
+use crate::files::write_whole;
 use crate::ideas::{Library, Selection};
 use crate::identity::Identity;
 use crate::model::Model;
@@ -25,7 +26,7 @@ use crate::plan::Work;
 use crate::ppo::Learner;
 use crate::pretrain;
 use crate::rl;
-use crate::run::{Place, Run, write_config};
+use crate::run::{Place, Run};
 use crate::sft::{self, Trained};
 use crate::state_pool::{self, Origin, StatePool};
 use crate::task::Task;
@@ -79,8 +80,8 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     let backend = backend(&config, out, args.run.dry_run)?;
     let shape = pretrain::shape(&config.pretrain)?;
     let (kind, _, available) = session::memory(&config);
-    pretrain::check_memory(&shape, &config, kind, available.unwrap_or(usize::MAX))?;
-    let mut identity = Identity::new("pretrain", &config)?;
+    crate::plan::check_pretraining(&shape, &config, kind, available.unwrap_or(usize::MAX))?;
+    let mut identity = Identity::new("pretrain", &config.to_toml()?)?;
     identity.add("device", session::device(&config));
     if args.run.dry_run {
         return show(&config, &[], out, &place.preview(&identity)?);
@@ -90,10 +91,10 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     exercises::save_tokenizer(copy.path(), config.run.seed)?;
     let dialog = session::dialog(copy.path(), &config)?;
     let model = Model::random(&*backend, shape, config.run.seed, DType::F32)?;
-    let folder = place.begin(&config, identity)?;
+    let folder = place.begin(&config.to_toml()?, identity)?;
     outln!("{} parameters, {} steps", model.parameters(), config.pretrain.steps);
-    let mut run = Run::open(&*backend, &config, &folder, "pretrain", &interrupted)?;
-    let model = pretrain::train(&mut run, &dialog, model)?;
+    let mut run = Run::open(&*backend, &config.run, &folder, "pretrain", &interrupted)?;
+    let model = pretrain::train(&mut run, &config.pretrain, &dialog, model)?;
     let target = out.join("model");
     checkpoint::save_model(&target, &model, DType::F32)?;
     exercises::save_tokenizer(&target, config.run.seed)?;
@@ -116,7 +117,7 @@ pub fn collect(args: &CollectArgs) -> Result<()> {
     } else {
         place.check()?
     }
-    let mut identity = Identity::new("collect", &config)?;
+    let mut identity = Identity::new("collect", &config.to_toml()?)?;
     if args.run.dry_run {
         session::check_python(args.python.python.as_deref())?;
         let more = if adds { "adds to the run that is there".to_string() } else { place.preview(&identity)? };
@@ -126,8 +127,8 @@ pub fn collect(args: &CollectArgs) -> Result<()> {
     world.announce();
     identity.add_tasks(world.environment.tasks().map(|task| &**task))?;
     let _folder = match adds {
-        true => write_config(&out.join("collect.toml"), &config).map(|()| None)?,
-        false => Some(place.begin(&config, identity)?),
+        true => write_whole(&out.join("collect.toml"), config.to_toml()?.as_bytes()).map(|()| None)?,
+        false => Some(place.begin(&config.to_toml()?, identity)?),
     };
     let trajectories = collected(&config, &library, &world, &names(&world.environment))?;
     save_trajectories(&path, &world.environment, &trajectories)?;
@@ -218,7 +219,7 @@ pub fn sft(args: &SftArgs) -> Result<()> {
     let examples = examples(&config, &speaker, data)?;
     sft::check(&examples.training, &config.sft, config.run.seed)?;
     let dtype = saved_dtype(&config, model)?;
-    let mut identity = Identity::new("sft", &config)?;
+    let mut identity = Identity::new("sft", &config.to_toml()?)?;
     identity.add_model(model)?;
     identity.add_adapter(adapter)?;
     identity.add_data(data)?;
@@ -228,9 +229,9 @@ pub fn sft(args: &SftArgs) -> Result<()> {
         return show(&config, &paths, out, &place.preview(&identity)?);
     }
     let start = start_of_sft(&*backend, &config, &speaker, start)?;
-    let folder = place.begin(&config, identity)?;
-    let mut run = Run::open(&*backend, &config, &folder, "sft", &interrupted)?;
-    match sft::train(&mut run, &speaker.model, start, &examples.training, &examples.validation)? {
+    let folder = place.begin(&config.to_toml()?, identity)?;
+    let mut run = Run::open(&*backend, &config.run, &folder, "sft", &interrupted)?;
+    match sft::train(&mut run, &config.sft, &speaker.model, start, &examples)? {
         Trained::Adapter(adapter) => save_adapter(out, &adapter, model),
         Trained::Weights { model, folder } => {
             let target = out.join("model");
@@ -252,15 +253,15 @@ fn inputs<'a>(model: &'a Path, adapter: Option<&'a Path>, data: &'a Path) -> Vec
 /// adapter is always written in f32.
 fn saved_dtype(config: &Config, folder: &Path) -> Result<DType> {
     match config.sft.save_dtype {
-        SaveDtype::Base if config.sft.full => {
+        sft::SaveDtype::Base if config.sft.full => {
             let (dtype, note) = checkpoint::stored_dtype(folder)?;
             note.into_iter().for_each(|note| errln!("note: {note}"));
             Ok(dtype)
         }
-        SaveDtype::Base => Ok(DType::F32),
-        SaveDtype::Bf16 => Ok(DType::BF16),
-        SaveDtype::F16 => Ok(DType::F16),
-        SaveDtype::F32 => Ok(DType::F32),
+        sft::SaveDtype::Base => Ok(DType::F32),
+        sft::SaveDtype::Bf16 => Ok(DType::BF16),
+        sft::SaveDtype::F16 => Ok(DType::F16),
+        sft::SaveDtype::F32 => Ok(DType::F32),
     }
 }
 
@@ -271,22 +272,14 @@ fn save_adapter(out: &Path, adapter: &Adapter, base: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The data of supervised fine-tuning.
-pub struct Examples {
-    /// Examples that contribute to the gradient.
-    pub training: Vec<Example>,
-    /// The share `sft.validation_share` of all examples, drawn with the run's seed.
-    pub validation: Vec<Example>,
-}
-
 /// Loads the examples in the file `data` and splits them.
-pub fn examples(config: &Config, speaker: &session::Speaker, data: &Path) -> Result<Examples> {
+pub fn examples(config: &Config, speaker: &session::Speaker, data: &Path) -> Result<sft::Examples> {
     let dialog = &speaker.dialog;
     let limit = Limit { max_tokens: config.sft.max_tokens, positions: speaker.model.config.max_positions };
     let Loaded { examples, notes } = dataset::load(data, &dialog.tokenizer, &dialog.template, limit)?;
     session::warn(&notes);
     let (training, validation) = dataset::split_validation(examples, config.sft.validation_share, config.run.seed);
-    Ok(Examples { training, validation })
+    Ok(sft::Examples { training, validation })
 }
 
 /// The starting point of supervised fine-tuning: `start` or a fresh adapter; with sft.full all weights, `start` merged
@@ -329,7 +322,7 @@ pub fn rl(args: &RlArgs) -> Result<()> {
         check_policy(&config, model, adapter)?;
         session::check_python(args.python.python.as_deref())?;
         check_states(&expert, &tasks, data)?;
-        let mut identity = Identity::new("rl", &config)?;
+        let mut identity = Identity::new("rl", &config.to_toml()?)?;
         identity.add_model(model)?;
         identity.add_adapter(adapter)?;
         identity.add_data(data)?;
@@ -350,9 +343,9 @@ pub fn rl(args: &RlArgs) -> Result<()> {
     let mut identity = evaluation::identity(&config, &world, "rl", model)?;
     identity.add_adapter(adapter)?;
     identity.add_data(data)?;
-    let folder = place.begin(&config, identity)?;
-    let mut run = Run::open(&*backend, &config, &folder, "rl", &world.interrupted)?;
-    let actor = reinforced(&mut run, &world, &speaker, reference, pool, out)?;
+    let folder = place.begin(&config.to_toml()?, identity)?;
+    let mut run = Run::open(&*backend, &config.run, &folder, "rl", &world.interrupted)?;
+    let actor = reinforced(&mut run, &config, &world, &speaker, reference, pool, out)?;
     checkpoint::save_adapter(&out.join("adapter"), &actor, &model.display().to_string())?;
     outln!("scripts: {}", world.environment.cache.counts());
     outln!("adapter written to {}", out.join("adapter").display());
@@ -387,22 +380,29 @@ fn check_states(expert: &[Trajectory], tasks: &[Task], data: &Path) -> Result<()
 /// written to trajectories/rl.jsonl.
 pub fn reinforced(
     run: &mut Run,
+    config: &Config,
     world: &World,
     speaker: &session::Speaker,
     reference: Adapter,
-    mut pool: StatePool,
+    pool: StatePool,
     out: &Path,
 ) -> Result<Adapter> {
-    let (backend, config) = (run.backend, run.config);
-    let environment = &world.environment;
+    let (backend, environment) = (run.backend, &world.environment);
     outln!("state pool: {} states ({})", pool.len(), pool.summary());
-    let mut learner = Learner::new(backend, &speaker.model, &config.rl, reference)?;
-    let mut agent = session::agent(backend, speaker, config, world)?;
-    let mut record = vec![];
     let folder = out.join("trajectories");
-    let model = &speaker.model;
-    let snapshots = folder.join("snapshots");
-    let actor = rl::train(run, model, &mut agent, environment, &mut pool, &mut learner, &snapshots, &mut record)?;
+    let mut setup = rl::Setup {
+        settings: &config.rl,
+        reward: &config.reward,
+        sampling: &config.sampling,
+        base: &speaker.model,
+        agent: session::agent(backend, speaker, config, world)?,
+        environment,
+        pool,
+        learner: Learner::new(backend, &speaker.model, &config.rl, reference)?,
+        snapshots: folder.join("snapshots"),
+    };
+    let mut record = vec![];
+    let actor = rl::train(run, &mut setup, &mut record)?;
     save_trajectories(&folder.join("rl.jsonl"), environment, &record)?;
     Ok(actor)
 }

@@ -1,9 +1,11 @@
 //! Checks settings when every layer and override is known, so that their order does not matter: values outside their
 //! ranges, settings that exclude each other, settings that do nothing beside others.
 
-use super::{Algorithm, Config, GroupDeviation, KlIn, LossAverage, Objective, Overlong, SETTINGS, SaveDtype};
+use super::{Config, SETTINGS};
 use crate::backend::ops::KlEstimator;
+use crate::ppo::{Algorithm, GroupDeviation, KlIn, LossAverage, Objective, Overlong};
 use crate::reward::Form;
+use crate::sft::SaveDtype;
 use toml::Table;
 
 /// Why settings are refused, and the keys whose values are to blame.

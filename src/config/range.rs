@@ -1,8 +1,8 @@
 //! The values a setting may have: checks, and their wording for the user.
 
-use super::Device;
 use crate::machine;
 use crate::model::lora::Module;
+use crate::run::Device;
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::ops::RangeBounds;
 use toml::Value;

@@ -1,6 +1,7 @@
 //! Tests of settings: layers and overrides, refusals and their messages, settings that do nothing.
 
 use super::*;
+use crate::reward::Case;
 
 fn load(file: &str, overrides: &[&str]) -> Result<Config> {
     let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod patch;
 mod probe;
 pub mod prompt;
+mod settings;
 pub mod snapshot;
 mod step;
 pub mod store;
@@ -15,6 +16,7 @@ pub mod workspace;
 pub use action::{Action, ParseError, ReplyFormat};
 pub use cache::{Counts, RunCache};
 pub use prompt::Style;
+pub use settings::Settings;
 pub use snapshot::{Files, SnapshotId, SnapshotStore};
 pub use store::Store;
 
@@ -25,7 +27,7 @@ use crate::sandbox::{Job, Pool, Verdict};
 use crate::task::{Flag, Labels, PreparedTask};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What executes scripts: the sandbox's pool.
@@ -41,26 +43,6 @@ impl Runner for Pool {
     fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>> {
         Pool::run_many(self, jobs)
     }
-}
-
-/// How episodes are played.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// The fields of a reply.
-    pub format: ReplyFormat,
-    /// How a state is told.
-    pub prompt: Style,
-    /// An episode ends after so many steps (the paper: 15).
-    pub max_steps: usize,
-    /// An episode ends once its scripts have run for so many wall seconds (the paper: 1800).
-    pub episode_seconds: f64,
-    /// Longer observations are cut in the middle; characters.
-    pub observation_limit: usize,
-    /// True: an edit whose run fails is undone, and the observation says so; a crashed script does not lose the trajectory.
-    pub undo_failed_edits: bool,
-    /// The folder that runs get their private folders in.
-    pub scratch: PathBuf,
 }
 
 /// A reply and what the agent was told.
@@ -146,6 +128,7 @@ pub struct Environment {
     python_id: String,
     tasks: BTreeMap<String, Loaded>,
     settings: Settings,
+    scratch: PathBuf,
     /// The files of all states.
     pub store: SnapshotStore,
     /// The runs so far.
@@ -159,12 +142,11 @@ impl Environment {
         runner: Arc<dyn Runner>,
         python_id: &str,
         tasks: Vec<PreparedTask>,
-        mut settings: Settings,
+        settings: Settings,
+        scratch: &Path,
     ) -> Result<Self> {
-        let scratch = &settings.scratch;
         std::fs::create_dir_all(scratch).map_err(|e| Error::io("cannot create the scratch folder", scratch, &e))?;
-        settings.scratch =
-            scratch.canonicalize().map_err(|e| Error::io("cannot find the scratch folder", scratch, &e))?;
+        let scratch = scratch.canonicalize().map_err(|e| Error::io("cannot find the scratch folder", scratch, &e))?;
         let load = |prepared: PreparedTask| {
             let labels = prepared.load_labels()?;
             Ok((prepared.task.name.clone(), Loaded { prepared: Arc::new(prepared), labels, seed: None }))
@@ -175,6 +157,7 @@ impl Environment {
             python_id: python_id.to_string(),
             tasks,
             settings,
+            scratch,
             store: SnapshotStore::default(),
             cache: RunCache::default(),
         })
@@ -183,6 +166,11 @@ impl Environment {
     /// How episodes are played.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The folder that runs get their private folders in.
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
     }
 
     /// The tasks, by name.

@@ -239,11 +239,10 @@ impl Environment {
             });
             let (now, later) = rest.split_at(fits.count().max(1));
             rest = later;
-            let folder = || tempfile::Builder::new().prefix("run-").tempdir_in(&self.settings.scratch);
+            let folder = || tempfile::Builder::new().prefix("run-").tempdir_in(&self.scratch);
             let (mut folders, mut jobs) = (Vec::with_capacity(now.len()), Vec::with_capacity(now.len()));
             for run in now {
-                let made = folder()
-                    .map_err(|e| Error::io("cannot create a folder for a run in", &self.settings.scratch, &e))?;
+                let made = folder().map_err(|e| Error::io("cannot create a folder for a run in", &self.scratch, &e))?;
                 let prepared = &run.loaded.prepared;
                 workspace::materialise(&self.store.get(&run.snapshot)?, prepared, made.path())?;
                 jobs.push(Job {

@@ -6,8 +6,14 @@ use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 pub use crate::model::parameters::Module;
 use crate::rng::Philox;
+use crate::settings::section;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
+
+section! {
+    /// `[lora]`
+    Settings { rank: usize, alpha: f32, rslora: bool, modules: Vec<String> }
+}
 
 /// Modules that an adapter adapts, its rank and its scale.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,10 +3,10 @@
 
 use super::{Asked, Part, Work, count, size};
 use crate::backend::ops::Heads;
-use crate::config::Algorithm;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;
 use crate::model::{Recompute, parameter_shapes};
+use crate::ppo::Algorithm;
 use crate::rollout::recording_bytes;
 
 /// Rows of the passes that buffers are fitted to.

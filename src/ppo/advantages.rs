@@ -1,9 +1,9 @@
 //! The learning signal of a round: adjusted rewards, advantages, value targets, and which replies have a loss. Host
 //! arithmetic in the round's flat order of tokens; no tensor, no model.
 
-use super::Round;
+use super::round::Round;
+use super::settings::{Algorithm, GroupBaseline, GroupDeviation, KlIn, LossAverage, Overlong, Settings};
 use crate::backend::ops::{KlEstimator, MOST_LOG_RATIO};
-use crate::config::{Algorithm, GroupBaseline, GroupDeviation, KlIn, LossAverage, Overlong, Rl};
 use std::ops::Range;
 
 /// The learning signal of a round.
@@ -20,7 +20,7 @@ pub struct Signal {
 
 /// The signal of `round` by the settings' algorithm. `reference` and, with a critic, `values` have one number per
 /// token: log-probabilities under the frozen reference, and values before the update.
-pub fn signal(settings: &Rl, round: &Round, reference: &[f32], values: &[f32]) -> Signal {
+pub fn signal(settings: &Settings, round: &Round, reference: &[f32], values: &[f32]) -> Signal {
     let spans = round.spans();
     let samples = round.groups.first().map_or(1, |g| g.replies.len());
     let rewards = rewards(settings, round, &spans);
@@ -86,7 +86,7 @@ pub fn live(values: &[f32], is_live: &[bool]) -> Vec<f32> {
 
 /// Rewards of the replies minus the penalty of overlong ones: with `penalise` a fixed amount if a reply was cut off,
 /// with `soft` an amount that grows over the last tokens before the limit (DAPO, arXiv 2503.14476 eq. 13).
-fn rewards(settings: &Rl, round: &Round, spans: &[Range<usize>]) -> Vec<f64> {
+fn rewards(settings: &Settings, round: &Round, spans: &[Range<usize>]) -> Vec<f64> {
     let (penalty, buffer) = (f64::from(settings.overlong_penalty), settings.overlong_buffer as f64);
     let free = round.max_tokens as f64 - buffer;
     let lost = |reply: usize| {

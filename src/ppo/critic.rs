@@ -1,7 +1,7 @@
 //! The value function: its own adapter over the base, a linear head in the accumulator type, and one optimizer for
 //! both.
 
-use super::Micro;
+use super::round::Micro;
 use crate::backend::Backend;
 use crate::backend::ops::{self, ValueInputs};
 use crate::batch::{self, LossBatch};

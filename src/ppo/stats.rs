@@ -1,7 +1,7 @@
 //! Figures of an update: sums over the parts of a minibatch, means over the minibatches of all passes.
 
-use super::Round;
 use super::advantages::{Signal, explained_variance, live};
+use super::round::Round;
 use crate::backend::ops::PpoStats;
 use crate::error::{Error, Result};
 

@@ -3,9 +3,9 @@
 //! records a burst once and replays it. Schedules nothing.
 
 use super::sampler::{Draw, Draws};
+use super::settings::Sampling;
 use crate::backend::ops::{self};
 use crate::backend::{Backend, Recording};
-use crate::config::Sampling as Settings;
 use crate::error::Result;
 use crate::model::kv_cache::{KvCache, PagedPlan, Sequence};
 use crate::model::lora::Module;
@@ -94,7 +94,7 @@ impl Bursts {
         be: &dyn Backend,
         policy: Policy,
         cache: &mut KvCache,
-        settings: &Settings,
+        settings: &Sampling,
         rows: &[Row],
         padding: &Sequence,
         steps: usize,

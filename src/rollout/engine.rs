@@ -4,10 +4,10 @@
 use super::burst::{Bursts, Row};
 use super::sampler::{self, Draw};
 use super::scheduler::{Running, Scheduler, Work};
+use super::settings::{Sampling, Settings};
 use super::{Request, Sample};
 use crate::backend::Backend;
 use crate::backend::ops::{self};
-use crate::config::{Engine as Settings, Sampling};
 use crate::error::{Error, Result, check_interrupt};
 use crate::model::kv_cache::{KvCache, PagedPlan, Sequence};
 use crate::model::{self, Activations, Model, Policy};
@@ -25,6 +25,7 @@ pub struct Engine<'a> {
     burst: usize,
     /// The model's positions.
     positions: usize,
+    cache_tokens: usize,
     acts: Activations,
     interrupted: Option<&'a AtomicBool>,
 }
@@ -47,8 +48,8 @@ impl<'a> Engine<'a> {
         let cache = KvCache::new(backend, &model.config, scheduler.blocks.total(), settings.block_size)?;
         let (bursts, burst) = (Bursts::new(cache.bytes()), settings.burst.min(settings.block_size));
         let acts = Activations::default().with_room(settings.prefill_tokens);
-        let positions = model.config.max_positions;
-        Ok(Self { backend, cache, scheduler, padding, bursts, burst, positions, acts, interrupted: None })
+        let (positions, cache_tokens) = (model.config.max_positions, settings.cache_tokens);
+        Ok(Self { backend, cache, scheduler, padding, bursts, burst, positions, cache_tokens, acts, interrupted: None })
     }
 
     /// Makes sampling end with an error (interrupted) while `flag` is set.
@@ -59,6 +60,11 @@ impl<'a> Engine<'a> {
     /// The model's positions: the most tokens of a prompt and its reply.
     pub fn positions(&self) -> usize {
         self.positions
+    }
+
+    /// `engine.cache_tokens`.
+    pub fn cache_tokens(&self) -> usize {
+        self.cache_tokens
     }
 
     /// Maximum tokens of a prompt with which `samples` replies of at most `max_tokens` tokens always fit into the

@@ -4,9 +4,11 @@ mod burst;
 mod engine;
 mod sampler;
 mod scheduler;
+mod settings;
 
 pub use burst::recording_bytes;
 pub use engine::Engine;
+pub use settings::{Sampling, Settings};
 
 /// A prompt and how many replies it wants.
 #[derive(Debug, Clone)]

@@ -1,8 +1,8 @@
 //! Samples tokens, with their log-probabilities, from hidden states.
 
+use super::settings::Sampling as Settings;
 use crate::backend::Backend;
 use crate::backend::ops::{self, Sampling};
-use crate::config::Sampling as Settings;
 use crate::error::Result;
 use crate::rng::Philox;
 use crate::tensor::{DType, Tensor};

@@ -2,7 +2,7 @@
 //! nothing itself.
 
 use super::Request;
-use crate::config::Engine as Settings;
+use super::settings::Settings;
 use crate::error::{Error, Result};
 use crate::model::kv_cache::{BlockManager, Sequence};
 use std::collections::VecDeque;

@@ -2,7 +2,6 @@
 //! that a resumed run goes on from.
 
 use crate::checkpoint::{self, write_json};
-use crate::config::Config;
 use crate::console::errln;
 use crate::error::{Error, Result};
 use crate::files::{self, write_whole};
@@ -176,7 +175,7 @@ impl Place<'_> {
 
     /// Takes the folder for a run: renames an earlier run, with a note, and writes settings and identity. A resumed run
     /// keeps the ones it has.
-    pub fn begin(&self, config: &Config, identity: Identity) -> Result<Folder> {
+    pub fn begin(&self, settings: &str, identity: Identity) -> Result<Folder> {
         let make = |path: &Path| std::fs::create_dir_all(path).map_err(|e| Error::io("making the folder", path, &e));
         make(self.out)?;
         // A path through the folder itself (`run/../run`) would lead nowhere after the folder is renamed.
@@ -208,7 +207,7 @@ impl Place<'_> {
                 }
             }
         }
-        write_config(&path.join(CONFIG), config)?;
+        write_whole(&path.join(CONFIG), settings.as_bytes())?;
         write_json(&path.join(identity::FILE), &identity)?;
         Ok(Folder { path, resumed: None, identity, _lock: held })
     }
@@ -233,11 +232,6 @@ impl Place<'_> {
         checkpoint::sweep(&checkpoints(path, self.phase), &|line| errln!("{line}"));
         Ok(())
     }
-}
-
-/// Writes the resolved settings.
-pub fn write_config(path: &Path, config: &Config) -> Result<()> {
-    write_whole(path, config.to_toml()?.as_bytes())
 }
 
 /// The folder of a phase's checkpoints.
@@ -338,16 +332,16 @@ mod tests {
     fn of_runs_that_begin_at_once_one_has_the_folder() {
         const RUNS: usize = 8;
         let folder = tempfile::tempdir().unwrap();
-        let config = Config::load(&[], &[], "sft").unwrap();
+        let settings = crate::config::Config::load(&[], &[], "sft").unwrap().to_toml().unwrap();
         for round in 0..20 {
             // A new folder, and one that holds an earlier run.
             let out = folder.path().join(format!("run-{}", round / 2));
             let place = Place { out: &out, phase: "sft", resume: false, inputs: &[] };
             let barrier = Barrier::new(RUNS);
             let begin = || {
-                let identity = Identity::new("sft", &config).unwrap();
+                let identity = Identity::new("sft", &settings).unwrap();
                 barrier.wait();
-                place.begin(&config, identity)
+                place.begin(&settings, identity)
             };
             let begun: Vec<Result<Folder>> = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..RUNS).map(|_| scope.spawn(begin)).collect();

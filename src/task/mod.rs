@@ -12,6 +12,7 @@ pub mod split;
 use crate::error::{Error, Result};
 use crate::files::regular;
 use crate::sandbox::Limits;
+use crate::settings::section;
 pub use grader::{Flag, Grade};
 pub use labels::Labels;
 pub use metric::{Metric, Table};
@@ -19,6 +20,11 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+section! {
+    /// `[tasks]`
+    Settings { dir: PathBuf, ideas: PathBuf, expert: PathBuf, names: Vec<String> }
+}
 
 /// A task as its task.toml states it.
 #[derive(Debug, Clone)]

@@ -84,8 +84,7 @@ fn flags_go_with_the_step_that_raised_them() {
     let folder = tempfile::tempdir().unwrap();
     let mut task = prepared(folder.path(), START);
     task.task.m_best = 0.4;
-    let environment =
-        Environment::new(Arc::new(Fake::default()), "python", vec![task], settings(folder.path())).unwrap();
+    let environment = environment(Arc::default(), task, SETTINGS, folder.path());
     let state = environment.reset("ten").unwrap();
     for (right, flags) in [("right 5", vec![]), ("right 6", vec![Flag::TooGood])] {
         let step = environment.step_many(vec![(state.clone(), edit("right", right))]).unwrap().remove(0);
@@ -99,8 +98,7 @@ fn lower_is_better_turns_the_sign() {
     let mut task = prepared(folder.path(), START);
     (task.task.metric, task.task.m_init, task.task.m_best) = (Metric::Mae, 0.8, 0.0);
     task.task.report = Scale { m_init: 0.8, m_best: 0.0 };
-    let environment =
-        Environment::new(Arc::new(Fake::default()), "python", vec![task], settings(folder.path())).unwrap();
+    let environment = environment(Arc::default(), task, SETTINGS, folder.path());
     let mut replies = vec![edit("right", "right 6"), edit("right", "right 0")].into_iter();
     let state = environment.reset("ten").unwrap();
     let mut step = |state: State| environment.step_many(vec![(state, replies.next().unwrap())]).unwrap().remove(0);
@@ -115,8 +113,7 @@ fn a_change_below_the_noise_floor_counts_as_none() {
     let folder = tempfile::tempdir().unwrap();
     let mut task = prepared(folder.path(), START);
     task.task.noise_floor = 0.15;
-    let environment =
-        Environment::new(Arc::new(Fake::default()), "python", vec![task], settings(folder.path())).unwrap();
+    let environment = environment(Arc::default(), task, SETTINGS, folder.path());
     let state = environment.reset("ten").unwrap();
     let step = environment.step_many(vec![(state, edit("right", "right 3"))]).unwrap().remove(0);
     assert_eq!((step.case, step.share, step.metric_after), (Case::Edit, 0.0, 0.3));
@@ -358,7 +355,7 @@ fn a_run_starts_clean_and_leaves_nothing() {
     );
     let again = world.step(&state, edit("right", "list\nright 5"));
     assert!(!again.observation.contains("left.txt"));
-    let scratch = fs::read_dir(&world.environment.settings().scratch).unwrap();
+    let scratch = fs::read_dir(world.environment.scratch()).unwrap();
     assert_eq!(scratch.count(), 0, "the folders of runs are gone");
 }
 

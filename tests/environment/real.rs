@@ -23,7 +23,7 @@ fn environment(scratch: &Path, names: &[&str]) -> Environment {
     let tasks = if names.is_empty() { all } else { Task::find(&all, names).unwrap() };
     let prepare = |task: &Task| PreparedTask::prepare(task, &python.interpreter, &cache.join("tasks")).unwrap();
     let tasks = tasks.iter().map(prepare).collect();
-    Environment::new(Arc::new(pool), &python.id, tasks, super::world::settings(scratch)).unwrap()
+    Environment::new(Arc::new(pool), &python.id, tasks, super::world::SETTINGS, scratch).unwrap()
 }
 
 /// Every baseline, touched but not changed in what it does, is worth what its task.toml says it is.
@@ -84,7 +84,7 @@ fn edits_of_a_real_script() {
         assert_eq!(step.case, case, "{replace}: {}", step.observation);
         assert!(step.compact.starts_with(compact), "{replace}: {}", step.compact);
         assert_eq!((&step.next.snapshot, step.next.metric), (&start.snapshot, start.metric));
-        let scratch = environment.settings().scratch.display().to_string();
+        let scratch = environment.scratch().display().to_string();
         assert!(!step.observation.contains(&scratch), "{}", step.observation);
     }
     assert_eq!(run(list(".")).compact, "data.npz train.py");

@@ -154,25 +154,28 @@ pub fn prepared(folder: &Path, script: &str) -> PreparedTask {
     PreparedTask { task, data, labels: folder.join("labels.csv"), data_id: "one".into() }
 }
 
-pub fn settings(folder: &Path) -> Settings {
-    Settings {
-        format: ReplyFormat::NoThought,
-        prompt: Style::Compact,
-        max_steps: 15,
-        episode_seconds: 1800.0,
-        observation_limit: 2000,
-        undo_failed_edits: true,
-        scratch: folder.join("scratch"),
-    }
+pub const SETTINGS: Settings = Settings {
+    format: ReplyFormat::NoThought,
+    prompt: Style::Compact,
+    max_steps: 15,
+    episode_seconds: 1800.0,
+    observation_limit: 2000,
+    context_limit: 1 << 20,
+    undo_failed_edits: true,
+};
+
+/// An environment of one task, whose scripts `fake` runs.
+pub fn environment(fake: Arc<Fake>, task: PreparedTask, settings: Settings, folder: &Path) -> Environment {
+    Environment::new(fake, "python", vec![task], settings, &folder.join("scratch")).unwrap()
 }
 
 pub fn world_of(script: &str, fake: Fake, change: impl FnOnce(&mut Settings)) -> World {
     let folder = tempfile::tempdir().unwrap();
-    let mut settings = settings(folder.path());
+    let mut settings = SETTINGS;
     change(&mut settings);
     let fake = Arc::new(fake);
     let task = prepared(folder.path(), script);
-    let environment = Environment::new(fake.clone(), "python", vec![task], settings).unwrap();
+    let environment = environment(fake.clone(), task, settings, folder.path());
     World { folder, fake, environment }
 }
 
