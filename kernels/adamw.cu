@@ -1,13 +1,15 @@
-// The optimiser's ops over a whole list of f32 tensors in ONE launch: AdamW, and the sum of squares for clipping.
-// A block takes CHUNK elements of one tensor; a table in device memory says which. Bound by memory: 28 bytes an element for AdamW
-// with 16-byte accesses. Block sums of squares go out as f64 partials that the host adds in order. No bf16 copies of parameters.
+// The optimiser's ops over a whole list of f32 tensors in ONE launch: AdamW, and the sum of squares for clipping. A
+// block takes CHUNK elements of one tensor; a table in device memory says which. Memory-bound: AdamW moves 28 bytes per
+// element, in 16-byte accesses. Blocks write their sums of squares as f64 partials, which the host adds in order. There
+// are no bf16 copies of parameters.
 #include "device.cuh"
 
 constexpr int THREADS = 256;
-constexpr i64 CHUNK = 32768;  // elements of a block: 1 MB of traffic, little beside which is the search; CHUNK in adamw.rs
+constexpr i64 CHUNK = 32768;  // elements per block: 1 MB of traffic, so the search costs little; CHUNK in adamw.rs
 
-// The table: first (n + 1), the first block of every tensor and the number of all blocks; then a row (length, addresses) a tensor.
-// Every thread gets the index of the tensor of this block. All threads look at a part of the list: one writes.
+// Returns the index of this block's tensor to every thread. The table holds first (n + 1), which is the first block of
+// every tensor and the number of all blocks, then a row (length, addresses) per tensor. Each thread searches a part of
+// the list, and the one that finds the tensor writes the index.
 DEVICE int find_tensor(const i64* first, int n, int* shared) {
   for (int i = threadIdx.x; i < n; i += THREADS)
     if (first[i] <= (i64)blockIdx.x && (i64)blockIdx.x < first[i + 1]) *shared = i;

@@ -1,13 +1,14 @@
-// Residual addition with RMSNorm, forward and backward: bound by memory, so a row is read once into registers by one block, 16 bytes a
-// thread and access, and the sum of squares is of the sum as rounded to bf16, which is what the backward pass reads.
-// dw is added up without atomics: a fixed number of blocks each keep partial sums over their rows; `add_partials` (rows.cu) adds those.
-// Widths that are no multiple of 8, or above WIDEST, take a path by single elements that reads the row twice.
+// Residual addition with RMSNorm, forward and backward. Both are memory-bound, so one block reads a row once into
+// registers, 16 bytes per thread and access. The sum of squares is that of the sum as rounded to bf16, which is what
+// the backward pass reads. dw is added up without atomics: a fixed number of blocks each keep partial sums over their
+// rows, and `add_partials` (rows.cu) adds those. Widths that are no multiple of 8, or above WIDEST, take a path by
+// single elements that reads the row twice.
 #include "device.cuh"
 
 constexpr int THREADS = 512;
-constexpr int WIDEST = THREADS * 4 * 8;  // columns: at most 4 vectors of 8 a thread
+constexpr int WIDEST = THREADS * 4 * 8;  // columns: at most 4 vectors of 8 per thread
 
-// As block_sum of device.cuh, for a number of warps that is known at run time.
+// As block_sum of device.cuh, for a number of warps known only at run time.
 DEVICE float row_sum(float x, float* sums) {
   x = warp_sum(x);
   if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = x;
@@ -85,7 +86,8 @@ DEVICE void forward_single(const bf16* residual, const bf16* x, const W* w, floa
   for (int i = threadIdx.x; i < c; i += blockDim.x) y[row + i] = to_bf16(to_float(normed[row + i]) * scale * to_float(w[i]));
 }
 
-// residual, x, sum, y (T, C), w (C), rstd (T); without x (null), residual is normalised and sum not written. One block a row.
+// residual, x, sum, y (T, C), w (C), rstd (T); without x (null), residual is normalised and sum is not written. One
+// block per row.
 #define FORWARD(name, W)                                                                                                     \
   KERNEL(THREADS) name(const bf16* residual, const bf16* x, const W* w, float eps, bf16* sum, bf16* y, float* rstd, int c) { \
     SHARED(float, sums, THREADS / 32);                                                                                       \
@@ -100,7 +102,8 @@ EXPORT(add_rmsnorm_bf16)
 FORWARD(add_rmsnorm_f32, float)
 EXPORT(add_rmsnorm_f32)
 
-// With n = sum rstd and g = dy w: dsum += rstd (g - n mean(g n)), dw += dy n. A block's rows are its own index and every gridDim-th.
+// With n = sum rstd and g = dy w: dsum += rstd (g - n mean(g n)), dw += dy n. A block's rows are its own index and
+// every gridDim-th one after it.
 template <int VECTORS, bool DW, typename W>
 DEVICE void backward(const bf16* __restrict__ sum, const W* __restrict__ w, const float* __restrict__ rstd,
                      const bf16* __restrict__ dy, bf16* __restrict__ dsum, float* __restrict__ partials, int t, int c, float* sums) {

@@ -1,7 +1,8 @@
-// Causal softmax attention inside packed segments, FlashAttention-2 (arXiv 2307.08691): a block has 64 queries of one head and walks the
-// keys that they see, 64 at a time, first the parent's (all of them), then its own segment's (causally), with an online softmax. Each of
-// 4 warps has 16 queries, whose q, scores and output stay in registers; K and V tiles are double-buffered in shared memory, 512 HS bytes.
-// Which queries a block has stands in a list (attention_tiles.cu). Not here: the backward, attention over a cache.
+// Causal softmax attention inside packed segments, by FlashAttention-2 (arXiv 2307.08691). A block has 64 queries of
+// one head, listed by attention_tiles.cu, and walks the keys that they see, 64 at a time, with an online softmax: first
+// all keys of the parent, then those of its own segment, causally. Each of 4 warps has 16 queries, whose q, scores and
+// output stay in registers. K and V tiles are double-buffered in shared memory, 512 HS bytes. The backward, and
+// attention over a cache, have their own files.
 #include "device.cuh"
 
 constexpr int WARPS = 4, THREADS = WARPS * 32;
@@ -11,7 +12,8 @@ constexpr float MASKED = -1e30f, LOG2E = 1.44269504f;
 // As in attention_tiles.cu.
 struct QueryTile { int count_or_first, end, start, prefix, prefix_end, unused[3]; };
 
-// qkv (T, D) -> o (T, NH HS), lse (NH, T); grid: list capacity x NH, heads fastest, so that those which share keys run together.
+// qkv (T, D) -> o (T, NH HS), lse (NH, T). Grid: list capacity x NH, heads fastest, so that heads that share keys run
+// together.
 template <int HS>
 DEVICE void attention(const bf16* qkv, const QueryTile* tiles, int rows, int nh, int nkv, float scale, bf16* o, float* lse) {
   DYNAMIC_SHARED(bf16, shared);
@@ -37,7 +39,7 @@ DEVICE void attention(const bf16* qkv, const QueryTile* tiles, int rows, int nh,
     cp_async_commit();
   };
 
-  // q passes through the buffer that is not needed yet.
+  // q is loaded through the buffer that is not needed yet.
   load_tile<HS, ROWS, THREADS>(k_tile(1), q, stride, first, tile.end);
   cp_async_commit();
   load_keys(0);
@@ -53,7 +55,7 @@ DEVICE void attention(const bf16* qkv, const QueryTile* tiles, int rows, int nh,
   float acc[HS / 8][4] = {};
   for (int step = 0; step < steps; step++) {
     cp_async_wait<0>();
-    __syncthreads();  // this step's tiles have come, and everyone has left the last step's
+    __syncthreads();  // this step's tiles have arrived, and all threads have left the last step's
     if (step + 1 < steps) load_keys(step + 1);
 
     float p[ROWS / 8][4] = {};  // scores, then probabilities
@@ -112,7 +114,7 @@ DEVICE void attention(const bf16* qkv, const QueryTile* tiles, int rows, int nh,
     }
   }
 
-  // o goes through shared memory, so that it is written 16 bytes at a time; each warp uses its own 16 rows only.
+  // o goes through shared memory, so that it is written 16 bytes at a time; each warp uses only its own 16 rows.
   __syncthreads();
 #pragma unroll
   for (int r = 0; r < 2; r++) {

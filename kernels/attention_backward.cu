@@ -1,8 +1,8 @@
-// Gradients of packed attention, FlashAttention-2 (arXiv 2307.08691), without atomics: one kernel gives dk and dv of 64 keys, walking the
-// queries that see them; another gives dq of 64 queries, walking the keys that they see. Both recompute p from lse. 4 warps, each with
-// 16 of the block's own rows, whose scores and gradients stay in registers; the other side's tiles (64 rows, for a head size of 128: 32)
-// are double-buffered in shared memory: 768 HS bytes, 512 HS for 128. Deterministic. Which rows a block has stands in a list
-// (attention_tiles.cu).
+// Gradients of packed attention, by FlashAttention-2 (arXiv 2307.08691), without atomics, so deterministic. One kernel
+// computes dk and dv of 64 keys, walking the queries that see them; another computes dq of 64 queries, walking the keys
+// that they see. Both recompute p from lse. Each of 4 warps has 16 of the block's own rows, whose scores and gradients
+// stay in registers. The other side's tiles (64 rows, or 32 for a head size of 128) are double-buffered in shared
+// memory: 768 HS bytes, or 512 HS for 128. A list (attention_tiles.cu) says which rows a block has.
 #include "device.cuh"
 
 constexpr int WARPS = 4, THREADS = WARPS * 32;
@@ -16,8 +16,9 @@ constexpr int STEP = HS == 128 ? 32 : 64;  // rows of the other side at a time
 struct QueryTile { int count_or_first, end, start, prefix, prefix_end, unused[3]; };
 struct KeyTile { int count_or_first, end, segment, family_end, part, parts, slot, unused; };
 
-// What both sides need of a query: statistics (2, NH, T) = lse in units of log 2, and delta, the sum over the head of o * dout. o, dout
-// (T, NH HS), lse (NH, T). A thread has 8 elements; HS / 8 neighbouring threads have a head.
+// Computes the statistics of a query that both sides need: statistics (2, NH, T) = lse in units of log 2, and delta,
+// the sum over the head of o * dout. o, dout (T, NH HS), lse (NH, T). A thread has 8 elements; HS / 8 neighbouring
+// threads have a head.
 template <int HS>
 DEVICE void attention_statistics(const bf16* o, const bf16* dout, const float* lse, int rows, int nh, float* statistics) {
   i64 at = (i64)blockIdx.x * THREADS + threadIdx.x;
@@ -39,8 +40,8 @@ DEVICE void attention_statistics(const bf16* o, const bf16* dout, const float* l
   }
 }
 
-// Writes a warp's 16 rows (`row` on) of accumulators times `factor` as bf16, through its own rows of a tile in shared memory, so that they
-// go out 16 bytes at a time.
+// Writes a warp's 16 rows (from `row` on) of accumulators times `factor` as bf16. They go through the warp's own rows
+// of a tile in shared memory, so that they are written 16 bytes at a time.
 template <int HS>
 DEVICE void store_rows(const float (&acc)[HS / 8][4], float factor, bf16* shared, int row, bf16* matrix, int stride, int first, int end) {
   int lane = threadIdx.x & 31;
@@ -60,7 +61,7 @@ DEVICE void store_rows(const float (&acc)[HS / 8][4], float factor, bf16* shared
   }
 }
 
-// The same in f32 to a tile (ROWS, HS) in device memory, whole.
+// As store_rows, in f32, to a whole tile (ROWS, HS) in device memory.
 template <int HS>
 DEVICE void store_part(const float (&acc)[HS / 8][4], float factor, float* sums, int row) {
   int lane = threadIdx.x & 31;
@@ -73,12 +74,12 @@ DEVICE void store_part(const float (&acc)[HS / 8][4], float factor, float* sums,
     }
 }
 
-// d (16 x N, in N / 8 accumulators) = a b^T; a: rows `row` on of a tile, b: the N rows of another.
+// d (16 x N, in N / 8 accumulators) = a b^T, with a the rows from `row` on of a tile, and b the N rows of another tile.
 template <int HS, int N>
 DEVICE void products(float (&d)[N / 8][4], bf16* a_tile, int row, bf16* b_tile) {
 #pragma unroll
   for (int n = 0; n < N / 8; n++) d[n][0] = d[n][1] = d[n][2] = d[n][3] = 0.f;
-#pragma unroll 2  // unrolled whole, the addresses of all fragments stay in registers, and those spill
+#pragma unroll 2  // fully unrolled, the addresses of all fragments stay in registers and spill
   for (int k = 0; k < HS / 16; k++) {
     u32 a[4];
     fragment_a<HS>(a, a_tile, row, k);
@@ -109,7 +110,8 @@ DEVICE void accumulate(float (&acc)[HS / 8][4], const float (&x)[N / 8][4], bf16
   }
 }
 
-// The q part of dqkv (T, D); grid as in the forward. dq = scale * sum of ds k, ds = p (dout v - delta).
+// Computes the q part of dqkv (T, D); the grid is that of the forward. dq = scale * sum of ds k, ds = p (dout v -
+// delta).
 template <int HS>
 DEVICE void attention_dq(const bf16* qkv, const bf16* dout, const float* statistics, const QueryTile* tiles, int rows, int nh,
                          int nkv, float scale, bf16* dqkv) {
@@ -138,11 +140,11 @@ DEVICE void attention_dq(const bf16* qkv, const bf16* dout, const float* statist
   load_tile<HS, ROWS, THREADS>(dout_tile, dout + head * HS, nh * HS, first, tile.end);
   load_keys(0);
 
-  float shift[2], d[2];  // of a lane's rows lane / 4 and lane / 4 + 8 of its warp's 16
+  float shift[2], d[2];  // for a lane's rows lane / 4 and lane / 4 + 8 of its warp's 16
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     int row = first + warp * 16 + (lane >> 2) + r * 8;
-    bool is_query = row < tile.end;  // rows behind the end give something finite that is not stored
+    bool is_query = row < tile.end;  // rows past the end give finite values that are not stored
     shift[r] = is_query ? statistics[(i64)head * rows + row] : 0.f;
     d[r] = is_query ? statistics[(i64)(nh + head) * rows + row] : 0.f;
   }
@@ -150,7 +152,7 @@ DEVICE void attention_dq(const bf16* qkv, const bf16* dout, const float* statist
   float acc[HS / 8][4] = {};
   for (int step = 0; step < steps; step++) {
     cp_async_wait<0>();
-    __syncthreads();  // this step's tiles have come, and everyone has left the last step's
+    __syncthreads();  // this step's tiles have arrived, and all threads have left the last step's
     if (step + 1 < steps) load_keys(step + 1);
     float p[N / 8][4], ds[N / 8][4];
     products<HS, N>(p, q_tile, warp * 16, k_tile(step));
@@ -174,7 +176,7 @@ DEVICE void attention_dq(const bf16* qkv, const bf16* dout, const float* statist
   store_rows<HS>(acc, scale, q_tile, warp * 16, dqkv + head * HS, stride, first, tile.end);
 }
 
-// The first segment in from .. end that has rows and is a child of `segment`; `end` when there is none. The whole warp calls.
+// Returns the first segment in from .. end that has rows and is a child of `segment`, or `end`. The whole warp calls.
 DEVICE int next_child(const int* cu_seqlens, const int* parent, int segment, int from, int end) {
   for (; from < end; from += 32) {
     int s = from + (threadIdx.x & 31);
@@ -184,12 +186,13 @@ DEVICE int next_child(const int* cu_seqlens, const int* parent, int segment, int
   return end;
 }
 
-// A walk over the queries that see a tile of keys, N at a time, and over the heads of the group at each.
+// A walk over the queries that see a tile of keys, N at a time, and at each step over the heads of the group.
 struct Walk { int head, query, end, segment; };
 
-// The k and v parts of dqkv (T, D); grid: list capacity x NKV. dv = sum of p dout, dk = scale * sum of ds q, over the group's heads too.
-// Scores are transposed, keys as rows: so p and ds need no way through shared memory. A tile of several parts goes to `parts` (slots, NKV,
-// 2, ROWS, HS), dk then dv, for attention_dkv_sum.
+// Computes the k and v parts of dqkv (T, D); grid: list capacity x NKV. dv = sum of p dout, dk = scale * sum of ds q,
+// both also over the group's heads. Scores are transposed, with keys as rows, so that p and ds need not go through
+// shared memory. The sums of a tile of several parts go to `parts` (slots, NKV, 2, ROWS, HS), dk then dv, for
+// attention_dkv_sum.
 template <int HS>
 DEVICE void attention_dkv(const bf16* qkv, const bf16* dout, const float* statistics, const int* cu_seqlens,
                           const int* parent, const KeyTile* tiles, int rows, int nh, int nkv, float scale, bf16* dqkv,
@@ -197,13 +200,13 @@ DEVICE void attention_dkv(const bf16* qkv, const bf16* dout, const float* statis
   constexpr int N = STEP<HS>;
   DYNAMIC_SHARED(bf16, shared);
   bf16 *k_tile = shared, *v_tile = shared + ROWS * HS;
-  // N of each statistic
+  // Two buffers of N of each statistic.
   auto step_statistics = [=](int step) { return reinterpret_cast<float*>(shared + (2 * ROWS + 4 * N) * HS) + (step & 1) * 2 * N; };
   auto q_tile = [=](int step) { return shared + (2 * ROWS + (step & 1) * N) * HS; };
   auto dout_tile = [=](int step) { return shared + (2 * ROWS + (2 + (step & 1)) * N) * HS; };
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   int shared_head = blockIdx.x % nkv, group = nh / nkv, stride = (nh + 2 * nkv) * HS;
-  const KeyTile& tile = tiles[1 + blockIdx.x / nkv];  // read when needed: registers are what this kernel is short of
+  const KeyTile& tile = tiles[1 + blockIdx.x / nkv];  // read when needed, because this kernel is short of registers
   int first = tile.count_or_first;
   int k_column = (nh + shared_head) * HS, v_column = k_column + nkv * HS;
 
@@ -241,9 +244,9 @@ DEVICE void attention_dkv(const bf16* qkv, const bf16* dout, const float* statis
   float dk[HS / 8][4] = {}, dv[HS / 8][4] = {};
   for (int step = 0; !is_over; step++) {
     cp_async_wait<0>();
-    __syncthreads();  // this step's tiles have come, and everyone has left the last step's
+    __syncthreads();  // this step's tiles have arrived, and all threads have left the last step's
     int query0 = walk.query;
-    bool is_diagonal = query0 < first + ROWS;  // some queries lie before keys; a child's never do
+    bool is_diagonal = query0 < first + ROWS;  // some queries come before some keys; a child's queries never do
     advance(walk);
     is_over = walk.query >= walk.end;
     if (!is_over) load_queries(walk, step + 1);
@@ -275,7 +278,8 @@ DEVICE void attention_dkv(const bf16* qkv, const bf16* dout, const float* statis
   store_rows<HS>(dv, 1.f, v_tile, warp * 16, dqkv + v_column, stride, first, tile.end);
 }
 
-// Adds the parts of every tile that has several, in their order, into dqkv (T, D); grid as in attention_dkv.
+// Adds up the parts of every tile that has several, in order, and stores the sums in dqkv (T, D); the grid is that of
+// attention_dkv.
 template <int HS>
 DEVICE void attention_dkv_sum(const KeyTile* tiles, const float* parts, int nh, int nkv, bf16* dqkv) {
   KeyTile tile = tiles[1 + blockIdx.x / nkv];

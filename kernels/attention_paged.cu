@@ -1,15 +1,17 @@
-// Attention over a paged key/value cache, for any number of queries a sequence: causal, tensor cores, cp.async, K and V read once for
-// the query heads that share them. Two kernels with one arithmetic, so that a token's result is the same to the bit whichever ran,
-// whatever else is in the batch: keys in tiles of 128 from token 0 on, each tile with its own maximum and sum, tiles merged in order.
-//   split:  a block has one query and up to 16 of the heads that share a key head; its tiles go to a workspace, `merge` adds them up.
-//           Its four warps share a tile: by keys for the scores, by columns for the output. For decoding: bound by memory.
-//   prompt: a block has 64 rows (query, head) of one sequence and merges tiles in registers; two warps share 16 rows as above, so that
-//           scores and outputs fit the registers. For prompts.
-// Head sizes 32, 64 and 128. Not here: filling the cache (rows.cu).
+// Attention over a paged key/value cache, for any number of queries per sequence: causal, on tensor cores, with
+// cp.async; K and V are read once for the query heads that share them. Two kernels have one arithmetic, so a token's
+// result is the same to the bit whichever kernel ran and whatever else is in the batch: keys are in tiles of 128 from
+// token 0 on, each tile has its own maximum and sum, and tiles are merged in order.
+// split, for decoding, which is memory-bound: a block has one query and up to 16 of the heads that share a key head.
+// Its tiles go to a workspace, and `merge` adds them up. Its four warps share a tile: by keys for the scores, by
+// columns for the output.
+// prompt, for prompts: a block has 64 rows (query, head) of one sequence and merges tiles in registers. Two warps share
+// 16 rows in the same way, so that scores and outputs fit in registers.
+// Head sizes are 32, 64 and 128. The cache is filled by rows.cu.
 #include "device.cuh"
 
-constexpr int KEYS = 128;     // of a tile
-constexpr int QUARTER = 32;   // keys that a warp scores in `split`; sums are by quarters in both kernels
+constexpr int KEYS = 128;     // keys per tile
+constexpr int QUARTER = 32;   // keys that a warp scores in `split`; both kernels sum by quarters
 constexpr int SPLIT_THREADS = 128, PROMPT_THREADS = 256;
 constexpr int PROMPT_ROWS = 64;
 
@@ -21,7 +23,7 @@ struct Cache {
   int sequences, pages, block_size, rows;
 };
 
-// The cache row of token t of sequence b; -1 for what lies outside.
+// Returns the cache row of token t of sequence b, or -1 for a token or row out of range.
 DEVICE int row_of(const Cache& c, int b, int t, int tokens) {
   int page = t / c.block_size;
   if (t >= tokens || page >= c.pages) return -1;
@@ -29,7 +31,7 @@ DEVICE int row_of(const Cache& c, int b, int t, int tokens) {
   return row < c.rows ? row : -1;
 }
 
-// The sequence of query i. In decoding that is i: tried first.
+// Returns the sequence of query i. In decoding that is i, which is tried first.
 DEVICE int sequence_of(const Cache& c, int i) {
   if (i < c.sequences && c.cu_q[i] <= i && i < c.cu_q[i + 1]) return i;
   int low = 0, high = c.sequences;
@@ -43,13 +45,14 @@ DEVICE int sequence_of(const Cache& c, int i) {
 DEVICE int position_of(const Cache& c, int b, int i) { return c.lens[b] - (c.cu_q[b + 1] - i); }
 DEVICE int tiles_of(int position, int most) { return min((position + KEYS) / KEYS, most); }
 
-// Where 16-byte unit `unit` of a row of W elements lies in a tile, in elements: permuted so that 8 rows lie in different banks.
+// Returns the offset, in elements, of 16-byte unit `unit` of a row of W elements in a tile. Units are permuted so that
+// 8 rows lie in different banks.
 template <int W>
 DEVICE int at(int row, int unit) {
   return row * W + (unit ^ (W == 32 ? row >> 1 & 3 : row & 7)) * 8;
 }
 
-// Starts loading one head of the 128 cache rows in `rows`, zeros for a row of -1.
+// Starts loading one head of the 128 cache rows in `rows`; a row of -1 becomes zeros.
 template <int HS, int THREADS>
 DEVICE void load_pages(bf16* tile, const bf16* head, i64 stride, const int* rows) {
 #pragma unroll 1
@@ -59,7 +62,7 @@ DEVICE void load_pages(bf16* tile, const bf16* head, i64 stride, const int* rows
   }
 }
 
-// s = q k^T for 16 rows of q from `row`, and 8 N keys from `key`.
+// Computes s = q k^T for 16 rows of q from `row` on, and 8 N keys from `key` on.
 template <int HS, int N>
 DEVICE void scores(float (&s)[N][4], const bf16* q, int row, const bf16* k, int key) {
   int lane = threadIdx.x & 31;
@@ -68,7 +71,7 @@ DEVICE void scores(float (&s)[N][4], const bf16* q, int row, const bf16* k, int 
 #pragma unroll
   for (int unit = 0; unit < HS / 8; unit += 4) {
     u32 a[4], b[4];
-    // Units from 8 on are permuted as those before: a constant further, not another address to keep.
+    // Units from 8 on are permuted like those before: they are a constant offset away, not another address to keep.
     int far = unit / 8 * 128;
     ldmatrix_x4(a, q + at<HS>(row + (lane & 15), unit % 8 + (lane >> 4)), far);
     ldmatrix_x4(b, q + at<HS>(row + (lane & 15), unit % 8 + 2 + (lane >> 4)), far);
@@ -82,10 +85,12 @@ DEVICE void scores(float (&s)[N][4], const bf16* q, int row, const bf16* k, int 
   }
 }
 
-// A tile's maximum in the units of exponents. Rounded here, in both kernels: no compiler may fuse it with a difference that follows.
+// Returns a tile's maximum in the units of exponents. It is rounded here, in both kernels, so that no compiler may fuse
+// it with a difference that follows.
 DEVICE float scaled(float most, float scale) { return rounded_product(most, scale); }
 
-// Leaves the scores of keys up to the position of their row; returns the two rows' maxima, over the lanes that share them.
+// Masks the scores of keys past the position of their row, and computes the maxima of a lane's two rows, over the lanes
+// that share them.
 template <int N>
 DEVICE void mask_and_max(float (&s)[N][4], int key, const int (&position)[2], float (&most)[2]) {
   int column = key + (threadIdx.x & 3) * 2;
@@ -105,7 +110,8 @@ DEVICE void mask_and_max(float (&s)[N][4], int key, const int (&position)[2], fl
   }
 }
 
-// s = 2^(s scale - m) over a quarter (4 times 8 keys); `sum` receives the two rows' sums. A row without a key gives 0.
+// Sets s = 2^(s scale - m) over a quarter (4 times 8 keys); `sum` receives the sums of the two rows. A row without a
+// key gives 0.
 DEVICE void exponentials(float (*s)[4], float scale, const float (&m)[2], float (&sum)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; r++) {
@@ -122,7 +128,7 @@ DEVICE void exponentials(float (*s)[4], float scale, const float (&m)[2], float 
     sum[r] = total + __shfl_xor_sync(ALL, total, 2);
   }
 }
-// Rounds them to 16 rows, from `row`, of the tile p (rows, 128 keys).
+// Rounds the weights of a quarter into 16 rows, from `row` on, of the tile p (rows, 128 keys).
 DEVICE void store_weights(bf16* p, int row, int quarter, const float (*s)[4]) {
   int lane = threadIdx.x & 31;
 #pragma unroll
@@ -134,7 +140,7 @@ DEVICE void store_weights(bf16* p, int row, int quarter, const float (*s)[4]) {
     }
   }
 }
-// The same rows as fragments of 8 steps of 16 keys.
+// Loads the same rows as the fragments of 8 steps of 16 keys.
 DEVICE void load_weights(u32 (&weights)[8][4], const bf16* p, int row) {
   int lane = threadIdx.x & 31;
 #pragma unroll
@@ -142,7 +148,8 @@ DEVICE void load_weights(u32 (&weights)[8][4], const bf16* p, int row) {
     ldmatrix_x4(weights[step], p + at<KEYS>(row + (lane & 15), step % 4 * 2 + (lane >> 4)), step / 4 * 128);
 }
 
-// o (16 rows, 8 columns from 16-byte unit `unit`) = p v over the tile; p as the fragments of 8 steps of 16 keys.
+// Computes o (16 rows, 8 columns from 16-byte unit `unit` on) = p v over the tile, with p as the fragments of 8 steps
+// of 16 keys.
 template <int HS>
 DEVICE void output(float (&o)[4], const u32 (&p)[8][4], const bf16* v, int unit) {
   int lane = threadIdx.x & 31;
@@ -156,8 +163,9 @@ DEVICE void output(float (&o)[4], const u32 (&p)[8][4], const bf16* v, int unit)
   }
 }
 
-// Merges a tile's maximum and sum into those so far; `old` and `fresh` are what outputs so far and the tile's are multiplied by.
-// Explicit fmaf here and in `blend`, as the rounding in `scaled`: no compiler may round otherwise in one of the kernels. A tile without a key changes nothing.
+// Merges a tile's maximum and sum into the running ones; `old` and `fresh` are the factors of the outputs so far and of
+// the tile's. fmaf is explicit here and in `blend`, like the rounding in `scaled`, so that no compiler may round
+// differently in one of the kernels. A tile without a key changes nothing.
 DEVICE void merge_weights(float& m, float& l, float tile_m, float tile_l, float& old, float& fresh) {
   float most = fmaxf(m, tile_m);
   old = exp2f(m - most), fresh = exp2f(tile_m - most);
@@ -215,7 +223,7 @@ DEVICE void split(const bf16* __restrict__ qkv, const Cache& c, bf16* shared, fl
       __syncthreads();
       u32 weights[8][4];
       load_weights(weights, p, 0);
-      i64 place = ((i64)i * nh + first_head + lane / 4) * most_tiles + tile;  // of row lane / 4; the other is 8 heads on
+      i64 place = ((i64)i * nh + first_head + lane / 4) * most_tiles + tile;  // for row lane / 4; the other is 8 on
 #pragma unroll
       for (int n = 0; n < HS / 32; n++) {
         float o[4];
@@ -241,7 +249,8 @@ DEVICE void split(const bf16* __restrict__ qkv, const Cache& c, bf16* shared, fl
   }
 }
 
-// o (Q, NH HS) from o_tiles (Q, NH, most_tiles, HS) and ml_tiles (Q, NH, most_tiles, 2): one warp a query and head.
+// Computes o (Q, NH HS) from o_tiles (Q, NH, most_tiles, HS) and ml_tiles (Q, NH, most_tiles, 2), with one warp per
+// query and head.
 template <int HS>
 DEVICE void merge(const float* __restrict__ o_tiles, const float* __restrict__ ml_tiles, const Cache& c, bf16* __restrict__ out, int q,
                   int nh, int most_tiles) {
@@ -280,7 +289,8 @@ DEVICE void merge(const float* __restrict__ o_tiles, const float* __restrict__ m
   }
 }
 
-// The sequence of the block's rows and the first of them, or -1: tiles of rows are counted through the sequences. Every warp knows.
+// Returns the sequence of tile `tile` of rows, and in `first` the tile's first row; -1 when there is no such tile.
+// Tiles are numbered through the sequences. Every warp gets the result.
 DEVICE int find_rows(const Cache& c, int group, int tile, int& first) {
   int lane = threadIdx.x & 31, before = 0;
   for (int base = 0; base < c.sequences; base += 32) {
@@ -309,9 +319,10 @@ DEVICE void prompt(const bf16* __restrict__ qkv, const Cache& c, bf16* shared, b
   int* rows = reinterpret_cast<int*>(p + PROMPT_ROWS * KEYS);  // [2][KEYS]
   float* maxima = reinterpret_cast<float*>(rows + 2 * KEYS);   // [2][PROMPT_ROWS]
   float* sums = maxima + 2 * PROMPT_ROWS;                      // [4][PROMPT_ROWS]
-  int lane = threadIdx.x & 31, half = threadIdx.x >> 5 & 1, row = threadIdx.x / 64 * 16;  // the warp's keys and columns, and its rows
+  // A warp has half of the keys and columns, and 16 rows from `row` on.
+  int lane = threadIdx.x & 31, half = threadIdx.x >> 5 & 1, row = threadIdx.x / 64 * 16;
   int group = nh / nkv, kv = blockIdx.y, first;
-  int b = find_rows(c, group, gridDim.x - 1 - blockIdx.x, first);  // the last rows see most keys: they go first
+  int b = find_rows(c, group, gridDim.x - 1 - blockIdx.x, first);  // the last rows see most keys, so they run first
   i64 stride = nkv * HS;
   if (b >= 0) {
     int from = c.cu_q[b], count = (c.cu_q[b + 1] - from) * group, before = c.lens[b] - (c.cu_q[b + 1] - from);
@@ -327,7 +338,7 @@ DEVICE void prompt(const bf16* __restrict__ qkv, const Cache& c, bf16* shared, b
     cp_async_commit();
     load_pages<HS, PROMPT_THREADS>(v, c.v + kv * HS, stride, rows);
     cp_async_commit();
-    int mine = first + row + lane / 4;  // and 8 further
+    int mine = first + row + lane / 4;  // the other row is 8 further
     int positions[2] = {before + min(mine, count - 1) / group, before + min(mine + 8, count - 1) / group};
     float o[HS / 16][4] = {}, m[2] = {minus_infinity(), minus_infinity()}, l[2] = {};
     int next_rows = KEYS;
@@ -388,8 +399,8 @@ DEVICE void prompt(const bf16* __restrict__ qkv, const Cache& c, bf16* shared, b
   }
 }
 
-// Grids: split (Q, NKV times the 16s of heads that share a key head, any), merge (Q NH / 4), prompt (an upper bound of the tiles of rows,
-// NKV). `scale` is log2(e) / sqrt(HS). Where `shared` is, its size is in attention_paged.rs.
+// Grids: split (Q, NKV times the groups of 16 heads that share a key head, any), merge (Q NH / 4), prompt (an upper
+// bound of the tiles of rows, NKV). `scale` is log2(e) / sqrt(HS). attention_paged.rs computes the size of `shared`.
 #define CACHE {k_cache, v_cache, table, lens, cu_q, sequences, pages, block_size, rows}
 #define KERNELS(HS)                                                                                                               \
   KERNEL(SPLIT_THREADS)                                                                                                                 \

@@ -1,13 +1,15 @@
-// The work of attention, listed on the device: segments are device tensors, so the host knows only how many tiles there can be.
-// One block. Its warps take 32 segments at a time and lay out each one's tiles together; a counting sort by the number of tiles on the
-// other side puts heavy tiles first. The order among equally heavy tiles is left open: no result depends on it.
+// Lists the tiles of attention on the device: segments are device tensors, so the host knows only how many tiles there
+// can be. One block runs. Its warps take 32 segments at a time and lay out each segment's tiles together. A counting
+// sort by the number of tiles on the other side puts heavy tiles first. Equally heavy tiles have no fixed order; no
+// result depends on it.
 #include "device.cuh"
 
 constexpr int THREADS = 1024, ROWS = 64;  // rows of a tile
-constexpr int BUCKETS = THREADS;          // weights; heavier ones share the heaviest bucket
-constexpr int LEAST_PART = 4;             // tiles of queries that are worth a block of their own
+constexpr int BUCKETS = THREADS;          // one per weight; heavier tiles share the heaviest bucket
+constexpr int LEAST_PART = 4;             // fewest tiles of queries worth a block of their own
 
-// Row 0 of a list holds their number; the kernels that read a list have the same layouts.
+// Entries of the lists. Row 0 of a list holds the number of entries. The kernels that read a list have the same
+// layouts.
 struct QueryTile {
   int count_or_first, end;  // rows first .. min(first + 64, end) of a segment that ends at `end`
   int start;                // of the segment
@@ -17,15 +19,15 @@ struct QueryTile {
 struct KeyTile {
   int count_or_first, end;
   int segment, family_end;  // children of the segment lie before segment `family_end`
-  int part, parts;          // of the queries that see the tile, a block has every parts-th 64, from the part-th on
-  int slot;                 // with several parts, where the sums of the first one go
+  int part, parts;          // a block has every parts-th 64 of the queries that see the tile, from the part-th on
+  int slot;                 // with several parts, the place for the sums of the first one
   int unused;
 };
 struct Segment { int start, end, prefix, prefix_end; };
 
 DEVICE int tiles_of(int rows) { return (rows + ROWS - 1) / ROWS; }
 
-// Offsets from outside 0..rows are brought in, a parent that is none is ignored: wrong values must not lead outside the tensors.
+// Clamps offsets to 0..rows and ignores an invalid parent, so that wrong values cannot lead outside the tensors.
 DEVICE int offset(const int* cu_seqlens, int s, int rows) { return max(0, min(cu_seqlens[s], rows)); }
 DEVICE Segment segment(const int* cu_seqlens, const int* parent, int s, int rows) {
   Segment x = {offset(cu_seqlens, s, rows), offset(cu_seqlens, s + 1, rows), 0, 0};
@@ -49,7 +51,7 @@ DEVICE void for_each_tile(const int* cu_seqlens, const int* parent, int segments
   }
 }
 
-// Turns bucket counts into where each bucket begins, the heaviest first; the total goes to list[0].
+// Turns bucket counts into the start of each bucket, heaviest first; writes the total to list[0].
 template <class Entry>
 DEVICE void begin_buckets(int* buckets, int* totals, Entry* list) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -67,8 +69,8 @@ DEVICE void begin_buckets(int* buckets, int* totals, Entry* list) {
   __syncthreads();
 }
 
-// Lists every tile in parts(weight) entries; entry `part` of them is make(segment, index, tile, part, parts, slot), slots being given out to
-// tiles of several parts. `list` has 1 + capacity rows.
+// Lists every tile in parts(weight) entries. Entry `part` is make(segment, index, tile, part, parts, slot); only tiles
+// of several parts get slots. `list` has 1 + capacity rows.
 template <class Entry, class Weight, class Parts, class Make>
 DEVICE void list_tiles(const int* cu_seqlens, const int* parent, int segments, int rows, Entry* list, int capacity, Weight weight,
                        Parts parts, Make make) {
@@ -92,7 +94,7 @@ DEVICE void list_tiles(const int* cu_seqlens, const int* parent, int segments, i
   });
 }
 
-// Tiles of queries, by the keys they see.
+// Lists tiles of queries, weighted by the keys they see.
 KERNEL(THREADS) attention_query_tiles(const int* cu_seqlens, const int* parent, int segments, int rows, QueryTile* list, int capacity) {
   list_tiles(
       cu_seqlens, parent, segments, rows, list, capacity,
@@ -103,9 +105,10 @@ KERNEL(THREADS) attention_query_tiles(const int* cu_seqlens, const int* parent, 
 }
 EXPORT(attention_query_tiles)
 
-// Tiles of keys, by the queries that see them: those of the own segment from the tile on, and all of its children. A prompt's tile is
-// seen by all its replies and would be at work long after the others: such tiles are split into at most `most_parts` parts altogether.
-// family (S, 2), zeros before: receives how many rows a segment's children have, and the segment one past its last child.
+// Lists tiles of keys, weighted by the queries that see them: those of the own segment from the tile on, and all of its
+// children. A prompt's tile is seen by all its replies and would run long after the others, so such tiles are split
+// into at most `most_parts` parts altogether. family (S, 2), zeros before, receives the number of rows of a segment's
+// children, and the segment one past its last child.
 KERNEL(THREADS) attention_key_tiles(const int* cu_seqlens, const int* parent, int segments, int rows, KeyTile* list, int capacity,
                                     int* family, int most_parts) {
   SHARED(int, all, 1);
@@ -123,7 +126,8 @@ KERNEL(THREADS) attention_key_tiles(const int* cu_seqlens, const int* parent, in
   };
   for_each_tile(cu_seqlens, parent, segments, rows, [&](const Segment& x, int s, int tile) { atomicAdd(all, weight(x, s, tile)); });
   __syncthreads();
-  int least = max(LEAST_PART, (all[0] + most_parts - 1) / most_parts);  // so the parts, each of this weight or more, are most_parts or fewer
+  // The parts of split tiles have at least this weight, so there are at most most_parts of them.
+  int least = max(LEAST_PART, (all[0] + most_parts - 1) / most_parts);
   list_tiles(
       cu_seqlens, parent, segments, rows, list, capacity, weight, [=](int w) { return max(1, w / least); },
       [=](const Segment& x, int s, int tile, int part, int parts, int slot) {

@@ -1,5 +1,5 @@
-// Device primitives for all kernels. Each has two bodies: PTX when compiled for a GPU, and the emulation of tests/simt on a CPU.
-// No CUDA header is needed. Not here: anything that belongs to one op.
+// Device primitives for all kernels. Each has two bodies: PTX when compiled for a GPU, and the emulation of tests/simt
+// on a CPU. No CUDA header is needed. Code of a single op is in that op's file.
 #pragma once
 #ifndef __CUDACC__
 #include "simt.hpp"
@@ -57,7 +57,7 @@ DEVICE u32 pack_bf16(float low, float high) {
 DEVICE float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
 DEVICE float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-// x y rounded by itself: never fused with a sum.
+// The product x y, rounded by itself and never fused with a sum.
 DEVICE float rounded_product(float x, float y) {
 #ifdef __CUDACC__
   return __fmul_rn(x, y);
@@ -78,7 +78,7 @@ DEVICE float exp2_fast(float x) {
 #endif
 }
 
-// Eight bf16 as one 16-byte access; p is 16-byte aligned.
+// Loads and stores eight bf16 in one 16-byte access; p is 16-byte aligned.
 DEVICE void load8(float (&x)[8], const bf16* p) {
   uint4 v = *reinterpret_cast<const uint4*>(p);
   x[0] = low_bf16(v.x), x[1] = high_bf16(v.x), x[2] = low_bf16(v.y), x[3] = high_bf16(v.y);
@@ -90,7 +90,7 @@ DEVICE void store8(bf16* p, const float (&x)[8]) {
   *reinterpret_cast<uint4*>(p) = v;
 }
 
-// Eight floats as two 16-byte accesses; p is 16-byte aligned.
+// Loads and stores eight floats in two 16-byte accesses; p is 16-byte aligned.
 DEVICE void load8(float (&x)[8], const float* p) {
   float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
   x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
@@ -112,7 +112,8 @@ DEVICE float warp_max(float x) {
   return x;
 }
 
-// The same over a block of WARPS warps; every thread calls and knows the result. `shared` has WARPS floats and may be reused after.
+// Sum and maximum over a block of WARPS warps, known to every thread. Every thread calls. `shared` has WARPS floats and
+// may be reused afterwards.
 template <int WARPS>
 DEVICE float block_sum(float x, float* shared) {
   x = warp_sum(x);
@@ -136,7 +137,8 @@ DEVICE float block_max(float x, float* shared) {
   return most;
 }
 
-// d (16x8, f32) += a (16x16, bf16, row) * b (16x8, bf16, column): one warp, in the fragment layout of the PTX manual (mma.m16n8k16).
+// d (16x8, f32) += a (16x16, bf16, row) * b (16x8, bf16, column) by one warp, in the fragment layout of the PTX manual
+// (mma.m16n8k16).
 DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #ifdef __CUDACC__
   asm volatile(
@@ -148,8 +150,8 @@ DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #endif
 }
 
-// Four 8x8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix l / 8, 16-byte aligned.
-// `offset` in bytes: where it is a constant, it costs no register.
+// Loads four 8x8 matrices of 16-bit elements from shared memory. Lane l gives the address of row l % 8 of matrix l / 8,
+// 16-byte aligned. `offset` is in bytes; a constant one costs no register.
 DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row, int offset = 0) {
 #ifdef __CUDACC__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -160,7 +162,7 @@ DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row, int offset = 0) {
   simt::ldmatrix_x4<false>(r, (const char*)row + offset);
 #endif
 }
-// The same, each matrix transposed.
+// As ldmatrix_x4, with each matrix transposed.
 DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row, int offset = 0) {
 #ifdef __CUDACC__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -172,7 +174,8 @@ DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row, int offset = 0)
 #endif
 }
 
-// Starts copying 16 bytes from global to shared memory, both 16-byte aligned; zeros when not `valid` (then `from` is not read).
+// Starts copying 16 bytes from global to shared memory, both 16-byte aligned. Writes zeros when not `valid`; `from` is
+// then not read.
 DEVICE void cp_async16(void* to, const void* from, bool valid) {
 #ifdef __CUDACC__
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from),
@@ -182,7 +185,7 @@ DEVICE void cp_async16(void* to, const void* from, bool valid) {
   simt::cp_async(to, from, 16, valid);
 #endif
 }
-// The same of 4 bytes, 4-byte aligned.
+// As cp_async16, for 4 bytes, 4-byte aligned.
 DEVICE void cp_async4(void* to, const void* from, bool valid) {
 #ifdef __CUDACC__
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(valid ? 4 : 0)
@@ -199,7 +202,8 @@ DEVICE void cp_async_commit() {
   simt::cp_async_commit();
 #endif
 }
-// Waits until at most PENDING of the calling thread's groups are under way. A barrier must follow before other threads read.
+// Waits until at most PENDING of the calling thread's groups are in flight. A barrier must follow before other threads
+// read.
 template <int PENDING>
 DEVICE void cp_async_wait() {
 #ifdef __CUDACC__
@@ -209,15 +213,16 @@ DEVICE void cp_async_wait() {
 #endif
 }
 
-// A tile of rows of WIDTH bf16 in shared memory: chunk `chunk` (8 elements, 16 bytes) of row `row`. Chunks are swizzled so that eight
-// consecutive rows of one chunk, what ldmatrix reads at a time, lie in different banks.
+// Address of chunk `chunk` (8 elements, 16 bytes) of row `row` in a tile of rows of WIDTH bf16 in shared memory. Chunks
+// are swizzled: a chunk of eight consecutive rows, which ldmatrix reads at a time, lies in different banks.
 template <int WIDTH>
 DEVICE bf16* swizzled(bf16* tile, int row, int chunk) {
   static_assert(WIDTH == 32 || WIDTH % 64 == 0, "a row is half a line of banks, or whole lines");
   int turn = WIDTH == 32 ? row >> 1 & 3 : row & 7;
   return tile + row * WIDTH + ((chunk ^ turn) << 3);
 }
-// Starts copying rows first .. first + ROWS of a matrix into a tile; rows at `end` and behind become zeros. All THREADS of the block call.
+// Starts copying rows first .. first + ROWS of a matrix into a tile; rows from `end` on become zeros. All THREADS
+// threads of the block call.
 template <int WIDTH, int ROWS, int THREADS>
 DEVICE void load_tile(bf16* tile, const bf16* matrix, int stride, int first, int end) {
   constexpr int CHUNKS = WIDTH / 8;
@@ -228,31 +233,33 @@ DEVICE void load_tile(bf16* tile, const bf16* matrix, int stride, int first, int
     cp_async16(swizzled<WIDTH>(tile, row, chunk), matrix + (i64)(first + row) * stride + chunk * 8, first + row < end);
   }
 }
-// Fragments of mma_m16n8k16 from tiles. A: rows row .. row + 16, columns 16 k .. 16 k + 16.
+// Loads the A fragment of mma_m16n8k16 from a tile: rows row .. row + 16, columns 16 k .. 16 k + 16.
 template <int WIDTH>
 DEVICE void fragment_a(u32 (&a)[4], bf16* tile, int row, int k) {
   int lane = threadIdx.x & 31;
   ldmatrix_x4(a, swizzled<WIDTH>(tile, row + (lane & 15), 2 * k + (lane >> 4)));
 }
-// B of two products, n .. n + 8 in b[0], b[1] and n + 8 .. n + 16 in b[2], b[3], of a tile that has n as rows and k as columns.
+// Loads the B fragments of two products from a tile that has n as rows and k as columns: n .. n + 8 in b[0], b[1], and
+// n + 8 .. n + 16 in b[2], b[3].
 template <int WIDTH>
 DEVICE void fragment_b(u32 (&b)[4], bf16* tile, int n, int k) {
   int lane = threadIdx.x & 31;
   ldmatrix_x4(b, swizzled<WIDTH>(tile, n + (lane & 7) + (lane >> 4) * 8, 2 * k + (lane >> 3 & 1)));
 }
-// The same, columns 16 n .. 16 n + 16 of a tile that has k as rows (16 k .. 16 k + 16) and n as columns.
+// As fragment_b, from a tile that has k as rows (16 k .. 16 k + 16) and n as columns (16 n .. 16 n + 16).
 template <int WIDTH>
 DEVICE void fragment_b_transposed(u32 (&b)[4], bf16* tile, int n, int k) {
   int lane = threadIdx.x & 31;
   ldmatrix_x4_transposed(b, swizzled<WIDTH>(tile, 16 * k + (lane & 15), 2 * n + (lane >> 4)));
 }
-// Two neighbouring 16x8 accumulators (16 rows, columns c .. c + 16) as the A fragment of those columns, rounded.
+// Packs two neighbouring 16x8 accumulators (16 rows, columns c .. c + 16) into the A fragment of those columns,
+// rounded.
 DEVICE void accumulators_as_a(u32 (&a)[4], const float (&left)[4], const float (&right)[4]) {
   a[0] = pack_bf16(left[0], left[1]), a[1] = pack_bf16(left[2], left[3]);
   a[2] = pack_bf16(right[0], right[1]), a[3] = pack_bf16(right[2], right[3]);
 }
 
-// Sums of f64 over a warp and over a block of WARPS warps, as above.
+// Sums of f64 over a warp and over a block of WARPS warps, as for f32 above.
 DEVICE double warp_sum(double x) {
 #pragma unroll
   for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(ALL, x, o);
@@ -270,7 +277,7 @@ DEVICE double block_sum(double x, double* shared) {
   return total;
 }
 
-// Philox 4x32-10 (src/rng.rs): the counter c becomes four random words under the key (k0, k1).
+// Philox 4x32-10 (src/rng.rs): turns the counter c into four random words under the key (k0, k1).
 DEVICE void philox4x32(u32 (&c)[4], u32 k0, u32 k1) {
 #pragma unroll
   for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {

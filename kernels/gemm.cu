@@ -1,33 +1,36 @@
-// c (M, N) = alpha * (op(a) op(b) + scale2 * a2 op(b2)) + beta * c + bias: bf16 in, f32 accumulation, bf16 or f32 out; and the same with a
-// low-rank adapter whose s = x A^T comes out of the same pass over x. cp.async in 4 stages, swizzled shared memory, ldmatrix, mma.m16n8k16.
-// Tiles: 128x128x32 (8 warps) where they fill the GPU, 64x64x64 (4) below; for decode 16x32x128 (2) and 64x32x64 (4), many blocks that
-// stream the weight. Every element is one f32 chain over ascending k by 16 in all of them, and x W^T is never split over k: the bits of a
-// row depend neither on the tile nor on the other rows. Products over tokens may be split over k: partial sums, added in order.
-// Not here: both operands transposed; wgmma and TMA.
+// Matrix products: c (M, N) = alpha * (op(a) op(b) + scale2 * a2 op(b2)) + beta * c + bias, bf16 in, f32 accumulation,
+// bf16 or f32 out; and the same product with a low-rank adapter, whose s = x A^T is computed in the same pass over x.
+// The method: cp.async in 4 stages, swizzled shared memory, ldmatrix, mma.m16n8k16. Tiles are 128x128x32 (8 warps)
+// where they fill the GPU, else 64x64x64 (4 warps); for decoding 16x32x128 (2 warps) and 64x32x64 (4 warps), many
+// blocks that stream the weight. Every element is one f32 chain over ascending k, by 16, in all tiles, and x W^T is
+// never split over k: the bits of a row depend neither on the tile nor on the other rows. Products over tokens may be
+// split over k; the partial sums are added in order. There is no product with both operands transposed, and no wgmma or
+// TMA.
 #include "device.cuh"
 
 constexpr int STAGES = 4;
 
-// A bf16 matrix in global memory; outside of rows x columns it reads as 0.
+// A bf16 matrix in global memory; it reads as 0 outside rows x columns.
 struct View {
   const bf16* at;
   i64 stride;
   int rows, columns;
 };
-DEVICE View choose(bool first, const View& a, const View& b) {  // by fields: the views stay in registers
+DEVICE View choose(bool first, const View& a, const View& b) {  // field by field, so that the views stay in registers
   return {first ? a.at : b.at, first ? a.stride : b.stride, first ? a.rows : b.rows, first ? a.columns : b.columns};
 }
 DEVICE bool is_aligned(const bf16* at, i64 stride) { return (((u64)at | (u64)stride * 2) & 15) == 0; }
 
-// Element offset of a 16-byte chunk in a tile of rows of CHUNKS chunks: eight rows of one chunk column fall into different banks.
+// Returns the element offset of a 16-byte chunk in a tile of rows of CHUNKS chunks. Eight rows of one chunk column fall
+// into different banks.
 template <int CHUNKS>
 DEVICE int swizzled(int row, int chunk) {
   static_assert(CHUNKS >= 4, "a row has at least 32 elements");
   return (row * CHUNKS + (CHUNKS == 4 ? chunk ^ (row >> 1 & 3) : chunk ^ (row & 7))) * 8;
 }
 
-// Starts loading the ROWS x COLUMNS tile at (row0, column0). A tile at an edge goes chunk by chunk, and what is not whole or not
-// aligned element by element: that loop is kept rolled, for code size.
+// Starts loading the ROWS x COLUMNS tile at (row0, column0). A tile at an edge is loaded chunk by chunk, and a chunk
+// that is not whole or not aligned element by element. That loop is not unrolled, for code size.
 template <int ROWS, int COLUMNS, int THREADS>
 DEVICE void load_tile(bf16* tile, const View& v, bool aligned, int row0, int column0) {
   constexpr int CHUNKS = COLUMNS / 8;
@@ -56,14 +59,15 @@ DEVICE void load_tile(bf16* tile, const View& v, bool aligned, int row0, int col
   }
 }
 
-// The 16x16 fragment of op(a) at (m, k); the tile is stored [m][k] or, K_ROWS, [k][m].
+// Loads the 16x16 fragment of op(a) at (m, k). The tile is stored as [m][k] or, with K_ROWS, as [k][m].
 template <bool K_ROWS, int CHUNKS>
 DEVICE void fragment_a(u32 (&r)[4], const bf16* tile, int m, int k) {
   int lane = threadIdx.x & 31;
   if constexpr (K_ROWS) ldmatrix_x4_transposed(r, tile + swizzled<CHUNKS>(k + (lane >> 4) * 8 + (lane & 7), m / 8 + (lane >> 3 & 1)));
   else ldmatrix_x4(r, tile + swizzled<CHUNKS>(m + (lane & 15), k / 8 + (lane >> 4)));
 }
-// Two 16x8 fragments of op(b), at (k, n) in r[0], r[1] and at (k, n + 8) in r[2], r[3]; the tile is stored [n][k] or, K_ROWS, [k][n].
+// Loads two 16x8 fragments of op(b), at (k, n) in r[0], r[1] and at (k, n + 8) in r[2], r[3]. The tile is stored as
+// [n][k] or, with K_ROWS, as [k][n].
 template <bool K_ROWS, int CHUNKS>
 DEVICE void fragment_b(u32 (&r)[4], const bf16* tile, int k, int n) {
   int lane = threadIdx.x & 31;
@@ -84,8 +88,8 @@ DEVICE float bias_at(const Output& c, int column) {
   return c.bias_is_f32 ? static_cast<const float*>(c.bias)[column] : to_float(static_cast<const bf16*>(c.bias)[column]);
 }
 
-// What a block has summed, as f32 in shared memory (BM rows of BN + 8: pairs of a fragment fall into different banks), goes out in
-// chunks of eight columns.
+// Writes out a block's sums in chunks of eight columns. They are f32 in shared memory, BM rows of BN + 8, so that pairs
+// of a fragment fall into different banks.
 template <int BM, int BN, int THREADS>
 DEVICE void store_tile(const Output& c, const float* tile, int m, int n, int row0, int column0) {
   bf16* narrow = static_cast<bf16*>(c.at);
@@ -123,13 +127,14 @@ DEVICE void store_tile(const Output& c, const float* tile, int m, int n, int row
   }
 }
 
-// Blocks walk the tiles in groups of 8 tile rows, so that those that run side by side share tiles of both operands in L2.
+// Chooses the block's tile. Blocks walk the tiles in groups of 8 tile rows, so that blocks that run at the same time
+// share tiles of both operands in L2.
 DEVICE void tile_of(int tiles_m, int tiles_n, int& tile_m, int& tile_n) {
   int group = blockIdx.x / (8 * tiles_n), in_group = blockIdx.x % (8 * tiles_n), rows = min(8, tiles_m - group * 8);
   tile_m = group * 8 + in_group % rows, tile_n = in_group / rows;
 }
 
-// The adapter of a product x W^T: y += scale * s B^T, s = x A^T. Its rank is at most 8 * RT.
+// The adapter of a product x W^T: y += scale * s B^T with s = x A^T. Its rank is at most 8 * RT.
 struct Adapter {
   View a;          // (R, K)
   const float* b;  // (N, R)
@@ -137,15 +142,16 @@ struct Adapter {
   bf16* s;  // (M, R)
 };
 
-// A_ROWS: a is stored (K, M); B_ROWS: b is stored (K, N). WM x WN: the part of a warp. RT: 8-column fragments of s, 0 without adapter.
-// The products of the second pair, when there is one, come first and are scaled; a2 is (M, K2), b2 is stored as b.
+// Computes one tile of the product. A_ROWS: a is stored as (K, M). B_ROWS: b is stored as (K, N). WM x WN is the part
+// of a warp. RT is the number of 8-column fragments of s, 0 without an adapter. The products of the second pair, if
+// any, come first and are scaled by scale2; a2 is (M, K2), b2 is stored like b.
 template <bool A_ROWS, bool B_ROWS, int BM, int BN, int BK, int WM, int WN, int RT>
 DEVICE void product(const View& a, const View& b, const View& a2, const View& b2, float scale2, int k2, int m, int n, int k, int k_split,
                     Output c, const Adapter& adapter) {
   constexpr int WARPS_N = BN / WN, WARPS = BM / WM * WARPS_N, THREADS = WARPS * 32, MT = WM / 16, NT = WN / 8;
   constexpr int CHUNKS_A = (A_ROWS ? BM : BK) / 8, CHUNKS_B = (B_ROWS ? BN : BK) / 8;
   constexpr int SIZE_A = BM * BK, SIZE_B = BN * BK, SIZE_R = RT * 8 * BK, STAGE = SIZE_A + SIZE_B + SIZE_R;
-  // s: a warp has one 16-row fragment of all ranks, or, in a tile of fewer fragments than warps, 16 ranks.
+  // s: a warp has one 16-row fragment of all ranks or, in a tile of fewer fragments than warps, 16 ranks.
   constexpr int S_ROWS = BM / 16, S_PAIRS = S_ROWS >= WARPS ? RT / 2 : 1, S_GROUPS = RT / 2 / (S_PAIRS ? S_PAIRS : 1);
   static_assert(RT == 0 || S_ROWS == WARPS || (S_ROWS == 1 && S_GROUPS <= 4), "who computes which part of s");
   DYNAMIC_SHARED(bf16, shared);
@@ -179,10 +185,10 @@ DEVICE void product(const View& a, const View& b, const View& a2, const View& b2
   float s[RT ? S_PAIRS * 2 : 1][4] = {};
   int s_row = S_ROWS >= WARPS ? warp * 16 : 0, s_group = S_ROWS >= WARPS ? 0 : warp;
 #pragma unroll 1
-  for (int t = 1 - STAGES; t < tiles; t++) {  // the first turns only load
+  for (int t = 1 - STAGES; t < tiles; t++) {  // the first iterations only load
     if (t >= 0) {
       cp_async_wait<STAGES - 2>();
-      __syncthreads();  // tile t has arrived for all, and all have left the stage that is loaded next
+      __syncthreads();  // tile t has arrived, and all threads have left the stage that is loaded next
     }
     load(t + STAGES - 1);
     if (t < 0) continue;
@@ -227,7 +233,8 @@ DEVICE void product(const View& a, const View& b, const View& a2, const View& b2
   cp_async_wait<0>();
 
   if constexpr (RT > 0) {
-    // s as bf16 in shared memory, rows padded by 16 bytes against bank conflicts; then its product with B on top.
+    // Store s as bf16 in shared memory, with rows padded by 16 bytes against bank conflicts; then add its product with
+    // B.
     constexpr int STRIDE = RT * 8 + 8;
     int g = lane >> 2, quad = lane & 3, ranks = adapter.a.rows;
     __syncthreads();
@@ -283,7 +290,7 @@ DEVICE void product(const View& a, const View& b, const View& a2, const View& b2
   store_tile<BM, BN, THREADS>(c, sums, m, n, row0, column0);
 }
 
-// Grid: tiles, 1, splits of k_split. With more than one split c is (splits, M, N) f32.
+// Grid: tiles, 1, splits of k_split. With more than one split, c is (splits, M, N) f32.
 #define GEMM(name, A_ROWS, B_ROWS, BM, BN, BK, WM, WN)                                                                              \
   KERNEL(BM / WM * (BN / WN) * 32)                                                                                                  \
   name(const bf16* a, i64 a_stride, const bf16* b, i64 b_stride, void* c, i64 c_stride, int c_is_f32, int m, int n, int k,          \

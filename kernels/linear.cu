@@ -1,13 +1,13 @@
-// Around the matrix products of linear layers: the thin sides of an adapter (lora_down: T x R out of a long contraction; lora_up: a rank-R
-// product, with the bias, added in one pass over a wide matrix), each for up to three layers of one input in a launch; column sums; and the
-// merge of an adapter into its weight.
-// Adapters are f32 in memory and become bf16 in registers. Fragments come straight from global memory: every operand is read once or
-// small, so shared memory would only add barriers. Not here: the product with W, and that of an adapter in the same pass (gemm.cu).
+// Kernels around the matrix products of linear layers: the thin sides of an adapter, each for up to three layers of one
+// input in a launch (lora_down: T x R out of a long contraction; lora_up: a rank-R product, with the bias, added in one
+// pass over a wide matrix); column sums; and the merge of an adapter into its weight. Adapters are f32 in memory and
+// become bf16 in registers. Fragments come straight from global memory: every operand is read once or small, so shared
+// memory would only add barriers. The product with W, and the fused product with W and an adapter, are in gemm.cu.
 #include "device.cuh"
 
 DEVICE bool is_aligned(const void* at, i64 stride_bytes) { return (((u64)at | (u64)stride_bytes) & 15) == 0; }
 
-// Eight bf16 as packed pairs; `count` of them exist.
+// Loads eight bf16 as packed pairs; `count` of them exist, the others become 0.
 DEVICE uint4 pairs8(const bf16* p, int count, bool aligned) {
   if (aligned && count >= 8) return *reinterpret_cast<const uint4*>(p);
   u32 w[4];
@@ -18,7 +18,8 @@ DEVICE uint4 pairs8(const bf16* p, int count, bool aligned) {
 
 constexpr int DOWN_ROWS = 32, DOWN_WARPS = 8;
 
-// One layer's s (T, R) = scale * x op(w): x (T, K); w (R, K), or (K, R) when K_ROWS. R is 0 where there is no such layer.
+// One layer's s (T, R) = scale * x op(w), with x (T, K) and w (R, K), or w (K, R) when K_ROWS. R is 0 where there is no
+// such layer.
 struct Down {
   const bf16* x;
   const float* w;
@@ -27,9 +28,10 @@ struct Down {
   bf16* s;
   float* partial;  // (splits, T, R), or null where K is one split
 };
-// A block has 32 rows and 8 * NT ranks, and its warps take turns at 32 of k; their sums are added in order. Lane c of four holds
-// x[row][8c .. 8c + 7] of those 32, one 16-byte load, and the same of w: the contraction may run in any order that both fragments share.
-// Grid: rows, ranks, layer by layer `splits` splits of k_split (a function of K alone, so that a row's bits do not depend on the other rows).
+// Computes s. A block has 32 rows and 8 * NT ranks; its warps take turns at 32 steps of k, and their sums are added in
+// order. Lane c of four holds x[row][8c .. 8c + 7] of those 32, one 16-byte load, and the same of w: the contraction
+// may run in any order that both fragments share. Grid: rows, ranks, and for each layer `splits` splits of k_split (a
+// function of K alone, so that a row's bits do not depend on the other rows).
 template <bool K_ROWS, int NT>
 DEVICE void lora_down(const Down& layer, i64 x_stride, int t, int k_split, int split) {
   SHARED(float, sums, DOWN_WARPS * 16 * NT * 8);
@@ -109,7 +111,8 @@ EXPORT(lora_down_rows_16)
 LORA_DOWN(lora_down_rows_64, true, 8)
 EXPORT(lora_down_rows_64)
 
-// One layer's y (T, N) += scale * s op(w) + bias: s (T, R); w (N, R), or (R, N) when R_ROWS; bias (N) or null. R is 0 without an adapter.
+// One layer's y (T, N) += scale * s op(w) + bias, with s (T, R), w (N, R), or w (R, N) when R_ROWS, and bias (N) or
+// null. R is 0 without an adapter.
 struct Up {
   const bf16* s;
   const float* w;
@@ -121,8 +124,9 @@ struct Up {
 };
 DEVICE Up choose(int i, const Up& first, const Up& second, const Up& third) { return i == 0 ? first : i == 1 ? second : third; }
 
-// A warp has 64 rows and 32 columns, a block 256 columns. Column i of fragment j of four stands for column 8 (i / 2) + 2 j + i % 2 of those
-// 32: lane c of four then has columns 8c .. 8c + 7 of a row, one 16-byte access.
+// Adds one product to the accumulators. A warp has 64 rows and 32 columns, a block 256 columns. Column i of fragment j
+// of four stands for column 8 (i / 2) + 2 j + i % 2 of those 32, so that lane c of four has columns 8c .. 8c + 7 of a
+// row, one 16-byte access.
 template <bool R_ROWS>
 DEVICE void add_product(float (&d)[4][4][4], const Up& p, int t, int n, int row0, int column0) {
   int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3, r = p.r;
@@ -154,7 +158,8 @@ DEVICE void add_product(float (&d)[4][4][4], const Up& p, int t, int n, int row0
   }
 }
 
-// Grid: columns, rows, layers; when R_ROWS the layers have one y, and a block adds all their products (the scales are 1) before it touches y.
+// Adds the products to y. Grid: columns, rows, layers. When R_ROWS, the layers share one y, the scales are 1, and a
+// block adds all their products before it touches y.
 template <bool R_ROWS>
 DEVICE void lora_up(const Up& first, const Up& second, const Up& third, int t, int bias_is_f32, i64 y_stride) {
   const Up own = choose(R_ROWS ? 0 : blockIdx.z, first, second, third);
@@ -210,8 +215,8 @@ EXPORT(lora_up_nt)
 LORA_UP(lora_up_nn, true)
 EXPORT(lora_up_nn)
 
-// partial (splits, N): the sums of the columns of x (T, N) over `rows` rows each. A lane has 8 columns, a warp 256, and the 8 warps take
-// turns at the rows; their sums are added in order. Grid: columns, splits.
+// partial (splits, N): the sums of the columns of x (T, N) over `rows` rows each. A lane has 8 columns and a warp 256.
+// The 8 warps take turns at the rows, and their sums are added in order. Grid: columns, splits.
 KERNEL(256) column_sums(const bf16* x, i64 stride, int t, int n, int rows, float* partial) {
   SHARED(float, sums, 8 * 256);
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = blockIdx.x * 256 + lane * 8, count = min(8, n - column);
@@ -226,7 +231,7 @@ KERNEL(256) column_sums(const bf16* x, i64 stride, int t, int n, int rows, float
     for (int e = 0; e < 4; e++) sum[2 * e] += low_bf16(w[e]), sum[2 * e + 1] += high_bf16(w[e]);
   }
 #pragma unroll
-  for (int e = 0; e < 8; e++) sums[warp * 256 + e * 32 + lane] = sum[e];  // by lane: no bank conflicts
+  for (int e = 0; e < 8; e++) sums[warp * 256 + e * 32 + lane] = sum[e];  // by lane, so no bank conflicts
   __syncthreads();
   int mine = blockIdx.x * 256 + threadIdx.x, at = threadIdx.x % 8 * 32 + threadIdx.x / 8;
   float total = 0.f;
@@ -236,7 +241,8 @@ KERNEL(256) column_sums(const bf16* x, i64 stride, int t, int n, int rows, float
 }
 EXPORT(column_sums)
 
-// w (N, K) += scale * b a, b (N, R), a (R, K), all in f32 before w is rounded. A thread has one column and 32 rows. Grid: columns, rows.
+// w (N, K) += scale * b a with b (N, R) and a (R, K), all in f32 before w is rounded. A thread has one column and 32
+// rows. Grid: columns, rows.
 template <typename T>
 DEVICE void merge(T* w, const float* a, const float* b, int n, int k, int r, float scale) {
   SHARED(float, rows, 32 * 32);  // [rank][row]

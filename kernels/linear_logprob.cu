@@ -1,22 +1,23 @@
-// The head's softmax over a chunk of f32 logits (rows, V) that a GEMM left in memory: log-probability, entropy and log-sum-exp in one
-// read, and in the backward the gradient of the logits in one read and one write. One block a row, 16-byte accesses where V allows;
-// 512 threads, so that four rows are under way on a multiprocessor. Bound by memory. The products are not here: see gemm.
+// The language-model head's softmax over a chunk of f32 logits (rows, V) that a GEMM left in memory: log-probability,
+// entropy and log-sum-exp in one read; in the backward, the gradient of the logits in one read and one write. One block
+// per row, with 16-byte accesses where V allows; 512 threads, so that a multiprocessor has four rows in flight.
+// Memory-bound. The matrix products are in gemm.cu or the vendor's library.
 #include "device.cuh"
 
 constexpr int THREADS = 512, WARPS = THREADS / 32;
 constexpr float LOWEST = -3.402823466e38f;
 
-// A softmax seen so far: the largest logit, and over the logits z the sums of e = exp(z - most) and of e (z - most).
+// A running softmax: the largest logit so far, and the sums over the logits z of e = exp(z - most) and of e (z - most).
 struct Softmax { float most, sum, moment; };
 
-// The same with `most` as its reference, which is at least s.most.
+// Changes the reference of s to `most`, which is at least s.most.
 DEVICE void rebase(Softmax& s, float most) {
   float shift = s.most - most, factor = expf(shift);
-  // With nothing seen, shift may be infinite: 0 then.
+  // Before the first logit, shift may be infinite; the moment is then 0.
   s.moment = s.sum > 0.f ? factor * (s.moment + s.sum * shift) : 0.f;
   s.sum *= factor, s.most = most;
 }
-// N logits: one rebase at most.
+// Adds N logits, with at most one rebase.
 template <int N>
 DEVICE void add(Softmax& s, const float (&z)[N]) {
   float most = s.most;
@@ -27,20 +28,21 @@ DEVICE void add(Softmax& s, const float (&z)[N]) {
   for (int j = 0; j < N; j++) {
     float d = z[j] - s.most, e = expf(d);
     s.sum += e;
-    s.moment += e > 0.f ? e * d : 0.f;  // e d tends to 0, also where d is -inf
+    s.moment += e > 0.f ? e * d : 0.f;  // e d tends to 0, even where d is -inf
   }
 }
 
 DEVICE bool is_wide(const void* a, int v, int width) { return v % width == 0 && ((u64)a & 15) == 0; }
 
-// logits (rows, V), targets (rows) -> logp, entropy, lse (rows), of logits * inverse. A target outside 0..V has logp NaN.
+// logits (rows, V), targets (rows) -> logp, entropy, lse (rows) of logits * inverse. A target outside 0..V has logp
+// NaN.
 KERNEL(512) logprob(const float* logits, const int* targets, float inverse, float* logp, float* entropy, float* lse, int v) {
   SHARED(float, shared, WARPS);
   i64 row = blockIdx.x;
   const float* z = logits + row * v;
   Softmax s = {LOWEST, 0.f, 0.f};
   int wide = is_wide(logits, v, 4) ? v : 0, i = threadIdx.x * 4;
-  // Four loads in flight a thread.
+  // Four loads in flight per thread.
   for (; i + 3 * THREADS * 4 < wide; i += 4 * THREADS * 4) {
     float4 a[4];
 #pragma unroll
@@ -67,14 +69,15 @@ KERNEL(512) logprob(const float* logits, const int* targets, float inverse, floa
     float log_sum = logf(sum);
     bool is_inside = target >= 0 && target < v;
     lse[row] = s.most + log_sum;
-    // z - most first: both are large beside what is left.
+    // Subtract most from z first: both are large compared with the rest.
     logp[row] = is_inside ? z[target] * inverse - s.most - log_sum : __uint_as_float(0x7fc00000);
     entropy[row] = log_sum - moment / sum;
   }
 }
 EXPORT(logprob)
 
-// What makes a row's gradient: dlogit_j = (dlogp (1[j = target] - p_j) - dentropy p_j (log p_j + H)) / temperature.
+// Values that determine a row's gradient: dlogit_j = (dlogp (1[j = target] - p_j) - dentropy p_j (log p_j + H)) /
+// temperature.
 struct RowGradient { float inverse, lse, entropy, dlogp, dentropy; int target; };
 DEVICE float gradient(const RowGradient& r, float logit, int j) {
   float logp = logit * r.inverse - r.lse, p = expf(logp), hit = j == r.target ? 1.f : 0.f;

@@ -1,20 +1,21 @@
-// The policy loss (PPO's clip with dual clip, or CISPO's; KL term and entropy bonus): gradients, six weighted sums and the greatest ratio
-// in one pass. A token's arithmetic is in f64, as in the oracle: M is thousands, so this costs microseconds, and sums of differences keep
-// their digits. Block sums go out as partials; the host, which wants the statistics anyway, adds them in order. No more than that here.
+// The policy loss (PPO's clip with dual clip, or CISPO's; KL term and entropy bonus): gradients, six weighted sums and
+// the greatest ratio in one pass. A token's arithmetic is in f64, as in the oracle: M is in the thousands, so this
+// costs microseconds, and sums of differences keep their digits. Blocks write their sums as partials; the host, which
+// needs the statistics anyway, adds them in order.
 #include "device.cuh"
 
 constexpr int THREADS = 256;
 enum { POLICY_LOSS, KL_LOSS, KL, ENTROPY, CLIP_FRACTION, APPROX_KL, SUMS };
-// Log ratios and differences are held within this; outside they have no gradient.
+// Bound on log ratios and differences: they are clamped to it, and have no gradient outside.
 constexpr double MOST = 20.;
 
 struct Clip { float low, high, dual; int is_cispo; };
 struct Policy { double loss, dlogp; bool is_clipped; };
 
-// NaN stays NaN, which fmin and fmax would swallow.
+// Clamps x. A NaN stays NaN; fmin and fmax would drop it.
 DEVICE double clamped(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
-// The policy part of one token; `moves` is the derivative of the log ratio by logp. clip.dual 0: none.
+// Computes the policy part of one token; `moves` is the derivative of the log ratio by logp. clip.dual 0 means none.
 DEVICE Policy policy(const Clip& clip, double logp, double ratio, double moves, double advantage) {
   double within = clamped(ratio, 1. - clip.low, 1. + clip.high);
   double plain = -advantage * ratio, clipped = -advantage * within;
@@ -25,7 +26,7 @@ DEVICE Policy policy(const Clip& clip, double logp, double ratio, double moves, 
   return {is_bounded ? most : loss, is_clipped || is_bounded ? 0. : plain * moves, is_clipped};
 }
 
-// The estimate of one token (0: k1, 1: k2, 2: k3) and its derivative by logp, from d = logp - reference and
+// Computes the KL estimate of one token (0: k1, 1: k2, 2: k3) and its derivative by logp, from d = logp - reference and
 // inverse = exp(-d).
 DEVICE void kl_estimate(int estimator, double d, double inverse, double* value, double* derivative) {
   if (estimator == 0) {
@@ -37,7 +38,7 @@ DEVICE void kl_estimate(int estimator, double d, double inverse, double* value, 
   }
 }
 
-// All (M); partials (blocks, SUMS + 1), the greatest ratio last.
+// Inputs, dlogp and dentropy (M); partials (blocks, SUMS + 1), with the greatest ratio last.
 KERNEL(256) ppo_loss(const float* logp, const float* entropy, const float* behaviour, const float* reference, const float* advantage,
                      const float* weight, float* dlogp, float* dentropy, double* partials, i64 m, int is_cispo, float clip_low,
                      float clip_high, float dual_clip, int kl_estimator, float kl_coefficient, float entropy_coefficient) {
@@ -51,8 +52,9 @@ KERNEL(256) ppo_loss(const float* logp, const float* entropy, const float* behav
     double w = weight[i], now = logp[i], moved = now - behaviour[i], d = now - reference[i], ratio = 1., inverse = 1.;
     double moves = fabs(moved) > MOST ? 0. : 1., kl_moves = fabs(d) > MOST ? 0. : 1.;
     moved = clamped(moved, -MOST, MOST), d = clamped(d, -MOST, MOST);
+    // A loop, to keep one copy of exp: two would be a call that spills.
 #pragma unroll 1
-    for (int turn = 0; turn < 2; turn++) ratio = inverse, inverse = exp(turn ? -d : moved);  // one copy of exp: two are a call that spills
+    for (int turn = 0; turn < 2; turn++) ratio = inverse, inverse = exp(turn ? -d : moved);
     double kl, dkl;
     Policy part = policy(clip, now, ratio, moves, advantage[i]);
     kl_estimate(kl_estimator, d, inverse, &kl, &dkl);

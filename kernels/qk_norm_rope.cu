@@ -1,19 +1,20 @@
-// Per-head RMSNorm of q and k (Qwen3), then rotary embedding, in place, forward and backward: bound by memory. A block has a token.
-// Head sizes 16, 32, ... 512: HS/16 neighbouring lanes have a head, each with 8 elements of the first half and their partners in the
-// second, 16 bytes an access; cosines and sines stay in registers over the token's heads. Other head sizes: one warp a head.
-// Weight gradients: a fixed number of blocks keep partial sums over their tokens; `add_partials` (rows.cu) adds those.
+// Per-head RMSNorm of q and k (Qwen3), then rotary embedding, in place, forward and backward. Memory-bound. A block has
+// a token. For head sizes 16, 32, ... 512, HS/16 neighbouring lanes have a head, each with 8 elements of the first half
+// and their partners in the second, 16 bytes per access; cosines and sines stay in registers over the token's heads.
+// Other head sizes have one warp per head. Weight gradients: a fixed number of blocks keep partial sums over their
+// tokens, and `add_partials` (rows.cu) adds those.
 #include "device.cuh"
 
-// Whether HS has the path by vectors; qk_norm_rope.rs chooses the geometry by the same rule.
+// Whether the vector path supports HS; qk_norm_rope.rs chooses the geometry by the same rule.
 DEVICE bool has_vectors(int hs) { return hs % 16 == 0 && (hs / 16 & (hs / 16 - 1)) == 0 && hs <= 512; }
 
-// The sum over the `lanes` (a power of two) neighbours that share a head.
+// Returns the sum over the `lanes` (a power of two) neighbours that share a head.
 DEVICE float head_sum(float x, int lanes) {
   for (int o = lanes / 2; o; o >>= 1) x += __shfl_xor_sync(ALL, x, o);
   return x;
 }
 
-// The token's row of the table (P, HS); a row of NaN for a position outside.
+// Returns element i of the token's row of the table (P, HS); NaN for a position outside.
 DEVICE float turn(const float* table, int position, int p, int hs, int i) {
   return position >= 0 && position < p ? table[(i64)position * hs + i] : __uint_as_float(0x7fc00000u);
 }
@@ -94,7 +95,8 @@ DEVICE void forward_single(bf16* qkv, const W* wq, const W* wk, float eps, const
   }
 }
 
-// qkv (T, D), wq, wk (HS) or null, positions (T), table (P, HS), raw (T, (NH + NKV) HS) with weights only. One block a token.
+// qkv (T, D), wq, wk (HS) or null, positions (T), table (P, HS), raw (T, (NH + NKV) HS) with weights only. One block
+// per token.
 #define FORWARD(name, W)                                                                                                          \
   KERNEL(128)                                                                                                                     \
   name(bf16* qkv, const W* wq, const W* wk, float eps, const int* positions, const float* table, bf16* raw, int p, int nh,        \
@@ -107,8 +109,9 @@ EXPORT(qk_norm_rope_bf16)
 FORWARD(qk_norm_rope_f32, float)
 EXPORT(qk_norm_rope_f32)
 
-// The rotation transposed, then the norm's gradient: with n = raw rstd and g = dy w, dx = rstd (g - n mean(g n)), dw = dy n.
-// `sums` (groups, 2, HS) receives the block's sums of dw, of q and of k, one row a group of lanes.
+// Applies the transposed rotation, then the norm's gradient: dx = rstd (g - n mean(g n)) and dw = dy n, with n = raw
+// rstd and g = dy w. `sums` (groups, 2, HS) receives the block's sums of dw, for q and for k, with one row per group of
+// lanes.
 template <bool DW, typename W>
 DEVICE void backward(bf16* __restrict__ dqkv, const W* __restrict__ wq, const W* __restrict__ wk, float eps,
                      const int* __restrict__ positions, const float* __restrict__ table, const bf16* __restrict__ raw, int t, int p,
@@ -147,7 +150,7 @@ DEVICE void backward(bf16* __restrict__ dqkv, const W* __restrict__ wq, const W*
           }
         }
         float rstd = rsqrtf(head_sum(squares, lanes) / hs + eps), mean = head_sum(dot, lanes) * rstd / hs;
-        if constexpr (DW) {  // dy is needed until here; the weights come again from the cache, for fewer registers
+        if constexpr (DW) {  // dy is needed until here; loading the weights again saves registers
           float wa[8], wb[8];
           load8(wa, w + i), load8(wb, w + half + i);
 #pragma unroll
@@ -173,7 +176,7 @@ DEVICE void backward(bf16* __restrict__ dqkv, const W* __restrict__ wq, const W*
   }
 }
 
-// The same by single elements; `sums` (warps, 2, HS) is added to.
+// As `backward`, by single elements; adds to `sums` (warps, 2, HS).
 template <bool DW, typename W>
 DEVICE void backward_single(bf16* dqkv, const W* wq, const W* wk, float eps, const int* positions, const float* table,
                             const bf16* raw, int t, int p, int nh, int nkv, int hs, float* sums) {

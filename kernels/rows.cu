@@ -1,10 +1,11 @@
-// Rows of matrices: gathered (embedding too), added back, appended to the key/value cache; and partial sums added up. One block a
-// row, 16 bytes a thread where the width is a multiple of 8, else one element.
-// Adding back is deterministic: the block of a row's first naming adds all of them, in order. Integer atomics, whose result has no
-// order, tell it that it is the first and how many follow; only then does it scan the indices behind its own. No sort, no float atomics.
+// Gathers rows of matrices (also for embedding), adds rows back, appends them to the key/value cache, and adds up
+// partial sums. One block per row, 16 bytes per thread where the width is a multiple of 8, else one element.
+// Adding back is deterministic: the block of the index that names a row first adds all rows for it, in order. Integer
+// atomics, whose result does not depend on the order, tell a block whether its index is the first and how many follow;
+// only then does it scan the indices after its own. There is no sort and no float atomic.
 #include "device.cuh"
 
-constexpr int SCAN = 8;  // indices a thread looks at in a round
+constexpr int SCAN = 8;  // indices per thread and round
 
 DEVICE void copy8(bf16* to, const bf16* from) { *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from); }
 DEVICE void copy8(bf16* to, const float* from) {
@@ -13,7 +14,7 @@ DEVICE void copy8(bf16* to, const float* from) {
   store8(to, x);
 }
 
-// y (M, C) = rows of x (T, C), NaN for a row outside
+// y (M, C) = rows of x (T, C); NaN for a row outside x
 template <typename From>
 DEVICE void gather(const From* __restrict__ x, const int* __restrict__ rows, bf16* __restrict__ y, int t, int c) {
   int row = rows[blockIdx.x];
@@ -31,7 +32,8 @@ EXPORT(gather_rows_bf16)
 KERNEL(256) gather_rows_f32(const float* x, const int* rows, bf16* y, int t, int c) { gather(x, rows, y, t, c); }
 EXPORT(gather_rows_f32)
 
-// The k and v parts (N columns each, from column `from`) of qkv (T, D) to rows slots[t] of the caches (rows, N)
+// Copies the k and v parts (N columns each, from column `from` on) of qkv (T, D) to rows slots[t] of the caches (rows,
+// N); skips slots outside.
 KERNEL(256)
 kv_append(const bf16* __restrict__ qkv, const int* __restrict__ slots, bf16* __restrict__ k_cache, bf16* __restrict__ v_cache, int d,
           int from, int n, int rows) {
@@ -47,7 +49,8 @@ kv_append(const bf16* __restrict__ qkv, const int* __restrict__ slots, bf16* __r
 }
 EXPORT(kv_append)
 
-// For every row r of T: count[r] of the M indices name it, the first of them is M - first[r]. Both zero before.
+// Counts the indices that name each row r of T: count[r] of the M indices do. The first of them is M - first[r]. Both
+// must be zero before.
 KERNEL(256) name_rows(const int* __restrict__ rows, int* first, int* count, int m, int t) {
   int i = blockIdx.x * 256 + threadIdx.x;
   int row = i < m ? rows[i] : -1;
@@ -58,7 +61,7 @@ KERNEL(256) name_rows(const int* __restrict__ rows, int* first, int* count, int 
 }
 EXPORT(name_rows)
 
-// N columns of one row, added up in f32.
+// Adds N columns of one row in f32.
 template <int N, typename T>
 DEVICE void add(float (&sum)[N], const T* p) {
   if constexpr (N == 8) {
@@ -71,7 +74,8 @@ DEVICE void add(float (&sum)[N], const T* p) {
   }
 }
 
-// dx (T, C) += dy (M, C) in row order: block (i, j) does columns [j, j + 1) blockDim N of the row that index i is the first to name.
+// dx (T, C) += dy (M, C) in row order. Block (i, j) does columns [j, j + 1) blockDim N of the row that index i is the
+// first to name.
 template <int N, typename To>
 DEVICE void scatter(const bf16* __restrict__ dy, const int* __restrict__ rows, const int* __restrict__ first,
                     const int* __restrict__ count, To* __restrict__ dx, int m, int t, int c, int* list, int* found) {
@@ -129,7 +133,8 @@ EXPORT(scatter_add_rows_bf16)
 SCATTER(scatter_add_rows_f32, float)
 EXPORT(scatter_add_rows_f32)
 
-// to (C) += the sum of partials (P, C), which start at `from`: a block has 32 columns; each of its warps adds every eighth row, then warps are added in order.
+// to (C) += the sum of partials (P, C), which start at `from`. A block has 32 columns; each of its 8 warps adds every
+// eighth row, then the warps' sums are added in order.
 KERNEL(256) add_partials(const float* __restrict__ partials, i64 from, float* __restrict__ to, int p, int c) {
   SHARED(float, sums, 256);
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = blockIdx.x * 32 + lane;

@@ -1,15 +1,16 @@
-// Drawing tokens: temperature, top-k, top-p, then inverse transform over ids in ascending order with one Philox word. A block a row,
-// a warp a contiguous span of ids. The plain case reads the row once (softmax sums of all spans, online) and the span of the drawn id
-// once more. top-k and top-p find their threshold without sorting: a histogram over the distance from the largest logit, then
-// bisection of the key bits among the members of one bin; weights there are integers (fixed point), so sums have no order.
-// A row with NaN, +inf or no finite logit, or a temperature that is none, gives id 0 with logp NaN. Rows are not split over blocks.
+// Sampling of tokens: temperature, top-k, top-p, then inverse transform over ids in ascending order with one Philox
+// word. A block has a row, and a warp a contiguous span of ids. The plain case reads the row once (online softmax sums
+// of all spans) and the span of the drawn id once more. top-k and top-p find their threshold without sorting: by a
+// histogram over the distance from the largest logit, then by bisection of the key bits among the members of one bin.
+// Weights there are integers (fixed point), so the order of sums does not matter. A row with NaN, +inf or no finite
+// logit, or with an invalid temperature, gives id 0 with logp NaN. A row is never split over blocks.
 #include "device.cuh"
 
 constexpr int THREADS = 1024, WARPS = THREADS / 32;
 constexpr float LOWEST = -3.402823466e38f, LARGEST = 3.402823466e38f;
-constexpr int BINS = 2 * THREADS;         // of the histogram; the last one holds all that lie farther than BINS / PER_NAT
-constexpr float PER_NAT = 64.f;           // bins: 32 nats, beyond which a weight in fixed point is 0
-constexpr int GATHERED = 4096;            // members of a bin that bisection keeps in shared memory; more are read from the row again
+constexpr int BINS = 2 * THREADS;         // the last bin holds all logits farther than BINS / PER_NAT
+constexpr float PER_NAT = 64.f;           // bins per nat: they span 32 nats, beyond which a fixed-point weight is 0
+constexpr int GATHERED = 4096;            // members of a bin kept in shared memory; a larger bin is read from the row
 constexpr float FIXED = 1099511627776.f;  // 2^40 is the weight of the largest logit: sums of 2^23 ids fit
 
 struct Row {
@@ -21,16 +22,17 @@ struct Row {
 
 DEVICE float weight(const Row& r, float z) { return expf((z - r.most) * r.inverse); }
 DEVICE u64 fixed_weight(const Row& r, float z) { return (u64)llrintf(weight(r, z) * FIXED); }
-// A monotonic function of the logit in every rounding: members of a bin are neighbours in the order of logits.
+// Returns a logit's bin: a monotonic function of the logit whatever the rounding, so that members of a bin are
+// neighbours in the order of logits.
 DEVICE int bin_of(const Row& r, float z) { return (int)fminf((r.most - z) * r.inverse * PER_NAT, (float)(BINS - 1)); }
-// The order of f32 as an order of integers; -0 is 0.
+// Maps f32 to integers of the same order; -0 counts as 0.
 DEVICE u32 key_of(float z) {
   u32 bits = z == 0.f ? 0 : __float_as_uint(z);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 DEVICE float value_of(u32 key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
-// Logits i .. i + 3; -inf from `end` on.
+// Loads logits i .. i + 3; -inf from `end` on.
 DEVICE void load4(const Row& r, float (&z)[4], int i, int end) {
   if (r.is_wide && i + 4 <= end) {
     float4 v = *reinterpret_cast<const float4*>(r.logits + i);
@@ -41,7 +43,7 @@ DEVICE void load4(const Row& r, float (&z)[4], int i, int end) {
   }
 }
 
-// The sum over the block, for integers (any order) and f64 (a fixed one).
+// Returns the sum over the block, for integers (any order) and f64 (a fixed order).
 template <typename T>
 DEVICE T block_total(T x, T* shared) {
 #pragma unroll
@@ -54,7 +56,7 @@ DEVICE T block_total(T x, T* shared) {
   __syncthreads();
   return total;
 }
-// The sum of x over the threads before this one.
+// Returns the sum of x over the threads before this one.
 template <typename T>
 DEVICE T block_before(T x, T* shared) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -77,10 +79,10 @@ DEVICE T block_before(T x, T* shared) {
 // Shared memory of a block.
 struct Scratch {
   float span_most[WARPS];
-  double span_sum[WARPS];  // of the weights of the span's ids above the threshold
-  int span_ties[WARPS];    // of the span's ids at the threshold
+  double span_sum[WARPS];  // weights of the span's ids above the threshold
+  int span_ties[WARPS];    // number of the span's ids at the threshold
   int chosen, ties_before;       // the span of the drawn id; the ties in earlier spans
-  double target, chosen_before;  // what the cumulated weight has to pass; what earlier spans hold
+  double target, chosen_before;  // weight that the cumulated weight must pass; weight of earlier spans
   double partial[WARPS];
   int ints[WARPS];
   // The search for the threshold.
@@ -92,14 +94,15 @@ struct Scratch {
   int bin, gathered;
 };
 
-// Kept are the ids with a key above `key` and the first `ties` of those with it.
+// Kept ids: those with a key above `key`, and the first `ties` of those with this key.
 struct Kept { u32 key; int ties; };
 
-// Finds where a cumulated measure (counts or weights, downwards from the largest logit) reaches `need`. `Weights` says which measure.
-// Returns the threshold; `above` gets the whole count or weight of what lies above it, `equal` how many have its key. All threads call.
+// Finds where a cumulated measure (counts, or weights when WEIGHTS), downwards from the largest logit, reaches `need`.
+// Returns the threshold; `above_count` and `above_weight` receive the count and weight of what lies above it, `equal`
+// the number of ids with its key. All threads call.
 template <bool WEIGHTS>
 DEVICE u32 threshold(const Row& r, Scratch* s, double need, u64* above_count, u64* above_weight, int* equal) {
-  // The bin in which it is reached: two bins a thread.
+  // Find the bin in which it is reached: two bins per thread.
   int b = 2 * threadIdx.x;
   u64 count[2] = {s->counts[b], s->counts[b + 1]}, mass[2] = {s->weights[b], s->weights[b + 1]};
   u64 before_count = block_before<u64>(count[0] + count[1], s->sums);
@@ -126,7 +129,7 @@ DEVICE u32 threshold(const Row& r, Scratch* s, double need, u64* above_count, u6
   const float* members = fits ? s->members : r.logits;
   int n = fits ? s->gathered : r.v;
   u64 start = WEIGHTS ? s->before_weight : s->before_count;
-  // The largest key down to which the measure reaches `need`, bit by bit.
+  // Find the largest key down to which the measure reaches `need`, bit by bit.
   u32 key = 0;
   for (u32 bit = 0x80000000u; bit; bit >>= 1) {
     u64 sum = 0;
@@ -150,8 +153,8 @@ DEVICE u32 threshold(const Row& r, Scratch* s, double need, u64* above_count, u6
   return key;
 }
 
-// What top-k and top-p leave: the `top_k` most probable (0: all), of these the fewest that hold `top_p` of their weight, ties to the
-// lower id.
+// Returns what top-k and top-p leave: the `top_k` most probable ids (0: all), and of these the fewest that hold `top_p`
+// of their weight, ties to the lower id.
 DEVICE Kept keep(const Row& r, Scratch* s, int top_k, float top_p) {
   for (int b = threadIdx.x; b < BINS; b += THREADS) s->counts[b] = 0, s->weights[b] = 0;
   __syncthreads();
@@ -174,7 +177,7 @@ DEVICE Kept keep(const Row& r, Scratch* s, int top_k, float top_p) {
   if (top_k > 0 && top_k < r.v) {
     kept.key = threshold<false>(r, s, top_k, &count, &above, &equal);
     kept.ties = top_k - (int)count;
-    // The histogram of what is left, for top-p.
+    // Reduce the histogram to what is left, for top-p.
     u64 left = above + (u64)kept.ties * fixed_weight(r, value_of(kept.key)) - s->before_weight;
     int last = s->bin;
     for (int b = threadIdx.x; b < BINS; b += THREADS)
@@ -187,18 +190,19 @@ DEVICE Kept keep(const Row& r, Scratch* s, int top_k, float top_p) {
     double enough = (double)top_p * (double)block_total(sum, s->sums);
     u32 key = threshold<true>(r, s, enough, &count, &above, &equal);
     double w = (double)fixed_weight(r, value_of(key));
-    // At the key of top-k, at most what top-k has left of the ties: `enough` is.
+    // At the key of top-k, this is at most the number of ties that top-k left, because `enough` is at most the weight
+    // that it left.
     kept.ties = (int)fmin(fmax(ceil((enough - (double)above) / w), 1.), (double)equal);
     kept.key = key;
   }
   return kept;
 }
 
-// Softmax sums: span_most, span_sum; sets r.most. Returns the row's sum of weights, NaN or 0 when a logit is NaN or +inf or none is
-// finite. All threads call; all know the result.
+// Computes the softmax sums span_most and span_sum, and sets r.most. Returns the row's sum of weights; it is NaN or 0
+// when a logit is NaN or +inf or none is finite. All threads call and get the result.
 DEVICE double softmax(Row& r, Scratch* s) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, begin = min(warp * r.span, r.v), end = min(begin + r.span, r.v);
-  // Online; f32 within sixteen logits, f64 beyond.
+  // Online softmax, in f32 within sixteen logits and in f64 beyond.
   float most = LOWEST;
   double sum = 0.;
   for (int i = begin + lane * 4; i < end; i += 512) {
@@ -229,10 +233,10 @@ DEVICE double softmax(Row& r, Scratch* s) {
   return total;
 }
 
-// Which ids may be drawn, and span_sum, span_ties for them. All threads call.
+// Returns which ids may be drawn, and computes span_sum and span_ties for them. All threads call.
 DEVICE Kept restrict_to(const Row& r, Scratch* s, bool is_greedy, int top_k, float top_p) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, begin = min(warp * r.span, r.v), end = min(begin + r.span, r.v);
-  // Greedy: the first id whose logit equals the largest is a tie of its own.
+  // Greedy: no id is above the threshold, and the first id with the largest logit is the one tie that is kept.
   Kept kept = {0, 0};
   if (is_greedy) {
     kept.key = 0xffffffffu, kept.ties = 1;
@@ -262,10 +266,12 @@ DEVICE Kept restrict_to(const Row& r, Scratch* s, bool is_greedy, int top_k, flo
   return kept;
 }
 
-// The first id, in ascending order, at which the cumulated weight passes `unit` of the whole, by one thread. All threads call.
+// Draws the first id, in ascending order, at which the cumulated weight passes `unit` of the whole; one thread writes
+// it. All threads call.
 DEVICE void draw(const Row& r, Scratch* s, bool is_greedy, Kept kept, double unit, double log_total, int* id_out, float* logp) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  // The span in which the cumulated weight passes the target; the last one with any weight when rounding leaves none.
+  // Find the span in which the cumulated weight passes the target, or the last one with any weight if rounding leaves
+  // none.
   float tie_weight = is_greedy ? 1.f : kept.ties > 0 ? weight(r, value_of(kept.key)) : 0.f;
   if (threadIdx.x == 0) {
     double all = 0.;
@@ -286,7 +292,7 @@ DEVICE void draw(const Row& r, Scratch* s, bool is_greedy, Kept kept, double uni
   }
   __syncthreads();
 
-  // The id within the span: a few consecutive ones a thread.
+  // Find the id within the span: a few consecutive ids per thread.
   int each = (r.span + THREADS - 1) / THREADS, span_end = min((s->chosen + 1) * r.span, r.v);
   int begin = min(s->chosen * r.span + (int)threadIdx.x * each, span_end), end = min(begin + each, span_end);
   double target = s->target;
@@ -294,7 +300,7 @@ DEVICE void draw(const Row& r, Scratch* s, bool is_greedy, Kept kept, double uni
   int ties = 0;
   for (int i = begin; i < end; i++) ties += is_tie(r.logits[i]);
   int ties_before = s->ties_before + block_before(ties, s->ints);
-  // The weight of id i, whose rank among the ties is counted on.
+  // Returns the weight of id i and counts on its rank among the ties.
   auto weight_of = [&](int i, int& rank) {
     float z = r.logits[i];
     if (is_tie(z)) return rank++ < kept.ties ? tie_weight : 0.f;
@@ -306,7 +312,7 @@ DEVICE void draw(const Row& r, Scratch* s, bool is_greedy, Kept kept, double uni
   u32 passes = __ballot_sync(ALL, held > 0. && before + held > target), weighs = __ballot_sync(ALL, held > 0.);
   if (lane == 0) s->ints[warp] = passes ? warp * 32 + __ffs(passes) - 1 : weighs ? THREADS + warp * 32 + 31 - __clz(weighs) : -1;
   __syncthreads();
-  // The first thread that passes the target, else the last one with any weight.
+  // The owner is the first thread that passes the target, else the last one with any weight.
   int owner = -1;
   for (int w = WARPS - 1; w >= 0; w--) {
     int candidate = s->ints[w];
@@ -336,7 +342,7 @@ KERNEL(1024) sample(const float* logits, const float* temperature, const float* 
   r.span = ((v + WARPS - 1) / WARPS + 127) / 128 * 128;
   r.inverse = is_greedy ? 1.f : fminf(1.f / temperature[b], LARGEST);
   double total = softmax(r, scratch);
-  if (total > 0. && temperature[b] >= 0.f) {  // the whole block or none of it
+  if (total > 0. && temperature[b] >= 0.f) {  // taken by the whole block or by none of it
     Kept kept = restrict_to(r, scratch, is_greedy, top_k[b], top_p[b]);
     u32 words[4] = {(u32)counter[b], 0, 0, 0};
     philox4x32(words, (u32)seed[2 * b], (u32)seed[2 * b + 1]);

@@ -1,5 +1,5 @@
-// SwiGLU forward and backward: bound by memory, so each element is read and written once, 16 bytes a thread and tensor where F is a
-// multiple of 8 (else one element). A block has a stretch of one row.
+// SwiGLU, forward and backward. Memory-bound, so each element is read and written once, 16 bytes per thread and tensor
+// where F is a multiple of 8, else one element. A block has a stretch of one row.
 #include "device.cuh"
 
 DEVICE float sigmoid(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
@@ -15,7 +15,7 @@ DEVICE void put(bf16* p, const float (&x)[N]) {
   else *p = to_bf16(x[0]);
 }
 
-// The row and, in it, the first of the thread's N elements; `blocks` of them a row.
+// Returns the first of the thread's N elements in its row, and the row in `row`; a row has `blocks` blocks.
 template <int N>
 DEVICE int place(int blocks, i64& row) {
   row = blockIdx.x / blocks;

@@ -1,5 +1,5 @@
-// Whole tensors: fill, and conversion between element types. 16-byte accesses are left to the memory system's coalescing: these ops
-// run outside the steps that count.
+// Whole-tensor kernels: fill, conversion between element types, normal random numbers. They make no 16-byte accesses
+// and leave coalescing to the memory system, because they run outside the steps that count.
 #include "device.cuh"
 
 // x (n) = value
@@ -24,8 +24,8 @@ EXPORT(cast_f32_bf16)
 KERNEL(256) cast_bf16_f32(const bf16* from, float* to, i64 n) { cast(from, to, n); }
 EXPORT(cast_bf16_f32)
 
-// x (n) = normal numbers of this deviation: elements 4 i .. 4 i + 3 come from the four words of Philox at counter (i, 1) by
-// Box-Muller. The second counter half (1) keeps the stream apart from that of `sample`.
+// x (n) = normal numbers of this standard deviation. Elements 4 i .. 4 i + 3 come from the four words of Philox at
+// counter (i, 1) by Box-Muller. The second half of the counter (1) keeps the stream apart from that of `sample`.
 template <typename T>
 DEVICE void random_normal(T* x, i64 n, float deviation, u32 seed_low, u32 seed_high) {
   i64 stride = (i64)gridDim.x * blockDim.x;
@@ -34,7 +34,7 @@ DEVICE void random_normal(T* x, i64 n, float deviation, u32 seed_low, u32 seed_h
     philox4x32(words, seed_low, seed_high);
 #pragma unroll
     for (int pair = 0; pair < 2; pair++) {
-      // In (0, 1]: half a step above 0, so that the logarithm is finite.
+      // u is in (0, 1], at least half a step above 0, so that the logarithm is finite.
       float u = fmaf((float)words[2 * pair], 0x1p-32f, 0x1p-33f), angle = (float)words[2 * pair + 1] * 0x1p-31f, s, c;
       float radius = deviation * sqrtf(-2.f * logf(u));
       sincospif(angle, &s, &c);

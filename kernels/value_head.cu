@@ -1,8 +1,9 @@
-// A critic's head on hidden states: value = x w^T + bias, weights and values in f32 beside bf16 hidden states, and its gradients.
-// Sums over columns are a warp's; sums over rows go out as partials of pieces of rows, which rows.cu adds in order.
+// The critic's head on hidden states, value = x w^T + bias, and its gradients: weights and values are f32, hidden
+// states bf16. A warp sums over columns. Sums over rows are written as partials of pieces of rows, which rows.cu adds
+// in order.
 #include "device.cuh"
 
-// x (M, C), w (C), bias (1) -> value (M): a warp a row.
+// x (M, C), w (C), bias (1) -> value (M), with one warp per row.
 KERNEL(256) value_head(const bf16* __restrict__ x, const float* __restrict__ w, const float* __restrict__ bias, float* __restrict__ value,
                        int m, int c) {
   int row = blockIdx.x * 8 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
@@ -15,8 +16,8 @@ KERNEL(256) value_head(const bf16* __restrict__ x, const float* __restrict__ w, 
 }
 EXPORT(value_head)
 
-// dx (M, C) = dvalue (M) w (C); partials (pieces, C) and bias_partials (pieces) are the sums of dvalue x and of dvalue over a piece of
-// `rows` rows. Block (i, j): columns from 256 i of piece j, a thread a column.
+// dx (M, C) = dvalue (M) w (C); partials (pieces, C) and bias_partials (pieces) are the sums of dvalue x and of dvalue
+// over a piece of `rows` rows. Block (i, j) has the columns from 256 i on of piece j, one per thread.
 KERNEL(256) value_head_backward(const bf16* __restrict__ x, const float* __restrict__ w, const float* __restrict__ dvalue,
                                 bf16* __restrict__ dx, float* __restrict__ partials, float* __restrict__ bias_partials, int m, int c,
                                 int rows) {

@@ -1,10 +1,10 @@
-// The critic's squared error with PPO2's clip around the old value: gradient and loss in one pass. Arithmetic in f64 and block sums
-// as partials that the host adds in order, as in ppo_loss.cu and for the same reasons.
+// The critic's squared error with PPO2's clip around the old value: gradient and loss in one pass. Arithmetic is in
+// f64, and block sums are partials that the host adds in order, as in ppo_loss.cu and for the same reasons.
 #include "device.cuh"
 
 constexpr int THREADS = 256;
 
-// All (M); partials (blocks).
+// Inputs and dvalue (M); partials (blocks).
 KERNEL(256) value_loss(const float* value, const float* old_value, const float* target, const float* weight, float* dvalue,
                        double* partials, i64 m, int has_clip, float clip) {
   SHARED(double, shared, THREADS / 32);

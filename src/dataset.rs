@@ -1,5 +1,5 @@
-//! Supervised data: ShareGPT, OpenAI `messages`, Alpaca or trajectories in; token ids with their loss mask, splits and packs out.
-//! Reads whole files into memory; runs no model.
+//! Reads supervised data (ShareGPT, OpenAI `messages`, Alpaca or trajectories) into token ids with their loss mask, and
+//! makes splits and packs of them. Reads whole files into memory; runs no model.
 
 mod file;
 mod format;
@@ -28,40 +28,41 @@ use std::path::Path;
 pub struct Example {
     /// Token ids (T).
     pub ids: Vec<u32>,
-    /// (T): true where the agent produced the token, which is where there is a loss. At least one is true.
+    /// (T): true where the agent produced the token; only these tokens have a loss. At least one is true.
     pub is_sampled: Vec<bool>,
-    /// Where it came from: `file:line`, `file: item N` inside a JSON array, `file: row N` of parquet. Steps of one trajectory share it.
+    /// Origin: `file:line`, `file: item N` in a JSON array, `file: row N` of parquet. Steps of one trajectory share it.
     pub source: String,
 }
 
 const NO_REPLY: &str = "no reply of the agent, so nothing to learn from; expected at least one assistant message";
 
-/// How long an example may be, in tokens: whichever is less.
+/// Limits on the tokens of an example; the smaller one applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
     /// `sft.max_tokens`.
     pub max_tokens: usize,
-    /// The model's positions.
+    /// Positions of the model.
     pub positions: usize,
 }
 
-/// Supervised data, read.
+/// Result of reading supervised data.
 #[derive(Debug)]
 pub struct Loaded {
     /// The examples in the order of the file.
     pub examples: Vec<Example>,
-    /// What stands in the file and is not used, a line for each key: its name, where it stands first, how often.
+    /// Notes on what the file holds and is not used, one line each: what it is, where it first occurs, and how often.
     pub notes: Vec<String>,
 }
 
-/// Reads supervised data. The format shows in the content, item by item: ShareGPT (`conversations`), OpenAI (`messages`), Alpaca
-/// (`instruction`) or trajectories (`steps`, each step an example, from its own ids where it has some); one JSON object a line, one JSON
-/// array, objects that spread over lines, or the rows of a parquet file. A conversation is one example, or several where the template
-/// rewrites earlier messages (see `ChatTemplate::render_with_mask`).
+/// Reads supervised data. The content shows the format, item by item: ShareGPT (`conversations`), OpenAI (`messages`),
+/// Alpaca (`instruction`) or trajectories (`steps`; each step is an example, from its own ids if it has some). The file
+/// is one JSON object a line, one JSON array, objects that spread over lines, or the rows of a parquet file. A
+/// conversation is one example, or several if the template rewrites earlier messages (see
+/// `ChatTemplate::render_with_mask`).
 ///
-/// Refused, with file and line (or item, or row): anything malformed, an empty file, an example without a reply to learn, a key that
-/// would change what is learnt and is not understood, whatever the template leaves out, and an example beyond `limit`: cutting it would
-/// teach replies to prompts that were never seen whole.
+/// Error, with file and line (or item, or row): anything malformed, an empty file, an example without a reply to learn,
+/// a key that would change what is learnt and is not understood, whatever the template leaves out, and an example
+/// beyond `limit`. Cutting it would teach replies to prompts that were never seen whole.
 pub fn load(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, limit: Limit) -> Result<Loaded> {
     let reader = Reader::new(tokenizer, template, limit)?;
     let (mut examples, mut notes) = (Vec::new(), Notes::default());
@@ -86,14 +87,14 @@ struct Reader<'a> {
     limit: Limit,
 }
 
-/// One item of a file, understood.
+/// One item of a file, parsed.
 struct Item {
     format: Format,
-    /// One of a conversation, one a step of a trajectory.
+    /// Examples of a conversation, or one for each step of a trajectory.
     examples: Vec<Example>,
-    /// Of a conversation; none of a trajectory.
+    /// Messages of a conversation; none of a trajectory.
     messages: Vec<Message>,
-    /// What is in it and not used.
+    /// Notes on what is in it and not used.
     notes: Vec<String>,
 }
 
@@ -129,7 +130,7 @@ impl<'a> Reader<'a> {
         self.template.render_with_mask(conversation, self.tokenizer, &self.stop_ids)
     }
 
-    /// The tokens a step was played with, or those of its text where it has none.
+    /// Returns the tokens that a step was played with or, if it has none, those of its text.
     fn step(&self, step: &Step) -> Result<Masked> {
         if step.ids.is_empty() {
             let mut conversation = Conversation::from(step.prompt.clone());
@@ -176,8 +177,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Sets a share of the sources aside for validation: (training, validation), each in the order of `examples`. Examples of one
-/// source (the steps of a trajectory) stay together. With a share above 0 and two sources, each side gets at least one.
+/// Sets a share of the sources aside for validation. Returns (training, validation), each in the order of `examples`.
+/// Examples of one source (the steps of a trajectory) stay together. With a share above 0 and at least two sources,
+/// each side gets at least one.
 pub fn split_validation(examples: Vec<Example>, share: f64, seed: u64) -> (Vec<Example>, Vec<Example>) {
     let mut seen = BTreeSet::new();
     let mut sources: Vec<String> =
@@ -191,14 +193,15 @@ pub fn split_validation(examples: Vec<Example>, share: f64, seed: u64) -> (Vec<E
     examples.into_iter().partition(|example| !chosen.contains(&example.source))
 }
 
-/// Packs sequences of the given lengths into rows of at most `max_tokens`: best-fit decreasing (the longest first, each into the
-/// fullest row that still takes it), O(n log n). A sequence longer than a row gets one of its own. The same lengths give the same
-/// packs: indices ascend inside one, and packs come in the order of their first index.
+/// Packs sequences of the given lengths into rows of at most `max_tokens`, by best-fit decreasing (the longest first,
+/// each into the fullest row that still takes it), in O(n log n). A sequence longer than a row gets a row of its own.
+/// The same lengths give the same packs: indices ascend inside a pack, and packs come in the order of their first
+/// index.
 pub fn pack(lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(lengths[i]), i));
     let mut packs: Vec<Vec<usize>> = Vec::new();
-    let mut room: BTreeMap<usize, Vec<usize>> = BTreeMap::new(); // tokens left to the packs that have them
+    let mut room: BTreeMap<usize, Vec<usize>> = BTreeMap::new(); // free tokens -> packs with so many
     for i in order {
         let fit = room.range_mut(lengths[i]..).find_map(|(&left, packs)| packs.pop().map(|pack| (left, pack)));
         let (left, pack) = fit.unwrap_or_else(|| {
@@ -216,8 +219,9 @@ pub fn pack(lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
     packs
 }
 
-/// The first `n` examples as text that shows the loss mask: what the agent learns is green on a terminal (`coloured`), between
-/// ⟦ and ⟧ elsewhere; the rest is dim. Control characters of the data are shown as escapes: they cannot act on the terminal.
+/// Renders the first `n` examples as text that shows the loss mask. On a terminal (`coloured`), what the agent learns
+/// is green and the rest dim; elsewhere it is between ⟦ and ⟧. Control characters of the data are shown as escapes, so
+/// that they cannot act on the terminal.
 pub fn preview(examples: &[Example], tokenizer: &Tokenizer, n: usize, coloured: bool) -> String {
     let mut out = String::new();
     for example in &examples[..n.min(examples.len())] {

@@ -1,5 +1,6 @@
-//! What the base model is pre-trained on: random scripts in the layouts of the bundled tasks, and bland replies to them
-//! (one edit is as likely as another, good or crashing). Nothing is executed; no held-out script or idea ever comes up.
+//! Makes the base model's pre-training data: random scripts in the layouts of the bundled tasks, and indifferent
+//! replies to them (a good edit is as likely as a crashing one). Nothing is executed; no held-out script or idea ever
+//! appears.
 
 mod layout;
 mod tokenizer;
@@ -33,7 +34,7 @@ const MODULES: [&str; 8] =
 /// The variables that an exercise may rename.
 const VARIABLES: [&str; 4] = ["n", "k", "lags", "hops"];
 
-/// One prompt with replies to it, each of which would be a sensible form of an answer; which is better is not said.
+/// A prompt with replies to it, each of a sensible form; nothing says which is better.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exercise {
     /// The content of the single user message, laid out as the environment's compact prompt.
@@ -42,7 +43,7 @@ pub struct Exercise {
     pub replies: Vec<String>,
 }
 
-/// Draws exercises. An exercise depends on the stream it is drawn from and nothing else.
+/// Source of exercises. An exercise depends only on the random stream it is drawn from.
 #[derive(Debug)]
 pub struct Exercises {
     held_in: Library,
@@ -55,7 +56,7 @@ pub struct Exercises {
 }
 
 impl Exercises {
-    /// The exercises of the bundled base model.
+    /// Makes the exercises of the bundled base model.
     ///
     /// # Errors
     /// Content errors of the bundled libraries.
@@ -76,7 +77,7 @@ impl Exercises {
         })
     }
 
-    /// One exercise with `replies` replies.
+    /// Draws one exercise with `replies` replies.
     pub fn draw(&self, rng: &mut Philox, replies: usize) -> Exercise {
         let (description, metric, script) = self.prompt_parts(rng);
         let names = new_names(&script, rng);
@@ -92,7 +93,7 @@ impl Exercises {
         Exercise { prompt, replies }
     }
 
-    /// A reply to `shown`, which is `script` with its variables renamed.
+    /// Draws a reply to `shown`, which is `script` with its variables renamed.
     fn reply(&self, script: &str, shown: &str, rename: &dyn Fn(&str) -> String, rng: &mut Philox) -> String {
         let share = rng.uniform();
         if share >= 0.86 {
@@ -111,7 +112,8 @@ impl Exercises {
         }
     }
 
-    /// Description, metric and script of a prompt: no held-out baseline, no line that a held-out idea makes.
+    /// Draws description, metric and script of a prompt. The script is not a held-out baseline, and no held-out idea
+    /// makes a line of it.
     fn prompt_parts(&self, rng: &mut Philox) -> (String, Metric, String) {
         loop {
             let (description, metric, layout) = self.layout(rng);
@@ -127,12 +129,13 @@ impl Exercises {
         }
     }
 
-    /// Whether the base model may see `script`: it is no held-out baseline, and no held-out idea makes a line of it.
+    /// True when the base model may see `script`: it is not a held-out baseline, and no held-out idea makes a line of
+    /// it.
     pub fn is_allowed(&self, script: &str) -> bool {
         !HELD_OUT_SCRIPTS.contains(&script) && !self.held_out.is_used_in(script)
     }
 
-    /// A random script's values, with a description and a metric that suit it.
+    /// Draws a random script's values, with a description and a metric that suit it.
     fn layout(&self, rng: &mut Philox) -> (String, Metric, Layout) {
         let is_regression = rng.uniform() < 0.4;
         let mut modules = MODULES;
@@ -163,20 +166,21 @@ impl Exercises {
         (description, metric, Layout { modules, rows, inputs, model, output })
     }
 
-    /// A held-in idea that applies, any as likely as any other; for one in four its numbers are random.
+    /// Draws a held-in idea that applies, each with equal chance; one in four gets random numbers.
     fn idea_edit(&self, script: &str, rng: &mut Philox) -> Option<(usize, String)> {
         let edit = self.any_edit(script, rng)?;
         let made = if rng.uniform() < 0.25 { self.jitter(&edit.replace, 1.0, rng) } else { edit.replace };
         Some((edit.line, made))
     }
 
-    /// Ideas are tried at random until one applies: cheaper than making all edits for one draw. `None` after a
-    /// number of tries that is enough for any script of ours.
+    /// Tries ideas at random until one applies, which is cheaper than making all edits for one draw. `None` after 1000
+    /// tries, which is enough for any script of ours.
     fn any_edit(&self, script: &str, rng: &mut Philox) -> Option<Edit<'_>> {
         (0..1000).find_map(|_| rng.choose(&self.held_in.ideas).edit(script))
     }
 
-    /// Any line with its numbers made random, or commented out when it has none: practice in naming and copying a line.
+    /// Draws a line and makes its numbers random, or comments it out when it has none: practice in naming and copying a
+    /// line.
     fn copy_edit(&self, script: &str, rng: &mut Philox) -> (usize, String) {
         let lines: Vec<(usize, &str)> = script.split('\n').enumerate().filter(|(_, line)| !line.is_empty()).collect();
         let &(index, line) = rng.choose(&lines);
@@ -184,7 +188,7 @@ impl Exercises {
         (index, if made == line { format!("# {line}") } else { made.into_owned() })
     }
 
-    /// `text` with each number after an equals sign made random with chance `share`; a `random_state` stays.
+    /// Makes each number of `text` after an equals sign random with probability `share`; a `random_state` stays.
     fn jitter(&self, text: &str, share: f64, rng: &mut Philox) -> String {
         let random = |c: &Captures| {
             let name = c[0].trim_end_matches(|x: char| x.is_ascii_digit() || x == '.');
@@ -195,13 +199,13 @@ impl Exercises {
     }
 }
 
-/// `script` with line `index` made anew.
+/// Returns `script` with line `index` replaced by `made`.
 fn with_line(script: &str, index: usize, made: &str) -> String {
     let lines = script.split('\n').enumerate().map(|(i, line)| if i == index { made } else { line });
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// A number of the sizes that settings have.
+/// Draws a number of a size that settings have.
 fn number(rng: &mut Philox) -> String {
     match rng.below(5) {
         0 => (1 + rng.below(30)).to_string(),
@@ -212,8 +216,8 @@ fn number(rng: &mut Philox) -> String {
     }
 }
 
-/// Other names for some of the script's variables in two exercises of five, so that `search` is read, not remembered.
-/// A new name is no word of the script.
+/// Draws other names for some of the script's variables in two exercises of five, so that the model has to read
+/// `search` and cannot remember it. A new name is not a word of the script.
 fn new_names(script: &str, rng: &mut Philox) -> BTreeMap<&'static str, String> {
     let mut names = BTreeMap::new();
     if rng.uniform() >= 0.4 {
@@ -237,7 +241,7 @@ fn new_names(script: &str, rng: &mut Philox) -> BTreeMap<&'static str, String> {
     names
 }
 
-/// A last observation as the environment tells it in a few words; made up, since nothing ran.
+/// Makes up a last observation in the environment's compact form; nothing ran.
 fn observation(rng: &mut Philox) -> String {
     match rng.below(6) {
         0 => "start".to_string(),
@@ -259,7 +263,7 @@ fn observation(rng: &mut Philox) -> String {
     }
 }
 
-/// An action that edits nothing; a copy is the rarest.
+/// Draws an action that edits nothing; a copy is the rarest.
 fn other_action(rng: &mut Philox) -> Action {
     let script_name = ENTRY.to_string();
     match rng.below(21) {

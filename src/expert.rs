@@ -1,5 +1,6 @@
-//! The scripted expert of exploration-enriched fine-tuning: composes real edits from ideas drawn uniformly over axes
-//! (ML-Agent, arXiv 2505.23723, section 3.1). Every step is executed; it may look at the true metric, the policy never does.
+//! Plays the scripted expert of exploration-enriched fine-tuning, which composes real edits from ideas drawn uniformly
+//! over axes (ML-Agent, arXiv 2505.23723, section 3.1). Every step is executed. The expert may look at the true metric;
+//! the policy never does.
 
 use crate::agent;
 use crate::environment::{Action, Environment, ReplyFormat, State, StepResult, action};
@@ -26,19 +27,19 @@ struct Play {
     rng: Philox,
 }
 
-/// What the expert says next, and what it came from.
+/// The expert's next reply, and the idea it came from.
 struct Move {
     reply: String,
     idea: Option<(Axis, String)>,
 }
 
-/// How the expert plays.
+/// Settings of the expert.
 pub struct Expert<'a> {
-    /// Where its ideas come from.
+    /// Library that its ideas come from.
     pub library: &'a Library,
-    /// How many trajectories, and how long.
+    /// Number and length of the trajectories.
     pub settings: &'a Settings,
-    /// How steps are rewarded in the record.
+    /// Reward that the record states for each step.
     pub reward: &'a reward::Settings,
     /// The run's seed.
     pub seed: u64,
@@ -46,8 +47,9 @@ pub struct Expert<'a> {
     pub interrupted: &'a AtomicBool,
 }
 
-/// Plays `trajectories` episodes of every task in lockstep: `rounds` times k ~ U{1,2,3} axes, one idea of each; a step without
-/// an edit now and then; Final Answer. An idea that crashes or hurts is drawn again, up to `redraws` times.
+/// Plays `trajectories` episodes of every task in lockstep. An episode has `rounds` times k ~ U{1,2,3} axes with one
+/// idea each, a step without an edit now and then, and a Final Answer. An idea that crashes or hurts is drawn again, up
+/// to `redraws` times.
 pub fn play(environment: &Environment, tasks: &[String], expert: &Expert) -> Result<Vec<Trajectory>> {
     let Expert { library, settings, reward, seed, interrupted } = *expert;
     let mut plays = vec![];
@@ -105,7 +107,7 @@ pub fn play(environment: &Environment, tasks: &[String], expert: &Expert) -> Res
 }
 
 impl Play {
-    /// The next move: an idea of the next axis, another action, or the end.
+    /// Chooses the next move: an idea of the next axis, another action, or the end.
     fn next(&mut self, environment: &Environment, library: &Library, settings: &Settings) -> Result<Move> {
         let format = environment.settings().format;
         let entry = environment.task(&self.state.task)?.task.entry.clone();
@@ -127,7 +129,7 @@ impl Play {
         Ok(Move { reply: say(self.rng.choose(&others), "Look before the next change.", format), idea: None })
     }
 
-    /// An idea of `axis` for the script as it stands; `None` when none applies.
+    /// Draws an idea of `axis` for the current script; `None` when none applies.
     fn draw(&mut self, environment: &Environment, library: &Library, axis: Axis) -> Result<Option<Move>> {
         let entry = &environment.task(&self.state.task)?.task.entry;
         let files = environment.files(&self.state)?;
@@ -143,7 +145,7 @@ impl Play {
     }
 }
 
-/// The reply in the run's format.
+/// Writes the reply in the run's format.
 fn say(action: &Action, thought: &str, format: ReplyFormat) -> String {
     let action = action::render(action);
     match format {

@@ -1,5 +1,5 @@
-//! The idea library: one-line ideas on three axes, each with the rule that turns it into an exact edit of a script;
-//! selection of diverse ideas, and the random draw an expert works from. It edits text and executes nothing.
+//! Idea library: one-line ideas on three axes, each with the rule that turns it into an exact edit of a script. Also
+//! selects diverse ideas and draws those that an expert works from. It edits text and executes nothing.
 
 use crate::environment::patch::line_start_patch;
 use crate::error::{Error, Result};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// What an idea is about (ML-Agent, arXiv 2505.23723: ideas along data, model and learning).
+/// Axis of an idea (ML-Agent, arXiv 2505.23723: ideas along data, model and learning).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Axis {
@@ -17,7 +17,7 @@ pub enum Axis {
     Data,
     /// The estimator.
     Model,
-    /// The settings of the estimator that stands there.
+    /// The settings of the script's estimator.
     Learning,
 }
 
@@ -26,11 +26,11 @@ impl Axis {
     pub const ALL: [Axis; 3] = [Axis::Data, Axis::Model, Axis::Learning];
 }
 
-/// What a script must be for an idea to make sense; decided from its text.
+/// Kind of script that an idea makes sense for; decided from the script's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// The model line holds an estimator that is no regressor.
+    /// The model line holds an estimator that is not a regressor.
     Classification,
     /// The model line holds a regressor.
     Regression,
@@ -39,7 +39,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether `script` is of this kind. A script without a model line is neither classification nor regression.
+    /// True when `script` is of this kind. A script without a model line is neither classification nor regression.
     pub fn holds(self, script: &str) -> bool {
         const REGRESSORS: [&str; 10] = [
             "Regressor",
@@ -63,21 +63,21 @@ impl Kind {
     }
 }
 
-/// How an idea changes a script: the one line it applies to, and what becomes of that line.
+/// How an idea changes a script: the one line it applies to, and the line's new text.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// How the line begins, for example `n = `; it must be how exactly one line of the script begins.
+    /// Beginning of the line, for example `n = `; exactly one line of the script must begin like this.
     pub line: String,
     /// The part of the line that is replaced (its first match); the whole line when there is none.
     pub find: Option<Regex>,
-    /// What stands there instead; `$1` or `${1}` is what the first group of `find` matched. May hold several lines.
+    /// The replacement; `$1` or `${1}` is what the first group of `find` matched. May hold several lines.
     pub replace: String,
-    /// The kind of script it is for; any when there is none.
+    /// Kind of script it is for; any when there is none.
     pub kind: Option<Kind>,
 }
 
 impl Rule {
-    /// Which line of `script` this rule is about, and what becomes of it, be it the same text.
+    /// Finds the line of `script` that this rule is about. Returns its index and its new text, which may equal the old.
     fn rewrite(&self, script: &str) -> Option<(usize, String)> {
         let mut lines = script.split('\n').enumerate().filter(|(_, line)| line.starts_with(&self.line));
         let (Some((index, line)), None) = (lines.next(), lines.next()) else { return None };
@@ -91,7 +91,7 @@ impl Rule {
         }
     }
 
-    /// Whether `line` is one that this rule makes, whatever stood there before.
+    /// True when this rule can make `line`, whatever stood there before.
     fn makes(&self, line: &str) -> bool {
         match (&self.find, self.replace.strip_prefix("${1}")) {
             (None, _) => self.replace.lines().any(|made| made == line),
@@ -106,7 +106,7 @@ impl Rule {
 /// One idea.
 #[derive(Debug, Clone)]
 pub struct Idea {
-    /// What it is about.
+    /// Axis of the idea.
     pub axis: Axis,
     /// Unique in its library, for example `rows=100`.
     pub name: String,
@@ -119,7 +119,7 @@ pub struct Idea {
 }
 
 impl Idea {
-    /// The edit this idea is on `script`; `None` where it does not apply or would change nothing.
+    /// Makes the idea an edit of `script`; `None` when it does not apply or would change nothing.
     pub fn edit(&self, script: &str) -> Option<Edit<'_>> {
         let (line, made) = self.rule.rewrite(script)?;
         let (search, replace) = line_start_patch(script, line, &made)?;
@@ -132,11 +132,11 @@ impl Idea {
 pub struct Edit<'a> {
     /// The idea.
     pub idea: &'a Idea,
-    /// Which line it changes, from 0.
+    /// Index of the line it changes, from 0.
     pub line: usize,
-    /// How exactly that one line of the script begins.
+    /// Text that names exactly that line: its beginning, or the whole line.
     pub search: String,
-    /// What that whole line becomes.
+    /// New text of that whole line.
     pub replace: String,
 }
 
@@ -167,21 +167,21 @@ struct IdeaFormat {
 }
 
 impl Library {
-    /// The bundled ideas that experts and the base model's exercises draw from.
+    /// Loads the bundled ideas that experts and the base model's exercises draw from.
     pub fn held_in() -> Result<Self> {
         Self::parse(include_str!("../data/ideas/held_in.toml"), "data/ideas/held_in.toml")
     }
 
-    /// The bundled ideas for the held-out tasks: no exercise and no expert of the training tasks ever uses one.
+    /// Loads the bundled ideas for the held-out tasks: no exercise and no expert of the training tasks ever uses one.
     pub fn held_out() -> Result<Self> {
         Self::parse(include_str!("../data/ideas/held_out.toml"), "data/ideas/held_out.toml")
     }
 
-    /// Reads a library from a TOML file with one `[[idea]]` an idea.
+    /// Reads a library from a TOML file with one `[[idea]]` per idea.
     ///
     /// # Errors
-    /// Content errors that name the file and the idea: unknown or missing keys, a name that is there twice, text
-    /// of more than one line, a `find` that is no regular expression.
+    /// Content errors that name the file and the idea: unknown or missing keys, a repeated name, text of more than one
+    /// line, a `find` that is not a regular expression; no idea at all.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading ideas from", path, &e))?;
         Self::parse(&text, &path.display().to_string())
@@ -215,17 +215,17 @@ impl Library {
         Ok(Self { ideas })
     }
 
-    /// Every edit the library offers on `script`, in the library's order; never one that changes nothing.
+    /// Returns every edit that the library offers on `script`, in the library's order; never one that changes nothing.
     pub fn applicable(&self, script: &str) -> Vec<Edit<'_>> {
         self.ideas.iter().filter_map(|idea| idea.edit(script)).collect()
     }
 
-    /// Whether a line of `script` is one that an idea of this library makes: so exercises avoid held-out ideas.
+    /// True when an idea of this library can make a line of `script`. Exercises use it to avoid held-out ideas.
     pub fn is_used_in(&self, script: &str) -> bool {
         script.lines().any(|line| self.ideas.iter().any(|idea| idea.rule.makes(line)))
     }
 
-    /// The library with only its diverse ideas left, in order of selection.
+    /// Returns the library with only its diverse ideas, in order of selection.
     pub fn select(&self, selection: Selection) -> Self {
         let chosen = match selection {
             Selection::MeanDistance(k) => mean_distance(&self.embeddings(|_| true).1, k),
@@ -240,17 +240,17 @@ impl Library {
         Self { ideas: chosen.into_iter().map(|i| self.ideas[i].clone()).collect() }
     }
 
-    /// Where the ideas that `keep` wants stand, and the embeddings of their texts.
+    /// Returns the indices of the ideas that `keep` accepts, and the embeddings of their texts.
     fn embeddings(&self, keep: impl Fn(&Idea) -> bool) -> (Vec<usize>, Vec<Vec<f32>>) {
         let kept = self.ideas.iter().enumerate().filter(|(_, idea)| keep(idea));
         kept.map(|(i, idea)| (i, embed(&idea.text))).unzip()
     }
 }
 
-/// How diverse ideas are kept (ML-Agent, section 3.1; both of its versions).
+/// Method of selecting diverse ideas (ML-Agent, section 3.1; both of its versions).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selection {
-    /// v1: the k of the whole library with the largest mean distance to the others.
+    /// v1: the k ideas of the whole library with the largest mean distance to the others.
     MeanDistance(usize),
     /// v2: farthest-point sampling of k ideas on each axis.
     FarthestPoint(usize),
@@ -259,8 +259,8 @@ pub enum Selection {
 /// Length of an embedding.
 pub const EMBEDDING: usize = 512;
 
-/// A text as counts of its words and of the three-character pieces of each, hashed into [`EMBEDDING`] places, of
-/// Euclidean length 1 (all zero without a word). It stands where the paper uses an embedding model: closeness is shared
+/// Embeds a text as counts of its words and of their three-character pieces, hashed into [`EMBEDDING`] places and
+/// scaled to Euclidean length 1 (all zero without a word). It replaces the paper's embedding model: closeness is shared
 /// wording, not shared meaning.
 pub fn embed(text: &str) -> Vec<f32> {
     let mut v = vec![0.0_f32; EMBEDDING];
@@ -281,13 +281,13 @@ pub fn embed(text: &str) -> Vec<f32> {
     v
 }
 
-/// Euclidean distance of two embeddings.
+/// Computes the Euclidean distance of two embeddings.
 fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(x, y)| f64::from(x - y).powi(2)).sum::<f64>().sqrt()
 }
 
-/// The `k` points with the largest mean distance to all others, the largest first (all points when there are fewer);
-/// of equals the one that stands first.
+/// Returns the indices of the `k` points with the largest mean distance to all others, the largest first (all points
+/// when there are fewer). Ties go to the first.
 pub fn mean_distance(points: &[Vec<f32>], k: usize) -> Vec<usize> {
     let total: Vec<f64> = points.iter().map(|p| points.iter().map(|q| distance(p, q)).sum()).collect();
     let mut order: Vec<usize> = (0..points.len()).collect();
@@ -296,8 +296,9 @@ pub fn mean_distance(points: &[Vec<f32>], k: usize) -> Vec<usize> {
     order
 }
 
-/// Farthest-point sampling: begins with the point of the largest mean distance, then takes again and again the point
-/// whose nearest chosen point is farthest, until there are `k` (all points when there are fewer); of equals the first.
+/// Selects `k` points by farthest-point sampling and returns their indices (all points when there are fewer). It begins
+/// with the point of the largest mean distance, then repeatedly takes the point whose nearest chosen point is farthest.
+/// Ties go to the first.
 pub fn farthest_point(points: &[Vec<f32>], k: usize) -> Vec<usize> {
     let mut chosen = mean_distance(points, k.min(1));
     let mut nearest = vec![f64::INFINITY; points.len()];
@@ -314,8 +315,8 @@ pub fn farthest_point(points: &[Vec<f32>], k: usize) -> Vec<usize> {
     chosen
 }
 
-/// One idea of `axis` that changes `script`: first a family with equal chance, then an idea of it with equal chance;
-/// `None` when the axis has none.
+/// Draws one idea of `axis` that changes `script`: first a family, then an idea of it, each with equal chance. `None`
+/// when the axis has none.
 pub fn draw_one<'a>(library: &'a Library, script: &str, axis: Axis, rng: &mut Philox) -> Option<Edit<'a>> {
     let mut families: BTreeMap<&str, Vec<Edit<'a>>> = BTreeMap::new();
     for edit in library.applicable(script).into_iter().filter(|e| e.idea.axis == axis) {
@@ -330,21 +331,22 @@ pub fn draw_one<'a>(library: &'a Library, script: &str, axis: Axis, rng: &mut Ph
     Some(family.swap_remove(one))
 }
 
-/// k ~ U{1,2,3} axes in random order (ML-Agent, section 3.1).
+/// Draws k ~ U{1,2,3} axes in random order (ML-Agent, section 3.1).
 pub fn draw_axes(rng: &mut Philox) -> Vec<Axis> {
     let mut axes = Axis::ALL;
     rng.shuffle(&mut axes);
     axes[..=rng.below(3)].to_vec()
 }
 
-/// The ideas of one episode: the axes of [`draw_axes`], and on each one idea that applies to `script` as it stands. An
-/// axis on which nothing applies gives none. Once the script has changed, [`Idea::edit`] makes the next idea an edit again.
+/// Draws the ideas of one episode: the axes of [`draw_axes`], and on each one idea that applies to the current
+/// `script`. An axis on which nothing applies gives none. Once the script has changed, [`Idea::edit`] makes the next
+/// idea an edit again.
 pub fn draw<'a>(library: &'a Library, script: &str, rng: &mut Philox) -> Vec<&'a Idea> {
     let axes = draw_axes(rng);
     axes.into_iter().filter_map(|axis| draw_one(library, script, axis, rng)).map(|edit| edit.idea).collect()
 }
 
-/// How diverse `ideas` are: the number of distinct names on each axis; an axis without any is not there.
+/// Counts the distinct names of `ideas` on each axis, a measure of diversity; an axis without any is absent.
 pub fn unique_names<'a>(ideas: impl IntoIterator<Item = &'a Idea>) -> BTreeMap<Axis, usize> {
     let mut names: BTreeMap<Axis, BTreeSet<&str>> = BTreeMap::new();
     for idea in ideas {

@@ -1,4 +1,5 @@
-//! The reward of one step: a pure function of what the step led to (ML-Agent, arXiv 2505.23723, section 3.3 in both versions).
+//! Computes the reward of one step, a pure function of its outcome (ML-Agent, arXiv 2505.23723, section 3.3 in both
+//! versions).
 
 use crate::settings::{choice, section};
 use serde::{Deserialize, Serialize};
@@ -21,11 +22,11 @@ impl Settings {
     }
 }
 
-/// What a step led to, as far as its reward is concerned.
+/// Outcome of a step, as far as its reward is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Case {
-    /// The reply is no valid action.
+    /// The reply is not a valid action.
     Invalid,
     /// A valid action that ended in an error (a crash, a compile error, a missing or malformed submission).
     Error,
@@ -38,7 +39,7 @@ pub enum Case {
 }
 
 impl Case {
-    /// The name in records.
+    /// Returns the name in records.
     pub fn name(self) -> &'static str {
         match self {
             Case::Invalid => "invalid",
@@ -60,11 +61,12 @@ pub enum Form {
     Linear,
 }
 
-/// The reward of a step in `form`.
+/// Computes the reward of a step in `form`.
 ///
-/// `share` counts for an edit only: (m_{t+1} - m_t) / (m_best - m_init), so positive is better whatever the metric's direction;
-/// a change below the task's noise floor comes as 0. `clip` bounds the linear form to [-clip, clip] (the paper has no
-/// clip; one bad edit on an unbounded metric can cost several gaps); the sigmoid is bounded already.
+/// `share` counts for an edit only. It is (m_{t+1} - m_t) / (m_best - m_init), so positive is better whatever the
+/// metric's direction; the caller passes 0 for a change below the task's noise floor. `clip` bounds the linear form to
+/// [-clip, clip]: the paper has no clip, but one bad edit on an unbounded metric can cost several gaps. The sigmoid is
+/// bounded already.
 pub fn reward(form: Form, case: Case, share: f64, clip: Option<f64>) -> f64 {
     match (form, case) {
         (Form::Sigmoid, Case::Invalid | Case::Error) => 0.0,
@@ -94,7 +96,7 @@ mod tests {
             (Neutral, 0.3, None, 0.5, 0.0),
             (Corner, 0.3, None, 0.5, 0.0),
             (Edit, 0.0, None, 0.5, 0.0),
-            // The saturation that the paper's first version has: 1, 2 and 5 % of the gap.
+            // The saturation of the paper's first version: 1, 2 and 5 % of the gap.
             (Edit, 0.01, None, 0.731, 0.01),
             (Edit, 0.02, None, 0.881, 0.02),
             (Edit, 0.05, None, 0.993, 0.05),

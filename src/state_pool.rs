@@ -1,5 +1,5 @@
-//! The states that step-wise reinforcement learning starts from: cut out of expert trajectories, first states of tasks, and
-//! states that earlier samples led to. Balanced over tasks, each state once.
+//! Pool of states from which step-wise reinforcement learning starts: states of expert trajectories, first states of
+//! tasks, and states that earlier samples led to. Draws are balanced over tasks, and each state is held once.
 
 use crate::environment::{SnapshotId, State, Turn};
 use crate::rng::Philox;
@@ -32,13 +32,13 @@ pub enum Origin {
     Reached,
 }
 
-/// What makes two states one: task, files and what was said.
+/// Makes the key of a state; two states with the same task, files and history are one.
 fn key(state: &State) -> String {
     let said: Vec<&str> = state.history.iter().flat_map(|t| [t.reply.as_str(), t.observation.as_str()]).collect();
     format!("{} {} {}", state.task, state.snapshot, blake3::hash(said.join("\0").as_bytes()))
 }
 
-/// The state before each step of a recorded episode.
+/// Returns the state before each step of a recorded episode.
 pub fn states(trajectory: &Trajectory, task: &Task) -> Vec<State> {
     let (mut history, mut best, mut best_report) = (vec![], task.m_init, task.report.m_init);
     let one = |(steps, step): (usize, &crate::trajectory::Step)| {
@@ -69,7 +69,7 @@ pub fn states(trajectory: &Trajectory, task: &Task) -> Vec<State> {
 }
 
 impl StatePool {
-    /// Adds a state unless an equal one is there or its episode is over; says whether it was added.
+    /// Adds a state unless an equal one is there or its episode is over; returns whether it was added.
     pub fn add(&mut self, state: State, origin: Origin) -> bool {
         if state.done || !self.seen.insert(key(&state)) {
             return false;
@@ -83,8 +83,9 @@ impl StatePool {
         true
     }
 
-    /// `n` states of one step: tasks in turn, going on where the step before stopped; each a first state with probability
-    /// `initial`, else a reached one with probability `refresh`, else an expert's; what is missing falls to what is there.
+    /// Draws `n` states for one step. Tasks take turns, going on where the previous step stopped. Each state is a first
+    /// state with probability `initial`, else a reached one with probability `refresh`, else an expert's; if the task
+    /// has none of that kind, it is one of another kind.
     pub fn draw(&self, n: usize, step: usize, seed: u64, initial: f64, refresh: f64) -> Vec<State> {
         let tasks: Vec<&TaskStates> = self.tasks.values().collect();
         let mut rng = Philox::named(seed, &format!("states of step {step}"));
@@ -100,23 +101,24 @@ impl StatePool {
         if tasks.is_empty() { vec![] } else { (0..n).filter_map(one).collect() }
     }
 
-    /// States that earlier samples led to, for a checkpoint, in the order they were added by task.
+    /// Returns the states that earlier samples led to, for a checkpoint: task by task, in the order in which they were
+    /// added.
     pub fn reached(&self) -> impl Iterator<Item = &State> {
         self.tasks.values().flat_map(|t| &t.reached)
     }
 
-    /// What the pool holds, for the user: `digits 40+3, ...` (expert + reached).
+    /// Describes the pool for the user: `digits 40+3, ...` (expert + reached).
     pub fn summary(&self) -> String {
         let one = |(name, t): (&String, &TaskStates)| format!("{name} {}+{}", t.expert.len(), t.reached.len());
         self.tasks.iter().map(one).collect::<Vec<_>>().join(", ")
     }
 
-    /// The number of states.
+    /// Returns the number of states.
     pub fn len(&self) -> usize {
         self.seen.len()
     }
 
-    /// True when there is none.
+    /// True when there is no state.
     pub fn is_empty(&self) -> bool {
         self.seen.is_empty()
     }

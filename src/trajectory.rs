@@ -1,4 +1,5 @@
-//! What was played: prompts, replies, masks, log-probabilities, rewards; read and written as JSONL, one trajectory a line.
+//! Records of play: prompts, replies, masks, log-probabilities, rewards; read and written as JSONL, one trajectory a
+//! line.
 
 use crate::error::{Error, Result};
 use crate::files::write_whole;
@@ -8,40 +9,40 @@ use crate::task::Flag;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// One action and what came of it.
+/// One action and its outcome.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Step {
-    /// What the agent saw.
+    /// Messages that the agent saw.
     pub prompt: Vec<Message>,
-    /// What it replied, as text.
+    /// Its reply as text.
     pub reply: String,
     /// Token ids of prompt and reply; empty when no tokenizer was at hand.
     pub ids: Vec<u32>,
     /// As long as `ids`: true where the agent produced the token.
     pub is_sampled: Vec<bool>,
-    /// As many as true entries of `is_sampled`: log-probabilities when sampled; empty for an expert.
+    /// Log-probabilities when sampled, one per true entry of `is_sampled`; empty for an expert.
     pub logprobs: Vec<f32>,
     /// The action's name, or `Invalid`.
     pub action: String,
-    /// What the reward calls it.
+    /// Its case for the reward.
     pub case: Case,
     /// The reward in the run's form.
     pub reward: f64,
-    /// Metric before, on the reward split.
+    /// Metric on the reward split before the action.
     pub metric_before: f64,
-    /// Metric after; equal to before when nothing was graded.
+    /// Metric on the reward split after it; equal to before when nothing was graded.
     pub metric_after: f64,
-    /// Metric before, on the report split.
+    /// Metric on the report split before the action.
     pub report_before: f64,
-    /// Metric after; equal to before when nothing was graded.
+    /// Metric on the report split after it; equal to before when nothing was graded.
     pub report_after: f64,
     /// What is suspicious about the graded submission.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<Flag>,
-    /// What the agent is told.
+    /// Observation that the agent gets.
     pub observation: String,
-    /// The same in a few words, for the compact prompt.
+    /// The observation in a few words, for the compact prompt.
     #[serde(default)]
     pub compact: String,
     /// Content id of the workspace before the action.
@@ -56,7 +57,7 @@ pub struct Step {
 pub struct Trajectory {
     /// The task's name.
     pub task: String,
-    /// expert, base, sft or rl: who played.
+    /// Who played: expert, base, sft or rl.
     pub source: String,
     /// Its place in the run's random streams.
     pub index: u64,
@@ -72,12 +73,12 @@ pub struct Trajectory {
     pub report_final: f64,
     /// The metric on the report split of the state that is best on the reward split.
     pub report_best: f64,
-    /// True when the final state has no valid graded run of its own and scores as its last graded one or m_init.
+    /// True when the final state has no valid graded run of its own; it then scores as its last graded one, or m_init.
     pub failed: bool,
 }
 
 impl Trajectory {
-    /// An episode of which nothing is played yet.
+    /// Makes an episode without steps.
     pub fn new(task: &str, source: &str, index: u64) -> Self {
         Self {
             task: task.to_string(),
@@ -94,11 +95,11 @@ impl Trajectory {
     }
 }
 
-/// A line of a trajectory file: what a reader was told it is, where it is not.
+/// Text for errors about a line that is not a trajectory.
 const EXPECTED: &str = "expected one trajectory a line, as `collect` writes them: {\"task\": \"digits\", \"source\": \"expert\", \
                         \"steps\": [{\"prompt\": [{\"role\": \"user\", \"content\": \"...\"}], \"reply\": \"...\", ...}], ...}";
 
-/// One line of JSONL; `place` (file:line) stands in the error.
+/// Parses one line of JSONL; errors name `place` (file:line).
 pub fn from_line(line: &str, place: &str) -> Result<Trajectory> {
     let trajectory: Trajectory =
         serde_json::from_str(line).map_err(|e| Error::content(format!("{place}: {e}; {EXPECTED}")))?;
@@ -124,14 +125,14 @@ pub fn from_line(line: &str, place: &str) -> Result<Trajectory> {
     Ok(trajectory)
 }
 
-/// The trajectories of a JSONL file, in order; blank lines are passed over, a malformed one is an error with its number.
+/// Reads the trajectories of a JSONL file, in order. Blank lines are skipped. Error: a malformed line, with its number.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Trajectory>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, &e))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines.map(|(i, line)| from_line(line, &format!("{}:{}", path.display(), i + 1))).collect()
 }
 
-/// Writes trajectories as JSONL; the file appears whole.
+/// Writes trajectories as JSONL; the file appears complete or not at all.
 pub fn write_jsonl(path: &Path, trajectories: &[Trajectory]) -> Result<()> {
     let mut bytes = Vec::new();
     for trajectory in trajectories {

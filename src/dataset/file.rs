@@ -1,4 +1,4 @@
-//! Files of items: JSON lines, a JSON array, parquet. What an item means is for format.rs to say.
+//! Reads files of items: JSON lines, a JSON array, parquet. What an item means is left to format.rs.
 
 use super::format::{EXPECTED, brief};
 use super::json::Unique;
@@ -10,10 +10,10 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
-/// An item with its place, or why it cannot be read.
+/// An item with its place, or the reason why it cannot be read.
 pub type Placed = (Place, Result<Value>);
 
-/// Where an item stands: `file:line`, `file: item N` inside a JSON array, `file: row N` of parquet.
+/// Place of an item: `file:line`, `file: item N` in a JSON array, `file: row N` of parquet.
 #[derive(Debug, Clone)]
 pub struct Place {
     file: String,
@@ -27,7 +27,7 @@ impl Place {
         Self { file: path.display().to_string(), unit, number: index + 1 }
     }
 
-    /// What is counted, in the plural.
+    /// Returns the plural of what is counted, such as `lines`.
     pub fn units(&self) -> String {
         format!("{}s", self.unit)
     }
@@ -42,11 +42,12 @@ impl fmt::Display for Place {
     }
 }
 
-/// The items of a file in order. Errors: it cannot be read at all. A line that is no JSON is an error of its own.
+/// Reads the items of a file in order. Error: the file cannot be read at all. A line that is not JSON is an error of
+/// its own.
 pub fn items(path: &Path) -> Result<Vec<Placed>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
     if bytes.starts_with(b"PAR1") {
-        // The library trusts counts and levels that a damaged page states.
+        // The library trusts counts and levels that a damaged page states, and may panic.
         return caught(|| rows(path)).unwrap_or_else(|| {
             Err(Error::content(format!(
                 "{}: a page of it contradicts itself; expected a whole parquet file",
@@ -83,8 +84,8 @@ pub fn items(path: &Path) -> Result<Vec<Placed>> {
     Ok(lines.map(placed).collect())
 }
 
-/// JSON objects that spread over several lines, one behind the other; each has the line on which it begins. `None` where the first line is
-/// an object of its own (a file of lines), or where the text is no such objects.
+/// Reads JSON objects that spread over several lines, one after the other; the place of each is the line on which it
+/// begins. `None` when the first line is complete JSON (a file of lines), or when the text is not such objects.
 fn spread(text: &str, path: &Path) -> Option<Vec<Placed>> {
     let first = text.lines().find(|line| !line.trim().is_empty())?;
     if serde_json::from_str::<Value>(first).is_ok() {
@@ -102,7 +103,7 @@ fn spread(text: &str, path: &Path) -> Option<Vec<Placed>> {
     }
 }
 
-/// The rows of a parquet file, columns as keys. Compression: none, snappy or zstd.
+/// Reads the rows of a parquet file, with columns as keys. Compression: none, snappy or zstd.
 fn rows(path: &Path) -> Result<Vec<Placed>> {
     let failed = |e: parquet::errors::ParquetError| {
         Error::content(format!(

@@ -1,4 +1,5 @@
-//! The shapes in which conversations are written, told apart by their keys: ShareGPT, OpenAI `messages`, Alpaca.
+//! Parses an item into a conversation. Its keys tell the format: ShareGPT, OpenAI `messages` or Alpaca. What becomes of
+//! other keys is left to keys.rs.
 
 use super::keys::{self, FLAGS, Level, ROLES, THOUGHTS, Use, says_nothing};
 use super::tools;
@@ -7,14 +8,14 @@ use crate::error::{Error, Result};
 use crate::message::{CALLS, Conversation, Message, THOUGHT};
 use serde_json::{Map, Value, json};
 
-/// A line that is understood; what messages show.
+/// A valid line, which error messages show.
 pub const EXPECTED: &str = MESSAGES;
 
 const SHAREGPT: &str = r#"{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}"#;
 const MESSAGES: &str = r#"{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}"#;
 const ALPACA: &str = r#"{"instruction": "...", "input": "", "output": "..."}"#;
 
-/// How one item is written.
+/// Format of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Format {
     /// `conversations` of `from` and `value`.
@@ -28,7 +29,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What it is called.
+    /// Returns the format's name.
     pub fn name(self) -> &'static str {
         match self {
             Format::ShareGpt => "ShareGPT",
@@ -38,7 +39,7 @@ impl Format {
         }
     }
 
-    /// By the one key that tells. Error: none of them, or several.
+    /// Finds the format by the one key that tells it. Error: none of these keys, or several.
     pub fn of(object: &Map<String, Value>) -> Result<Self> {
         let keys = [
             ("conversations", Format::ShareGpt),
@@ -57,7 +58,7 @@ impl Format {
         }
     }
 
-    /// What its messages are when one is wrong: a valid value.
+    /// Returns a valid item in this format, for error messages.
     fn valid(self) -> &'static str {
         match self {
             Format::ShareGpt => SHAREGPT,
@@ -67,15 +68,15 @@ impl Format {
     }
 }
 
-/// A conversation, and what was in its item and is not in it.
+/// A conversation, and notes on what it leaves out of its item.
 pub struct Parsed {
-    /// What is learnt.
+    /// Conversation to learn from.
     pub conversation: Conversation,
-    /// Keys and arguments that nobody reads, in words, each once.
+    /// Notes on keys and arguments that nobody reads, each once.
     pub notes: Vec<String>,
 }
 
-/// The conversation in `object`. Errors name the message and the key.
+/// Parses the conversation in `object`. Errors name the message and the key.
 pub fn parse(format: Format, object: &Map<String, Value>, template: &ChatTemplate) -> Result<Parsed> {
     let mut reader = ItemReader { format, template, notes: vec![] };
     for (key, value) in object {
@@ -110,7 +111,7 @@ struct ItemReader<'a> {
     notes: Vec<String>,
 }
 
-/// The note of a key that neither the reader nor the template uses.
+/// Makes the note on a key that neither the reader nor the template uses.
 pub fn unused(key: &str, holder: &str) -> String {
     format!("key `{key}` of {holder} is not used")
 }
@@ -119,7 +120,7 @@ fn wrong(what: &str, valid: &str) -> Error {
     Error::content(format!("{what}; expected {valid}"))
 }
 
-/// A system text beside the messages, as LLaMA-Factory writes it.
+/// Reads a system text beside the messages, as LLaMA-Factory writes it.
 fn system(object: &Map<String, Value>) -> Result<Option<Message>> {
     match object.get("system") {
         Some(Value::String(text)) if !text.is_empty() => Ok(Some(Message::new("system", text))),
@@ -137,7 +138,7 @@ impl ItemReader<'_> {
         }
     }
 
-    /// The messages of a list, each with what its own loss flag says.
+    /// Reads the messages of a list, each with its own loss flag.
     fn turns(&mut self, value: &Value, messages: &mut Vec<Message>, flags: &mut Vec<Option<bool>>) -> Result<()> {
         let list = value.as_array();
         let list =
@@ -217,7 +218,7 @@ impl ItemReader<'_> {
         Ok((Message { role: role.to_string(), content, more }, notes))
     }
 
-    /// Notes of the keys that nobody reads of what stands in a message.
+    /// Returns notes on keys, in these objects of a message, that nobody reads.
     fn unread<'v>(&self, level: Level, objects: impl Iterator<Item = &'v Value>) -> Result<Vec<String>> {
         let mut notes = vec![];
         for (key, value) in objects.filter_map(Value::as_object).flatten() {
@@ -229,7 +230,8 @@ impl ItemReader<'_> {
         Ok(notes)
     }
 
-    /// The instruction with the input on a line below it, after the turns of `history`, which have a loss too.
+    /// Reads the turns of `history`, which have a loss too, then the instruction with the input on a line below it, and
+    /// the output.
     fn alpaca(&self, object: &Map<String, Value>) -> Result<Vec<Message>> {
         let text = |key: &str| match object.get(key) {
             None | Some(Value::Null) => Ok(""),
@@ -268,8 +270,8 @@ impl ItemReader<'_> {
         Ok(messages)
     }
 
-    /// For each message whether it is learnt: by its own flag and the item's, by its role without any. The item's list of flags has one
-    /// for each message of the data, which is all but the first `before`.
+    /// Decides for each message whether it is learnt: by its own flag and the item's or, without any, by its role. A
+    /// list of flags in the item has one for each message of the data, which is all but the first `before`.
     fn learnt(
         &self,
         object: &Map<String, Value>,
@@ -323,8 +325,8 @@ impl ItemReader<'_> {
     }
 }
 
-/// The value under one of two keys that mean the same, with the key. Errors: under neither (then `expected` stands in the message); under
-/// both, and they differ.
+/// Returns the value under one of two keys that mean the same, with the key. Error: neither is there (the message names
+/// `expected`), or both are and differ.
 fn one_of<'v>(
     item: &'v Map<String, Value>,
     keys: [&'static str; 2],
@@ -344,7 +346,7 @@ fn one_of<'v>(
     found.ok_or_else(|| Error::content(format!("no text under {expected:?}")))
 }
 
-/// The thought under the keys that hold one. Errors: no text; two that differ.
+/// Reads the thought under the keys that may hold one. Error: it is not text, or two differ.
 fn thought(object: &Map<String, Value>) -> Result<Option<&str>> {
     let mut found: Option<(&str, &str)> = None;
     for key in THOUGHTS {
@@ -367,7 +369,7 @@ fn thought(object: &Map<String, Value>) -> Result<Option<&str>> {
     Ok(found.map(|(_, text)| text))
 }
 
-/// Text, or OpenAI's list of text parts.
+/// Reads text, or OpenAI's list of text parts.
 fn text_of(value: &Value) -> Result<String> {
     match value {
         Value::String(text) => Ok(text.clone()),
@@ -382,7 +384,7 @@ fn text_of(value: &Value) -> Result<String> {
     }
 }
 
-/// A value short enough for a message.
+/// Shortens a value for an error message.
 pub fn brief(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() > 40 { text.chars().take(40).chain("...".chars()).collect() } else { text }

@@ -1,10 +1,10 @@
-//! JSON in which a key may stand only once in an object: of two, serde_json would drop the first without a word.
+//! Reads JSON and refuses an object with a key twice: of the two, serde_json would silently drop the first.
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// A value none of whose objects has a key twice.
+/// A JSON value in which no object has a key twice.
 pub struct Unique(pub Value);
 
 impl<'de> Deserialize<'de> for Unique {

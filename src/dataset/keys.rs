@@ -1,5 +1,5 @@
-//! Which keys of an item and of a message are understood, and what becomes of any other: handed to the template that reads it, refused
-//! where it would change what is learnt, reported otherwise. The one place that knows them all.
+//! Decides what becomes of each key of an item and of a message: understood here, handed to the template that reads it,
+//! refused if it would change what is learnt, or else reported. The one place that knows all keys.
 
 use super::format::{Format, brief};
 use crate::chat::ChatTemplate;
@@ -7,14 +7,15 @@ use crate::error::{Error, Result};
 use crate::message::{CALLS, THOUGHT};
 use serde_json::{Map, Value};
 
-/// Keys under which data has an assistant's thoughts; templates get them as the first, with the names transformers adds.
+/// Keys under which data has an assistant's thoughts. Templates get them under the first, and under the names that
+/// transformers adds.
 pub const THOUGHTS: [&str; 3] = [THOUGHT, "thinking", "reasoning"];
 
-/// Keys that say whether a reply is learnt: true, 1 or 1.0, and false, 0 or 0.0.
+/// Keys of loss flags, which say whether a reply is learnt: true, 1 or 1.0, and false, 0 or 0.0.
 pub const FLAGS: [&str; 8] =
     ["loss_mask", "train", "trainable", "training", "loss", "weight", "loss_weight", "loss_scale"];
 
-/// Roles, with the words for them in other formats.
+/// Roles and the words for them in all formats.
 pub const ROLES: [(&str, &[&str]); 5] = [
     ("system", &["system"]),
     ("user", &["user", "human"]),
@@ -23,10 +24,10 @@ pub const ROLES: [(&str, &[&str]); 5] = [
     (CALLS, &["function_call", "tool_call"]),
 ];
 
-/// Keys of an item that say what a conversation is rendered with.
+/// Keys of an item for what a conversation is rendered with.
 const RENDERED_WITH: [&str; 4] = ["system", "tools", "chat_template_kwargs", "enable_thinking"];
 
-/// A key's place: an item, one of its messages, or what stands in one.
+/// Place of a key: an item, one of its messages, or an object in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// A key of the item.
@@ -35,11 +36,11 @@ pub enum Level {
     Message,
     /// A key of a part of a message's content.
     Part,
-    /// A key of a call of a tool, or of its function.
+    /// A key of a tool call, or of its function.
     Call,
 }
 
-/// What becomes of a key that is there with a value.
+/// Fate of a key that has a value.
 pub enum Use {
     /// Understood by the reader.
     Understood,
@@ -50,7 +51,7 @@ pub enum Use {
 }
 
 impl Level {
-    /// What has the key, in words.
+    /// Returns what has the key, in words.
     pub fn holder(self) -> &'static str {
         match self {
             Level::Item(_) => "an item",
@@ -79,12 +80,12 @@ impl Level {
         [own, shared, &FLAGS, thoughts].concat()
     }
 
-    /// What becomes of `key`. Error: it would change what is learnt, and is not supported.
+    /// Decides what becomes of `key`. Error: it would change what is learnt, and is not supported.
     pub fn sort(self, key: &str, value: &Value, template: &ChatTemplate) -> Result<Use> {
         if says_nothing(value) || self.understood().contains(&key) {
             return Ok(Use::Understood);
         }
-        // What the template names as a message's does not make it a call's.
+        // The template names these keys for messages, which does not mean that it reads them in calls.
         let is_handed_over = match self {
             Level::Message => true,
             Level::Call => !Level::Message.understood().contains(&key),
@@ -99,7 +100,7 @@ impl Level {
         }
     }
 
-    /// Why a key that is not understood cannot be passed over.
+    /// Returns the reason why a key that is not understood cannot be ignored, if there is one.
     fn objection(self, key: &str, value: &Value, template: &ChatTemplate) -> Option<String> {
         let words = words(key);
         let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
@@ -175,12 +176,12 @@ impl Level {
     }
 }
 
-/// Keys that no template may read in our stead.
+/// True for keys that are refused even if the template reads them.
 fn is_refused_by_name(key: &str) -> bool {
     ["function_call", "refusal", "images", "image", "audio", "video"].contains(&key)
 }
 
-/// The words of a key: `isTrainable` and `is_trainable` both have `is` and `trainable`.
+/// Splits a key into words: `isTrainable` and `is_trainable` both have `is` and `trainable`.
 fn words(key: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut before = ' ';
@@ -197,7 +198,7 @@ fn words(key: &str) -> Vec<String> {
     words
 }
 
-/// Null and what is empty: columns that other rows fill.
+/// True for null and for empty values: table columns that only other rows fill.
 pub fn says_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -208,7 +209,8 @@ pub fn says_nothing(value: &Value) -> bool {
     }
 }
 
-/// What the loss flags of an item or a message say together; `None` without any. Errors: one that is neither 0 nor 1; two that differ.
+/// Combines the loss flags of an item or a message; `None` without any. Error: a flag is neither 0 nor 1, or two
+/// differ.
 pub fn flag(object: &Map<String, Value>) -> Result<Option<bool>> {
     let mut found: Option<(&str, bool)> = None;
     for key in FLAGS {
@@ -224,7 +226,7 @@ pub fn flag(object: &Map<String, Value>) -> Result<Option<bool>> {
     Ok(found.map(|(_, learnt)| learnt))
 }
 
-/// One flag: whether a reply is learnt.
+/// Reads one loss flag: whether a reply is learnt.
 pub fn as_flag(value: &Value) -> Result<bool> {
     match value {
         Value::Bool(learnt) => Ok(*learnt),

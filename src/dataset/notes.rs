@@ -1,13 +1,13 @@
-//! What a file holds that is not used: each thing once, with where it stands.
+//! Collects notes on what a file holds and is not used: each note once, with its places.
 
 use super::file::Place;
 
-/// Notes in the order in which they first came, each with its places.
+/// Notes in the order of their first place, each with its places.
 #[derive(Default)]
 pub struct Notes(Vec<(String, Vec<Place>)>);
 
 impl Notes {
-    /// Notes of the item at `place`.
+    /// Adds the notes of the item at `place`.
     pub fn add(&mut self, place: &Place, notes: Vec<String>) {
         for note in notes {
             match self.0.iter_mut().find(|(known, _)| *known == note) {
@@ -17,7 +17,7 @@ impl Notes {
         }
     }
 
-    /// A line each: the first place, the note, the number of items that have it.
+    /// Returns one line per note: the first place, the note, the number of items that have it.
     pub fn counted(&self) -> Vec<String> {
         let count = |places: &[Place]| match places.len() {
             1 => "1 item has it".to_string(),
@@ -26,7 +26,7 @@ impl Notes {
         self.lines(count)
     }
 
-    /// A line each, with every place.
+    /// Returns one line per note, with every place.
     pub fn listed(&self) -> Vec<String> {
         let list = |places: &[Place]| {
             let units = places.first().map(Place::units).unwrap_or_default();
@@ -48,7 +48,7 @@ impl Notes {
     }
 }
 
-/// Ascending numbers with runs joined: `1-3, 7`.
+/// Joins runs of ascending numbers: `1-3, 7`.
 fn ranges(numbers: &[usize]) -> String {
     let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
         [first, .., last] => format!("{first}-{last}"),

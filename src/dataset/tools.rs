@@ -1,4 +1,5 @@
-//! Tools and template arguments of an item, calls of tools of a message: as objects, or as JSON text, which is how tables hold them.
+//! Reads tools and template arguments of an item, and tool calls of a message: as objects, or as JSON text, which is
+//! how tables hold them.
 
 use super::format::brief;
 use super::keys::says_nothing;
@@ -11,7 +12,7 @@ const TOOLS: &str =
     r#"{"tools": [{"type": "function", "function": {"name": "...", "description": "...", "parameters": {}}}]}"#;
 const CALL: &str = r#"{"type": "function", "function": {"name": "...", "arguments": {}}}"#;
 
-/// Tools and template arguments of an item. A template argument that its template does not read is noted.
+/// Reads tools and template arguments of an item. Notes template arguments that the template does not read.
 pub fn context(item: &Map<String, Value>, template: &ChatTemplate, notes: &mut Vec<String>) -> Result<Context> {
     let get = |key: &str| item.get(key).filter(|value| !value.is_null() && **value != "");
     let wrong =
@@ -56,7 +57,7 @@ pub fn context(item: &Map<String, Value>, template: &ChatTemplate, notes: &mut V
     Ok(Context { tools, arguments })
 }
 
-/// Calls of tools: a list, one call, or either as JSON text; none where there is nothing.
+/// Reads tool calls: a list, one call, or either as JSON text; empty when there is nothing.
 pub fn calls(value: &Value) -> Result<Vec<Value>> {
     if says_nothing(value) {
         return Ok(vec![]);
@@ -69,7 +70,8 @@ pub fn calls(value: &Value) -> Result<Vec<Value>> {
     calls.iter().map(|call| from_text(call).ok_or_else(|| wrong(call)).and_then(checked)).collect()
 }
 
-/// Calls as ShareGPT has them, in a message of their own: JSON text of {"name", "arguments"}, or of a list of such.
+/// Reads tool calls as ShareGPT has them, in a message of their own: JSON text of {"name", "arguments"}, or of a list
+/// of such.
 pub fn calls_of_text(text: &str) -> Result<Vec<Value>> {
     let found = calls(&json!(text))?;
     if found.is_empty() {
@@ -82,12 +84,12 @@ pub fn calls_of_text(text: &str) -> Result<Vec<Value>> {
     Ok(found.into_iter().map(wrapped).collect())
 }
 
-/// What has keys in a call: itself and its function.
+/// Returns the objects with keys in a call: the call itself and its function.
 pub fn objects(call: &Value) -> impl Iterator<Item = &Value> {
     [Some(call), call.get("function")].into_iter().flatten()
 }
 
-/// The arguments of a call.
+/// Returns the arguments of a call.
 pub fn arguments(call: &Value) -> &Value {
     let function = call.get("function").unwrap_or(call);
     &function["arguments"]
@@ -100,7 +102,7 @@ fn wrong(call: &Value) -> Error {
     ))
 }
 
-/// A call that names a function and has its arguments as an object, or as text that is one.
+/// Checks that a call names a function and has its arguments as an object, or as text that is one.
 fn checked(call: Value) -> Result<Value> {
     let function = call.get("function").unwrap_or(&call);
     let is_object = from_text(arguments(&call)).is_some_and(|arguments| arguments.is_object());
@@ -110,7 +112,7 @@ fn checked(call: Value) -> Result<Value> {
     Ok(call)
 }
 
-/// What JSON text says; any other value as it is.
+/// Parses a string as JSON (None: it is not JSON); returns any other value as it is.
 fn from_text(value: &Value) -> Option<Value> {
     match value {
         Value::String(text) => serde_json::from_str(text).ok(),

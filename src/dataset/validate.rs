@@ -1,4 +1,5 @@
-//! Looking a data file over before training: everything that `load` would refuse, not only the first, and what is odd though it loads.
+//! Checks a data file before training: reports everything that `load` would refuse, not only the first problem, and
+//! what is odd although it loads.
 
 use super::format::Format;
 use super::notes::Notes;
@@ -11,29 +12,29 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
 
-/// How bad a problem is.
+/// Severity of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
     /// `sft` refuses the file.
     Error,
-    /// It loads, and may not be what was meant.
+    /// The file loads, but may not be what was meant.
     Warning,
 }
 
-/// What a data file holds.
+/// Report on a data file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// Items by format, in order of the formats.
+    /// Number of items of each format, in the order of the formats.
     pub formats: Vec<(&'static str, usize)>,
     /// Lengths in tokens of the examples that can be read, ascending.
     pub lengths: Vec<usize>,
-    /// Tokens with a loss among them.
+    /// Number of their tokens with a loss.
     pub learned: usize,
-    /// In the order of the file, then keys that are not used; a text begins with its place.
+    /// Problems in the order of the file, then unused keys; each text begins with its place.
     pub problems: Vec<(Severity, String)>,
 }
 
-/// Reads every item of `path` as `load` does. Errors: the file cannot be read at all.
+/// Reads every item of `path` as `load` does. Error: the file cannot be read at all.
 pub fn validate(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, limit: Limit) -> Result<Report> {
     let reader = Reader::new(tokenizer, template, limit)?;
     let mut formats: BTreeMap<Format, usize> = BTreeMap::new();
@@ -72,8 +73,8 @@ pub fn validate(path: &Path, tokenizer: &Tokenizer, template: &ChatTemplate, lim
     Ok(report)
 }
 
-/// The first message that does not follow from the one before it: a system text comes first, the agent answers a user or a tool, a user
-/// or a tool speaks after the agent or the system text.
+/// Describes the first message that is out of order. The order: a system text comes first; the agent answers a user or
+/// a tool; a user speaks first, or after the system text or the agent; a tool answers after the agent or another tool.
 fn disorder(messages: &[Message]) -> Option<String> {
     let mut before = "";
     for (i, message) in messages.iter().enumerate() {
@@ -93,12 +94,12 @@ fn disorder(messages: &[Message]) -> Option<String> {
 }
 
 impl Report {
-    /// Problems of one severity.
+    /// Counts the problems of one severity.
     pub fn count(&self, severity: Severity) -> usize {
         self.problems.iter().filter(|(found, _)| *found == severity).count()
     }
 
-    /// The length that a share of the examples (0 to 1) does not exceed; nearest rank.
+    /// Returns the length that a share of the examples (0 to 1) does not exceed (nearest rank).
     fn percentile(&self, share: f64) -> usize {
         let rank = (share * self.lengths.len() as f64).ceil() as usize;
         self.lengths.get(rank.saturating_sub(1)).copied().unwrap_or(0)

@@ -1,5 +1,5 @@
-//! The agent's replies: from text to a typed action, and back to the canonical text. Lenient in white space, strict in names
-//! and keys. Does not look at files: whether a named script exists is the workspace's business.
+//! The agent's replies: parses a text into a typed action, and renders an action as its canonical text. Parsing is
+//! lenient in white space, strict in names and keys. Whether a named script exists is left to the workspace.
 
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -9,14 +9,14 @@ use std::fmt;
 /// The actions of the `direct` set (no helper model).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The files of a folder.
+    /// List the files of a folder.
     ListFiles {
         /// Folder inside the workspace; `.` is the workspace.
         dir_path: String,
     },
     /// Copy one file to another name.
     CopyFile {
-        /// What is copied.
+        /// File to copy.
         source: String,
         /// The new name.
         destination: String,
@@ -39,9 +39,9 @@ pub enum Action {
     EditScript {
         /// The script.
         script_name: String,
-        /// A whole passage, or how exactly one line begins.
+        /// A whole passage, or the beginning of exactly one line.
         search: String,
-        /// What takes its place.
+        /// The replacement.
         replace: String,
     },
     /// End the episode.
@@ -51,7 +51,7 @@ pub enum Action {
     },
 }
 
-/// Which fields a reply has.
+/// Set of fields that a reply has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplyFormat {
@@ -83,19 +83,19 @@ pub const ACTIONS: [(&str, &[&str]); 6] = [
     ("Final Answer", &["final_answer"]),
 ];
 
-/// Why a reply is no action. The text is shown to the agent.
+/// Reason why a reply is not an action. The text is shown to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// A field is not there.
+    /// A field is missing.
     #[error("the field \"{0}:\" is missing; it must begin a line of its own")]
     MissingField(&'static str),
     /// A field comes before one that should precede it.
     #[error("the field \"{0}:\" is out of order; the order is {order}", order = .1.fields().join(", "))]
     WrongOrder(&'static str, ReplyFormat),
-    /// A field is there twice.
+    /// A field occurs twice.
     #[error("the field \"{0}:\" is there twice")]
     RepeatedField(&'static str),
-    /// Text before the first field.
+    /// There is text before the first field.
     #[error("there is text before the field \"{0}:\"")]
     LeadingText(&'static str),
     /// No action has this name.
@@ -104,13 +104,13 @@ pub enum ParseError {
     /// The input is not JSON.
     #[error("the Action Input is not valid JSON: {0}")]
     NotJson(String),
-    /// The input is JSON, but no object.
+    /// The input is JSON, but not an object.
     #[error("the Action Input must be a JSON object, for example {example}", example = EXAMPLE)]
     NotAnObject,
     /// Something follows the JSON object.
     #[error("there is text after the Action Input: {0}")]
     TrailingText(String),
-    /// A key the action does not have.
+    /// The action has no argument of this name.
     #[error("\"{action}\" has no argument \"{key}\"; it takes {}", arguments(.action))]
     UnknownKey {
         /// The action's name.
@@ -118,10 +118,10 @@ pub enum ParseError {
         /// The key.
         key: String,
     },
-    /// A key is there twice.
+    /// A key occurs twice.
     #[error("the argument \"{0}\" is there twice")]
     RepeatedKey(String),
-    /// An argument is not there.
+    /// An argument is missing.
     #[error("\"{action}\" needs the argument \"{key}\"; it takes {}", arguments(.action))]
     MissingKey {
         /// The action's name.
@@ -134,7 +134,7 @@ pub enum ParseError {
     WrongType {
         /// The key.
         key: &'static str,
-        /// What it must be.
+        /// The type it must have.
         expected: &'static str,
     },
 }
@@ -150,7 +150,7 @@ fn arguments(action: &str) -> String {
     keys.iter().map(|k| format!("\"{k}\"")).collect::<Vec<_>>().join(", ")
 }
 
-/// Reads a reply.
+/// Parses a reply.
 pub fn parse(reply: &str, format: ReplyFormat) -> Result<Action, ParseError> {
     let [name, input] = split(reply, format)?;
     let Some(&(action, keys)) = ACTIONS.iter().find(|(known, _)| *known == name) else {
@@ -185,10 +185,11 @@ pub fn parse(reply: &str, format: ReplyFormat) -> Result<Action, ParseError> {
     })
 }
 
-/// The action's name and the text of its input, once all fields of the format are found in order.
+/// Returns the action's name and the text of its input. Error: a field of the format is missing, repeated or out of
+/// order, or there is text before the first field.
 fn split(reply: &str, format: ReplyFormat) -> Result<[&str; 2], ParseError> {
     let fields = format.fields();
-    let mut found: Vec<(&'static str, usize, usize)> = Vec::new(); // field, where its line begins, where its text begins
+    let mut found: Vec<(&'static str, usize, usize)> = Vec::new(); // field, start of its line, start of its text
     let mut line_start = 0;
     for line in reply.split_inclusive('\n') {
         let indent = line.len() - line.trim_start().len();
@@ -200,7 +201,7 @@ fn split(reply: &str, format: ReplyFormat) -> Result<[&str; 2], ParseError> {
             }
             found.push((field, line_start, line_start + indent + field.len() + 1));
             if found.len() == fields.len() {
-                break; // what follows is the input, not fields
+                break; // the rest is the input
             }
         }
         line_start += line.len();
@@ -242,7 +243,8 @@ impl Arguments {
     }
 }
 
-/// The pairs of a JSON object as written, repeated keys included, with nothing after it.
+/// Reads the pairs of a JSON object as written, repeated keys included. Error: not JSON, not an object, or followed by
+/// text.
 fn read_object(text: &str) -> Result<Vec<(String, Value)>, ParseError> {
     struct Pairs;
     impl<'de> Visitor<'de> for Pairs {
@@ -286,7 +288,7 @@ pub fn name(action: &Action) -> &'static str {
     }
 }
 
-/// The canonical text of an action: two lines, the input written as Python's `json.dumps` writes it.
+/// Renders an action as its canonical text: two lines, with the input as Python's `json.dumps` writes it.
 pub fn render(action: &Action) -> String {
     let pairs: Vec<(&str, String)> = match action {
         Action::ListFiles { dir_path } => vec![("dir_path", quote(dir_path))],
@@ -308,7 +310,8 @@ pub fn render(action: &Action) -> String {
     format!("Action: {}\nAction Input: {{{input}}}", name(action))
 }
 
-/// A JSON string as Python's `json.dumps` writes it: everything outside printable ASCII escaped, UTF-16 surrogate pairs included.
+/// Quotes a text as a JSON string as Python's `json.dumps` does: everything outside printable ASCII is escaped, with
+/// UTF-16 surrogate pairs where needed.
 fn quote(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');

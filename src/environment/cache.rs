@@ -1,4 +1,5 @@
-//! Runs remembered by content. Sound because a run starts in a fresh folder and leaves nothing behind but what is recorded here.
+//! Remembers runs by their content. This is sound because a run starts in a fresh folder and leaves nothing behind but
+//! what is recorded here.
 
 use super::snapshot::SnapshotId;
 use super::store::Store;
@@ -9,17 +10,19 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Everything a run's result depends on, hashed: Python and its packages, task data and labels, metric, limits, files, the script, and how
-/// long the remembered texts may be.
+/// Hash of everything that a run's result depends on: Python and its packages, task data and labels, metric, limits,
+/// files, script, and the length to which the remembered texts are cut.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunKey(pub String);
 
-/// Part of every key: raised when equal runs come to be told or graded in another way, so that older ones are not taken for new.
+/// Version that is part of every key: raised when equal runs are described or graded in a new way, so that older
+/// results are not taken for new ones.
 const MEANING: &str = "2";
 
 impl RunKey {
-    /// The key of running `script` (graded when it is the task's entry) on the files of `snapshot` by the Python of this id, its texts cut to
-    /// `observation_limit` characters. `seed`: that of the program's run, for a task whose runs are shared within one seed only.
+    /// Makes the key of a run of `script` (graded when it is the task's entry) on the files of `snapshot` by the Python
+    /// of this id, with texts cut to `observation_limit` characters. `seed` is that of the program's run, for a task
+    /// whose runs are shared within one seed only.
     pub fn new(
         python_id: &str,
         prepared: &PreparedTask,
@@ -47,23 +50,23 @@ impl std::fmt::Display for RunKey {
     }
 }
 
-/// What came of a run.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunResult {
     /// How the script ended.
     pub outcome: Outcome,
-    /// What it printed, cut to the observation limit.
+    /// Its stdout, cut to the observation limit.
     pub stdout: String,
-    /// What it printed on stderr, cut to the observation limit.
+    /// Its stderr, cut to the observation limit.
     pub stderr: String,
     /// Wall seconds when it was executed.
     pub wall_seconds: f64,
-    /// What its submission is worth, or why there is none; None when the run was not graded.
+    /// Grade of its submission, or why it has none; None when the run was not graded.
     pub grade: Option<std::result::Result<Grade, String>>,
 }
 
-/// A run that was executed, as it is remembered.
+/// An executed run as it is remembered.
 #[derive(Debug, Clone)]
 pub struct Executed {
     /// Its key.
@@ -72,11 +75,11 @@ pub struct Executed {
     pub task: String,
     /// The files it ran on.
     pub snapshot: SnapshotId,
-    /// What came of it.
+    /// Its result.
     pub run: Arc<RunResult>,
 }
 
-/// Runs by content: in memory, and behind that, where there is one, in a database. Shared by threads.
+/// Runs by content: in memory and, if there is one, in a database behind it. Threads share it.
 #[derive(Debug, Default)]
 pub struct RunCache {
     inner: Mutex<Inner>,
@@ -96,16 +99,16 @@ struct Remembered {
     is_earlier: bool,
 }
 
-/// How runs were answered.
+/// Numbers of runs, by how they were answered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Executed.
+    /// Runs executed.
     pub executions: u64,
-    /// Answered from the cache, or by an equal run of the same batch.
+    /// Runs answered from the cache, or by an equal run of the same batch.
     pub hits: u64,
-    /// Of the hits, those on runs that this process did not execute.
+    /// Hits on runs from the database, which another process executed.
     pub earlier: u64,
-    /// Wall seconds that the hits took when they were executed.
+    /// Wall seconds that the runs of the hits took when they were executed.
     pub saved_seconds: f64,
 }
 
@@ -130,7 +133,7 @@ impl RunCache {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those of these runs that are remembered.
+    /// Returns those of these runs that are remembered.
     ///
     /// # Errors
     /// Those of the database.
@@ -153,8 +156,8 @@ impl RunCache {
         Ok(found)
     }
 
-    /// Remembers executed runs, the first of each key. One that ended at the wall clock, or that no worker got to its end, is
-    /// not remembered: that says how the machine was.
+    /// Remembers executed runs, the first of each key. A run that hit its wall-clock limit, or that no worker could
+    /// finish, is not remembered: its result depends on the state of the machine.
     ///
     /// # Errors
     /// Those of the database.
@@ -183,7 +186,7 @@ impl RunCache {
         inner.counts.saved_seconds += run.wall_seconds;
     }
 
-    /// How runs were answered so far.
+    /// Returns the counts so far.
     pub fn counts(&self) -> Counts {
         self.lock().counts
     }

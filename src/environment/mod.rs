@@ -1,6 +1,7 @@
-//! The environment: a state and a reply in, what came of it out. One step is a pure function of the two: a run starts in a fresh
-//! folder that holds the state's files and the task's data, and leaves nothing behind but its output and its grade, so
-//! equal steps are executed once and remembered, in memory and across runs in a database. Does not know models, tokens or rewards.
+//! The environment: plays one step, from a state and a reply to its outcome. A step is a pure function of the two: each
+//! run starts in a fresh folder that holds the state's files and the task's data, and leaves nothing behind but its
+//! output and its grade. Equal steps are therefore executed once and remembered, in memory and, across runs, in a
+//! database. Knows no models, tokens or rewards.
 
 pub mod action;
 pub mod cache;
@@ -30,12 +31,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What executes scripts: the sandbox's pool.
+/// Executor of scripts: the sandbox's pool.
 pub trait Runner: Send + Sync {
-    /// Runs all jobs, in parallel where it can; verdicts in the order of the jobs.
+    /// Runs all jobs, in parallel where possible; returns the verdicts in the order of the jobs.
     ///
     /// # Errors
-    /// When the machinery failed, never for what a script did.
+    /// A failure of the machinery, never what a script did.
     fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>>;
 }
 
@@ -45,11 +46,11 @@ impl Runner for Pool {
     }
 }
 
-/// A reply and what the agent was told.
+/// A reply and the observation that followed it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Turn {
-    /// The agent's reply, as it was.
+    /// The agent's reply, unchanged.
     pub reply: String,
     /// The observation.
     pub observation: String,
@@ -57,8 +58,8 @@ pub struct Turn {
     pub compact: String,
 }
 
-/// A state of an episode: everything said and observed since its start. Plain data; restoring one is using it again, as long as
-/// the snapshot store holds its snapshot.
+/// State of an episode: everything said and observed since its start. It is plain data and can be used again at any
+/// time, as long as the snapshot store holds its snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -66,50 +67,51 @@ pub struct State {
     pub task: String,
     /// The agent's files.
     pub snapshot: SnapshotId,
-    /// What was said so far.
+    /// Turns so far.
     pub history: Vec<Turn>,
-    /// The metric of the last graded run on the reward split, m_init at the start: m_t.
+    /// m_t: the metric of the last graded run on the reward split; m_init at the start.
     pub metric: f64,
-    /// The metric of the same run on the report split: what evaluation says the state scores.
+    /// The metric of the same run on the report split, which evaluation reports as the state's score.
     pub report: f64,
     /// The best metric so far on the reward split.
     pub best: f64,
-    /// The metric of the run that was best so far on the report split.
+    /// The metric on the report split of the run that is best on the reward split.
     pub best_report: f64,
     /// True when the files have a valid graded run of their own; false after a failed edit that was not undone.
     pub graded_final: bool,
     /// Steps taken.
     pub steps: usize,
-    /// Wall seconds of its scripts, as first measured (a remembered run counts what it took).
+    /// Wall seconds of its scripts; a remembered run counts the time it took when it was executed.
     pub seconds: f64,
     /// True when the episode has ended.
     pub done: bool,
 }
 
-/// What came of one reply.
+/// Outcome of one reply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepResult {
-    /// What the reward calls it.
+    /// Its case for the reward.
     pub case: Case,
-    /// The action's name, or `Invalid` when the reply is none.
+    /// The action's name, or `Invalid` when the reply is not a valid action.
     pub action: String,
-    /// What the agent is told.
+    /// Observation that the agent gets.
     pub observation: String,
-    /// The same in a few words.
+    /// The observation in a few words.
     pub compact: String,
-    /// m_t.
+    /// m_t, the metric before the step.
     pub metric_before: f64,
-    /// m_{t+1}; m_t when nothing was graded.
+    /// m_{t+1}, the metric after the step; m_t when nothing was graded.
     pub metric_after: f64,
-    /// The metric before it on the report split.
+    /// The metric on the report split before the step.
     pub report_before: f64,
-    /// The metric after it on the report split.
+    /// The metric on the report split after the step.
     pub report_after: f64,
-    /// What is suspicious about its graded submission.
+    /// What is suspicious about the graded submission.
     pub flags: Vec<Flag>,
-    /// The share of the gap from m_init to m_best that the step closed; below the task's noise floor 0.
+    /// Share of the gap from m_init to m_best that the step closed; 0 below the task's noise floor or without a graded
+    /// edit.
     pub share: f64,
-    /// Where it led.
+    /// State after the step.
     pub next: State,
     /// One line for people, with the score the agent does not see.
     pub detail: String,
@@ -118,11 +120,11 @@ pub struct StepResult {
 struct Loaded {
     prepared: Arc<PreparedTask>,
     labels: Labels,
-    /// Its runs are shared within this seed only, because equal ones are not known to give equal results.
+    /// Set when equal runs are not known to give equal results: the task's runs are then shared within this seed only.
     seed: Option<u64>,
 }
 
-/// Tasks, snapshots, remembered runs and what executes the rest.
+/// Tasks, snapshots, remembered runs, and the runner that executes all other runs.
 pub struct Environment {
     runner: Arc<dyn Runner>,
     python_id: String,
@@ -136,8 +138,8 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// An environment of these tasks; makes the scratch folder and reads the labels. `python_id` says what runs the scripts
-    /// (`Python::id` and the protection): runs remembered from another do not count.
+    /// Makes an environment of these tasks: creates the scratch folder and reads the labels. `python_id` identifies
+    /// what runs the scripts (`Python::id` and the protection); runs remembered under another id do not count.
     pub fn new(
         runner: Arc<dyn Runner>,
         python_id: &str,
@@ -163,7 +165,7 @@ impl Environment {
         })
     }
 
-    /// How episodes are played.
+    /// Returns the settings of episodes.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -173,15 +175,15 @@ impl Environment {
         &self.scratch
     }
 
-    /// The tasks, by name.
+    /// Returns the tasks, sorted by name.
     pub fn tasks(&self) -> impl Iterator<Item = &Arc<PreparedTask>> {
         self.tasks.values().map(|loaded| &loaded.prepared)
     }
 
-    /// One task.
+    /// Returns the task of this name.
     ///
     /// # Errors
-    /// Content, listing the known names.
+    /// Content: there is no such task; the message lists the known names.
     pub fn task(&self, name: &str) -> Result<&Arc<PreparedTask>> {
         self.loaded(name).map(|loaded| &loaded.prepared)
     }
@@ -193,7 +195,7 @@ impl Environment {
         })
     }
 
-    /// The start of an episode: the task's starter files, its stated m_init.
+    /// Starts an episode: the task's starter files and its stated m_init.
     pub fn reset(&self, task: &str) -> Result<State> {
         let task = &self.task(task)?.task;
         let files: Files = task.starter.iter().map(|(name, text)| (name.clone(), Arc::from(text.as_str()))).collect();
@@ -212,17 +214,17 @@ impl Environment {
         })
     }
 
-    /// The agent's files in a state.
+    /// Returns the agent's files in a state.
     pub fn files(&self, state: &State) -> Result<Files> {
         self.store.get(&state.snapshot)
     }
 
-    /// What the agent sees in a state.
+    /// Builds the messages that the agent sees in a state.
     pub fn messages(&self, state: &State) -> Result<Vec<Message>> {
         Ok(prompt::messages(state, &self.files(state)?, self.task(&state.task)?, &self.settings))
     }
 
-    /// The same, shortened until `count` says at most `limit` (see `prompt::messages_within`).
+    /// Builds the same messages, shortened until `count` of them is at most `limit` (see `prompt::messages_within`).
     pub fn messages_within(
         &self,
         state: &State,
@@ -234,7 +236,7 @@ impl Environment {
     }
 }
 
-/// `text`, at most `limit` characters of it plus a line that says how many are left out of its middle.
+/// Cuts `text` to at most `limit` characters, plus a line in its middle that says how many were left out.
 pub(crate) fn cut_middle(text: &str, limit: usize) -> String {
     let total = text.chars().count();
     if total <= limit {

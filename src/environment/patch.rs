@@ -1,10 +1,10 @@
-//! The search/replace patch of the action Edit Script. Pure text in, text out.
+//! Applies the search/replace patch of the action Edit Script. Pure text in, text out.
 //!
-//! `search` without a newline names one line, by how it begins: if exactly one line starts with it, that whole line is
-//! replaced; if several do, but exactly one line equals it, that one. `search` with a newline names a passage, which
-//! must occur exactly once. A fragment from within a line names nothing: it is too easily another line's.
+//! A `search` without a newline names one line by its beginning: the only line that starts with it or, if several do,
+//! the only one that equals it. That whole line is replaced. A `search` with a newline names a passage, which must
+//! occur exactly once. A fragment from within a line names nothing, because it may easily occur in another line.
 
-/// Why a patch does not apply. The text is shown to the agent.
+/// Reason why a patch does not apply. The text is shown to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PatchError {
     /// `search` is empty or white space.
@@ -16,16 +16,16 @@ pub enum PatchError {
     /// More than one place matches.
     #[error("search not unique: it matches {count} places; make it longer")]
     Ambiguous {
-        /// How many.
+        /// Number of matches.
         count: usize,
     },
-    /// The text stays as it is.
+    /// The patch would leave the text as it is.
     #[error("the patch changes nothing")]
     NoChange,
 }
 
 impl PatchError {
-    /// A few words, for the compact prompt.
+    /// The reason in a few words, for the compact prompt.
     pub fn short(self) -> &'static str {
         match self {
             PatchError::Empty => "search is empty",
@@ -36,7 +36,7 @@ impl PatchError {
     }
 }
 
-/// `text` with the one place that `search` names replaced. A replaced line keeps its newline.
+/// Replaces the one place of `text` that `search` names. A replaced line keeps its newline.
 pub fn apply(text: &str, search: &str, replace: &str) -> Result<String, PatchError> {
     if search.trim().is_empty() {
         return Err(PatchError::Empty);
@@ -81,9 +81,9 @@ fn one<T: Copy>(found: &[T]) -> Result<T, PatchError> {
     }
 }
 
-/// The patch that turns line `index` (from 0) of `script` into `new_line`, as (search, replace): `search` is the line's
-/// text up to " =" where no other line begins so, else the whole line. None when no such patch names that line alone
-/// (it is blank, or an equal line exists), the line is not there, or it is `new_line` already.
+/// Makes the patch, as (search, replace), that turns line `index` (from 0) of `script` into `new_line`. `search` is the
+/// line's text up to " =" where no other line begins with that, else the whole line. None when no such patch names that
+/// line alone (it is blank, or an equal line exists), when there is no such line, or when it is `new_line` already.
 pub fn line_start_patch(script: &str, index: usize, new_line: &str) -> Option<(String, String)> {
     let mut lines: Vec<&str> = script.split('\n').collect();
     let old = *lines.get(index)?;
@@ -107,7 +107,7 @@ mod tests {
         let cases: [(&str, Result<&str, PatchError>); 13] = [
             ("import", Ok("X\nn = 10\nn = 100\nif n > 5:\n    k = 2\n    k = 2\nprint(n)\n")),
             ("n = 100", Ok("import numpy as np\nn = 10\nX\nif n > 5:\n    k = 2\n    k = 2\nprint(n)\n")),
-            // Two lines begin so, one is so.
+            // Two lines begin with it, one equals it.
             ("n = 10", Ok("import numpy as np\nX\nn = 100\nif n > 5:\n    k = 2\n    k = 2\nprint(n)\n")),
             ("n = 1", Err(PatchError::Ambiguous { count: 2 })),
             ("    k = 2", Err(PatchError::Ambiguous { count: 2 })),
@@ -165,7 +165,8 @@ mod tests {
             }
         }
 
-        /// Whatever applies replaces one range; the rest is untouched, and the reverse patch brings the text back.
+        /// A patch that applies changes the text and removes as many lines as `search` has newlines; any error is true
+        /// of the text.
         #[test]
         fn apply_touches_one_place(text in "([abé]{0,2}\n){0,6}[abé]{0,2}", search in "[abé]{1,2}(\n[abé]{0,2})?", replace in "[Xé]{1,3}") {
             match apply(&text, &search, &replace) {

@@ -1,5 +1,5 @@
-//! Which tasks give equal results for equal scripts: the baseline is run twice. Runs of a task that does not are shared within one
-//! seed only. What differs rarely, or only after an edit, is not found.
+//! Tests which tasks give equal results for equal scripts, by running the baseline twice. Runs of a task that fails the
+//! test are shared within one seed only. A difference that is rare, or appears only after an edit, is not found.
 
 use super::cache::{Executed, RunKey, RunResult};
 use super::step::Pending;
@@ -9,8 +9,9 @@ use crate::sandbox::Outcome;
 use std::sync::Arc;
 
 impl Environment {
-    /// The same with `store` behind its snapshots and runs, for the program's run of this seed. Tasks that the store does not know are tried: the
-    /// baseline is run twice, at once where there are workers for it, and its result remembered.
+    /// Puts `store` behind the environment's snapshots and runs, for the program's run of this seed. Tasks that the
+    /// store does not know are tested: the baseline is run twice, in parallel if there are workers for it, and the
+    /// result is remembered.
     ///
     /// # Errors
     /// Those of the store and of the machinery of the runs.
@@ -44,7 +45,7 @@ impl Environment {
                 loaded.seed = Some(seed);
             }
         }
-        // The keys of varying tasks are others now.
+        // The keys of varying tasks now contain the seed.
         for run in &mut twice {
             run.key = self.pending(&run.task, &run.snapshot, &self.task(&run.task)?.task.entry)?.key;
         }
@@ -54,13 +55,15 @@ impl Environment {
         Ok(self)
     }
 
-    /// The tasks whose runs are shared within one seed only, because two runs of the baseline differed (or met the wall clock), sorted.
+    /// Returns the tasks, sorted, whose runs are shared within one seed only because two runs of the baseline differed
+    /// or one hit its wall-clock limit.
     pub fn varying(&self) -> Vec<&str> {
         self.tasks.iter().filter(|(_, loaded)| loaded.seed.is_some()).map(|(name, _)| name.as_str()).collect()
     }
 }
 
-/// Whether two runs of one script say the same; none when that cannot be told, for one of them met the wall clock.
+/// True when two runs of one script have the same result; None when that is unknown, because one hit its wall-clock
+/// limit.
 fn are_equal(a: &RunResult, b: &RunResult) -> Option<bool> {
     let said = |run: &RunResult| (run.outcome.clone(), run.stdout.clone(), run.grade.clone());
     let has_ended = |run: &RunResult| run.outcome != Outcome::WallLimit;

@@ -1,4 +1,5 @@
-//! From a state to the messages the agent sees. Two styles: compact, for the small bundled model; full, for any other.
+//! Turns a state into the messages that the agent sees, in two styles: compact for the small bundled model, full for
+//! any other.
 
 use super::action::ReplyFormat;
 use super::snapshot::Files;
@@ -8,7 +9,7 @@ use crate::message::Message;
 use crate::task::{PreparedTask, Task};
 use serde::{Deserialize, Serialize};
 
-/// How a state is told.
+/// How a state is shown to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Style {
@@ -18,7 +19,7 @@ pub enum Style {
     Full,
 }
 
-/// The messages of a state, the whole history included. `files` are those of the state's snapshot.
+/// Builds the messages of a state, not shortened. `files` are those of the state's snapshot.
 pub fn messages(state: &State, files: &Files, prepared: &PreparedTask, settings: &Settings) -> Vec<Message> {
     match settings.prompt {
         Style::Compact => {
@@ -31,9 +32,9 @@ pub fn messages(state: &State, files: &Files, prepared: &PreparedTask, settings:
     }
 }
 
-/// The messages of a state, shortened until `count` of them (tokens, say) is at most `limit`: observations give way to their
-/// compact form, oldest first; then whole turns are left out, oldest first. The count of the shortest when even that, the task and the last
-/// turn alone, is too long.
+/// Builds the messages of a state, shortened until `count` of them (for example in tokens) is at most `limit`: first
+/// observations are replaced by their compact form, oldest first; then whole turns are left out, oldest first. If even
+/// the shortest form, the task and the last turn, is too long, the inner Err holds its count.
 ///
 /// # Errors
 /// Those of `count`.
@@ -63,20 +64,21 @@ pub fn messages_within(
     Ok(Err(shortest))
 }
 
-/// The compact prompt from its parts; also what the small base model is trained on.
+/// Builds the compact prompt from its parts. The small base model is trained on it too.
 pub fn compact(task: &Task, script: &str, last: &str) -> String {
     let direction = if task.metric.higher_is_better() { "higher" } else { "lower" };
     compact_text(&task.description, task.metric.name(), direction, &task.entry, script, last)
 }
 
-/// The compact prompt from plain text: for scripts that belong to no task.
+/// Builds the compact prompt from plain text, for scripts that belong to no task.
 pub fn compact_text(description: &str, metric: &str, direction: &str, entry: &str, script: &str, last: &str) -> String {
     let description = description.trim_end_matches('.');
     let newline = if script.ends_with('\n') { "" } else { "\n" };
     format!("Task: {description}. {metric}, {direction} is better.\n{entry}:\n{script}{newline}Last: {last}")
 }
 
-/// System message, task, then the turns from `dropped` on; the first `shortened` of all turns with compact observations.
+/// Builds the full prompt: system message, task, and the turns from `dropped` on. The first `shortened` of all turns
+/// have compact observations.
 fn full(state: &State, prepared: &PreparedTask, settings: &Settings, shortened: usize, dropped: usize) -> Vec<Message> {
     let mut task = task_text(prepared, settings);
     if dropped > 0 {

@@ -1,5 +1,5 @@
-//! Content-addressed workspaces: the agent's text files by the hash of what they hold. Task data is not in here; it is laid
-//! beside the files, read-only, when a workspace is made.
+//! Content-addressed store of workspaces: the agent's text files by their hash. Task data is not part of it; the
+//! sandbox puts it beside the files, read-only, when a workspace is made.
 
 use super::store::Store;
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Its id. Lengths are hashed too, so that no two snapshots spell the same bytes.
+    /// Computes the snapshot's id. Lengths are hashed too, so that no two snapshots hash the same bytes.
     pub fn id(&self) -> SnapshotId {
         let mut hash = blake3::Hasher::new();
         for part in self.files.iter().flat_map(|(name, blob)| [name, blob]) {
@@ -44,7 +44,7 @@ impl Snapshot {
     }
 }
 
-/// All snapshots of a run: in memory, and behind that, where there is one, in a database. Shared by threads.
+/// All snapshots of a run: in memory and, if there is one, in a database behind it. Threads share it.
 #[derive(Debug, Default)]
 pub struct SnapshotStore {
     inner: Mutex<Inner>,
@@ -55,12 +55,12 @@ pub struct SnapshotStore {
 struct Inner {
     blobs: HashMap<BlobId, Arc<str>>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
-    /// Not yet in the database.
+    /// Snapshots that are not yet in the database.
     pending: Vec<SnapshotId>,
 }
 
 impl Inner {
-    /// Keeps these files in memory: their id, and whether they are new.
+    /// Keeps these files in memory; returns their id and whether they are new.
     fn keep(&mut self, files: &Files) -> (SnapshotId, bool) {
         let ids: Vec<BlobId> = files.values().map(|text| blake3::hash(text.as_bytes()).to_hex().to_string()).collect();
         let snapshot = Snapshot { files: files.keys().cloned().zip(ids.iter().cloned()).collect() };
@@ -109,7 +109,7 @@ impl SnapshotStore {
         id
     }
 
-    /// Writes what is new to the database, in one transaction; without one there is nothing to do.
+    /// Writes new snapshots to the database, in one transaction; does nothing without a database.
     ///
     /// # Errors
     /// Those of the database.
@@ -127,10 +127,9 @@ impl SnapshotStore {
         if snapshots.is_empty() { Ok(()) } else { store.insert_snapshots(&snapshots, &blobs) }
     }
 
-    /// The files of a snapshot.
+    /// Returns the files of a snapshot.
     ///
-    /// # Errors
-    /// Content, when the store does not hold it; those of the database.
+    /// # Errors Content: the store does not hold the snapshot. Those of the database.
     pub fn get(&self, id: &SnapshotId) -> Result<Files> {
         if let Some(files) = self.lock().files(id) {
             return Ok(files);
@@ -142,17 +141,17 @@ impl SnapshotStore {
         Ok(files)
     }
 
-    /// How many snapshots there are.
+    /// Returns the number of snapshots in memory.
     pub fn len(&self) -> usize {
         self.lock().snapshots.len()
     }
 
-    /// True when there is none.
+    /// True when there is no snapshot in memory.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Writes `folder`/snapshots.jsonl, whole: blobs first, then snapshots, both sorted by id.
+    /// Writes `folder`/snapshots.jsonl, complete or not at all: blobs first, then snapshots, both sorted by id.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let inner = self.lock();
         let blobs: BTreeMap<&BlobId, &Arc<str>> = inner.blobs.iter().collect();
@@ -162,10 +161,10 @@ impl SnapshotStore {
         write_lines(&folder.join(FILE), blobs.chain(snapshots))
     }
 
-    /// Adds what `folder`/snapshots.jsonl holds to the store.
+    /// Adds the content of `folder`/snapshots.jsonl to the store.
     ///
     /// # Errors
-    /// Content, naming file and line, when a line is malformed, its id is not the hash of what it holds, or a blob is missing.
+    /// Content, naming file and line: a line is malformed, its id is not the hash of its content, or a blob is missing.
     pub fn load(&self, folder: &Path) -> Result<()> {
         let path = folder.join(FILE);
         let mut inner = self.lock();
@@ -192,7 +191,7 @@ impl SnapshotStore {
     }
 }
 
-/// Writes JSON lines; the file appears whole or not at all.
+/// Writes JSON lines; the file appears complete or not at all.
 fn write_lines<T: Serialize>(path: &Path, lines: impl Iterator<Item = T>) -> Result<()> {
     let mut bytes = vec![];
     for line in lines {

@@ -1,4 +1,5 @@
-//! The step: replies to plans, plans to runs (each executed once, in parallel), runs to results. Nothing here is random.
+//! Plays steps: replies become plans, plans become runs (each executed once, in parallel), runs become results. Nothing
+//! here is random.
 
 use super::action::{self, Action};
 use super::cache::{Executed, RunKey, RunResult};
@@ -15,18 +16,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-/// Where Python's libraries lie, as tracebacks quote it.
+/// Folder of Python's libraries, as tracebacks quote it.
 static LIBRARY_FOLDER: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r#""/[^"\n]*/lib/python3\.\d+/(?:site-packages/)?"#).expect("a constant pattern"));
-/// Bytes of task data that the folders of simultaneous runs may hold together.
+/// Most bytes of task data in the folders of simultaneous runs together.
 const SCRATCH_BYTES: u64 = 4 << 30;
 /// Characters of output in a compact observation.
 const COMPACT_CHARS: usize = 60;
 
-/// What a reply asks for, before anything is run.
+/// Plan of a step: what its reply asks for, before anything is run.
 struct Plan {
     action: &'static str,
-    /// The files after the action, should it succeed.
+    /// The files after the action if it succeeds.
     snapshot: SnapshotId,
     then: Then,
 }
@@ -34,7 +35,7 @@ struct Plan {
 enum Then {
     /// Nothing is run.
     Tell(Told),
-    /// The script is run; with a diff, it is the entry script, run because the files changed.
+    /// The script is run. With a diff, it is the entry script, run because a file changed.
     Run { script: String, diff: Option<String> },
 }
 
@@ -78,7 +79,7 @@ pub(super) struct Pending<'a> {
 }
 
 impl Pending<'_> {
-    /// What is remembered when it came to `run`.
+    /// Makes the record of this run, with `run` as its result.
     pub(super) fn executed(&self, run: Arc<RunResult>) -> Executed {
         let task = self.loaded.prepared.task.name.clone();
         Executed { key: self.key.clone(), task, snapshot: self.snapshot.clone(), run }
@@ -86,11 +87,11 @@ impl Pending<'_> {
 }
 
 impl Environment {
-    /// One step of each state. Results come in order, and do not depend on what else is in the batch. Runs that are equal by
-    /// content are executed once; those not remembered are executed in parallel.
+    /// Plays one step of each state. Results come in order and do not depend on what else is in the batch. Runs with
+    /// equal content are executed once; those not remembered are executed in parallel.
     ///
     /// # Errors
-    /// When a state has ended, is of an unknown task or snapshot, or the machinery of the runs fails: never for what a reply says.
+    /// A state has ended, its task or snapshot is unknown, or the machinery of the runs fails; never what a reply says.
     pub fn step_many(&self, replies: Vec<(State, String)>) -> Result<Vec<StepResult>> {
         let mut plans = Vec::with_capacity(replies.len());
         for (state, reply) in &replies {
@@ -119,7 +120,7 @@ impl Environment {
         pending.retain(|key, _| !runs.contains_key(key));
         let pending: Vec<Pending> = pending.into_values().collect();
         self.execute(&pending, &mut runs)?;
-        // The first of the equal steps is the one whose run was executed.
+        // The first of several equal steps counts as executed, the others as hits.
         let mut executed: BTreeSet<&RunKey> = pending.iter().map(|run| &run.key).collect();
         for key in keys.iter().flatten().filter(|key| !executed.remove(key)) {
             if let Some(run) = runs.get(key) {
@@ -133,7 +134,7 @@ impl Environment {
         replies.into_iter().zip(plans).zip(keys).map(finish).collect()
     }
 
-    /// The graded run of a task's entry script over the files of `snapshot`, outside any episode.
+    /// Runs a task's entry script on the files of `snapshot`, outside any episode, and grades it.
     pub fn run(&self, task: &str, snapshot: &SnapshotId) -> Result<Arc<RunResult>> {
         self.store.flush()?;
         let run = self.pending(task, snapshot, &self.task(task)?.task.entry)?;
@@ -144,7 +145,7 @@ impl Environment {
         runs.remove(&run.key).ok_or_else(|| Error::system(format!("the run of task {task} was not remembered")))
     }
 
-    /// The run of `script` over the files of `snapshot`, with its key.
+    /// Makes the run of `script` on the files of `snapshot`, with its key.
     pub(super) fn pending(&self, task: &str, snapshot: &SnapshotId, script: &str) -> Result<Pending<'_>> {
         let loaded = self.loaded(task)?;
         let limit = self.settings.observation_limit;
@@ -152,7 +153,7 @@ impl Environment {
         Ok(Pending { key, loaded, snapshot: snapshot.clone(), script: script.to_string() })
     }
 
-    /// What the reply asks for.
+    /// Plans what the reply asks for.
     fn plan(&self, state: &State, reply: &str) -> Result<Plan> {
         let files = self.files(state)?;
         let prepared = self.task(&state.task)?;
@@ -184,7 +185,7 @@ impl Environment {
                 Err(error) => error.into(),
             },
             Action::CopyFile { source, destination } => match workspace.copy_file(&source, &destination) {
-                // Over an existing file a copy is an edit, graded like one: the metric always belongs to the files.
+                // A copy over an existing file is graded like an edit, so that the metric always belongs to the files.
                 Ok((after, to)) if files.contains_key(&to) && after != files => {
                     return self.changed(name, &workspace, after, &to);
                 }
@@ -211,7 +212,7 @@ impl Environment {
         unchanged(name, Then::Tell(told))
     }
 
-    /// The file `name` has changed: the task's entry is run and graded.
+    /// Plans the graded run of the task's entry, because the file `name` has changed.
     fn changed(&self, action: &'static str, workspace: &Workspace, after: Files, name: &str) -> Result<Plan> {
         let text = |files: &Files| files.get(name).cloned().unwrap_or_default();
         let (old, new) = (text(workspace.files), text(&after));
@@ -220,7 +221,7 @@ impl Environment {
         Ok(Plan { action, snapshot: self.store.insert(&after), then: Then::Run { script, diff: Some(diff) } })
     }
 
-    /// Runs all of `pending` and remembers what came of it.
+    /// Runs all of `pending` and remembers the results.
     fn execute(&self, pending: &[Pending], runs: &mut BTreeMap<RunKey, Arc<RunResult>>) -> Result<()> {
         self.run_all(pending, |executed| {
             runs.extend(executed.iter().map(|e| (e.key.clone(), e.run.clone())));
@@ -228,7 +229,8 @@ impl Environment {
         })
     }
 
-    /// Runs all of `pending`, as many at once as may lie in the scratch folder together; hands each lot to `done`, in order.
+    /// Runs all of `pending`, in batches that fit into the scratch folder together; hands each batch to `done`, in
+    /// order.
     pub(super) fn run_all(&self, pending: &[Pending], mut done: impl FnMut(Vec<Executed>) -> Result<()>) -> Result<()> {
         let mut rest = pending;
         while !rest.is_empty() {
@@ -265,8 +267,8 @@ impl Environment {
         Ok(())
     }
 
-    /// What a finished run is remembered as: its grade, and its texts without the names of folders that differ from run to run
-    /// or from machine to machine.
+    /// Turns a finished run into the result to remember: its grade, and its texts without the names of folders that
+    /// differ between runs or machines.
     fn read(&self, run: &Pending, verdict: Verdict, folder: &Path) -> RunResult {
         let task = &run.loaded.prepared.task;
         let clean = |text: &str| {
@@ -290,7 +292,7 @@ impl Environment {
         }
     }
 
-    /// The result of a step whose run, if it has one, is `run`.
+    /// Finishes a step, with `run` as the result of its run if it has one.
     fn finish(&self, state: State, reply: String, plan: Plan, run: Option<&RunResult>) -> Result<StepResult> {
         let task = &self.task(&state.task)?.task;
         let (before, report_before) = (state.metric, state.report);
@@ -374,7 +376,7 @@ fn data_bytes(run: &Pending) -> u64 {
     run.loaded.prepared.data.iter().map(|(_, path)| size(path)).sum()
 }
 
-/// Case and texts of a run alone. The agent is never told the score.
+/// Case and texts of a run alone. They never tell the agent its score.
 fn run_told(run: &RunResult, is_edit: bool) -> Told {
     let output = if run.stdout.trim().is_empty() { &run.stderr } else { &run.stdout };
     let text = if output.trim().is_empty() { "(no output)" } else { output.trim_end() };

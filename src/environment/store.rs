@@ -1,8 +1,10 @@
-//! What outlives a run, in one SQLite database for all runs on this machine: workspaces by content, executed runs by key, and which
-//! tasks gave equal results twice. Any number of processes and threads may use it at once. Does not decide what a key is made of.
+//! Keeps what outlives a run in one SQLite database for all runs on this machine: workspaces by content, executed runs
+//! by key, and which tasks gave equal results twice. Any number of processes and threads may use it at once. What a key
+//! is made of is left to the cache.
 //!
-//! Durability: a write-ahead log with synchronous = NORMAL. What was committed survives the end of the process at any instant,
-//! kill -9 too; a crash of the whole machine may take the last transactions, whole ones only. Texts are checked against their hash when read.
+//! Durability: a write-ahead log with synchronous = NORMAL. Committed data survives the end of the process at any
+//! instant, even by kill -9. A crash of the whole machine may lose the last transactions, but only whole ones. Texts
+//! are checked against their hash when they are read.
 //!
 //! Two processes that execute the same run at the same moment both execute it; the first to finish is kept.
 
@@ -17,27 +19,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Raised when a table changes, or what a run comes to. Of a database with `OLDER` all but the runs is kept; any other version is refused.
+/// Version of the database: raised when a table changes, or when equal runs get other results. A database of version
+/// `OLDER` keeps everything but its runs; any other version is refused.
 const VERSION: i64 = 2;
-/// Version 1 has the same tables. Its runs are dropped: files left open at a script's end counted as empty, and quoted submissions were refused.
+/// Version 1, which has the same tables. Its runs are dropped because they counted files left open at a script's end as
+/// empty, and refused quoted submissions.
 const OLDER: i64 = 1;
-/// Tells our databases from those of other programs: "1Stp".
+/// Application id that tells our databases from those of other programs: "1Stp".
 const APPLICATION: i64 = 0x3153_7470;
-/// How long a process waits for another's transaction.
+/// Longest wait for another process's transaction.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What nobody used for so many seconds is dropped: 90 days.
+/// Entries unused for this many seconds are dropped: 90 days.
 const KEPT_SECONDS: i64 = 90 * 86_400;
-/// What was used in so many seconds is never dropped, for a live process may hold it: a day.
+/// Entries used within this many seconds are never dropped, because a live process may hold them: a day.
 const LIVE_SECONDS: i64 = 86_400;
-/// A use is written down when the last one is longer ago, so that most readings write nothing; seconds.
+/// A use is recorded only if the recorded one is older than this many seconds, so that most reads write nothing.
 const STALE_SECONDS: i64 = 3_600;
-/// A step of tidying drops until so many pages are free, and gives back so many at most: 1 MiB.
+/// Pages of one step of tidying, 1 MiB: it drops entries until this many are free, and gives back at most this many.
 const STEP_PAGES: i64 = 256;
-/// A step of tidying looks at so many snapshots and runs at most.
+/// Most snapshots and runs that one step of tidying looks at.
 const STEP_ENTRIES: usize = 256;
-/// Opening takes so many steps at most.
+/// Most steps of tidying when a database is opened.
 const OPENING_STEPS: usize = 32;
-/// Opening looks for damage no longer than this, and begins no step later than this.
+/// Longest search for damage when a database is opened. Tidying at opening begins no step after running this long.
 const OPENING_TIME: Duration = Duration::from_millis(500);
 
 const SCHEMA: &str = "
@@ -66,31 +70,33 @@ const SCHEMA: &str = "
     CREATE TABLE tasks (version TEXT PRIMARY KEY, is_deterministic INTEGER NOT NULL, created INTEGER NOT NULL);
 ";
 
-/// The database; shared by threads.
+/// The database. Threads share it.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     limit: u64,
     connection: Mutex<Connection>,
-    /// True while there is something to tidy since it was opened.
+    /// True while the tidying that opening began is not finished.
     is_untidy: AtomicBool,
 }
 
 impl Store {
-    /// Opens the database at `path`, made when it is not there, looks for damage, and tidies: what nobody used for 90 days goes, and, while
-    /// its content is larger than `limit` bytes, the least recently used runs and snapshots, but nothing of the last 24 hours; freed space
-    /// is given back. Together they take about a second at most, whatever its size: what is not read now is checked when it is used, and
-    /// what is not tidied now goes a step with each insertion, and with later openings.
+    /// Opens the database at `path`, or makes it if there is none, looks for damage, and tidies. Tidying drops what
+    /// nobody used for 90 days and, while the content is larger than `limit` bytes, the least recently used runs and
+    /// snapshots, but nothing from the last 24 hours; freed space is given back. Checking and tidying together take
+    /// about a second at most, whatever the size: content that is not checked now is checked when it is used, and
+    /// tidying goes on by one step with each insertion, and at later openings.
     ///
     /// # Errors
-    /// Content, naming the file and what to do: it is damaged, no database, another program's, or of another version. System: it cannot be
-    /// made, read or written, or another process has kept its lock for a minute.
+    /// Content, naming the file and what to do: it is damaged, not a database, another program's, or of another
+    /// version. System: it cannot be made, read or written, or another process has kept its lock for a minute.
     ///
-    /// Says on stderr, once, that the runs of an older version are dropped, and after a second whom it waits for.
+    /// Reports once on stderr that the runs of an older version are dropped and, after waiting a second for a lock,
+    /// which process holds it.
     pub fn open(path: &Path, limit: u64) -> Result<Self> {
         let folder = files::parent(path);
         std::fs::create_dir_all(folder).map_err(|e| Error::io("creating the folder", folder, &e))?;
-        // One process at a time makes it. The lock ends with the process.
+        // Only one process at a time makes the database. The lock ends with the process.
         let lock = lock::take(&sibling(path, ".lock"), lock::BRIEF, |line| crate::console::errln!("{line}"))?;
         if !path.exists() {
             create(path)?;
@@ -117,7 +123,7 @@ impl Store {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One transaction that writes.
+    /// Runs `work` in one transaction that writes.
     fn write<T>(&self, doing: &str, work: impl FnOnce(&Transaction) -> rusqlite::Result<T>) -> Result<T> {
         let mut connection = self.lock();
         let result = connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|transaction| {
@@ -128,14 +134,15 @@ impl Store {
         result.map_err(|e| failed(doing, &self.path, &e))
     }
 
-    /// One transaction that reads: it sees the database as it is at one instant.
+    /// Runs `work` in one transaction that reads: it sees the database as it is at one instant.
     fn read<T>(&self, doing: &str, work: impl FnOnce(&Transaction) -> rusqlite::Result<T>) -> Result<T> {
         let mut connection = self.lock();
         let result = connection.transaction().and_then(|transaction| work(&transaction));
         result.map_err(|e| failed(doing, &self.path, &e))
     }
 
-    /// Sets the connection up and refuses what is no database of this version, or one whose damage it finds in the time that opening has.
+    /// Sets the connection up and checks the database. Error: it is not one of this program, of an unknown version, or
+    /// found damaged within `OPENING_TIME`.
     fn check(&self) -> Result<()> {
         let mut connection = self.lock();
         let read = |connection: &mut Connection| {
@@ -159,7 +166,8 @@ impl Store {
         Ok(())
     }
 
-    /// Takes over a database with `OLDER`. Of several processes that open it at once, one does it.
+    /// Upgrades a database of version `OLDER` by dropping its runs. When several processes open it at once, only one
+    /// does.
     fn drop_older_runs(&self) -> Result<()> {
         if self.read("opening", |transaction| number(transaction, "user_version"))? == VERSION {
             return Ok(());
@@ -181,7 +189,8 @@ impl Store {
         Ok(())
     }
 
-    /// Those of these runs that are remembered. One that is damaged or of another shape is dropped: it will be executed again.
+    /// Returns those of these runs that are remembered. A damaged run, or one of another shape, is dropped and will be
+    /// executed again.
     pub fn runs(&self, keys: &[RunKey]) -> Result<BTreeMap<RunKey, RunResult>> {
         let (mut found, mut stale, mut broken) = (BTreeMap::new(), vec![], vec![]);
         let now = now();
@@ -219,7 +228,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Remembers runs, all in one transaction. A run that is there already stays as it is.
+    /// Stores runs, all in one transaction. A run that is already there stays as it is.
     pub fn insert_runs<'a>(&self, runs: impl IntoIterator<Item = &'a Executed>) -> Result<()> {
         let now = now();
         self.write("writing runs to", |transaction| {
@@ -238,10 +247,10 @@ impl Store {
         self.tidy_on()
     }
 
-    /// The files of a snapshot, or none when it is not here.
+    /// Returns the files of a snapshot; None when the database does not hold it.
     ///
     /// # Errors
-    /// Content, naming the blob or the snapshot, when what is here does not hash to its id.
+    /// Content, naming the blob or the snapshot: a text or the list of files does not hash to its id.
     pub fn snapshot(&self, id: &SnapshotId) -> Result<Option<Files>> {
         type Row = (String, BlobId, Option<Vec<u8>>);
         let now = now();
@@ -277,10 +286,10 @@ impl Store {
         Ok(Some(files))
     }
 
-    /// Keeps snapshots, all in one transaction. `blobs` has the text of every file they name.
+    /// Stores snapshots, all in one transaction. `blobs` has the text of every file they name.
     ///
     /// # Errors
-    /// System, also when a text is missing: then nothing is written.
+    /// System, also for a missing text; nothing is written then.
     pub fn insert_snapshots(
         &self,
         snapshots: &[(SnapshotId, Snapshot)],
@@ -300,7 +309,7 @@ impl Store {
                 snapshot.execute(params![id.0, now])?;
                 for (name, text) in files {
                     if !is_there.exists([text])? {
-                        // A text that is missing here leaves the blob out, and the reference below then fails.
+                        // If the text is missing, its blob is not inserted, and the reference below then fails.
                         if let Some(text_of) = blobs.get(text) {
                             let packed = zstd::encode_all(text_of.as_bytes(), zstd::DEFAULT_COMPRESSION_LEVEL)
                                 .map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
@@ -315,7 +324,8 @@ impl Store {
         self.tidy_on()
     }
 
-    /// Whether the task of this version (the key of its baseline's run) gave equal results twice; none when it was not tried.
+    /// Returns true when the task of this version (the key of its baseline's run) gave equal results twice; None when
+    /// it was not tested.
     pub fn is_deterministic(&self, version: &RunKey) -> Result<Option<bool>> {
         self.read("reading from", |transaction| {
             let select = "SELECT is_deterministic FROM tasks WHERE version = ?";
@@ -323,7 +333,7 @@ impl Store {
         })
     }
 
-    /// Remembers whether tasks gave equal results twice. Once they did not, that stays.
+    /// Stores whether tasks gave equal results twice. Once false, it stays false.
     pub fn insert_tasks(&self, tasks: &[(RunKey, bool)]) -> Result<()> {
         let now = now();
         self.write("writing to", |transaction| {
@@ -338,11 +348,12 @@ impl Store {
         })
     }
 
-    /// A step of tidying, in one transaction: drops some of what is due, and gives some free pages back. True while there is more to do.
+    /// Does one step of tidying in one transaction: drops some of the due entries and gives back some free pages.
+    /// Returns true while there is more to do.
     fn tidy(&self) -> Result<bool> {
         self.write("tidying", |transaction| {
             let more = drop_due(transaction, self.limit)?;
-            // Each row of the answer frees a page.
+            // Each row that is read frees a page.
             let mut vacuum = transaction.prepare(&format!("PRAGMA incremental_vacuum({STEP_PAGES})"))?;
             let mut rows = vacuum.query([])?;
             while rows.next()?.is_some() {}
@@ -350,7 +361,7 @@ impl Store {
         })
     }
 
-    /// A step of tidying, where opening left something.
+    /// Does one step of tidying if opening left any.
     fn tidy_on(&self) -> Result<()> {
         if self.is_untidy.load(Ordering::Relaxed) {
             self.is_untidy.store(self.tidy()?, Ordering::Relaxed);
@@ -359,10 +370,10 @@ impl Store {
     }
 }
 
-/// "ok", also when the time was too short for all of it, or what is wrong.
+/// Checks the database for at most `OPENING_TIME`. Returns "ok", also when the time ran out, or what is wrong.
 fn quick_check(connection: &mut Connection) -> rusqlite::Result<String> {
     let end = Instant::now() + OPENING_TIME;
-    // Asked for every 256 pages or so: a small database is always read to its end.
+    // SQLite asks every 256 pages or so: a small database is always read to its end.
     connection.progress_handler(256, Some(move || Instant::now() > end))?;
     let whole = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
     connection.progress_handler(0, None::<fn() -> bool>)?;
@@ -372,7 +383,7 @@ fn quick_check(connection: &mut Connection) -> rusqlite::Result<String> {
     }
 }
 
-/// Drops what is due, least recently used first, until a step's share is done: true when something may be left.
+/// Drops due entries, least recently used first, up to the share of one step. Returns true when more may be due.
 fn drop_due(transaction: &Transaction, limit: u64) -> rusqlite::Result<bool> {
     let (now, limit) = (now(), i64::try_from(limit).unwrap_or(i64::MAX));
     let page_size = number(transaction, "page_size")?;
@@ -380,7 +391,7 @@ fn drop_due(transaction: &Transaction, limit: u64) -> rusqlite::Result<bool> {
         transaction.prepare_cached("SELECT last_used, id FROM snapshots ORDER BY last_used LIMIT 1")?;
     let mut oldest_run = transaction.prepare_cached("SELECT last_used, key FROM runs ORDER BY last_used LIMIT 1")?;
     for _ in 0..STEP_ENTRIES {
-        // Giving pages back takes the longer, the more are free.
+        // Giving pages back takes longer the more are free.
         let free = number(transaction, "freelist_count")?;
         if free >= STEP_PAGES {
             return Ok(true);
@@ -402,8 +413,9 @@ fn drop_due(transaction: &Transaction, limit: u64) -> rusqlite::Result<bool> {
     Ok(true)
 }
 
-/// Drops a snapshot that was last used at `used` (Unix seconds), its runs and such of its texts that no other has. One with a younger run
-/// stays, and takes over that run's time, so that it is not met again before.
+/// Drops a snapshot that was last used at `used` (Unix seconds), with its runs and the texts that no other snapshot
+/// has. If one of its runs was used later, the snapshot stays and takes over that time, so that it does not come up
+/// again before.
 fn drop_snapshot(transaction: &Transaction, id: &str, used: i64) -> rusqlite::Result<()> {
     let run_used = "SELECT max(last_used) FROM runs WHERE snapshot = ?";
     let run_used: Option<i64> = transaction.prepare_cached(run_used)?.query_row([id], |row| row.get(0))?;
@@ -424,17 +436,17 @@ fn drop_snapshot(transaction: &Transaction, id: &str, used: i64) -> rusqlite::Re
     Ok(())
 }
 
-/// The number that a pragma tells.
+/// Reads the value of a numeric pragma.
 fn number(connection: &Connection, pragma: &str) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, pragma, |row| row.get(0))
 }
 
-/// What to do about a database that cannot be used.
+/// Advice for a database that cannot be used.
 const REMEDY: &str = "move it away, with its -wal file, or remove it (what it remembers is worked out again), or set run.reuse_rewards=false";
 
-/// Makes an empty database, which appears whole.
+/// Makes an empty database; the file appears complete or not at all.
 fn create(path: &Path) -> Result<()> {
-    // A log without its database, left where somebody removed the one only, would be taken for the new one's.
+    // A log left behind by a removed database would be taken for the new database's log.
     for ending in ["-wal", "-shm"] {
         let left = sibling(path, ending);
         match std::fs::remove_file(&left) {
@@ -444,7 +456,7 @@ fn create(path: &Path) -> Result<()> {
     }
     let folder = files::parent(path);
     let temporary = tempfile::Builder::new().prefix("store.tmp-").tempfile_in(folder);
-    // Closed at once: closing it later would let go of SQLite's locks on the same file.
+    // Closed at once: closing it later would release SQLite's locks on the same file.
     let temporary = temporary.map_err(|e| Error::io("creating a file in", folder, &e))?.into_temp_path();
     let make = || {
         let connection = Connection::open(&temporary)?;
@@ -460,7 +472,7 @@ fn create(path: &Path) -> Result<()> {
     files::sync_folder(folder)
 }
 
-/// An error of SQLite's: what was being done to which file, and what to do.
+/// Turns an SQLite error into ours: what was being done to which file, and what to do.
 fn failed(doing: &str, path: &Path, error: &rusqlite::Error) -> Error {
     let path = path.display();
     match error.sqlite_error_code() {
@@ -478,19 +490,19 @@ fn failed(doing: &str, path: &Path, error: &rusqlite::Error) -> Error {
     }
 }
 
-/// Ties a result to its key.
+/// Hash that ties a result to its key.
 fn run_hash(key: &RunKey, result: &[u8]) -> String {
     let mut hash = blake3::Hasher::new();
     hash.update(&(key.0.len() as u64).to_le_bytes()).update(key.0.as_bytes()).update(result);
     hash.finalize().to_hex().to_string()
 }
 
-/// Unix seconds.
+/// Returns the current time in Unix seconds.
 fn now() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
 
-/// `path` with something behind its name.
+/// Returns `path` with `ending` added to its name.
 fn sibling(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(ending);

@@ -1,5 +1,5 @@
-//! What the agent sees as its folder: its text files and the task's read-only data, and how they become a real folder for one
-//! run. Nothing here runs code.
+//! The agent's view of its folder: its text files and the task's read-only data. Also writes the files into a real
+//! folder for a run, and finds what the run left there. Nothing here runs code.
 
 use super::snapshot::Files;
 use crate::error::{Error, Result};
@@ -12,10 +12,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Most lines one inspection shows.
+/// Most lines that one inspection shows.
 pub const MAX_LINES: u64 = 100;
 
-/// Why a file action is refused. The text is shown to the agent; `short` is its form for the compact prompt.
+/// Reason why a file action is refused. The text is shown to the agent; `short` is its form for the compact prompt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
     /// The path leaves the workspace.
@@ -30,19 +30,19 @@ pub enum FileError {
     /// There is no such folder.
     #[error("there is no folder {0:?} in the workspace")]
     NoFolder(String),
-    /// A folder where a file is needed, or the other way round.
+    /// A file and a folder would have the same name.
     #[error("{0:?} and a folder cannot have the same name")]
     IsFolder(String),
-    /// Task data cannot be changed.
+    /// The file is task data, which cannot be changed.
     #[error("{0:?} is task data and read-only")]
     ReadOnly(String),
-    /// Not text.
+    /// The file is not text.
     #[error("{0:?} is no text file")]
     Binary(String),
-    /// Larger than a file of this task may be.
+    /// The file is larger than the task's limit.
     #[error("{0:?} is too large to copy")]
     TooLarge(String),
-    /// The lines asked for make no sense.
+    /// The range of lines is not valid.
     #[error("lines {start} to {end} cannot be shown: the first line is 1, and the last must not come before the first")]
     BadRange {
         /// First line.
@@ -50,10 +50,10 @@ pub enum FileError {
         /// Last line.
         end: u64,
     },
-    /// More lines than one inspection shows.
+    /// The range has more lines than one inspection shows.
     #[error("{0} lines are too many: at most {MAX_LINES} can be shown at once")]
     TooManyLines(u64),
-    /// The range begins behind the end of the file.
+    /// The range begins after the end of the file.
     #[error("line {start} is behind the end of the file, which has {last} lines")]
     BehindEnd {
         /// First line asked for.
@@ -64,7 +64,7 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// A few words, for the compact prompt.
+    /// The reason in a few words, for the compact prompt.
     pub fn short(&self) -> &'static str {
         match self {
             FileError::Outside(_) => "outside the workspace",
@@ -81,10 +81,10 @@ impl FileError {
     }
 }
 
-/// What an action may see or change, or why not.
+/// Result of a file action, or the reason why it is refused.
 pub type Checked<T> = std::result::Result<T, FileError>;
 
-/// What an action can see: the agent's files and the task's data.
+/// The files that an action can see: the agent's own and the task's data.
 #[derive(Debug, Clone, Copy)]
 pub struct Workspace<'a> {
     /// The agent's own text files.
@@ -94,7 +94,7 @@ pub struct Workspace<'a> {
 }
 
 impl Workspace<'_> {
-    /// The entries of a folder, sorted; folders end in `/`.
+    /// Lists the entries of a folder, sorted; folders end in `/`.
     pub fn list_files(&self, dir_path: &str) -> Checked<Vec<String>> {
         let folder = resolve(dir_path)?;
         let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
@@ -108,7 +108,7 @@ impl Workspace<'_> {
         Ok(entries.into_iter().collect())
     }
 
-    /// The files after `source` is copied to `destination`, and the resolved name of the copy.
+    /// Copies `source` to `destination`: returns the files after that, and the resolved name of the copy.
     pub fn copy_file(&self, source: &str, destination: &str) -> Checked<(Files, String)> {
         let from = resolve_file(source)?;
         let text = match self.files.get(&from) {
@@ -129,7 +129,8 @@ impl Workspace<'_> {
         Ok((files, to))
     }
 
-    /// Lines `start` to `end` (from 1, both shown, `end` cut to the file) and the number of the file's last line.
+    /// Returns lines `start` to `end` (from 1, inclusive, `end` capped at the file's last line) and the number of the
+    /// last line.
     pub fn inspect_lines(&self, script: &str, start: u64, end: u64) -> Checked<(String, u64)> {
         if start == 0 || end < start {
             return Err(FileError::BadRange { start, end });
@@ -159,7 +160,7 @@ impl Workspace<'_> {
         Ok((shown, last))
     }
 
-    /// The resolved name and text of a script of the agent's.
+    /// Returns the resolved name and the text of one of the agent's scripts.
     pub fn script(&self, name: &str) -> Checked<(String, Arc<str>)> {
         let resolved = resolve_file(name)?;
         match self.files.get(&resolved) {
@@ -169,13 +170,13 @@ impl Workspace<'_> {
         }
     }
 
-    /// The resolved name, when the agent may write a file there.
+    /// Resolves a name. Error: the agent may not write a file there.
     fn writable(&self, name: &str) -> Checked<String> {
         let resolved = resolve_file(name)?;
         if self.data_path(&resolved).is_some() {
             return Err(FileError::ReadOnly(name.to_string()));
         }
-        // Neither may the file be a folder of others, nor a folder of it be a file.
+        // The file must not have the name of a folder, and none of its folders may be a file.
         let below = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
         if self.names().any(|other| below(other, &resolved) || below(&resolved, other)) {
             return Err(FileError::IsFolder(name.to_string()));
@@ -192,8 +193,8 @@ impl Workspace<'_> {
     }
 }
 
-/// A path of the agent's as a name inside the workspace: `.`, `..` and empty parts are worked out one by one; the empty name
-/// is the workspace itself. The virtual files have no links, so this is exact.
+/// Turns a path from the agent into a name inside the workspace: `.`, `..` and empty parts are resolved one by one. The
+/// empty name is the workspace itself. The virtual files have no links, so this is exact.
 fn resolve(path: &str) -> Checked<String> {
     if path.starts_with('/') {
         return Err(FileError::Outside(path.to_string()));
@@ -203,7 +204,7 @@ fn resolve(path: &str) -> Checked<String> {
         match part {
             "" | "." => {}
             ".." => drop(parts.pop().ok_or_else(|| FileError::Outside(path.to_string()))?),
-            // What Linux cannot make as a file name must not reach `materialise`.
+            // `materialise` must not get a name that Linux cannot create.
             _ if part.len() > 255 || part.contains('\0') => return Err(FileError::NotAName(path.to_string())),
             _ => parts.push(part),
         }
@@ -217,8 +218,8 @@ fn resolve_file(path: &str) -> Checked<String> {
     if name.is_empty() || path.ends_with('/') { Err(FileError::NotAName(path.to_string())) } else { Ok(name) }
 }
 
-/// Writes the agent's files into `folder`, which exists and is empty. The task's submission is left out: a run starts without one. The
-/// task's data is laid beside them by the sandbox.
+/// Writes the agent's files into `folder`, which exists and is empty. The task's submission is left out: a run starts
+/// without one. The sandbox puts the task's data beside them.
 pub fn materialise(files: &Files, prepared: &PreparedTask, folder: &Path) -> Result<()> {
     for (name, text) in files.iter().filter(|(name, _)| **name != prepared.task.submission) {
         let path = place(folder, name)?;
@@ -227,7 +228,7 @@ pub fn materialise(files: &Files, prepared: &PreparedTask, folder: &Path) -> Res
     Ok(())
 }
 
-/// Where `name` is written inside `folder`, its folders made.
+/// Returns the path of `name` inside `folder` and creates its folders. Error: it leads outside `folder`.
 fn place(folder: &Path, name: &str) -> Result<PathBuf> {
     let outside =
         || Error::content(format!("the file name {name:?} leads outside its workspace; give a relative name"));
@@ -240,14 +241,15 @@ fn place(folder: &Path, name: &str) -> Result<PathBuf> {
     if is_inside(folder, parent) { Ok(path) } else { Err(outside()) }
 }
 
-/// True when `path`, every link resolved, lies in `folder` or is it.
+/// True when `path`, with every link resolved, lies in `folder` or is `folder`.
 fn is_inside(folder: &Path, path: &Path) -> bool {
     // Path::starts_with compares whole components.
     matches!((folder.canonicalize(), path.canonicalize()), (Ok(folder), Ok(path)) if path.starts_with(&folder))
 }
 
-/// The file `name` that a finished run left in `folder`, if it is one of its own: a regular file that no link leads to, neither
-/// by name nor as a second name of a file elsewhere (a script could link to what it must not read, and have it graded).
+/// Returns the path of the file `name` that a finished run left in `folder`. None unless it is a regular file, reached
+/// through no symbolic link and with no second name (hard link): a script could link to a file that it must not read,
+/// and have it graded.
 pub fn left_behind(folder: &Path, name: &str) -> Option<PathBuf> {
     let path = folder.join(name);
     let metadata = fs::symlink_metadata(&path).ok()?;

@@ -1,6 +1,6 @@
-//! The layouts of a `train.py`, the ones the bundled tasks have, with any values in them. Text only: nothing runs.
+//! Writes a `train.py` in one of the bundled tasks' layouts, with any values in it. Text only: nothing runs.
 
-/// What a script makes of its data before the features.
+/// Inputs of a script: how it prepares its data before the features.
 #[derive(Debug, Clone)]
 pub enum Inputs {
     /// Rows of a table, or images as rows: the first columns are used.
@@ -13,7 +13,7 @@ pub enum Inputs {
     Graph {
         /// Columns used.
         columns: usize,
-        /// Rounds.
+        /// Rounds of averaging.
         hops: usize,
     },
 }
@@ -21,11 +21,11 @@ pub enum Inputs {
 /// The values of a script.
 #[derive(Debug, Clone)]
 pub struct Layout {
-    /// What is imported from sklearn, such as `linear_model, ensemble`.
+    /// Modules imported from sklearn, such as `linear_model, ensemble`.
     pub modules: String,
     /// Rows used for training.
     pub rows: usize,
-    /// What the data is.
+    /// Inputs of the script.
     pub inputs: Inputs,
     /// The estimator with its arguments.
     pub model: String,
@@ -34,7 +34,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The script, with a newline at its end.
+    /// Writes the script, with a newline at its end.
     pub fn script(&self) -> String {
         let Self { modules, rows, inputs, model, output } = self;
         let rows = format!(

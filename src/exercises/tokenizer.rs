@@ -1,5 +1,5 @@
-//! The small model's tokenizer: a byte-level BPE learned from exercises, in which whole boilerplate strings are one
-//! token each, so that a prompt takes about 110 tokens and an edit about 20.
+//! Trains the small model's tokenizer: a byte-level BPE learned from exercises. Whole boilerplate strings are one token
+//! each, so that a prompt takes about 110 tokens and an edit about 20.
 
 use super::{ENTRY, Exercises};
 use crate::environment::action::{self, Action};
@@ -18,17 +18,17 @@ const BPE_TOKENS: usize = 960;
 const EXERCISES: usize = 3000;
 const REPLIES: usize = 6;
 
-/// Special tokens; the first three are those of ChatML, the others are what stands around a message, as one token.
+/// Special tokens. The first three are those of ChatML; the others join what stands around a message into one token.
 const SPECIAL: [&str; 5] =
     ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"];
 
-/// ChatML: what the special tokens of the tokenizer are made for.
+/// ChatML template, which the special tokens are made for.
 const CHAT_TEMPLATE: &str = "{% for message in messages %}\
     {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\
     {% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// How many tokens the tokenizer has, of any seed.
+/// Returns the number of tokens, which is the same for every seed.
 pub fn vocab_size() -> usize {
     BPE_TOKENS + boilerplate().len()
 }
@@ -103,7 +103,7 @@ pub fn save_tokenizer(folder: &Path, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Strings that scripts and replies are full of: each is one token.
+/// Returns strings that scripts and replies often contain; each becomes one token.
 fn boilerplate() -> Vec<String> {
     let script_name = || ENTRY.to_string();
     let marks = Action::EditScript { script_name: script_name(), search: "<1>".into(), replace: "<2>".into() };

@@ -1,5 +1,5 @@
-//! Looks for the labels of a task inside what its agent can see: public data, starter files, description. It finds labels that lie there in
-//! the open, or under other names or units; it cannot find what takes a model to work out.
+//! Looks for a task's labels in what its agent can see: public data, starter files, description. It finds labels that
+//! lie in the open, or under other names or in other units; it cannot find what takes a model to work out.
 
 mod public;
 mod runs;
@@ -11,33 +11,34 @@ use runs::Runs;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 
-/// A correlation above this is no prediction but the labels in another unit.
+/// A correlation above this is taken for the labels in another unit, not for a prediction.
 const CORRELATION: f64 = 0.999;
 
-/// What was found about one task.
+/// Findings about one task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Audit {
     /// The task's name.
     pub task: String,
     /// Where labels can be read, and how.
     pub leaks: Vec<String>,
-    /// Test rows that also are training rows, with their count: a warning, for a copy may be how the data are.
+    /// Test rows that are training rows too, with their count: a warning, because copies may be natural in the data.
     pub duplicates: Vec<String>,
-    /// What could not be read as a table, and was searched as text only.
+    /// Files that could not be read as a table, and were searched as text only.
     pub unread: Vec<String>,
 }
 
-/// Audits a task whose data are made.
+/// Audits a task whose data have been made.
 ///
-/// - Every column of every table (members of .npz, .npy, .csv), and every table's rows as wholes, is compared with every column of the
-///   labels, where it is as long as they are; where it is longer, its first rows, its last rows, the rows that an array of as many
-///   distinct row numbers names, and the rows of the same ids. It leaks when it equals the labels, is a one-to-one relabelling of
-///   labels that repeat (at most half as many values as rows), or correlates with |r| > 0.999.
-/// - Every column and every text (public files, starter files, the description) is searched for runs of labels in order: 16 of them, or as many
-///   as hold 64 bits.
+/// - Every column of every table (members of .npz, .npy, .csv), and the rows of every table as wholes, are compared
+///   with every column of the labels. A column as long as the labels is compared as it is; of a longer one, these rows
+///   are compared: the first, the last, those that an array of as many distinct row numbers names, and those with the
+///   same ids. A column leaks when it equals the labels, is a one-to-one relabelling of labels that repeat (at most
+///   half as many values as rows), or correlates with them at |r| > 0.999.
+/// - Every column and every text (public files, starter files, the description) is searched for runs of labels in
+///   order: 16 labels, or more where it takes more to hold 64 bits.
 ///
 /// # Errors
-/// A file that cannot be opened.
+/// A file that cannot be read, or labels that are not valid.
 pub fn audit(prepared: &PreparedTask) -> Result<Audit> {
     let labels = prepared.load_labels()?;
     let (mut leaks, mut unread, mut tables) = (Vec::new(), Vec::new(), Vec::new());
@@ -80,7 +81,7 @@ fn column_of(table: &Table, j: usize) -> Vec<f64> {
     table.iter_rows().map(|row| row[j]).collect()
 }
 
-/// The rows of a table that may stand for the test rows.
+/// Choices of rows of a table that may be the test rows.
 fn choices(table: &PublicTable, ids: &[String], rows: usize, indices: &[Vec<usize>]) -> Vec<Vec<usize>> {
     let all = table.rows();
     let mut choices = Vec::new();
@@ -120,7 +121,8 @@ fn leaks_by(column: &Column, label: &[f64], choices: &[Vec<usize>], runs: &Runs)
     Some(format!("{found} labels in a row"))
 }
 
-/// True when each label has one token of its own, and labels repeat: else any list of distinct values would do.
+/// True when each label value has one token of its own and labels repeat. Without repeats, any list of distinct values
+/// would match.
 fn is_relabelling(tokens: &[u64], label: &[f64]) -> bool {
     let (mut forth, mut back) = (HashMap::new(), HashMap::new());
     let agrees = tokens.iter().zip(label).all(|(token, y)| {
@@ -130,13 +132,13 @@ fn is_relabelling(tokens: &[u64], label: &[f64]) -> bool {
     agrees && forth.len() * 2 <= label.len()
 }
 
-/// Pearson's r; 0 where it is not defined.
+/// Computes Pearson's r; 0 where it is not defined.
 fn correlation(a: &[f64], b: &[f64]) -> f64 {
     let table = |values: &[f64]| Table { rows: values.len(), columns: 1, values: values.to_vec() };
     super::Metric::Pearson.compute(&table(a), &table(b)).unwrap_or(0.0)
 }
 
-/// The column as row numbers, if it is `rows` distinct whole numbers.
+/// Returns the column as row numbers if it is `rows` distinct whole numbers.
 fn row_numbers(column: &Column, rows: usize) -> Option<Vec<usize>> {
     let numbers = column.numbers.as_ref().filter(|numbers| numbers.len() == rows)?;
     let whole = |x: &f64| (x.fract() == 0.0 && (0.0..1e15).contains(x)).then_some(*x as usize);
@@ -144,8 +146,9 @@ fn row_numbers(column: &Column, rows: usize) -> Option<Vec<usize>> {
     (index.iter().collect::<HashSet<_>>().len() == rows).then_some(index)
 }
 
-/// Test rows that are training rows too. A table of as many rows as there are labels holds test rows, others with the same columns training
-/// rows; row numbers part one table in both. One number a row, or one word that repeats, is no example.
+/// Finds test rows that are training rows too. A table with as many rows as there are labels holds test rows, and
+/// others with the same columns hold training rows; row numbers divide one table into both. A table of one number a
+/// row, or of one word a row that repeats, holds no examples.
 fn duplicates(tables: &[PublicTable], rows: usize, indices: &[Vec<usize>]) -> Vec<String> {
     let is_varied = |c: &Column| c.tokens.iter().collect::<HashSet<_>>().len() * 2 > c.tokens.len();
     let is_example = |t: &&PublicTable| match t.columns.as_slice() {
@@ -160,7 +163,7 @@ fn duplicates(tables: &[PublicTable], rows: usize, indices: &[Vec<usize>]) -> Ve
         }
     };
     for (i, test) in examples.iter().enumerate().filter(|(_, t)| t.rows() == rows) {
-        // Of two tables that could both be the test rows, the later one is counted.
+        // When two tables could both be the test rows, only the later one is counted.
         let others = examples.iter().enumerate().filter(|(j, t)| *j != i && (t.rows() != rows || *j < i));
         let Some(whole) = test.as_one(&test.names()) else { continue };
         for (_, training) in others {

@@ -1,5 +1,5 @@
-//! Reads a submission that hostile code may have written, and grades it against labels that code never saw.
-//! Runs no agent code and follows no links; what it holds in memory is bounded by the task's file limit.
+//! Reads a submission that hostile code may have written, and grades it against labels that the code never saw. Runs no
+//! agent code and follows no links; the task's file limit bounds what it holds in memory.
 
 use super::labels::Labels;
 use super::npy::Array;
@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// What a submission is worth. The agent sees none of it.
+/// Grade of a submission. The agent sees none of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grade {
@@ -20,18 +20,19 @@ pub struct Grade {
     pub reward: f64,
     /// The task's metric on the split that evaluation reports.
     pub report: f64,
-    /// What a person should look at. They change no score.
+    /// Suspicions that a person should look at. They change no score.
     pub flags: Vec<Flag>,
 }
 
-/// Why a graded submission is suspicious.
+/// Reason why a graded submission is suspicious.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Flag {
     /// All its rows are equal.
     Constant,
-    /// On the reward split, where m_best is the best of many tries, it is better than m_best by more than half the gap from m_init to
-    /// m_best; or it is perfect (within 0.1 % of the gap) where m_best is not nearly so (further than 5 % of the gap from perfect).
+    /// On the reward split, it is better than m_best, itself the best of many tries, by more than half the gap from
+    /// m_init to m_best; or it is perfect (within 0.1 % of the gap) where m_best is not nearly so (further than 5 % of
+    /// the gap from perfect).
     TooGood,
 }
 
@@ -48,13 +49,14 @@ impl Flag {
     }
 }
 
-/// The grade of the file `submission` (.csv or .npy, as the task names it) against `labels`. The error is a short text for the agent.
+/// Grades the file `submission` (.csv or .npy, as the task names it) against `labels`. Error: a short text for the
+/// agent.
 pub fn grade(task: &Task, submission: &Path, labels: &Labels) -> Result<Grade, String> {
     let bytes = read_regular(submission, task.limits.file_bytes)?;
     let is_npy = task.submission.ends_with(".npy");
     let predictions = if is_npy { from_npy(&bytes, labels) } else { from_csv(bytes, labels) };
     let predictions = predictions.map_err(|problem| format!("submission {problem}"))?;
-    // Over all rows first: its message names the rows of the file, and what it refuses, it refuses in both halves.
+    // All rows first: an error then names the row in the file, and a fault is refused whichever half it is in.
     task.metric.compute(&labels.all, &predictions)?;
     let reward = labels.reward.metric(task.metric, &predictions)?;
     let report = labels.report.metric(task.metric, &predictions)?;
@@ -76,7 +78,7 @@ fn is_too_good(metric: Metric, scale: Scale, m: f64) -> bool {
     scale.normalised(m) > 1.5 || (from_perfect(m) <= 1e-3 * gap && from_perfect(scale.m_best) > 0.05 * gap)
 }
 
-/// Rows in the order of the labels, or by id.
+/// Reads a .csv submission: rows in the order of the labels, or rows with ids.
 fn from_csv(bytes: Vec<u8>, labels: &Labels) -> Result<Table, String> {
     let text = String::from_utf8(bytes).map_err(|_| "is not text in UTF-8")?;
     let expected = labels.all.rows;
@@ -84,7 +86,7 @@ fn from_csv(bytes: Vec<u8>, labels: &Labels) -> Result<Table, String> {
         let submitted = parse_csv(&text, expected, None)?;
         return if submitted.rows > expected { Err(has_rows(submitted.rows, expected)) } else { Ok(submitted.table) };
     }
-    // One row more than there are ids holds one that is unknown or repeated.
+    // One row more than there are ids is enough to hold an unknown or repeated id.
     labels.in_order(parse_csv(&text, expected + 1, Some(&labels.columns))?)
 }
 
@@ -111,7 +113,7 @@ fn has_rows(rows: usize, expected: usize) -> String {
     format!("has {rows} rows, expected {expected}")
 }
 
-/// Opens below its folder without following any link and without waiting on a FIFO or device; reads at most `max_bytes`.
+/// Reads a regular file of at most `max_bytes`, without following any link and without waiting on a FIFO or device.
 fn read_regular(path: &Path, max_bytes: u64) -> Result<Vec<u8>, String> {
     let file = open_below(path).map_err(|e| match e {
         Errno::NOENT => "submission is missing".to_string(),
@@ -133,8 +135,9 @@ fn read_regular(path: &Path, max_bytes: u64) -> Result<Vec<u8>, String> {
     if bytes.len() as u64 > max_bytes { Err(too_large()) } else { Ok(bytes) }
 }
 
-/// The file of this name in its own folder, whatever the name is: no link leads out of it (openat2, Linux 5.6). A kernel or container without that
-/// call opens the last component without following a link, which for a plain name is the same.
+/// Opens the file in its own folder, whatever its name is, so that no link leads out of it (openat2, Linux 5.6). Where
+/// the kernel or container lacks that call, plain openat does not follow a link in the last component, which for a
+/// plain name is the same.
 fn open_below(path: &Path) -> Result<File, Errno> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().ok_or(Errno::NOENT)?;

@@ -1,23 +1,25 @@
-//! The labels of a task, as the grader holds them: by row or by id, divided into the split that gives rewards and the split that is reported.
+//! Labels of a task as the grader holds them: by row or by id, divided into the split that gives rewards and the split
+//! that is reported.
 
 use super::numbers::{CsvTable, has_ids, parse_csv, shown};
 use super::split::split_rows;
 use super::{Metric, Table, Task};
 use std::collections::{HashMap, HashSet};
 
-/// Labels, one row an example.
+/// Labels, one row per example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Labels {
-    /// The examples' ids, as many as rows; empty when a submission has no ids and its rows are in the order of the labels.
+    /// Ids of the examples, one per row; empty when a submission has no ids and its rows are in the order of the
+    /// labels.
     pub ids: Vec<String>,
-    /// The names of the columns that a submission with ids has for each column of the labels; empty where a metric takes other columns than those
-    /// of the labels, say a probability for each class.
+    /// Names of the columns of a submission with ids, one for each column of the labels. Empty where a metric takes
+    /// other columns than the labels have, such as a probability for each class.
     pub columns: Vec<String>,
-    /// All of them.
+    /// All labels.
     pub all: Table,
-    /// Those that give rewards.
+    /// The labels that give rewards.
     pub reward: Half,
-    /// Those that are reported.
+    /// The labels that are reported.
     pub report: Half,
 }
 
@@ -29,15 +31,16 @@ pub struct Half {
 }
 
 impl Half {
-    /// The metric of the rows of this split; `predictions` are of all rows.
+    /// Computes the metric on the rows of this split; `predictions` has all rows.
     pub fn metric(&self, metric: Metric, predictions: &Table) -> Result<f64, String> {
         metric.compute(&self.labels, &predictions.select(&self.rows))
     }
 }
 
 impl Labels {
-    /// The labels of `task` from the text of its labels.csv: numbers only, or a header with a column `id`. The error continues a
-    /// sentence whose subject is the file: no numbers, a repeated id or column, or too few rows to be divided in two.
+    /// Parses the labels of `task` from the text of its labels.csv: numbers only, or a header with a column `id`.
+    /// Error: no numbers, a repeated id or column, or too few rows to be divided in two; the text continues a sentence
+    /// whose subject is the file.
     pub fn parse(task: &Task, text: &str) -> Result<Self, String> {
         let has_ids = has_ids(text);
         let CsvTable { ids, names, table: all, .. } = parse_csv(text, usize::MAX, has_ids.then_some(&[]))?;
@@ -61,8 +64,8 @@ impl Labels {
         Ok(Self { ids, columns, reward, report, all })
     }
 
-    /// The rows of a submission in the order of the labels. The error continues a sentence whose subject is the file: it names the first id
-    /// that is unknown, repeated or missing.
+    /// Puts the rows of a submission in the order of the labels. Error: the first id that is unknown, repeated or
+    /// missing; the text continues a sentence whose subject is the file.
     pub fn in_order(&self, submitted: CsvTable) -> Result<Table, String> {
         let place: HashMap<&str, usize> = self.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect();
         let mut rows = vec![None; self.ids.len()];
@@ -83,14 +86,14 @@ impl Labels {
         Ok(submitted.table.select(&order))
     }
 
-    /// The id that is the same number as an unknown one, which has lost leading zeros, say, or become a float.
+    /// Finds the id that is the same number as an unknown one, which may have lost leading zeros or become a float.
     fn meant(&self, unknown: &str) -> Option<&str> {
         let value = unknown.parse::<f64>().ok()?;
         self.ids.iter().map(String::as_str).find(|id| id.parse() == Ok(value))
     }
 }
 
-/// Whether a metric means the same on both halves.
+/// Checks that a metric means the same on both halves.
 fn check_halves(metric: Metric, reward: &Table, report: &Table) -> Result<(), String> {
     let rows = reward.rows + report.rows;
     if report.rows == 0 {
@@ -98,7 +101,7 @@ fn check_halves(metric: Metric, reward: &Table, report: &Table) -> Result<(), St
     }
     let most = |half: &Table| half.values.iter().copied().fold(0.0_f64, f64::max);
     let holds = match metric {
-        // The number of classes is that of the labels.
+        // The highest label sets the number of classes.
         Metric::LogLoss => most(reward) == most(report),
         // Undefined on one class, or on labels that do not vary.
         Metric::Auc | Metric::Pearson => [reward, report].iter().all(|half| metric.compute(half, half).is_ok()),

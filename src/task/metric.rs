@@ -1,6 +1,6 @@
-//! What a submission is worth: ten metrics over two small tables of numbers. Reads no files and knows no tasks.
+//! Computes ten metrics from two small tables of numbers, labels and predictions. Reads no files and knows no tasks.
 //!
-//! Definitions are those of scikit-learn and scipy where they have one; tests/tasks holds each against their values.
+//! Definitions are those of scikit-learn and scipy where they have one; tests/tasks compares each with their values.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,23 +21,24 @@ impl Table {
         self.values.chunks_exact(self.columns.max(1))
     }
 
-    /// The rows of these numbers, in their order; each must be below `rows`.
+    /// Selects the rows with these indices, in their order; each must be below the number of rows.
     pub fn select(&self, rows: &[usize]) -> Table {
         let values = rows.iter().flat_map(|row| &self.values[row * self.columns..(row + 1) * self.columns]);
         Table { rows: rows.len(), columns: self.columns, values: values.copied().collect() }
     }
 }
 
-/// What the grader computes from labels and predictions.
+/// Metric that the grader computes from labels and predictions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum Metric {
-    /// Share of rows whose prediction, rounded to the nearest integer, is the label.
+    /// Share of rows whose prediction, rounded to the nearest integer, equals the label.
     Accuracy,
-    /// Area under the ROC curve for labels 0 and 1; tied scores count half. One score a row, or two columns of which the second counts.
+    /// Area under the ROC curve for labels 0 and 1; tied scores count half. Predictions are one score per row, or two
+    /// columns of which the second counts.
     Auc,
-    /// Mean negative log probability of the label. One column is P(label 1); otherwise one column a class, each row divided by its
-    /// sum. Probabilities are clipped to [1e-15, 1 - 1e-15] after that.
+    /// Mean negative log probability of the label. One column is P(label 1); otherwise there is one column per class,
+    /// and each row is divided by its sum. Probabilities are then clipped to [1e-15, 1 - 1e-15].
     LogLoss,
     /// Mean absolute error.
     Mae,
@@ -47,17 +48,17 @@ pub enum Metric {
     Rmsle,
     /// Mean over the columns of each column's root mean squared error.
     Mcrmse,
-    /// Mean average precision of at most five ranked labels a row. Every column of the labels is a right answer (a repeated one
-    /// counts once), and so does a repeated guess.
+    /// Mean average precision of at most five ranked guesses per row. Every column of the labels is a right answer.
+    /// Repeated answers and repeated guesses count once.
     MapAt5,
-    /// Cohen's kappa with quadratic weights, on values rounded to integers. Distances are between the values themselves, so it is
-    /// scikit-learn's with `labels` = the whole range of integers.
+    /// Cohen's kappa with quadratic weights, on values rounded to integers. Distances are between the values
+    /// themselves, so it equals scikit-learn's with `labels` = the whole range of integers.
     QuadraticKappa,
     /// Pearson's correlation.
     Pearson,
 }
 
-/// A probability this far outside [0, 1] is rounding, not a mistake.
+/// A probability at most this far outside [0, 1] is taken for rounding, not for a mistake.
 const PROBABILITY_SLACK: f64 = 1e-9;
 const LOG_LOSS_CLIP: f64 = 1e-15;
 
@@ -100,13 +101,14 @@ impl Metric {
         }
     }
 
-    /// The value that no submission can better.
+    /// Returns the best possible value.
     pub fn perfect(self) -> f64 {
         if self.higher_is_better() { 1.0 } else { 0.0 }
     }
 
-    /// The metric of `predictions` (B, columns) against `labels` (B, columns). The error is a short text for the agent: a wrong
-    /// shape, a value the metric does not take, or a metric that is undefined (constant predictions, one class only).
+    /// Computes the metric of `predictions` (B, columns) against `labels` (B, columns). Error: a short text for the
+    /// agent about a wrong shape, a value the metric does not take, or an undefined metric (constant predictions, one
+    /// class only).
     pub fn compute(&self, labels: &Table, predictions: &Table) -> Result<f64, String> {
         if predictions.rows != labels.rows {
             return Err(format!("submission has {} rows, expected {}", predictions.rows, labels.rows));
@@ -191,7 +193,7 @@ fn same_columns(labels: &Table, predictions: &Table) -> Result<(), String> {
     }
 }
 
-/// Mann-Whitney U over the number of pairs, with average ranks for ties.
+/// Computes Mann-Whitney U divided by the number of pairs, with average ranks for ties.
 fn auc(labels: &Table, predictions: &Table) -> Result<f64, String> {
     if predictions.columns > 2 {
         return Err(format!("submission has {} columns, expected 1 or 2", predictions.columns));
@@ -238,7 +240,8 @@ fn log_loss(labels: &Table, predictions: &Table) -> Result<f64, String> {
     Ok(sum / labels.rows as f64)
 }
 
-/// AP@5 as Kaggle defines it: the sum over the hits of (hits so far / rank), divided by the number of right answers, at most 5.
+/// Computes AP@5 as Kaggle defines it: the sum over the hits of (hits so far / rank), divided by the number of right
+/// answers, at most 5.
 fn average_precision(answers: &[f64], guesses: &[f64]) -> f64 {
     let is_repeated = |list: &[f64], i: usize| list[..i].contains(&list[i]);
     let mut hits = 0.0;
@@ -253,7 +256,8 @@ fn average_precision(answers: &[f64], guesses: &[f64]) -> f64 {
     sum / distinct.min(5) as f64
 }
 
-/// 1 - E[(y - p)^2] / E[(y - p')^2], with p' drawn apart from y: by moments, so no matrix whose size a submission could choose.
+/// Computes 1 - E[(y - p)^2] / E[(y - p')^2], with p' independent of y, from moments, so that no submission can choose
+/// the size of a matrix.
 fn quadratic_kappa(labels: &Table, predictions: &Table) -> Result<f64, String> {
     same_columns(labels, predictions)?;
     let y_mean = mean(labels.values.iter().map(|y| y.round()));

@@ -1,4 +1,5 @@
-//! Task folders: a description, a runnable baseline script, data made by a seeded script, a metric, and where it starts and ends.
+//! Reads and checks task folders: a description, a runnable baseline script, a seeded script that makes the data, a
+//! metric and its scale. Submodules make the data, grade submissions and audit for leaks.
 
 pub mod audit;
 pub mod grader;
@@ -29,21 +30,21 @@ section! {
 /// A task as its task.toml states it.
 #[derive(Debug, Clone)]
 pub struct Task {
-    /// Unique name: the folder's.
+    /// Unique name, that of the folder.
     pub name: String,
     /// One sentence for the agent (short: the small model reads it).
     pub description: String,
     /// tabular, image, text, series or graph.
     pub modality: String,
-    /// What the grader computes; its direction comes with it.
+    /// Metric that the grader computes; it fixes the direction too.
     pub metric: Metric,
     /// The baseline script's metric on the reward split.
     pub m_init: f64,
     /// The best metric on the reward split that composing ideas reached (stated in task.toml).
     pub m_best: f64,
-    /// Changes of the reward split's metric that are smaller than this count as none.
+    /// Changes of the metric on the reward split below this count as none.
     pub noise_floor: f64,
-    /// The baseline script and good scripts on the report split: the scale of evaluation.
+    /// Metrics of the baseline script and of good scripts on the report split: the scale of evaluation.
     pub report: Scale,
     /// True when neither training nor the base model may see it.
     pub held_out: bool,
@@ -51,23 +52,23 @@ pub struct Task {
     pub entry: String,
     /// The file the grader reads.
     pub submission: String,
-    /// What a run may use.
+    /// Resources that a run may use.
     pub limits: Limits,
-    /// Python modules that its scripts need loaded, if it says so: see `Wanted::preload` in the sandbox.
+    /// Python modules that its scripts need loaded, if stated: see `Wanted::preload` in the sandbox.
     pub preload: Option<Vec<String>>,
-    /// Files the agent starts with and may edit: name to text. It is the entry script.
+    /// Files that the agent starts with and may edit, name to text: the entry script only.
     pub starter: BTreeMap<String, String>,
-    /// The folder task.toml lies in.
+    /// Folder of task.toml.
     pub folder: PathBuf,
 }
 
-/// Where the metric of a split starts and how far it got.
+/// Scale of a split's metric: where it starts and how far it got.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scale {
     /// The baseline script's metric.
     pub m_init: f64,
-    /// The best metric that composing ideas reached; data/tasks/measure.py says by what the scripts were judged.
+    /// The best metric that composing ideas reached; data/tasks/measure.py says how the scripts were judged.
     pub m_best: f64,
 }
 
@@ -78,26 +79,26 @@ impl Scale {
     }
 }
 
-/// A task with its data made: what the environment needs.
+/// A task whose data have been made, as the environment needs it.
 #[derive(Debug, Clone)]
 pub struct PreparedTask {
     /// The task.
     pub task: Task,
-    /// Read-only data files laid into every workspace: name inside it, and where it lies.
+    /// Read-only data files in every workspace: (name in the workspace, path on disk).
     pub data: Vec<(String, PathBuf)>,
     /// The labels, outside every workspace.
     pub labels: PathBuf,
-    /// Hash of what a grade depends on beside its metric: data, labels, the name that divides them, and the scale that raises flags. Part
-    /// of the cache key of a graded run.
+    /// Hash of what a grade depends on besides its metric: data, labels, the task's name, which divides them, and the
+    /// scales, which raise flags. Part of the cache key of a run.
     pub data_id: String,
 }
 
 const MANIFEST: &str = "task.toml";
-/// Bytes of any text of a task, at most.
+/// Most bytes of a text of a task.
 const MOST_TEXT: u64 = 16 << 20;
 const MODALITIES: [&str; 5] = ["tabular", "image", "text", "series", "graph"];
 
-/// A whole valid task.toml: error messages quote its lines.
+/// A complete valid task.toml, whose lines error messages quote.
 const EXAMPLE: &str = r#"name = "digits"
 description = "classify images, 10 classes"
 modality = "image"
@@ -144,7 +145,8 @@ impl Task {
     /// Reads `folder`/task.toml and the entry script, and checks them.
     ///
     /// # Errors
-    /// Names file and key, what was expected and a valid line: unknown, missing or mistyped keys, and whatever [`Task::check`] refuses.
+    /// Unknown, missing or mistyped keys, and whatever [`Task::check`] refuses. The message names file and key, what
+    /// was expected, and a valid line.
     pub fn load(folder: &Path) -> Result<Task> {
         let path = folder.join(MANIFEST);
         let text = regular::read_text(&path, MOST_TEXT)?;
@@ -178,7 +180,7 @@ impl Task {
         Ok(task)
     }
 
-    /// Every task folder (one that holds a task.toml) directly under `root`, sorted by name.
+    /// Loads every task folder (one that holds a task.toml) directly under `root`, sorted by name.
     pub fn load_all(root: &Path) -> Result<Vec<Task>> {
         let failed = |e: std::io::Error| Error::io("listing tasks in", root, &e);
         let mut tasks = Vec::new();
@@ -198,10 +200,10 @@ impl Task {
         Ok(tasks)
     }
 
-    /// Whether the stated values make sense together: what [`Task::load`] cannot see key by key.
+    /// Checks that the stated values make sense together, which [`Task::load`] cannot see key by key.
     ///
     /// # Errors
-    /// Names the file and the key, what was expected and a valid line.
+    /// A value is not valid: the message names file and key, what was expected, and a valid line.
     pub fn check(&self) -> Result<()> {
         let folder_name = self.folder.file_name().map(|name| name.to_string_lossy().into_owned());
         if folder_name.as_deref() != Some(self.name.as_str()) {
@@ -235,7 +237,7 @@ impl Task {
         self.check_limits()
     }
 
-    /// `keys` name the values of `scale` in task.toml.
+    /// Checks a scale; `keys` are the names of its values in task.toml.
     fn check_scale(&self, Scale { m_init, m_best }: Scale, keys: [&str; 2]) -> Result<()> {
         for (key, value) in keys.into_iter().zip([m_init, m_best]) {
             if !value.is_finite() {
@@ -273,7 +275,7 @@ impl Task {
         if wall_seconds < cpu_seconds {
             return Err(self.wrong("wall_seconds", format_args!("{wall_seconds} is below cpu_seconds {cpu_seconds}")));
         }
-        // A sandbox allows none of either, but what a task is solved with prints and writes.
+        // The sandbox accepts 0 for both, but a script that solves a task has to print and write.
         if let Some((key, _)) =
             [("output_bytes", output_bytes), ("file_bytes", file_bytes)].iter().find(|(_, n)| *n == 0)
         {
@@ -286,22 +288,24 @@ impl Task {
         wrong(&self.folder.join(MANIFEST), key, problem)
     }
 
-    /// The scale of the reward split.
+    /// Returns the scale of the reward split.
     pub fn reward_scale(&self) -> Scale {
         Scale { m_init: self.m_init, m_best: self.m_best }
     }
 
-    /// The place of a metric of the reward split on its scale.
+    /// Normalises a metric of the reward split: 0 at m_init, 1 at m_best.
     pub fn normalised(&self, m: f64) -> f64 {
         self.reward_scale().normalised(m)
     }
 
-    /// The share of the reward split's gap that a step from metric `from` to metric `to` closes; 0 when they differ by less than the noise floor.
+    /// Computes the share of the reward split's gap that a step from metric `from` to metric `to` closes; 0 when they
+    /// differ by less than the noise floor.
     pub fn share(&self, from: f64, to: f64) -> f64 {
         if (to - from).abs() < self.noise_floor { 0.0 } else { (to - from) / (self.m_best - self.m_init) }
     }
 
-    /// The tasks of these names, in the order of `names`; an unknown name is an error that lists the known ones.
+    /// Finds the tasks of these names, in the order of `names`. Error: an unknown name; the message lists the known
+    /// ones.
     pub fn find(tasks: &[Task], names: &[impl AsRef<str>]) -> Result<Vec<Task>> {
         let known = |name: &str| tasks.iter().find(|task| task.name == name).cloned();
         let find_one = |name: &str| {
@@ -320,7 +324,7 @@ fn is_plain_name(name: &str) -> bool {
 }
 
 fn wrong(path: &Path, key: &str, problem: impl std::fmt::Display) -> Error {
-    // report.m_init is the key m_init behind the line [report].
+    // report.m_init is the key m_init below the line [report].
     let (table, name) = key.split_once('.').map_or(("", key), |(table, name)| (table, name));
     let lines = EXAMPLE.split_once(&format!("[{table}]")).map_or(EXAMPLE, |(_, lines)| lines).lines();
     let example = match lines.into_iter().find(|line| line.split(" = ").next() == Some(name)) {
@@ -330,7 +334,8 @@ fn wrong(path: &Path, key: &str, problem: impl std::fmt::Display) -> Error {
     Error::content(format!("{}, key {key}: {problem}{example}", path.display()))
 }
 
-/// A parse error with the key it is about: named by the message (unknown or missing), else the one on the line of its span.
+/// Turns a parse error into ours, with the key it is about: the one the message names (unknown or missing), else the
+/// one on the line of its span.
 fn manifest_error(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let message = error.message();
     let named = message.strip_prefix("missing field `").or_else(|| message.strip_prefix("unknown field `"));

@@ -1,11 +1,12 @@
-//! NumPy's .npy format (versions 1.0 to 3.0, numpy.lib.format), from bytes that hostile code may have written: what a header asks for is
-//! compared with what is there before anything is allocated, and nothing is unpickled. The crate npyz (0.9) allocates and recurses
-//! as the header says, which is no way to read a submission.
+//! Reads NumPy's .npy format (versions 1.0 to 3.0, numpy.lib.format) from bytes that hostile code may have written:
+//! what a header asks for is compared with what is there before anything is allocated, and nothing is unpickled. The
+//! crate npyz (0.9) is not used because it allocates and recurses as the header says.
 
 use regex::Regex;
 use std::sync::LazyLock;
 
-/// What NumPy writes: keys in this order, one plain type. A structured type does not match, and is no array of numbers anyway.
+/// Header as NumPy writes it: keys in this order, one plain type. A structured type does not match, and is not an array
+/// of numbers anyway.
 static HEADER: LazyLock<Regex> = LazyLock::new(|| {
     let text = r"^\{'descr': '([<>|=])([A-Za-z])([0-9]*)', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\),? ?\}[ \n]*$";
     Regex::new(text).expect("a constant pattern")
@@ -28,8 +29,8 @@ pub struct Array<'a> {
 }
 
 impl<'a> Array<'a> {
-    /// Reads the header. The error continues a sentence whose subject is the file: no .npy file, a type that is not one plain type, or
-    /// another amount of data than its shape asks for.
+    /// Parses the header. Error: not a .npy file, a type that is not one plain type, or another amount of data than its
+    /// shape asks for; the text continues a sentence whose subject is the file.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
         let plain = || "holds an array that is not of one plain type; expected floats or integers".to_string();
         let broken = || "is no .npy file".to_string();
@@ -65,7 +66,7 @@ impl<'a> Array<'a> {
         Ok(Self { shape, kind, size, is_big_endian: order == ">", is_fortran: fortran == "True", data })
     }
 
-    /// Rows and columns: all but the first dimension are columns. A single number is one row.
+    /// Returns rows and columns: all dimensions but the first are columns. A single number is one row.
     pub fn rows_and_columns(&self) -> (usize, usize) {
         (
             self.shape.first().copied().unwrap_or(1),
@@ -78,7 +79,7 @@ impl<'a> Array<'a> {
         matches!((self.kind, self.size), ('f', 2 | 4 | 8) | ('i' | 'u', 1 | 2 | 4 | 8) | ('b', 1))
     }
 
-    /// The bytes of each item, row after row (the last dimension fastest).
+    /// Returns the bytes of each item, row after row (the last dimension fastest).
     pub fn items(&self) -> Vec<&'a [u8]> {
         let items: Vec<&[u8]> = self.data.chunks_exact(self.size).collect();
         if !self.is_fortran {
@@ -98,7 +99,7 @@ impl<'a> Array<'a> {
         (0..count).map(|index| items[place(index)]).collect()
     }
 
-    /// An item of a numeric array as a number.
+    /// Reads an item of a numeric array as a number.
     pub fn number(&self, item: &[u8]) -> f64 {
         let mut bytes = [0; 8];
         for (i, byte) in item.iter().take(8).enumerate() {
@@ -117,7 +118,7 @@ impl<'a> Array<'a> {
         }
     }
 
-    /// An item as text: a string without its padding, a number as Rust writes it.
+    /// Reads an item as text: a string without its padding, a number as Rust writes it.
     pub fn text(&self, item: &[u8]) -> String {
         let code = |c: &[u8]| match self.is_big_endian {
             true => u32::from_be_bytes([c[0], c[1], c[2], c[3]]),

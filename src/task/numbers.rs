@@ -1,33 +1,35 @@
-//! Tables of numbers as text, strict: what a submission and the labels are written in. The one reader of both (RFC 4180 by the crate csv).
+//! Reads tables of numbers from CSV text, strictly (RFC 4180, by the crate csv). It is the only reader of both
+//! submissions and labels.
 
 use super::Table;
 use csv::{Reader, ReaderBuilder, StringRecord};
 
-/// The header's name of the column of ids.
+/// Name of the id column in the header.
 pub const ID: &str = "id";
-/// What separates fields in files that are no CSV.
+/// Field separators of files that are not CSV.
 const OTHER_SEPARATORS: [char; 3] = [';', '\t', '|'];
 
 /// A table as a file states it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CsvTable {
-    /// The column of ids when there is one; else empty.
+    /// The id column, when there is one; else empty.
     pub ids: Vec<String>,
     /// The header's names of the table's columns; empty without a header.
     pub names: Vec<String>,
     /// The numbers of the rows that are kept.
     pub table: Table,
-    /// Rows in the file, those that are not kept too.
+    /// Rows in the file, including those that are not kept.
     pub rows: usize,
 }
 
-/// Comma-separated finite numbers, one row a line; fields may be quoted, lines end in LF or CRLF, blank lines and a byte order mark are skipped.
-/// With `columns` the first line is a header with a column `id`, anywhere, and the numbers are read from the columns of these names, in
-/// this order; where the header has none of them, from all others in the file's order. Only the first `max_rows` are read; the rest is counted.
+/// Parses comma-separated finite numbers, one row per line. Fields may be quoted, lines end in LF or CRLF, and blank
+/// lines and a byte order mark are skipped. With `columns`, the first line is a header with a column `id` anywhere, and
+/// the numbers are read from the columns of these names, in this order; if the header has none of them, from all other
+/// columns in the file's order. Only the first `max_rows` rows are read; the rest are counted.
 ///
 /// # Errors
-/// A text that continues a sentence whose subject is the file: a field that is no finite number, rows of several lengths, a header that lacks
-/// some of the columns or has one twice.
+/// A text that continues a sentence whose subject is the file: a field is not a finite number, rows have different
+/// lengths, or the header lacks some of the columns or has one twice.
 pub fn parse_csv(text: &str, max_rows: usize, columns: Option<&[String]>) -> Result<CsvTable, String> {
     let (mut reader, mut record) = (reader(text), StringRecord::new());
     let header = match columns {
@@ -74,30 +76,30 @@ pub fn parse_csv(text: &str, max_rows: usize, columns: Option<&[String]>) -> Res
     Ok(CsvTable { ids, names: header.map_or_else(Vec::new, |header| header.names), table, rows })
 }
 
-/// True when the first line names a column of ids.
+/// True when the first line names an id column.
 pub fn has_ids(text: &str) -> bool {
     let mut record = StringRecord::new();
     next(&mut reader(text), &mut record).is_ok_and(|is_there| is_there && record.iter().any(|field| cell(field) == ID))
 }
 
-/// The number of a row that counts from 1, or what is wrong about it.
+/// Returns `number` if it is finite. Error: a text that names `row`, counted from 1.
 pub fn finite(row: usize, number: f64) -> Result<f64, String> {
     if number.is_finite() { Ok(number) } else { Err(format!("row {row}: {number} is not finite")) }
 }
 
-/// As much of a text as an error message quotes.
+/// Shortens a text to what an error message quotes.
 pub fn shown(text: &str, length: usize) -> String {
     text.chars().take(length).collect()
 }
 
-/// The first line of a file, where it names its columns.
+/// The first line of a file that names its columns.
 struct Header {
     fields: usize,
-    /// The place of the ids.
+    /// Index of the id column.
     id: usize,
-    /// The places of the numbers.
+    /// Indices of the columns of numbers.
     numbers: Vec<usize>,
-    /// Their names.
+    /// Names of the columns of numbers.
     names: Vec<String>,
 }
 
@@ -141,7 +143,7 @@ fn reader(text: &str) -> Reader<&[u8]> {
     ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes())
 }
 
-/// The next line that is not blank; false at the end.
+/// Reads the next line that is not blank; false at the end.
 fn next(reader: &mut Reader<&[u8]>, record: &mut StringRecord) -> Result<bool, String> {
     loop {
         if !reader.read_record(record).map_err(|e| format!("cannot be read: {e}"))? {
@@ -153,7 +155,8 @@ fn next(reader: &mut Reader<&[u8]>, record: &mut StringRecord) -> Result<bool, S
     }
 }
 
-/// What a field holds: without the spaces around it, and without its quotes where a space before them has kept them from being taken for such.
+/// Returns the content of a field: without the spaces around it, and without quotes that a space before them kept the
+/// parser from recognising.
 fn cell(field: &str) -> &str {
     let text = field.trim();
     match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
@@ -172,7 +175,7 @@ fn number(row: usize, field: &str) -> Result<f64, String> {
     }
 }
 
-/// What is wrong about a file when a field of it is several, by another separator.
+/// Describes the file's mistake when a field is several fields with another separator.
 fn separated_otherwise(field: &str) -> Option<String> {
     let is_several = |separator: &char| {
         let mut parts = field.split(*separator).map(|part| part.trim().trim_matches('"'));

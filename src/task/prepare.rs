@@ -1,5 +1,5 @@
-//! Makes a task's data by its own script, once, into a cache keyed by that script's content, and sees that they stay what they were. Never runs
-//! agent code.
+//! Makes a task's data with the task's own script, once, in a cache keyed by that script's content, and checks that
+//! they stay unchanged. Never runs agent code.
 
 use super::{Labels, MOST_TEXT, PreparedTask, Task};
 use crate::error::{Error, Result};
@@ -11,18 +11,18 @@ use std::process::{Command, Stdio};
 
 const SCRIPT: &str = "prepare.py";
 const LABELS: &str = "private/labels.csv";
-/// The blake3 hash of every file of a prepared folder, by its path below it.
+/// File with the blake3 hash of every file of a prepared folder, by its path in the folder.
 const MANIFEST: &str = "manifest.json";
-/// Prepared folders of another layout have another key, and are left alone.
+/// Layout of prepared folders. It is part of the key, so that folders of another layout are left alone.
 const LAYOUT: &[u8] = b"public, private, manifest.json";
 
 impl PreparedTask {
-    /// Runs the task's prepare.py (`python prepare.py PUBLIC_DIR PRIVATE_DIR`) unless `cache` already holds what this text of it,
-    /// run by this `python`, made. The folder appears whole, by one rename.
+    /// Runs the task's prepare.py (`python prepare.py PUBLIC_DIR PRIVATE_DIR`) unless `cache` already holds what the
+    /// same text, run by the same `python`, made. The folder appears complete, by one rename.
     ///
     /// # Errors
-    /// Content: the script fails, or makes no data, no labels or labels that are no numbers; what the cache holds is not what the script
-    /// made. System: the cache cannot be written.
+    /// Content: the script fails, or makes no data, no labels or labels that are not numbers; the cache does not hold
+    /// what the script made. System: the cache cannot be written.
     pub fn prepare(task: &Task, python: &Path, cache: &Path) -> Result<PreparedTask> {
         let script = task.folder.join(SCRIPT);
         let text = regular::read(&script, MOST_TEXT)?;
@@ -31,7 +31,7 @@ impl PreparedTask {
         key.update(LAYOUT).update(&text).update(python.as_os_str().as_encoded_bytes());
         let key = key.finalize().to_hex();
         fs::create_dir_all(cache).map_err(|e| Error::io("creating", cache, &e))?;
-        // Absolute, for workspaces point to the data from elsewhere.
+        // Absolute, because workspaces point to the data from elsewhere.
         let cache = &cache.canonicalize().map_err(|e| Error::io("opening", cache, &e))?;
         let folder = cache.join(format!("{}-{}", task.name, &key[..16]));
         if !folder.is_dir() {
@@ -40,7 +40,7 @@ impl PreparedTask {
         open(task, &folder)
     }
 
-    /// The labels the grader compares with: one row an example.
+    /// Loads the labels that the grader compares with, one row per example.
     pub fn load_labels(&self) -> Result<Labels> {
         let text = fs::read_to_string(&self.labels).map_err(|e| Error::io("reading", &self.labels, &e))?;
         Labels::parse(&self.task, &text).map_err(|problem| {
@@ -101,7 +101,7 @@ fn make(task: &Task, script: &Path, python: &Path, cache: &Path, folder: &Path) 
     }
 }
 
-/// What a prepared folder holds, checked against its manifest.
+/// Opens a prepared folder and checks it against its manifest.
 fn open(task: &Task, folder: &Path) -> Result<PreparedTask> {
     let data = data_files(task, folder)?;
     let manifest = folder.join(MANIFEST);
@@ -124,7 +124,7 @@ fn open(task: &Task, folder: &Path) -> Result<PreparedTask> {
     Ok(PreparedTask { task: task.clone(), data, labels: folder.join(LABELS), data_id })
 }
 
-/// The public files of a prepared folder: at least one, none with a name that the task uses.
+/// Lists the public files of a prepared folder. Error: there are none, or one has a name that the task uses.
 fn data_files(task: &Task, folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let public = folder.join("public");
     let data = regular_files(&public)?;
@@ -140,7 +140,7 @@ fn data_files(task: &Task, folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(data)
 }
 
-/// The blake3 hash of the labels and of every public file, by its path below `folder`.
+/// Computes the blake3 hash of the labels and of every public file, by its path below `folder`.
 fn hashes(folder: &Path) -> Result<BTreeMap<String, String>> {
     let public = regular_files(&folder.join("public"))?;
     let files = public.into_iter().map(|(name, path)| (format!("public/{name}"), path));
@@ -151,7 +151,7 @@ fn hashes(folder: &Path) -> Result<BTreeMap<String, String>> {
     files.chain([(LABELS.to_string(), folder.join(LABELS))]).map(hash).collect()
 }
 
-/// Name and path of every regular file, sorted by name.
+/// Lists name and path of every regular file, sorted by name.
 fn regular_files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let failed = |e: std::io::Error| Error::io("listing", folder, &e);
     let mut files = Vec::new();

@@ -1,10 +1,11 @@
-//! Which rows of a task's labels give rewards, and which are reported. The rows of a task are divided once for all, by its name only:
-//! what was tuned on one half never touches the other.
+//! Divides the rows of a task's labels into those that give rewards and those that are reported. The division depends
+//! on the task's name only and never changes: what was tuned on one half never touches the other.
 
-/// The rows of the reward split (the larger half of an odd number) and those of the report split, each in rising order.
+/// Returns the rows of the reward split (the larger half of an odd number) and of the report split, each ascending.
 ///
-/// Rows go by a hash of the task's name and their number: `key` is SplitMix64 (Steele et al., OOPSLA 2014) over the bytes of the name,
-/// and the half whose `mix(key ^ row)` is smaller gives rewards. data/tasks/measure.py has the same lines; a test compares them.
+/// Rows are ordered by a hash of the task's name and their number: `key` folds SplitMix64 (Steele et al., OOPSLA 2014)
+/// over the bytes of the name, and the half of the rows with smaller `mix(key ^ row)` gives rewards.
+/// data/tasks/measure.py has the same lines; a test compares them.
 pub fn split_rows(task: &str, rows: usize) -> (Vec<usize>, Vec<usize>) {
     let key = task.bytes().fold(0, |key, byte| mix(key ^ u64::from(byte)));
     let mut order: Vec<usize> = (0..rows).collect();
@@ -45,7 +46,8 @@ mod tests {
         }
         let (reward, report) = split_rows("wine", 600);
         assert_ne!(reward, split_rows("digits", 600).0);
-        // 599 neighbours of a random half: 300 pairs are parted on the mean, deviation 12; six of them.
+        // A random half parts 300 of 599 pairs of neighbours on average, with a standard deviation of 12; the bounds
+        // are six of them away.
         let parted = reward.iter().filter(|&&row| report.binary_search(&(row + 1)).is_ok()).count() * 2;
         assert!((228..372).contains(&parted), "{parted} of 599 neighbours are parted");
     }

@@ -1,7 +1,7 @@
-//! Attention over packed segments (forward) and over a paged cache. One function computes a query's output from
-//! its list of keys, so packed and paged attention of one row have the same bits.
+//! Attention over packed segments (forward) and over a paged cache. One function computes a query's output from its
+//! list of keys, so packed and paged attention of a row have the same bits.
 //!
-//! Keys are taken in blocks of 64 counted from the first key of the list, so a row's result depends on its keys only.
+//! Keys are taken in blocks of 64, counted from the first key of the list, so a row's result depends only on its keys.
 
 use super::gemm::{LANES, Left, multiply, transpose};
 use super::run;
@@ -9,14 +9,14 @@ use super::simd::{self, KEYS, Seen};
 use crate::backend::ops::{self, Heads};
 use std::cell::RefCell;
 
-/// Query rows of one task.
+/// Query rows per task.
 pub(super) const ROWS: usize = 64;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `body` with scratch buffers of these lengths, whatever they hold.
+/// Runs `body` with scratch buffers of these lengths and undefined contents.
 pub(super) fn with_scratch<const N: usize>(lengths: [usize; N], body: impl FnOnce([&mut [f32]; N])) {
     SCRATCH.with_borrow_mut(|scratch| {
         let total = lengths.iter().sum();
@@ -34,7 +34,7 @@ pub(super) fn with_scratch<const N: usize>(lengths: [usize; N], body: impl FnOnc
 
 /// Queries of one key/value head: query row i of `group` heads sees the first `first_seen + i` keys.
 pub(super) struct Queries<'a> {
-    /// Of the first row.
+    /// Rows of qkv from the first query on.
     pub qkv: &'a [f32],
     pub rows: usize,
     pub heads: Heads,
@@ -47,7 +47,7 @@ impl Queries<'_> {
         self.heads.nh / self.heads.nkv
     }
 
-    /// The queries times 1 / sqrt(HS) as (rows * group, padded HS).
+    /// Copies the queries times 1 / sqrt(HS) into q as (rows * group, padded HS).
     pub fn gather(&self, width: usize, q: &mut [f32]) {
         let Heads { hs, .. } = self.heads;
         let scale = (hs as f32).sqrt().recip();
@@ -61,7 +61,7 @@ impl Queries<'_> {
         }
     }
 
-    /// Attention to `key(j)` and `value(j)`; `out(row, head of the group, o, lse)` receives each result.
+    /// Attends to `key(j)` and `value(j)`; calls `out(row, head of the group, o, lse)` with each result.
     fn attend<'k>(
         &self,
         key: impl Fn(usize) -> &'k [f32],
@@ -104,12 +104,12 @@ impl Queries<'_> {
     }
 }
 
-/// The segment that row t lies in.
+/// Returns the segment that contains row t.
 fn segment_of(cu_seqlens: &[i32], t: usize) -> usize {
     cu_seqlens.partition_point(|&start| start as usize <= t) - 1
 }
 
-/// The rows of a segment.
+/// Returns the rows of a segment.
 pub(super) fn rows_of(cu_seqlens: &[i32], s: usize) -> std::ops::Range<usize> {
     cu_seqlens[s] as usize..cu_seqlens[s + 1] as usize
 }
@@ -156,7 +156,8 @@ pub(super) fn attention_paged(op: ops::AttentionPaged) {
     let (lens, cu_q, mut o) = (op.lens.slice::<i32>(), op.cu_q.slice::<i32>(), op.o.slice_mut::<f32>());
     let (block_table, pages) = (op.block_table.slice::<i32>(), op.block_table.columns());
     let (Heads { nh, nkv, hs }, d, group) = (heads, heads.qkv_width(), heads.nh / heads.nkv);
-    // A single query's heads are consecutive in its output, so they are tasks of their own; more rows go together.
+    // The heads of a single query are consecutive in its output, so each key/value head is a task of its own; several
+    // rows stay together.
     let mut tasks = Vec::with_capacity(lens.len() * nkv);
     for b in 0..lens.len() {
         let own = rows_of(cu_q, b);

@@ -1,5 +1,5 @@
-//! The backward of packed attention: a task owns one key/value head of one root segment and its children, so every gradient has
-//! one owner and a fixed order of additions.
+//! The backward of packed attention. A task owns one key/value head of one root segment and its children, so every
+//! gradient has one owner and a fixed order of additions.
 
 use super::attention::{Queries, ROWS, rows_of, with_scratch};
 use super::gemm::{LANES, Left, multiply, transpose};
@@ -8,7 +8,7 @@ use super::{chunk_rows, run};
 use crate::backend::ops::{self, Heads};
 use rayon::prelude::*;
 
-/// What the backward reads: qkv (T, D), o and dout (T, NH HS), lse (NH, T), and the segments.
+/// Inputs of the backward: qkv (T, D), o and dout (T, NH HS), lse (NH, T), and the segments.
 struct Forward<'a> {
     qkv: &'a [f32],
     o: &'a [f32],
@@ -19,13 +19,13 @@ struct Forward<'a> {
     parent: &'a [i32],
 }
 
-/// A root segment with its children; their rows are counted through in this order.
+/// A root segment with its children. Rows of the tree are numbered through its members in this order.
 struct Tree {
     members: Vec<usize>,
     rows: usize,
 }
 
-/// The equations are those of FlashAttention (arXiv 2205.14135, appendix B.2).
+/// Computes the gradients by the equations of FlashAttention (arXiv 2205.14135, appendix B.2).
 pub(super) fn attention_backward(op: ops::AttentionBackward) {
     let forward = Forward {
         qkv: op.qkv.slice(),
@@ -52,7 +52,7 @@ pub(super) fn attention_backward(op: ops::AttentionBackward) {
             trees[tree_of[p]].members.push(s);
         }
     }
-    // Where each row of the batch lies: its tree, and its place there.
+    // The place of each row of the batch: its tree, and its row there.
     let mut place = vec![(0, 0); dqkv.len() / d];
     for (i, tree) in trees.iter_mut().enumerate() {
         for &s in &tree.members {
@@ -80,7 +80,8 @@ pub(super) fn attention_backward(op: ops::AttentionBackward) {
 }
 
 impl Forward<'_> {
-    /// (rows of the tree, (group + 2) HS): dq of the group's heads, dk, dv.
+    /// Returns the gradients of one key/value head, (rows of the tree, (group + 2) HS): dq of the group's heads, dk,
+    /// dv.
     fn tree(&self, tree: &Tree, kv: usize) -> Vec<f32> {
         let Heads { nh, nkv, hs } = self.heads;
         let (d, group, width) = (self.heads.qkv_width(), nh / nkv, hs.next_multiple_of(LANES));
@@ -96,7 +97,8 @@ impl Forward<'_> {
             for t in own.clone().step_by(ROWS) {
                 let rows = ROWS.min(own.end - t);
                 let m = rows * group;
-                // Runs of keys: rows of the batch from, place in the tree, how many, and the index of the first in the list.
+                // Runs of keys: first row in the batch, first row in the tree, length, and index of the first key in
+                // the list.
                 let seen = t - own.start + rows;
                 let runs = [(prefix.start, 0, prefix.len(), 0), (own.start, base, seen, prefix.len())];
                 let first_seen = prefix.len() + t - own.start + 1;

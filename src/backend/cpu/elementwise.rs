@@ -6,7 +6,7 @@ use crate::backend::ops::{self, Heads};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
-/// Rows of one partial sum of a norm's weight gradient.
+/// Rows per partial sum of a norm's weight gradient.
 const SUM_ROWS: usize = 256;
 
 pub(super) fn embed(op: ops::Embed) {
@@ -75,12 +75,12 @@ pub(super) fn add_rmsnorm_backward(op: ops::AddRmsnormBackward) {
     }
 }
 
-/// Without a norm.
+/// Computes `QkNormRope` without a norm.
 pub(super) fn rope(op: ops::QkNormRope) {
     rotate(op.qkv, op.heads, op.positions, op.table, 1.0);
 }
 
-/// Without a norm.
+/// Computes `QkNormRopeBackward` without a norm.
 pub(super) fn rope_backward(op: ops::QkNormRopeBackward) {
     rotate(op.dqkv, op.heads, op.positions, op.table, -1.0);
 }

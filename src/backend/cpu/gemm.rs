@@ -1,9 +1,9 @@
 //! Matrix products in f32: C += alpha A B, with the right operand packed (and widened) panel by panel.
 //!
-//! Every element of C is a sum of chains of `DEPTH` multiply-adds over the contraction in ascending order, each from zero, added one
-//! after the other to what C holds: one chain over all of a long contraction rounds several times worse. Blocking, threads and the number
-//! of rows only decide when a link is computed, never the order, so a row has the same bits alone, in any batch and on any number
-//! of threads.
+//! Each element of C is a sum of chains, added one after the other to what C holds. A chain is `DEPTH` multiply-adds
+//! over the contraction in ascending order, starting from zero; one chain over a whole long contraction rounds several
+//! times worse. Blocking, threads and the number of rows only decide when a link is computed, never the order, so a row
+//! has the same bits alone, in any batch and on any number of threads.
 
 use super::simd::{Floats, Level, level};
 use rayon::prelude::*;
@@ -11,14 +11,14 @@ use std::cell::RefCell;
 
 /// Columns of a packed panel.
 const PANEL: usize = 64;
-/// Contraction steps of a packed panel and of a chain: 64 KiB, for the second-level cache.
+/// Contraction steps of a packed panel and of a chain; a panel takes 64 KiB, for the second-level cache.
 const DEPTH: usize = 256;
-/// Rows and columns of C that one task owns.
+/// Rows and columns of C per task.
 const TASK_ROWS: usize = 384;
 const TASK_COLUMNS: usize = 256;
-/// Contraction steps of one partial sum of `gemm_reduce`.
+/// Contraction steps per partial sum of `gemm_reduce`.
 const REDUCE: usize = 1024;
-/// Products below this many estimated cycles stay on the calling thread: handing them out costs more.
+/// Products below this many estimated cycles stay on the calling thread, because handing them out costs more.
 const SERIAL_CYCLES: usize = 60_000;
 /// Columns of the narrowest kernel; panels are padded to it.
 pub(super) const LANES: usize = 16;
@@ -42,7 +42,7 @@ impl<'a> Left<'a> {
         Self { data, row: 1, step: width }
     }
 
-    /// Without the first `rows` rows and `steps` contraction steps.
+    /// Drops the first `rows` rows and `steps` contraction steps.
     fn from(self, rows: usize, steps: usize) -> Self {
         Self { data: &self.data[rows * self.row + steps * self.step..], ..self }
     }
@@ -62,7 +62,7 @@ impl<'a> Right<'a> {
         Self { data, width, transposed: false }
     }
 
-    /// The transpose of a row-major (N, K) matrix whose rows are `width` apart: a weight as it is stored.
+    /// The transpose of a row-major (N, K) matrix whose rows are `width` apart, such as a weight as it is stored.
     pub fn columns(data: Floats<'a>, width: usize) -> Self {
         Self { data, width, transposed: true }
     }
@@ -77,17 +77,18 @@ pub(super) struct Term<'a> {
     pub b: Right<'a>,
 }
 
-/// What the chains are added to.
+/// Value that the chains are added to.
 #[derive(Clone, Copy)]
 pub(super) enum Start<'a> {
-    /// What C holds.
+    /// The value in C.
     Held,
     Zero,
     /// The element of this row (N) at the column.
     Row(&'a [f32]),
 }
 
-/// C (M, N), whose rows are `width` apart, = start + the terms in order. C's slice begins at its first element.
+/// Computes C (M, N) = start + the terms in order. The rows of C are `width` apart, and its slice begins at its first
+/// element.
 pub(super) fn gemm(m: usize, n: usize, start: Start, terms: &[Term], c: &mut [f32], width: usize) {
     if m == 0 || n == 0 {
         return;
@@ -99,7 +100,8 @@ pub(super) fn gemm(m: usize, n: usize, start: Start, terms: &[Term], c: &mut [f3
     let run = |task: usize| {
         let (i, j) = (task / column_tasks * TASK_ROWS, task % column_tasks * TASK_COLUMNS);
         let (rows, columns) = (TASK_ROWS.min(m - i), TASK_COLUMNS.min(n - j));
-        // SAFETY: (i, j) + (rows, columns) lies inside C by the assertion above, and the tasks' rectangles are disjoint.
+        // SAFETY: (i, j) + (rows, columns) lies inside C by the assertion above, and the tasks' rectangles are
+        // disjoint.
         unsafe { rectangle((i, rows), (j, columns), start, terms, output.at(i * width + j), width) };
     };
     let k: usize = terms.iter().map(|term| term.k).sum();
@@ -110,7 +112,8 @@ pub(super) fn gemm(m: usize, n: usize, start: Start, terms: &[Term], c: &mut [f3
     }
 }
 
-/// C += one term with a long contraction and a small C: fixed pieces of the contraction are summed apart, then in order.
+/// Adds to C one term with a long contraction, for a small C: sums fixed pieces of the contraction separately, then
+/// adds the pieces in order.
 pub(super) fn gemm_reduce(m: usize, n: usize, term: Term, c: &mut [f32], width: usize) {
     let Term { k, a, b, .. } = term;
     if k <= REDUCE || m.div_ceil(TASK_ROWS) * n.div_ceil(TASK_COLUMNS) > 4 {
@@ -134,8 +137,8 @@ pub(super) fn gemm_reduce(m: usize, n: usize, term: Term, c: &mut [f32], width: 
     }
 }
 
-/// C (M, N) += A B on this thread, without packing: B is f32, its rows `b_width` apart and readable to a multiple of `LANES`
-/// columns.
+/// Computes C (M, N) += A B on this thread, without packing. B is f32; its rows are `b_width` apart and readable up to
+/// a multiple of `LANES` columns.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn multiply(
     m: usize,
@@ -155,7 +158,8 @@ pub(super) fn multiply(
     unsafe { multiply_to((m, n, k), a, b, b_width, c.as_mut_ptr(), c_width) }
 }
 
-/// `out[p * width + j] = rows[j][p]` for p below `k`; columns from `rows.len()` up to the next multiple of `LANES` become 0.
+/// Sets `out[p * width + j] = rows[j][p]` for p below `k`; columns from `rows.len()` up to the next multiple of `LANES`
+/// become 0.
 pub(super) fn transpose(rows: &[&[f32]], k: usize, out: &mut [f32], width: usize) {
     assert!(rows.iter().all(|row| row.len() >= k), "a row is too short");
     let padded = rows.len().next_multiple_of(LANES);
@@ -189,7 +193,7 @@ impl Output {
     /// # Safety
     /// The element at `offset` lies inside the output.
     unsafe fn at(self, offset: usize) -> *mut f32 {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's promise.
         unsafe { self.0.add(offset) }
     }
 }
@@ -199,7 +203,7 @@ thread_local! {
     static PANELS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// One task: rows from `i` and columns from `j`, all of every contraction.
+/// Computes one task: rows from `i` and columns from `j`, over the whole contraction of every term.
 ///
 /// # Safety
 /// `c` points at (m, n) elements, rows `width` apart, that nobody else touches.
@@ -225,12 +229,12 @@ unsafe fn rectangle(
                 }
             }
             for term in terms {
-                // SAFETY: the caller's.
+                // SAFETY: the caller's promise.
                 let done = unsafe { slim((i, m), (j + q, columns), term, c.add(q), width) };
                 for p in (done..term.k).step_by(DEPTH) {
                     let depth = DEPTH.min(term.k - p);
                     pack(&term.b, (p, depth), (j + q, columns), term.alpha, panel, wide);
-                    // SAFETY: the caller's.
+                    // SAFETY: the caller's promise.
                     unsafe { multiply_to((m, columns, depth), term.a.from(i, p), panel, PANEL, c.add(q), width) };
                 }
             }
@@ -238,8 +242,9 @@ unsafe fn rectangle(
     });
 }
 
-/// Few rows of C from a weight as it is stored, transposed in registers instead of packed: decoding reads each weight once.
-/// Returns how many steps of the contraction it did; none when the shape or the processor does not suit it.
+/// Computes few rows of C from a weight as it is stored, transposing it in registers instead of packing it, so that
+/// decoding reads each weight once. Returns the number of contraction steps done: 0 when the shape or the processor
+/// does not suit.
 ///
 /// # Safety
 /// `c` points at (m, n) elements, rows `width` apart, that nobody else touches.
@@ -256,7 +261,7 @@ unsafe fn slim((i, m): (usize, usize), (j, n): (usize, usize), term: &Term, c: *
         Floats::BF16(w) => (16, &x86::SLIM_BF16, w.as_ptr().cast::<u8>(), 2),
         _ => return 0,
     };
-    // Whole chains only, since a panel would compute the rest of one as a chain of its own.
+    // Only whole chains: a panel would compute the rest of a chain as a chain of its own.
     let steps = if term.k.is_multiple_of(word) { term.k } else { term.k / DEPTH * DEPTH };
     if steps == 0 {
         return 0;
@@ -272,16 +277,17 @@ unsafe fn slim((i, m): (usize, usize), (j, n): (usize, usize), term: &Term, c: *
     steps
 }
 
-/// No such kernel on this architecture.
+/// Does nothing: there is no such kernel on this architecture.
 ///
 /// # Safety
-/// None needed: it touches nothing.
+/// Always safe: it touches nothing.
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn slim(_: (usize, usize), _: (usize, usize), _: &Term, _: *mut f32, _: usize) -> usize {
     0
 }
 
-/// Steps p.. and columns j.. of alpha B, widened, into rows of PANEL; padded with zeros to a multiple of `LANES` columns.
+/// Packs steps p.. and columns j.. of alpha B, widened, into rows of PANEL; pads with zeros to a multiple of `LANES`
+/// columns.
 fn pack(
     b: &Right,
     (p, depth): (usize, usize),
@@ -342,8 +348,8 @@ unsafe fn multiply_to(
             let rows = (m - i).div_ceil(strips - strip);
             let kernel = kernels[rows - 1];
             let (x, y) = (a.data[i * a.row..].as_ptr(), b[j..].as_ptr());
-            // SAFETY: A, B and C hold what the kernel reads and writes, by the assertions and the caller; the table has only
-            // kernels this processor runs.
+            // SAFETY: A, B and C hold what the kernel reads and writes, by the assertions and the caller; the table has
+            // only kernels that this processor can run.
             unsafe {
                 let z = c.add(i * c_width + j);
                 if columns <= n - j {
@@ -365,13 +371,15 @@ unsafe fn multiply_to(
     }
 }
 
-/// C (M, columns) += A B: contraction length, A with its two strides, B and C with the distance of their rows.
+/// C (M, columns) += A B. Arguments: contraction length, A with its two strides, B and C each with the distance between
+/// rows.
 type Kernel = unsafe fn(usize, *const f32, usize, usize, *const f32, usize, *mut f32, usize);
 
 /// Rows of the tallest kernel.
 const MOST_ROWS: usize = 12;
 
-/// The widest kernels for `n` columns left (the narrowest when there are fewer): their columns, and one for each number of rows.
+/// Returns the widest kernels for `n` columns left (the narrowest when there are fewer): the columns they take, and one
+/// kernel per number of rows.
 fn kernels(level: Level, n: usize) -> (usize, &'static [Kernel]) {
     match level {
         #[cfg(target_arch = "x86_64")]
@@ -402,7 +410,7 @@ unsafe fn portable<const M: usize>(
     c_width: usize,
 ) {
     let mut sums = [[0.0f32; LANES]; M];
-    // SAFETY: the caller's.
+    // SAFETY: the caller's promise.
     unsafe {
         for p in 0..k {
             let line = &*b.add(p * b_width).cast::<[f32; LANES]>();
@@ -428,7 +436,7 @@ mod x86;
 mod tests {
     use super::*;
 
-    /// Every kernel of every instruction set this processor has computes the chain it promises, for both orders of A.
+    /// Every kernel of every instruction set that this processor has computes the promised chain, for both orders of A.
     #[test]
     fn kernels_add_one_chain_to_each_element() {
         let mut levels = vec![Level::Portable];

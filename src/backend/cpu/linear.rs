@@ -1,4 +1,4 @@
-//! `linear` and its backward: one matrix product each for the weight and for the two halves of the adapter.
+//! Linear layers, forward and backward: one matrix product each for the weight and for the two halves of the adapter.
 
 use super::gemm::{Left, Right, Start, Term, gemm, gemm_reduce};
 use super::simd::{self, Floats};
@@ -6,7 +6,7 @@ use crate::backend::ops::{self, Linear, LinearGrads};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
-/// Rows of one partial sum of the gradient of a bias.
+/// Rows per partial sum of a bias gradient.
 const BIAS_ROWS: usize = 256;
 
 pub(super) fn linears(mut op: ops::Linears) {

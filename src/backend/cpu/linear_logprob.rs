@@ -1,4 +1,5 @@
-//! `linear_logprob` and its backward: logits of some rows and some of the vocabulary at a time, never more than a block of them.
+//! `LinearLogprob` and its backward. The logits are computed block by block of rows and vocabulary; only one block is
+//! in memory.
 
 use super::gemm::{Left, Right, Start, Term, gemm};
 use super::simd::{self, Floats};
@@ -6,11 +7,11 @@ use super::{chunk_rows, run};
 use crate::backend::ops;
 use crate::tensor::Tensor;
 
-/// Rows and columns of the block of logits in memory: 8 MiB.
+/// Rows and columns of the block of logits in memory, 8 MiB.
 const BLOCK_ROWS: usize = 2048;
 const BLOCK_COLUMNS: usize = 1024;
 
-/// What both directions read: x (M, C), w (V, C), targets (M).
+/// Inputs of both directions: x (M, C), w (V, C), targets (M).
 struct Head<'a> {
     x: &'a [f32],
     w: Floats<'a>,
@@ -26,7 +27,8 @@ impl<'a> Head<'a> {
         Self { x, w: Floats::of(w), c: w.columns(), v: w.rows(), targets, temperature }
     }
 
-    /// Calls `visit(row, column, logits)` for blocks of logits: of rows from `row` on, columns from `column` on, all in order.
+    /// Calls `visit(row, column, columns, logits)` for each block of logits in order: the rows from `row` on and the
+    /// `columns` columns from `column` on.
     fn blocks(&self, mut visit: impl FnMut(usize, usize, usize, &mut [f32])) {
         let (m, c, v) = (self.targets.len(), self.c, self.v);
         let mut block = vec![0.0; m.min(BLOCK_ROWS) * v.min(BLOCK_COLUMNS)];
@@ -44,7 +46,7 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The target of `row` as a column of the block that begins at `column`, when it lies there.
+    /// Returns the target of `row` as a column of the block that begins at `column`, if it lies in the block.
     fn target(&self, row: usize, column: usize, columns: usize) -> Option<usize> {
         (self.targets[row] as usize).checked_sub(column).filter(|&target| target < columns)
     }
@@ -75,14 +77,16 @@ pub(super) fn linear_logprob(op: ops::LinearLogprob) {
     }
 }
 
-/// The largest of a row of logits, and the log of the sum of exp(logit - largest), as `linear_logprob` has them.
+/// Returns the largest of a row of logits and the log of the sum of exp(logit - largest), with the bits of
+/// `linear_logprob`.
 pub fn statistics(logits: &[f32]) -> (f32, f32) {
     let mut state = (f32::NEG_INFINITY, 0.0, 0.0);
     logits.chunks(BLOCK_COLUMNS).for_each(|block| simd::entropy_block(block, &mut state));
     (state.0, state.1.ln())
 }
 
-/// With p = exp(z - lse): dz = dlogp (1[target] - p) - dentropy p (log p + entropy), then through z = x w^T / temperature.
+/// Computes the gradients: with p = exp(z - lse), dz = dlogp (1[target] - p) - dentropy p (log p + entropy), then
+/// through z = x w^T / temperature.
 pub(super) fn linear_logprob_backward(op: ops::LinearLogprobBackward) {
     let head = Head::new(op.x, op.w, op.targets, op.temperature);
     let (entropy, lse, dlogp) = (op.entropy.slice::<f32>(), op.lse.slice::<f32>(), op.dlogp.slice::<f32>());

@@ -1,6 +1,6 @@
-//! The fast backend for host memory: f32 activations, weights in f32, bf16 or f16 widened tile by tile. It calls the oracle for
-//! ops where naive is fast enough. Equal bits whatever the number of threads; a row's forward result does not depend on the
-//! other rows of the call.
+//! The fast backend for host memory: f32 activations; weights in f32, bf16 or f16, widened tile by tile. Ops that need
+//! no speed run on the oracle. The bits are equal for any number of threads, and a row's forward result does not depend
+//! on the other rows of the call.
 
 use super::Backend;
 use super::ops::{Op, tensor as door};
@@ -19,15 +19,15 @@ mod linear_logprob;
 mod sample;
 mod simd;
 
-/// Elements that one task of an element-wise op handles.
+/// Elements per task of an element-wise op.
 const GRAIN: usize = 16_384;
 
-/// Rows of `width` elements that one task handles.
+/// Returns the rows of `width` elements per task.
 fn chunk_rows(width: usize) -> usize {
     (GRAIN / width.max(1)).max(1)
 }
 
-/// Runs `f` on every task: here when there is one, else on the thread pool.
+/// Runs `f` on every task: on this thread if there is only one, else on the thread pool.
 fn run<T: Send>(tasks: Vec<T>, f: impl Fn(T) + Send + Sync) {
     if tasks.len() <= 1 {
         tasks.into_iter().for_each(f);
@@ -40,7 +40,7 @@ fn run<T: Send>(tasks: Vec<T>, f: impl Fn(T) + Send + Sync) {
 #[derive(Debug, Clone, Copy)]
 pub struct Cpu;
 
-/// What runs the ops that need no speed.
+/// Returns the backend that runs the ops that need no speed.
 fn oracle() -> Oracle {
     Oracle::f32()
 }

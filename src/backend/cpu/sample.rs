@@ -1,12 +1,12 @@
-//! `sample`: rows in parallel, in f32 with the exponential and the sums of `linear_logprob`, so that the log-probability of a
-//! drawn token has the bits that training computes for it.
+//! Sampling, rows in parallel, in f32. The exponential and the sums are those of `linear_logprob`, so the
+//! log-probability of a drawn token has the bits that training computes for it.
 
 use super::{chunk_rows, linear_logprob, run, simd};
 use crate::backend::ops::{self, no_distribution};
 use crate::error::Result;
 use crate::rng::{philox4x32, unit_f32};
 
-/// Error: a row without a finite logit, or with one that is NaN or +inf.
+/// Draws one id per row. Error: a row without a finite logit, or with one that is NaN or +inf.
 pub(super) fn sample(op: ops::Sample) -> Result<()> {
     let (logits, v, sampling) = (op.logits.slice::<f32>(), op.logits.columns(), op.sampling);
     let (ids, logp) = (op.ids.slice_mut::<i32>(), op.logp.slice_mut::<f32>());
@@ -51,8 +51,8 @@ pub(super) fn sample(op: ops::Sample) -> Result<()> {
     }
 }
 
-/// Of the `top_k` most probable ids (0: all) keeps the fewest that hold `top_p` of their weight, ties to the lower id; the
-/// weights of the others become 0.
+/// Keeps the fewest of the `top_k` most probable ids (0: all) that hold `top_p` of their weight, ties to the lower id;
+/// sets the weights of the others to 0.
 fn keep_most_probable(logits: &[f32], weights: &mut [f32], top_k: usize, top_p: f64, order: &mut Vec<usize>) {
     let mut kept = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
     if kept == logits.len() && top_p >= 1.0 {
@@ -77,7 +77,7 @@ fn keep_most_probable(logits: &[f32], weights: &mut [f32], top_k: usize, top_p: 
     order[kept..].iter().for_each(|&id| weights[id] = 0.0);
 }
 
-/// The first id, in ascending order, at which the cumulated weight passes `u` times the total.
+/// Returns the first id, in ascending order, at which the cumulated weight passes `u` times the total.
 fn draw(weights: &[f32], u: f64) -> usize {
     let threshold = u * weights.iter().map(|&w| f64::from(w)).sum::<f64>();
     let (mut cumulated, mut last) = (0.0, 0);

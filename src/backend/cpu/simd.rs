@@ -1,6 +1,7 @@
-//! Row loops compiled for each instruction set and chosen when the program runs; the exponential they share.
+//! Row loops compiled for each instruction set and chosen when the program runs, and the exponential they share.
 //!
-//! Only plain sums and products in a fixed order of sixteen lanes, never fused: the bits are the same on every instruction set.
+//! They use only plain sums and products in a fixed order of sixteen lanes, never fused, so the bits are the same on
+//! every instruction set.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -17,7 +18,7 @@ pub(super) enum Level {
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// What the target has by definition.
+    /// The instructions every processor of the target has.
     Portable,
 }
 
@@ -46,7 +47,7 @@ pub(super) enum Floats<'a> {
 }
 
 impl<'a> Floats<'a> {
-    /// The elements of a float tensor.
+    /// Borrows the elements of a float tensor.
     pub fn of(tensor: &'a Tensor) -> Self {
         match tensor.dtype() {
             DType::F16 => Self::F16(tensor.slice()),
@@ -66,7 +67,7 @@ impl<'a> Floats<'a> {
         }
     }
 
-    /// Without the first `start` elements.
+    /// Drops the first `start` elements.
     pub fn from(self, start: usize) -> Self {
         match self {
             Self::F32(x) => Self::F32(&x[start..]),
@@ -76,7 +77,7 @@ impl<'a> Floats<'a> {
         }
     }
 
-    /// `out.len()` elements from `start`, as f32.
+    /// Copies `out.len()` elements from `start` on, as f32.
     pub fn widen(&self, start: usize, out: &mut [f32]) {
         match self {
             Self::F32(x) => out.copy_from_slice(&x[start..start + out.len()]),
@@ -86,7 +87,7 @@ impl<'a> Floats<'a> {
         }
     }
 
-    /// A small tensor as f32: a norm's weight, a bias.
+    /// Returns a small tensor, such as a norm's weight or a bias, as f32.
     pub fn small(tensor: &'a Tensor) -> Cow<'a, [f32]> {
         match Self::of(tensor) {
             Self::F32(x) => Cow::Borrowed(x),
@@ -99,10 +100,11 @@ impl<'a> Floats<'a> {
     }
 }
 
-/// Keys of one block of attention.
+/// Keys per block of attention.
 pub(super) const KEYS: usize = 64;
 
-/// How many keys of a block the rows see: the first `group` rows `first`, the next one more, up to `count`.
+/// The number of keys of a block that each row sees: `first` for the first `group` rows, one more for each next group,
+/// up to `count`.
 pub(super) struct Seen {
     pub first: usize,
     pub group: usize,
@@ -143,7 +145,7 @@ macro_rules! for_each_level {
     )*};
 }
 
-/// e^x with an error below 1 ulp (measured: see the test); 0 below -87.33, at most e^88.37.
+/// Computes e^x with an error below 1 ulp (measured: see the test); 0 below -87.33, at most e^88.37.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     const LOW: f32 = -87.33;
@@ -166,10 +168,10 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < LOW { 0.0 } else { value * scale }
 }
 
-/// Lanes of every reduction.
+/// Lanes per reduction.
 const LANES: usize = 16;
 
-/// The sum of `f` over pairs, in sixteen lanes that are then added in a fixed tree.
+/// Sums `f` over pairs in sixteen lanes, which are then added in a fixed tree.
 #[inline(always)]
 fn sum2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
@@ -208,7 +210,7 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// The largest element; NaN is passed over or returned.
+/// Returns the largest element. A NaN is either skipped or returned.
 #[inline(always)]
 fn maximum(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -252,8 +254,9 @@ for_each_level! {
         x.iter_mut().for_each(|x| *x = exp(*x - top));
     }
 
-    /// One block of an online softmax over rows of `KEYS` scores: they become exp(score - maximum so far), hidden ones 0; the
-    /// running maxima and sums are updated, and the rows of `o` (M, width) multiplied by what that changes.
+    /// Takes one block of an online softmax over rows of `KEYS` scores. Scores become exp(score - maximum so far),
+    /// hidden ones 0; the running maxima and sums are updated, and the rows of `o` (M, width) are scaled to the new
+    /// maxima.
     pub(super) fn softmax_rows(
         scores: &mut [f32],
         seen: &Seen,
@@ -275,7 +278,8 @@ for_each_level! {
         }
     }
 
-    /// Rows of `KEYS` scores: p = exp(score - lse), and ds = p * (dp - delta) in place of dp; hidden ones 0.
+    /// Computes p = exp(score - lse), in place of the scores, and ds = p * (dp - delta), in place of dp, over rows of
+    /// `KEYS` scores; hidden ones become 0.
     pub(super) fn softmax_gradient_rows(p: &mut [f32], dp: &mut [f32], seen: &Seen, lse: &[f32], delta: &[f32]) {
         for (i, (p, dp)) in p.chunks_exact_mut(KEYS).zip(dp.chunks_exact_mut(KEYS)).enumerate() {
             let visible = seen.by_row(i);
@@ -295,7 +299,7 @@ for_each_level! {
         }
     }
 
-    /// dgate and dup from dy.
+    /// Computes dgate and dup from dy.
     pub(super) fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
         for ((((dg, du), g), u), dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
             let sigmoid = 1.0 / (1.0 + exp(-g));
@@ -311,7 +315,7 @@ for_each_level! {
         }
     }
 
-    /// dx += of y = x * rstd * w for one row of RMSNorm.
+    /// Adds to dx the gradient of y = x * rstd * w for one row of RMSNorm.
     pub(super) fn rmsnorm_backward(x: &[f32], rstd: f32, w: &[f32], dy: &[f32], dx: &mut [f32]) {
         let mut lanes = [0.0f32; LANES];
         for ((x, w), dy) in x.chunks(LANES).zip(w.chunks(LANES)).zip(dy.chunks(LANES)) {
@@ -332,7 +336,8 @@ for_each_level! {
         }
     }
 
-    /// Rotates the two halves of each head; `table` holds HS/2 cosines and HS/2 sines, which are multiplied by `sign`.
+    /// Rotates the two halves of each head; `table` holds HS/2 cosines, then HS/2 sines, which are multiplied by
+    /// `sign`.
     pub(super) fn rotate(heads: &mut [f32], table: &[f32], sign: f32) {
         let half = table.len() / 2;
         let (cos, sin) = table.split_at(half);
@@ -346,7 +351,7 @@ for_each_level! {
         }
     }
 
-    /// One block of logits into the running (maximum, sum of exp, sum of exp times logit - maximum) of a row.
+    /// Adds one block of logits to a row's running (maximum, sum of exp, sum of exp times (logit - maximum)).
     pub(super) fn entropy_block(logits: &[f32], state: &mut (f32, f32, f32)) {
         let block = maximum(logits);
         let top = if block > state.0 { block } else { state.0 };
@@ -369,12 +374,13 @@ for_each_level! {
             products[i] += if e > 0.0 { e * (x - top) } else { 0.0 };
         }
         let (sum, product) = (tree(sums), tree(products));
-        // Earlier blocks were relative to the earlier maximum.
+        // The sums of earlier blocks are relative to the earlier maximum.
         let (factor, shift) = if state.1 > 0.0 { (exp(state.0 - top), state.0 - top) } else { (0.0, 0.0) };
         *state = (top, state.1 * factor + sum, (state.2 + state.1 * shift) * factor + product);
     }
 
-    /// Logits become gradients: x = p * (-dlogp - dentropy * (log p + entropy)) * scale; the target's share is added apart.
+    /// Turns logits into gradients: x = p * (-dlogp - dentropy * (log p + entropy)) * scale. The target's share is
+    /// added separately.
     pub(super) fn logit_gradient(x: &mut [f32], lse: f32, dlogp: f32, dentropy: f32, entropy: f32, scale: f32) {
         for x in x {
             let log_p = *x - lse;
@@ -382,7 +388,7 @@ for_each_level! {
         }
     }
 
-    /// One AdamW step: decay factor, betas, gradient factor, and the bias corrections folded into `rate` and `root`.
+    /// Takes one AdamW step; the bias corrections are folded into `rate` and `root`.
     pub(super) fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: &AdamFactors) {
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * c.grad;
@@ -393,11 +399,11 @@ for_each_level! {
     }
 }
 
-/// What one AdamW step multiplies by: see `adamw`.
+/// Factors of one AdamW step; see `adamw`.
 pub(super) struct AdamFactors {
-    /// Of the gradient.
+    /// Factor of the gradient.
     pub grad: f32,
-    /// Of the moments, and of what is new in them.
+    /// Factors of the moments (`beta1`, `beta2`) and of what is added to them (`rest1`, `rest2`).
     pub beta1: f32,
     pub rest1: f32,
     pub beta2: f32,

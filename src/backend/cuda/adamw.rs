@@ -7,12 +7,12 @@ use crate::backend::ops;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
-/// Threads of a block and the elements it takes, as in the kernels.
+/// Threads per block and elements per block, as in the kernels.
 const BLOCK: usize = 256;
 const CHUNK: usize = 32768;
 
-/// The list as the kernels read it, and its blocks: first (n + 1), the first block of every tensor and the number of all blocks; then
-/// a row (length, addresses) a tensor.
+/// Uploads the list as the kernels read it and returns it with the number of blocks. The table holds first (n + 1),
+/// which is the first block of every tensor and the number of all blocks, then a row (length, addresses) per tensor.
 fn table(be: &Cuda, rows: &[Vec<u64>]) -> Result<(Tensor, usize)> {
     let (mut words, mut blocks) = (vec![0], 0);
     for row in rows {
@@ -20,7 +20,7 @@ fn table(be: &Cuda, rows: &[Vec<u64>]) -> Result<(Tensor, usize)> {
         words.push(blocks as u64);
     }
     words.extend(rows.iter().flatten());
-    let table = be.workspace(&[words.len(), 2], DType::I32)?; // a word of 64 bits a row
+    let table = be.workspace(&[words.len(), 2], DType::I32)?; // one 64-bit word per row
     be.device.upload(tensor::address(&table)?, bytemuck::cast_slice(&words))?;
     Ok((table, blocks))
 }

@@ -1,4 +1,4 @@
-//! Residual and RMSNorm: launches of kernels/add_rmsnorm.cu.
+//! Residual addition and RMSNorm: launches of kernels/add_rmsnorm.cu.
 
 use super::device::Arg;
 use super::kernels::Kernel;
@@ -7,14 +7,16 @@ use crate::backend::{Backend, ops};
 use crate::error::Result;
 use crate::tensor::DType;
 
-/// Blocks that add up dw: a constant, so that the sum does not depend on the device; two for each multiprocessor of a large GPU.
+/// Blocks that add up dw, two per multiprocessor of a large GPU. The number is constant, so that the sum does not
+/// depend on the device.
 const BLOCKS: usize = 256;
 
 fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "add_rmsnorm", name }
 }
 
-/// Threads of a block, which has a row of `c` columns: each has 1, 2 or 4 vectors of 8 of them, two where that fills 256 threads.
+/// Returns the threads per block, which has a row of `c` columns. A thread has 1 vector of 8 columns for up to 256
+/// vectors, 2 for up to 512, else 4.
 fn threads(c: usize) -> usize {
     let vectors = c.div_ceil(8);
     let each = match vectors {

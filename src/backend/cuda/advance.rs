@@ -1,4 +1,4 @@
-//! From one decode step to the next: launches of kernels/advance.cu.
+//! The update of a batch's positions from one decode step to the next: launches of kernels/advance.cu.
 
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer};

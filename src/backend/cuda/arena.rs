@@ -1,16 +1,17 @@
-//! Who has which part of one range of device memory: first fit by address, neighbours joined when freed. Plain numbers; touches no memory.
+//! Allocation of parts of one range of device memory: first fit by address, neighbours joined when freed. It computes
+//! with plain numbers and touches no memory.
 
 use std::collections::BTreeMap;
 
-/// Every part starts at a multiple of this: what tensor-core loads and the vendor's GEMMs like best.
+/// Alignment of every part, in bytes: the best for tensor-core loads and for the vendor's GEMMs.
 const ALIGNMENT: usize = 256;
 
-/// Free parts of a range by their starts, no two of them neighbours.
+/// Free parts of a range, by start; no two are neighbours.
 #[derive(Debug, Default)]
 pub(super) struct FreeParts(BTreeMap<usize, usize>);
 
 impl FreeParts {
-    /// The first part of at least `bytes` bytes, cut to these.
+    /// Takes the first part of at least `bytes` bytes, cut to this length.
     pub fn take(&mut self, bytes: usize) -> Option<usize> {
         let bytes = rounded(bytes);
         let (start, length) = self.0.iter().find(|&(_, &length)| length >= bytes).map(|(&s, &l)| (s, l))?;
@@ -21,7 +22,7 @@ impl FreeParts {
         Some(start)
     }
 
-    /// Takes a part in, joined with its neighbours.
+    /// Adds a part and joins it with its neighbours.
     pub fn give(&mut self, mut start: usize, bytes: usize) {
         let mut length = rounded(bytes);
         if let Some(after) = self.0.remove(&(start + length)) {
@@ -41,7 +42,7 @@ impl FreeParts {
         self.0.values().sum()
     }
 
-    /// Takes all parts out, as (start, bytes).
+    /// Removes all parts, as (start, bytes).
     pub fn drain(&mut self) -> impl Iterator<Item = (usize, usize)> + use<> {
         std::mem::take(&mut self.0).into_iter()
     }
@@ -62,8 +63,8 @@ impl Arena {
         Self { total, free: FreeParts(BTreeMap::from([(0, total)])), in_use: 0, peak: 0 }
     }
 
-    /// The offset of `bytes` bytes, or `None` when no free part is as long. Parts of equal sizes taken and freed in the same order get
-    /// the same offsets again.
+    /// Takes `bytes` bytes and returns their offset, or `None` when no free part is long enough. Parts of equal sizes,
+    /// taken and freed in the same order, get the same offsets again.
     pub fn take(&mut self, bytes: usize) -> Option<usize> {
         let start = self.free.take(bytes)?;
         self.in_use += rounded(bytes);
@@ -71,29 +72,29 @@ impl Arena {
         Some(start)
     }
 
-    /// Gives back what `take` gave for as many bytes.
+    /// Gives back the part that `take` returned for as many bytes.
     pub fn give(&mut self, start: usize, bytes: usize) {
         self.in_use -= rounded(bytes);
         self.free.give(start, bytes);
     }
 
-    /// The whole range.
+    /// Bytes of the whole range.
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// Bytes not taken, and the longest part of them.
+    /// Free bytes, and the bytes of the longest free part.
     pub fn available(&self) -> (usize, usize) {
         (self.total - self.in_use, self.free.0.values().copied().max().unwrap_or(0))
     }
 
-    /// The most bytes that were taken at one time.
+    /// The most bytes in use at one time.
     pub fn peak(&self) -> usize {
         self.peak
     }
 }
 
-/// Bytes as they are taken and given.
+/// Rounds bytes to the size that is taken and given.
 fn rounded(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(ALIGNMENT)
 }

@@ -10,13 +10,13 @@ use crate::tensor::{DType, Tensor};
 
 /// Rows of a tile of queries or keys, as in the kernels.
 const ROWS: usize = 64;
-/// Threads of a block, as in the kernels.
+/// Threads per block, as in the kernels.
 const BLOCK: usize = 128;
 const LIST_BLOCK: usize = 1024;
-/// Integers of an entry of a list of tiles.
+/// Integers per entry of a list of tiles.
 const ENTRY: usize = 8;
 
-/// The kernel of this head size among those of 32, 64 and 128.
+/// Returns the kernel for this head size, out of those for 32, 64 and 128.
 fn of_head_size(op: &str, file: &'static str, names: [&'static str; 3], hs: usize) -> Result<Kernel> {
     let name = match hs {
         32 => names[0],
@@ -30,18 +30,19 @@ fn of_head_size(op: &str, file: &'static str, names: [&'static str; 3], hs: usiz
     Ok(Kernel { file, name })
 }
 
-/// The most tiles that `rows` rows can make in these segments: each may end in a ragged one.
+/// Returns the most tiles that `rows` rows can make in these segments: each segment may end in a ragged tile.
 fn tiles(segments: &Segments, rows: usize) -> usize {
     rows / ROWS + segments.parent.len()
 }
 
-/// A list of tiles that kernels walk: the most entries it can have, and the entries behind a header with their number.
+/// A list of tiles that kernels walk: the most entries it can have, and its tensor, whose first row holds the number of
+/// entries.
 struct List {
     capacity: usize,
     entries: Tensor,
 }
 
-/// Runs the kernel `name`, which lists tiles, with its own arguments behind those of all.
+/// Runs the tile-listing kernel `name`, with the arguments that all of these take, then its own.
 fn list(be: &Cuda, name: &'static str, capacity: usize, segments: &Segments, rows: usize, own: &[Arg]) -> Result<List> {
     let entries = be.workspace(&[1 + capacity, ENTRY], DType::I32)?;
     let Segments { cu_seqlens, parent } = segments;
@@ -56,7 +57,7 @@ fn query_tiles(be: &Cuda, segments: &Segments, rows: usize) -> Result<List> {
     list(be, "attention_query_tiles", tiles(segments, rows), segments, rows, &[])
 }
 
-/// Heavy tiles are split into at most `most_parts` parts altogether.
+/// Lists tiles of keys; heavy ones are split into at most `most_parts` parts altogether.
 fn key_tiles(be: &Cuda, segments: &Segments, rows: usize, most_parts: usize) -> Result<List> {
     let family = be.alloc(&[segments.parent.len(), 2], DType::I32)?; // zeros, to which the kernel adds
     let own = [pointer(&family)?, int(most_parts)?];
@@ -103,13 +104,13 @@ pub(super) fn attention_backward(be: &Cuda, op: ops::AttentionBackward) -> Resul
     let args = [pointer(o)?, pointer(dout)?, pointer(lse)?, extents[0], extents[1], pointer(&statistics)?];
     be.launch(statistics_kernel, [o.len().div_ceil(8 * BLOCK), 1, 1], BLOCK, 0, &args)?;
 
-    // Two tiles of the block's own rows and two double-buffered ones of the other side.
+    // Two tiles of the block's own rows and four of the other side: two matrices, double-buffered.
     let step = if hs == 128 { 32 } else { 64 };
     let shared = (2 * ROWS + 4 * step) * hs * 2;
     let inputs = [pointer(qkv)?, pointer(dout)?, pointer(&statistics)?];
     let outputs = [scale(heads), pointer(dqkv)?];
 
-    // As many parts as fill the GPU about twice, two blocks a multiprocessor, if all the work were in split tiles.
+    // Enough parts to fill the GPU about twice, at two blocks per multiprocessor, if all the work were in split tiles.
     let most_parts = (4 * be.device.multiprocessors()).div_ceil(nkv);
     let parts = be.workspace(&[most_parts, nkv, 2 * ROWS, hs], DType::F32)?;
     let keys = key_tiles(be, segments, rows, most_parts)?;

@@ -7,23 +7,25 @@ use crate::backend::ops::{self, Heads};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-/// Keys of a tile: the unit in which results are merged. Fixed, so that a token's result depends on nothing but its own keys.
+/// Keys per tile, the unit in which results are merged. It is fixed, so that a token's result depends only on its own
+/// keys.
 const KEYS: usize = 128;
 const SPLIT_THREADS: usize = 128;
 const PROMPT_THREADS: usize = 256;
-/// Rows of q in a block: heads that share a key head in `split`, (query, head) pairs in `prompt`.
+/// Rows of q per block: heads that share a key head in `split`, (query, head) pairs in `prompt`.
 const SPLIT_ROWS: usize = 16;
 const PROMPT_ROWS: usize = 64;
-/// Blocks a multiprocessor that `split` aims at: four times what runs at once, so that long and short sequences even out.
+/// Blocks per multiprocessor that `split` aims at: four times the number that run at once, so that long and short
+/// sequences even out.
 const BLOCKS_EACH: usize = 12;
-/// Bytes of the workspace of `split` above which only decoding takes it.
+/// Bytes of workspace above which only decoding uses `split`.
 const MOST_WORKSPACE: usize = 256 << 20;
 
 fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "attention_paged", name }
 }
 
-/// What both kernels take: the cache's tensors, then its extents.
+/// Arguments that both kernels take: the cache's tensors, then its extents.
 struct Cache {
     tensors: [Arg; 6],
     extents: [Arg; 4],
@@ -52,7 +54,8 @@ pub(super) fn attention_paged(be: &Cuda, op: ops::AttentionPaged) -> Result<()> 
         ],
         extents: [int(b)?, int(pages)?, int(block_size)?, int(k_cache.rows())?],
     };
-    // Both kernels give the same bits: the choice is one of speed. Few queries, or too few rows for every multiprocessor: split.
+    // Both kernels give the same bits; the choice is one of speed. `split` is for few queries, and for too few rows to
+    // fill the multiprocessors.
     let row_tiles = (q * group + (PROMPT_ROWS - 1) * b.min(q)) / PROMPT_ROWS; // at most
     let workspace = q * heads.nh * tiles * (heads.hs + 2) * size_of::<f32>();
     let fills_device = q * group * heads.nkv >= PROMPT_ROWS * be.device.multiprocessors() / 2;
@@ -71,13 +74,13 @@ pub(super) fn attention_paged(be: &Cuda, op: ops::AttentionPaged) -> Result<()> 
     }
 }
 
-/// Of the scores, in powers of two.
+/// Returns the factor of the scores, for exponents of two.
 fn scale(heads: Heads) -> Arg {
     Arg::F32(std::f32::consts::LOG2_E / (heads.hs as f32).sqrt())
 }
 
-/// Bytes of a block's shared memory: k and v, q, the weights, cache rows twice, and of each row a maximum for each of the `sharing`
-/// warps and four sums.
+/// Returns the bytes of a block's shared memory: k and v, q, the weights, cache rows twice, and for each row four sums
+/// and a maximum for each of the `sharing` warps.
 fn shared(rows: usize, hs: usize, sharing: usize) -> usize {
     2 * (2 * KEYS * hs + rows * hs + rows * KEYS) + 4 * (2 * KEYS + rows * (sharing + 4))
 }

@@ -1,5 +1,6 @@
-//! Kernel sources become cubins by NVRTC, once: they are kept in a folder under a name made of all that decides about their content.
-//! A folder filled elsewhere serves a machine without NVRTC. Not here: loading a cubin into a GPU.
+//! Compiles kernel sources to cubins with NVRTC, once: cubins are kept in a folder, under a name made from everything
+//! that determines their content. A folder filled elsewhere serves a machine without NVRTC. The driver loads the
+//! cubins.
 
 use super::kernels::{self, HEADER};
 use super::library::{self, Loaded, Name, Places, Version};
@@ -9,27 +10,27 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What `kernels compile` compiles for when nothing is asked: Ampere, Ada, Hopper, Blackwell.
+/// Default architectures of `kernels compile`: Ampere, Ada, Hopper, Blackwell.
 pub const ARCHS: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a"];
 
-/// What a kernel takes on an architecture.
+/// Resources that a kernel takes on an architecture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resources {
     /// The stem of its source.
     pub file: String,
-    /// Its name.
+    /// The kernel's name.
     pub kernel: String,
-    /// "sm_90a"
+    /// Architecture, such as "sm_90a".
     pub arch: String,
-    /// A thread's.
+    /// Registers per thread.
     pub registers: u32,
-    /// A block's bytes, without what a launch adds.
+    /// Bytes of static shared memory per block, without those that a launch adds.
     pub shared: u32,
-    /// A thread's bytes in local memory, spilled registers included.
+    /// Bytes of local memory per thread, spilled registers included.
     pub stack: u32,
-    /// Bytes of registers stored to local memory for want of registers.
+    /// Bytes of registers spilled to local memory.
     pub spill_stores: u32,
-    /// Bytes loaded from there.
+    /// Bytes of spilled registers loaded back.
     pub spill_loads: u32,
 }
 
@@ -38,61 +39,63 @@ pub struct Resources {
 pub struct Compiled {
     /// The machine code of its kernels, an ELF file.
     pub cubin: Vec<u8>,
-    /// What the assembler reported.
+    /// Report of the assembler.
     pub log: String,
-    /// How long it took; none when it was there.
+    /// Time of the compilation; `None` when the result was already there.
     pub took: Option<Duration>,
 }
 
-/// NVRTC with the folder of its results.
+/// NVRTC and the folder of its results.
 pub struct Compiler {
     folder: PathBuf,
     nvrtc: Result<Nvrtc>,
 }
 
 impl Compiler {
-    /// Keeps cubins in `folder`. A missing NVRTC is an error only when something must be compiled.
+    /// Makes a compiler that keeps cubins in `folder`. A missing NVRTC is an error only when something must be
+    /// compiled.
     pub fn new(folder: PathBuf) -> Self {
         Self::with(folder, library::places(), library::driver_version())
     }
 
-    /// The same with NVRTC from `places`. `driver`: the CUDA version that the driver runs, where there is one.
+    /// Makes a compiler with the NVRTC found in `places`. `driver` is the CUDA version that the driver runs, if there
+    /// is one.
     pub fn with(folder: PathBuf, places: &Places, driver: Option<Version>) -> Self {
         let nvrtc = places.open(Name::Nvrtc, driver).and_then(Nvrtc::new);
         Self { folder, nvrtc }
     }
 
-    /// The version of NVRTC. Error: why there is none.
+    /// Returns the version of NVRTC. Error: why there is none.
     pub fn version(&self) -> Result<Version> {
         self.nvrtc.as_ref().map(|nvrtc| nvrtc.version).map_err(Clone::clone)
     }
 
-    /// The cubin of kernels/STEM.cu for an architecture such as "sm_90a".
+    /// Returns the cubin of kernels/STEM.cu for an architecture such as "sm_90a".
     ///
     /// # Errors
-    /// System: no NVRTC and nothing compiled ahead; the source does not compile (with the compiler's log); the folder cannot be
-    /// written.
+    /// System: there is no NVRTC and no cubin compiled ahead; the source does not compile (with the compiler's log);
+    /// the folder cannot be written.
     pub fn cubin(&self, stem: &str, arch: &str) -> Result<Vec<u8>> {
         self.compile(stem, arch).map(|compiled| compiled.cubin)
     }
 
-    /// What every kernel of the source takes.
+    /// Returns the resources of every kernel of the source.
     pub fn resources(&self, stem: &str, arch: &str) -> Result<Vec<Resources>> {
         Ok(parse(stem, arch, &self.compile(stem, arch)?.log))
     }
 
-    /// Looked up, or compiled and kept.
+    /// Looks up the compiled source, or compiles and keeps it.
     pub fn compile(&self, stem: &str, arch: &str) -> Result<Compiled> {
         let source = kernels::source(stem).ok_or_else(|| Error::system(format!("there is no kernels/{stem}.cu")))?;
         self.compile_source(stem, source, arch)
     }
 
-    /// The same for a source that is not among the crate's.
+    /// Compiles a source that is not among the crate's, as `compile` does.
     pub fn compile_source(&self, stem: &str, source: &str, arch: &str) -> Result<Compiled> {
         self.compile_with(stem, source, arch, &[])
     }
 
-    /// The same with options of NVRTC beside the usual ones, for example "--fmad=false".
+    /// Compiles with further options of NVRTC, for example "--fmad=false".
     pub fn compile_with(&self, stem: &str, source: &str, arch: &str, more: &[&str]) -> Result<Compiled> {
         let options: Vec<String> = options(arch).into_iter().chain(more.iter().map(|o| (*o).to_string())).collect();
         let key = key(stem, source, arch, &options);
@@ -114,20 +117,20 @@ impl Compiler {
         let compiled = nvrtc.compile(&format!("{stem}.cu"), source, &options);
         let (cubin, log) = compiled.map_err(|e| e.context(format!("compiling kernels/{stem}.cu for {arch}")))?;
         let path = self.folder.join(format!("{key}-{}.cubin", nvrtc.version));
-        // The log first: an entry is there when its cubin is.
+        // Write the log first: an entry counts as there when its cubin is.
         write_whole(&path.with_extension("cubin.log"), log.as_bytes())?;
         write_whole(&path, &cubin)?;
         Ok(Compiled { cubin, log, took: Some(start.elapsed()) })
     }
 }
 
-/// What all kernels are compiled with. Line numbers cost nothing at run time and name the place of a fault.
+/// Returns the options of every compilation. Line numbers cost nothing at run time and locate a fault.
 fn options(arch: &str) -> Vec<String> {
     let fixed = ["--std=c++17", "-default-device", "--generate-line-info", "--ptxas-options=-v"];
     std::iter::once(format!("--gpu-architecture={arch}")).chain(fixed.map(String::from)).collect()
 }
 
-/// A file name, but for the compiler's version: everything else that decides about the content is in it.
+/// Returns a file name without the compiler's version; it contains everything else that determines the content.
 fn key(stem: &str, source: &str, arch: &str, options: &[String]) -> String {
     let mut hasher = blake3::Hasher::new();
     for part in [source, HEADER, &options.join(" ")] {
@@ -136,7 +139,7 @@ fn key(stem: &str, source: &str, arch: &str, options: &[String]) -> String {
     format!("{stem}-{arch}-{}", &hasher.finalize().to_hex()[..24])
 }
 
-/// The entry of this key by the newest compiler.
+/// Finds the entry of this key by the newest compiler.
 fn newest(folder: &Path, key: &str) -> Option<PathBuf> {
     let version = |path: &Path| -> Option<(u32, u32)> {
         let name = path.file_name()?.to_str()?;
@@ -147,20 +150,21 @@ fn newest(folder: &Path, key: &str) -> Option<PathBuf> {
     paths.filter_map(|path| Some((version(&path)?, path))).max().map(|(_, path)| path)
 }
 
-/// A kept entry, if it is there and whole.
+/// Reads a kept entry, if it is there and whole.
 fn read(path: &Path) -> Option<Compiled> {
     let cubin = std::fs::read(path).ok().filter(|bytes| bytes.starts_with(b"\x7fELF"))?;
     let log = std::fs::read_to_string(path.with_extension("cubin.log")).ok()?;
     Some(Compiled { cubin, log, took: None })
 }
 
-/// How many cubins a folder holds.
+/// Counts the cubins in a folder.
 pub fn count(folder: &Path) -> usize {
     let paths = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     paths.filter(|path| path.extension().is_some_and(|e| e == "cubin")).count()
 }
 
-/// The assembler's report, kernel by kernel. What a function that was not inlined takes counts for the kernel it stands under.
+/// Parses the assembler's report, kernel by kernel. The resources of a function that was not inlined are counted for
+/// the kernel above it.
 pub fn parse(file: &str, arch: &str, log: &str) -> Vec<Resources> {
     let mut found: Vec<Resources> = vec![];
     for line in log.lines() {
@@ -185,7 +189,8 @@ pub fn parse(file: &str, arch: &str, log: &str) -> Vec<Resources> {
     found
 }
 
-/// The committed table kernels/RESOURCES.csv: a line for each kernel and architecture, and the compiler in the first one.
+/// Returns the text of the committed table kernels/RESOURCES.csv: the compiler in the first line, then a line for each
+/// kernel and architecture.
 pub fn table(version: Version, rows: &[Resources]) -> String {
     let mut text = format!("# NVRTC {version}\nfile,kernel,arch,registers,shared,stack,spill_stores,spill_loads\n");
     let mut rows: Vec<&Resources> = rows.iter().collect();
@@ -200,7 +205,7 @@ pub fn table(version: Version, rows: &[Resources]) -> String {
 
 type Program = *mut c_void;
 
-/// The functions used of NVRTC, from the library that was found and no other.
+/// Functions of NVRTC, from the library that was found and no other.
 #[derive(Clone)]
 struct Nvrtc {
     version: Version,
@@ -239,15 +244,15 @@ impl Nvrtc {
         }
     }
 
-    /// Cubin and log of `source`, which may include "device.cuh".
+    /// Compiles `source`, which may include "device.cuh", to a cubin and a log.
     fn compile(&self, name: &str, source: &str, options: &[String]) -> Result<(Vec<u8>, String)> {
         let c = |text: &str| CString::new(text).map_err(|e| Error::system(format!("{name}: {e}")));
         let (source, header, title, include) = (c(source)?, c(HEADER)?, c(name)?, c("device.cuh")?);
         let options = options.iter().map(|option| c(option)).collect::<Result<Vec<_>>>()?;
         let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         let mut program: Program = std::ptr::null_mut();
-        // SAFETY: every pointer is to a live C string, and the counts are those of the arrays. The program is used only between its
-        // creation and its end, and one thread uses it. A buffer has the size that NVRTC asks for.
+        // SAFETY: every pointer is to a live C string, and the counts are those of the arrays. The program is used only
+        // between its creation and its destruction, and by one thread. Each buffer has the size that NVRTC asks for.
         unsafe {
             let made =
                 (self.create)(&mut program, source.as_ptr(), title.as_ptr(), 1, &header.as_ptr(), &include.as_ptr());

@@ -1,4 +1,5 @@
-//! The seam between the ops and what runs their kernels: a GPU (`driver`), or the CPU emulation that the tests bring. Knows no ops.
+//! The interface between the ops and the machine that runs their kernels: a GPU (`driver`), or the CPU emulation of the
+//! tests. It knows no ops.
 
 use super::kernels::Kernel;
 use crate::backend::Recording;
@@ -22,22 +23,22 @@ pub enum Arg {
 /// A kernel with its geometry and arguments.
 #[derive(Debug, Clone)]
 pub struct Launch<'a> {
-    /// What runs.
+    /// The kernel to run.
     pub kernel: Kernel,
     /// Blocks in x, y and z.
     pub grid: [u32; 3],
-    /// Threads of a block, in x.
+    /// Threads per block, in x.
     pub block: u32,
     /// Bytes of dynamic shared memory.
     pub shared: u32,
-    /// In the order of the kernel's parameters.
+    /// Arguments, in the order of the kernel's parameters.
     pub args: &'a [Arg],
 }
 
-/// A matrix in device memory, row-major with `stride` elements from row to row.
+/// A row-major matrix in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Matrix {
-    /// Of the first element.
+    /// Address of the first element.
     pub address: u64,
     /// Elements between the starts of two rows.
     pub stride: usize,
@@ -64,51 +65,57 @@ pub struct Gemm {
     pub transpose_b: bool,
     /// (M, N), BF16 or F32.
     pub c: Matrix,
-    /// On the product.
+    /// Factor of the product.
     pub alpha: f32,
-    /// On what is there; with 0, c is not read.
+    /// Factor of the old c; with 0, c is not read.
     pub beta: f32,
 }
 
-/// What runs kernels. Work is done in the order it was given. The addresses in a launch are those of live tensors of this device and
-/// the ops have checked shapes at their door: that is the contract under which an implementation dereferences them.
+/// A device that runs kernels. It does work in the order in which it was given. The addresses in a launch are those of
+/// live tensors of this device, and the ops have checked the shapes: under this contract an implementation dereferences
+/// them.
 pub trait Device: Send + Sync {
-    /// As the maker names it, for example "NVIDIA H200".
+    /// The maker's name, for example "NVIDIA H200".
     fn name(&self) -> &str;
-    /// Streaming multiprocessors: how many blocks run side by side, about.
+    /// The number of streaming multiprocessors, which is roughly the number of blocks that run at the same time.
     fn multiprocessors(&self) -> usize;
-    /// Memory with anything in it, aligned to 256 bytes. Error: what was asked, what is free, what to do.
+    /// Allocates memory with undefined contents, aligned to 256 bytes. Error: what was asked for, what is free, what to
+    /// do.
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn DeviceMemory>>;
-    /// Host to device.
+    /// Copies from host to device.
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
-    /// Device to device.
+    /// Copies from device to device.
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
     /// Sets bytes to zero.
     fn zero(&self, at: u64, bytes: usize) -> Result<()>;
-    /// Gives a kernel its turn. Errors name the kernel: it does not compile, a wrong geometry, an earlier launch that failed.
+    /// Queues a kernel. Errors name the kernel: it does not compile, the geometry is wrong, or an earlier launch
+    /// failed.
     fn launch(&self, launch: &Launch) -> Result<()>;
-    /// A matrix product of the vendor's library; false when this device has none for it, and nothing was done.
+    /// Computes a matrix product with the vendor's library; returns false, with nothing done, when the device has none
+    /// for it.
     fn gemm(&self, gemm: &Gemm) -> Result<bool>;
-    /// Error: why there is no vendor's library for matrix products, so that `gemm` does none.
+    /// Tells whether there is a vendor's library for matrix products. Error: why there is none, so that `gemm` does
+    /// nothing.
     fn gemm_library(&self) -> Result<()> {
         Ok(())
     }
-    /// Writes what was chosen by timing (algorithms of matrix products) to where a resumed run finds it. Does nothing on a device that
-    /// chooses nothing. Error: the file cannot be written.
+    /// Writes the choices made by timing (algorithms of matrix products) to the file where a resumed run finds them;
+    /// does nothing on a device that chooses nothing. Error: the file cannot be written.
     fn keep_choices(&self) -> Result<()> {
         Ok(())
     }
     /// Waits for all work given so far.
     fn synchronize(&self) -> Result<()>;
-    /// Seconds that the device takes for the work that `work` gives it, by its own clock.
+    /// Returns the seconds that the device takes for the work that `work` gives it, by its own clock.
     fn elapsed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
-    /// (free, total) bytes of memory that `alloc` can give out.
+    /// Returns the (free, total) bytes of memory that `alloc` can give out.
     fn memory(&self) -> Result<(usize, usize)>;
-    /// True when `record` gives recordings.
+    /// True when `record` returns recordings.
     fn records(&self) -> bool {
         true
     }
-    /// Records what `work` gives the device, without doing it. Memory that `work` takes and frees stays the recording's own, and is taken
-    /// again by `work` itself; tensors that it was given must outlive it. `work` must not copy from or to the host.
+    /// Records the work that `work` gives the device, without doing it. Memory that `work` takes and frees stays with
+    /// the recording, and `work` itself takes it again; tensors passed to `work` must outlive the recording. `work`
+    /// must not copy from or to the host.
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>>;
 }

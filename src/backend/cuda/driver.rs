@@ -1,9 +1,10 @@
-//! A real GPU as a `Device`: the primary context, one stream, one arena of memory, kernels loaded when first used, products by
-//! cuBLASLt (`gemm_library`). With compiler.rs, library.rs and gemm_library.rs the only code that calls CUDA.
+//! A real GPU as a `Device`: the primary context, one stream, one arena of memory, kernels loaded at first use,
+//! products by cuBLASLt (`gemm_library`). CUDA is called only here and in compiler, gemm_library, graph, library,
+//! memory, probe and uploads.
 //!
-//! The contract of all `unsafe` here: handles (context, stream, module, function, event) are made by this file and live as long as the
-//! program; device addresses come from live tensors of this arena, whose shapes the ops have checked; host buffers outlive the call,
-//! which returns only when they have been read or written (uploads.rs).
+//! The contract of all `unsafe` here: handles (context, stream, module, function, event) are made by this file and live
+//! as long as the program; device addresses come from live tensors of this arena, whose shapes the ops have checked;
+//! host buffers outlive the call, which returns only when they have been read or written (uploads.rs).
 
 use super::arena::Arena;
 use super::compiler::Compiler;
@@ -23,22 +24,24 @@ use std::ffi::{CString, c_void};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How a GPU is used.
+/// Settings for the use of a GPU.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Which GPU, from 0.
+    /// Index of the GPU, from 0.
     pub ordinal: usize,
-    /// The share of its free memory that the arena takes, in (0, 1].
+    /// Share of the GPU's free memory that the arena takes, in (0, 1].
     pub memory: f64,
-    /// Where compiled kernels are kept.
+    /// Folder of compiled kernels.
     pub kernels: PathBuf,
-    /// Where the choice of GEMM algorithms is kept; read when it exists.
+    /// File with the choices of GEMM algorithms; read when it exists.
     pub gemms: Option<PathBuf>,
-    /// Take the library's first algorithm for every product in place of the fastest of several: equal bits on equal machines.
+    /// Take the library's first algorithm for every product instead of the fastest of several: equal bits on equal
+    /// machines.
     pub fixed_gemms: bool,
-    /// Wait after every launch, so that an error names the launch it comes from. Slow.
+    /// Wait after every launch, so that an error names the launch that caused it. Slow.
     pub check_each: bool,
-    /// Give every tensor an allocation of its own, so that compute-sanitizer sees accesses outside of one. Slow, and nothing is recorded.
+    /// Give every tensor an allocation of its own, so that compute-sanitizer sees accesses outside it. Slow, and
+    /// nothing is recorded.
     pub separate_allocations: bool,
 }
 
@@ -49,15 +52,15 @@ pub struct Gpu {
     arch: String,
     context: Context,
     state: Arc<Mutex<State>>,
-    /// Of the arena; none where every tensor has an allocation of its own.
+    /// Address of the arena; `None` where every tensor has an allocation of its own.
     base: Option<u64>,
     uploads: Mutex<Uploads>,
     compiler: Compiler,
-    /// Or why there is none.
+    /// The GEMM library, or the reason why there is none.
     gemms: Result<Mutex<GemmLibrary>>,
 }
 
-/// Handles that belong to the primary context. It is current on every thread that calls.
+/// Handles of the primary context. It is current on every thread that calls.
 #[derive(Clone, Copy)]
 pub(super) struct Context {
     pub context: sys::CUcontext,
@@ -69,7 +72,7 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
-/// Why waiting for the GPU failed: the launches that may have done it.
+/// Returns the error of a failed wait for the GPU, with the launches that may have caused it.
 pub(super) fn lost(state: &Mutex<State>, doing: &str, error: DriverError) -> Error {
     let State { recent, check_each, .. } = &*lock(state);
     let recent: Vec<&str> = recent.iter().copied().collect();
@@ -77,11 +80,11 @@ pub(super) fn lost(state: &Mutex<State>, doing: &str, error: DriverError) -> Err
     failed(doing, error).context(format!("newest launches: {}; {hint}", recent.join(", ")))
 }
 
-/// Dynamic shared memory that every kernel may take without being told.
+/// Bytes of dynamic shared memory that every kernel may take without an attribute.
 const DEFAULT_SHARED: u32 = 48 * 1024;
 /// Launches remembered for error messages.
 const RECENT: usize = 8;
-/// Left to the driver, modules and the GEMM library beside the arena.
+/// Bytes left to the driver, modules and the GEMM library beside the arena.
 const SPARE: usize = 600 << 20;
 
 pub(super) fn failed(doing: &str, error: DriverError) -> Error {
@@ -90,7 +93,7 @@ pub(super) fn failed(doing: &str, error: DriverError) -> Error {
 }
 
 impl Gpu {
-    /// Opens a GPU and takes its memory. Errors: no driver, no such GPU, no memory, each with what to do.
+    /// Opens a GPU and takes its memory. Errors: no driver, no such GPU, no memory, each with advice.
     pub fn open(options: &Options) -> Result<Self> {
         library::driver()?;
         let ordinal = options.ordinal as i32;
@@ -160,7 +163,7 @@ impl Gpu {
         })
     }
 
-    /// The most bytes of the arena that were in use at one time.
+    /// The most bytes of the arena in use at one time.
     pub fn peak(&self) -> usize {
         lock(&self.state).arena.peak()
     }
@@ -212,7 +215,7 @@ impl Gpu {
         Ok(allowed.handle)
     }
 
-    /// Notes a launch that is about to be given to the stream.
+    /// Notes a launch that is about to go to the stream.
     fn remember(&self, name: &'static str) {
         let State { recent, recording, .. } = &mut *lock(&self.state);
         if recent.len() == RECENT {
@@ -308,8 +311,8 @@ impl Device for Gpu {
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| (value as *mut u64).cast()).collect();
         self.remember(launch.kernel.name);
         let [x, y, z] = launch.grid;
-        // SAFETY: the argument list is that of the kernel (tests/cuda runs the same launches through a device that checks count and
-        // sizes); the addresses are of live tensors; the driver copies the values before it returns.
+        // SAFETY: the argument list is the kernel's (tests/cuda runs the same launches through a device that checks
+        // count and sizes); the addresses are of live tensors; the driver copies the values before it returns.
         unsafe {
             let stream = self.context.stream;
             result::launch_kernel(function, (x, y, z), (launch.block, 1, 1), launch.shared, stream, &mut pointers)
@@ -357,7 +360,8 @@ impl Device for Gpu {
         let stream = self.context.stream;
         let make = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(timed);
         let (start, end) = (make()?, make()?);
-        // SAFETY: both events were just made, are recorded on one live stream, and are destroyed once, after their last use.
+        // SAFETY: both events were just made, are recorded on one live stream, and are destroyed once, after their last
+        // use.
         unsafe {
             result::event::record(start, stream).map_err(timed)?;
             let done = work();
@@ -388,7 +392,8 @@ impl Device for Gpu {
         let doing = |e| self.lost("recording work for the GPU", e);
         lock(&self.state).recording = Some(Recorded::new());
         let stream = self.context.stream;
-        // SAFETY: the stream is live; the mode lets only this thread's calls matter. The capture is ended whatever `work` says.
+        // SAFETY: the stream is live; in this mode only the calls of this thread matter. The capture is ended whatever
+        // `work` returns.
         let (done, graph) = unsafe {
             let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             let begun = result::stream::begin_capture(stream, mode);

@@ -1,4 +1,4 @@
-//! Embedding: rows of a table gathered, their gradients added back, both by the kernels of kernels/rows.cu.
+//! Embedding: gathers rows of a table and adds their gradients back, both with the kernels of kernels/rows.cu.
 
 use super::{Cuda, rows};
 use crate::backend::ops;

@@ -1,4 +1,4 @@
-//! Matrix products for the ops: the vendor's library where the device has one, else kernels/gemm.cu.
+//! Matrix products for the ops: by the vendor's library where the device has one, else by kernels/gemm.cu.
 
 use super::device::{Arg, Gemm, Matrix};
 use super::kernels::Kernel;
@@ -10,20 +10,20 @@ use crate::tensor::{DType, Tensor};
 
 /// Stages of the pipeline that loads tiles (kernels/gemm.cu).
 const STAGES: usize = 4;
-/// The largest rank whose `s` comes out of the same pass as the product with the weight: it is kept in registers.
+/// The largest rank whose `s` is computed in the same pass as the product with the weight: it is kept in registers.
 pub(super) const FUSED_RANK: usize = 64;
-/// The least contraction that a split is worth, and what its length is a multiple of: no tile spans two splits.
+/// The least contraction worth a split, and the unit of a split's length: no tile spans two splits.
 const LEAST_SPLIT: usize = 512;
 const SPLIT_UNIT: usize = 128;
 
 impl Cuda {
-    /// A matrix product as the ops take it. The addresses are those of live tensors of this device.
+    /// Computes a matrix product as the ops do. The addresses must be those of live tensors of this device.
     pub fn matrix_product(&self, product: &Gemm) -> Result<()> {
         gemm(self, product)
     }
 }
 
-/// Does what `Gemm` says. Error: a form or a type that there is no kernel for.
+/// Computes a `Gemm`. Error: a form or a type without a kernel.
 pub(super) fn gemm(be: &Cuda, gemm: &Gemm) -> Result<()> {
     if gemm.m == 0 || gemm.n == 0 || be.device.gemm(gemm)? {
         return Ok(());
@@ -31,8 +31,8 @@ pub(super) fn gemm(be: &Cuda, gemm: &Gemm) -> Result<()> {
     product(be, gemm, None, None)
 }
 
-/// A second product of the same shape, added to the first before `alpha`: scale * a op(b), with `a` (M, K) and `b` stored as the
-/// first product's.
+/// A second product of the same shape, added to the first before `alpha`: scale * a op(b), with `a` (M, K) and `b`
+/// stored as that of the first product.
 pub(super) struct Second {
     pub a: Matrix,
     pub b: Matrix,
@@ -58,7 +58,8 @@ impl Tile {
         m.div_ceil(self.m) * n.div_ceil(self.n)
     }
 
-    /// Bytes of shared memory: the stages, in bf16, or the sums, in f32, which take their place at the end.
+    /// Returns the bytes of shared memory: those of the stages, in bf16, or of the sums, in f32, which replace them at
+    /// the end.
     fn shared(&self, ranks: usize) -> usize {
         (STAGES * (self.m + self.n + ranks) * self.k * 2).max(self.m * (self.n + 8) * 4)
     }
@@ -71,7 +72,7 @@ impl Tile {
 const NT: [Tile; 2] = [Tile::new("gemm_nt_128", 128, 128, 32, 256), Tile::new("gemm_nt_64", 64, 64, 64, 128)];
 const NN: [Tile; 2] = [Tile::new("gemm_nn_128", 128, 128, 32, 256), Tile::new("gemm_nn_64", 64, 64, 64, 128)];
 const TN: [Tile; 2] = [Tile::new("gemm_tn_128", 128, 128, 32, 256), Tile::new("gemm_tn_64", 64, 64, 64, 128)];
-/// For few rows: at most 16, at most 64.
+/// Tiles for few rows: at most 16, at most 64.
 const NT_16: Tile = Tile::new("gemm_nt_16", 16, 32, 128, 64);
 const NT_64: Tile = Tile::new("gemm_nt_64x32", 64, 32, 64, 128);
 const LORA_R16: [Tile; 3] = [
@@ -85,7 +86,7 @@ const LORA_R64: [Tile; 3] = [
     Tile::new("linear_lora_16_r64", 16, 64, 64, 128),
 ];
 
-/// The large tile where it fills the device, else the small one.
+/// Returns the large tile where it fills the device, else the small one.
 fn by_size<'a>(be: &Cuda, tiles: &'a [Tile], m: usize, n: usize) -> &'a Tile {
     let large = tiles[0].count(m, n) >= be.device.multiprocessors();
     if large { &tiles[0] } else { &tiles[1] }
@@ -99,7 +100,7 @@ fn is_f32(dtype: DType) -> Arg {
     Arg::I32((dtype == DType::F32).into())
 }
 
-/// A bias as the kernels take it: where it is, and whether it is f32.
+/// Returns a bias as the kernels take it: its address, and whether it is f32.
 pub(super) fn bias_args(bias: Option<&Tensor>) -> Result<[Arg; 2]> {
     Ok([optional(bias)?, is_f32(bias.map_or(DType::BF16, Tensor::dtype))])
 }
@@ -114,8 +115,8 @@ fn check(g: &Gemm) -> Result<()> {
     Ok(())
 }
 
-/// The product by our own kernels, plus `bias` (N) and a second product. Only a product with `a` transposed (a sum over tokens) is
-/// split over k: by m, n, k and the device alone.
+/// Computes the product with the crate's own kernels, plus `bias` (N) and a second product. Only a product with `a`
+/// transposed (a sum over tokens) is split over k; the split depends on m, n, k and the device alone.
 pub(super) fn product(be: &Cuda, g: &Gemm, bias: Option<&Tensor>, second: Option<&Second>) -> Result<()> {
     check(g)?;
     let &Gemm { m, n, k, .. } = g;
@@ -152,7 +153,7 @@ pub(super) fn product(be: &Cuda, g: &Gemm, bias: Option<&Tensor>, second: Option
     }
 }
 
-/// c (M, N) = alpha * the sum of `partial` (splits, M, N) over its splits, in order, + beta * c.
+/// Computes c (M, N) = alpha * the sum of `partial` (splits, M, N) over its splits, in order, + beta * c.
 pub(super) fn sum_splits(
     be: &Cuda,
     partial: &Tensor,
@@ -170,8 +171,8 @@ pub(super) fn sum_splits(
     be.launch(Kernel { file: "gemm", name }, [blocks, 1, 1], 256, 0, &args)
 }
 
-/// y = x W^T + bias + scale s B^T with s (M, R) = x A^T out of the same pass: `g` is x W^T into y, `a` the adapter's A as bf16, its
-/// rank at most FUSED_RANK. B is f32.
+/// Computes y = x W^T + bias + scale s B^T and s (M, R) = x A^T in one pass: `g` is x W^T into y, `a` the adapter's A
+/// as bf16, with a rank of at most FUSED_RANK. B is f32.
 pub(super) fn linear_lora(
     be: &Cuda,
     g: &Gemm,
@@ -191,12 +192,12 @@ pub(super) fn linear_lora(
     be.launch(tile.kernel(), [tile.count(m, n), 1, 1], tile.threads, tile.shared(ranks), &args)
 }
 
-/// The matrix of a whole tensor (rows, columns).
+/// Returns the matrix of a whole tensor (rows, columns).
 pub(super) fn matrix(tensor: &Tensor) -> Result<Matrix> {
     columns(tensor, 0)
 }
 
-/// The matrix that begins at `column` of a tensor's rows.
+/// Returns the matrix that begins at `column` of a tensor's rows.
 pub(super) fn columns(tensor: &Tensor, column: usize) -> Result<Matrix> {
     let Arg::Pointer(address) = pointer(tensor)? else { return Err(Error::system("a tensor without an address")) };
     let (stride, dtype) = (tensor.columns(), tensor.dtype());
@@ -218,12 +219,13 @@ impl Operand<'_> {
     }
 }
 
-/// A weight as the tensor cores take it: itself when it is bf16, a copy rounded to bf16 when it is f32 (a trained weight).
+/// Returns a weight as the tensor cores take it: itself when it is bf16, a copy rounded to bf16 when it is f32 (a
+/// trained weight).
 pub(super) fn operand<'a>(be: &Cuda, weight: &'a Tensor) -> Result<Operand<'a>> {
     of_type(be, weight, DType::BF16)
 }
 
-/// An adapter's matrix as its kernels take it: itself when it is f32, a copy otherwise.
+/// Returns an adapter's matrix as its kernels take it: itself when it is f32, else a copy.
 pub(super) fn adapter<'a>(be: &Cuda, weight: &'a Tensor) -> Result<Operand<'a>> {
     of_type(be, weight, DType::F32)
 }

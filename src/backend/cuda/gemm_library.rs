@@ -1,8 +1,8 @@
-//! Matrix products by cuBLASLt: descriptors cached by shape, algorithms timed once for a class of shapes, the choices kept in a file,
-//! so that a resumed run computes the same bits.
+//! Matrix products by cuBLASLt: caches descriptors by shape, times algorithms once per class of shapes, and keeps the
+//! choices in a file, so that a resumed run computes the same bits.
 //!
-//! The contract of all `unsafe` here: descriptors are made and destroyed by `Plan`; the caller guarantees a current context, a live
-//! stream, and addresses of live tensors as large as the `Gemm` says (`Device`'s contract).
+//! The contract of all `unsafe` here: `Plan` makes and destroys the descriptors; the caller guarantees a current
+//! context, a live stream, and addresses of live tensors as large as the `Gemm` says (`Device`'s contract).
 
 use super::device::{Device, Gemm, Matrix};
 use crate::error::{Error, Result};
@@ -17,27 +17,28 @@ use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Bytes that an algorithm may use beside its operands: what NVIDIA advises for Hopper.
+/// Bytes of workspace that an algorithm may use: what NVIDIA advises for Hopper.
 const WORKSPACE: usize = 32 << 20;
 /// Algorithms asked for, and runs of each when they are timed.
 const CANDIDATES: usize = 8;
 const RUNS: usize = 3;
-/// Shapes whose descriptors are kept; when there are more, all are dropped and made again. A step of ragged batches has some twenty new
-/// ones.
+/// The most shapes whose descriptors are kept; when there are more, all are dropped and made again. A step of ragged
+/// batches has some twenty new shapes.
 const MOST_PLANS: usize = 4096;
-/// Ways to add up what splits of K give, of CUBLASLT_REDUCTION_SCHEME: COMPUTE_TYPE alone. INPLACE adds in an order that is not fixed,
-/// OUTPUT_TYPE rounds partial sums to bf16.
+/// Permitted ways to add up the splits of K (CUBLASLT_REDUCTION_SCHEME): COMPUTE_TYPE alone. INPLACE adds in an order
+/// that is not fixed; OUTPUT_TYPE rounds partial sums to bf16.
 const REDUCTIONS: u32 = 2;
-/// Of the rule by which algorithms are chosen (`Key::class`, `REDUCTIONS`): choices by another rule are made again.
+/// Version of the rule by which algorithms are chosen (`Key::class`, `REDUCTIONS`). Choices by another rule are made
+/// again.
 const RULE: u32 = 1;
 
-/// The library's handle and what is known about each shape.
+/// The library's handle and its knowledge of each shape.
 pub(super) struct GemmLibrary {
     handle: sys::cublasLtHandle_t,
     workspace: Option<Arc<dyn DeviceMemory>>,
     plans: HashMap<Key, Option<Plan>>,
     choices: Choices,
-    /// There are choices that the file does not have.
+    /// Whether there are choices that the file does not have.
     has_new: bool,
     file: Option<PathBuf>,
     is_fixed: bool,
@@ -64,19 +65,19 @@ struct Plan {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
-/// The algorithms chosen so far, by class in words; the library's opaque 64 bytes as eight words.
+/// The algorithms chosen so far, by class in words; each is the library's opaque 64 bytes as eight words.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Choices {
-    /// Choices hold for one version of the library only.
+    /// Version of the library; choices hold for one version only.
     version: usize,
-    /// And for one rule of ours.
+    /// Version of the rule (`RULE`); choices hold for one only.
     #[serde(default)]
     rule: u32,
     algorithms: BTreeMap<String, [u64; 8]>,
 }
 
 impl Choices {
-    /// Those in the file; `None` when there is none.
+    /// Reads the choices in the file; `None` when there is no file.
     fn read(path: &Path) -> Result<Option<Self>> {
         if !path.exists() {
             return Ok(None);
@@ -111,12 +112,13 @@ impl Key {
         }
     }
 
-    /// What the key shares with those that an algorithm is chosen for together: all but the exact number of tokens, which differs from
-    /// batch to batch. Tokens are the rows of c, or what is summed over where `a` is transposed.
+    /// Returns the class of the key, for which one algorithm is chosen: the key with a rounded number of tokens, which
+    /// differs from batch to batch. Tokens are the rows of c or, where `a` is transposed, the dimension that is summed
+    /// over.
     fn class(mut self) -> Self {
         let tokens = &mut self.extents[if self.is_transposed[0] { 2 } else { 0 }];
         *tokens = match *tokens {
-            // Few tokens (decoding) are bound by memory; which tile is best differs there.
+            // With few tokens (decoding) memory is the limit, and another tile is best.
             0..=16 => 16,
             17..=64 => 64,
             65..=4096 => tokens.next_multiple_of(256),
@@ -127,12 +129,12 @@ impl Key {
 }
 
 impl GemmLibrary {
-    /// Choices are read from `file` when it exists; `keep` writes it. With `is_fixed` nothing is timed, read or kept: the library's first
-    /// algorithm for each shape.
+    /// Opens the library. It reads choices from `file` when it exists; `keep` writes them. With `is_fixed` nothing is
+    /// timed, read or kept: the library's first algorithm for each shape is taken.
     pub fn open(file: Option<PathBuf>, is_fixed: bool) -> Result<Self> {
         let handle = result::create_handle()
             .map_err(|e| Error::system(format!("opening cuBLASLt: {:?}; the GPU may be out of memory", e.0)))?;
-        // SAFETY: takes nothing.
+        // SAFETY: it takes no arguments.
         let version = unsafe { sys::cublasLtGetVersion() };
         let file = file.filter(|_| !is_fixed);
         let fresh = Choices { version, rule: RULE, algorithms: BTreeMap::new() };
@@ -143,7 +145,7 @@ impl GemmLibrary {
         Ok(Self { handle, workspace: None, plans: HashMap::new(), choices, has_new: false, file, is_fixed })
     }
 
-    /// Writes the choices to their file when there are new ones, with those that another program has written there since.
+    /// Writes new choices to their file, together with those that another program has written there since.
     pub fn keep(&mut self) -> Result<()> {
         let Some(path) = self.file.as_ref().filter(|_| self.has_new) else { return Ok(()) };
         if let Some(theirs) = Choices::read(path)?.filter(|theirs| theirs.agrees(&self.choices)) {
@@ -157,7 +159,8 @@ impl GemmLibrary {
         Ok(())
     }
 
-    /// Does `gemm` on the stream; false when the library has no algorithm for it. While work is recorded nothing is timed.
+    /// Computes `gemm` on the stream; returns false when the library has no algorithm for it. Nothing is timed during a
+    /// recording.
     pub fn run(&mut self, device: &dyn Device, stream: CUstream, gemm: &Gemm, is_recording: bool) -> Result<bool> {
         if self.workspace.is_none() {
             self.workspace = Some(device.alloc(WORKSPACE)?);
@@ -179,7 +182,7 @@ impl GemmLibrary {
         }
     }
 
-    /// Row-major c = a b is column-major c^T = b^T a^T: the library's first operand is `b`.
+    /// Launches the product. Row-major c = a b is column-major c^T = b^T a^T, so the library's first operand is `b`.
     fn matmul(
         &self,
         stream: CUstream,
@@ -216,7 +219,7 @@ impl GemmLibrary {
         .map_err(|e| failed("multiplying", gemm, e))
     }
 
-    /// Descriptors and the algorithm; `None` when the library has none.
+    /// Makes the descriptors and chooses the algorithm; `None` when the library has none.
     fn plan(
         &mut self,
         device: &dyn Device,
@@ -256,8 +259,8 @@ impl GemmLibrary {
         }))
     }
 
-    /// The algorithm of the shape's class where it can do the exact shape, else the library's first one for the shape; for a class met
-    /// first the fastest of several. `None` when the library has none.
+    /// Chooses the algorithm: that of the shape's class if it can do the exact shape, else the library's first one for
+    /// the shape; for a new class, the fastest of several. `None` when the library has none.
     fn choose(
         &mut self,
         device: &dyn Device,
@@ -286,10 +289,11 @@ impl GemmLibrary {
         Ok(Some(chosen))
     }
 
-    /// Whether an algorithm that was chosen for another shape does the plan's, within the workspace.
+    /// Whether an algorithm chosen for another shape can do the plan's, within the workspace.
     fn can_do(&self, plan: &Plan, algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
         let ([a, b, c], mut found) = (plan.layouts, MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed());
-        // SAFETY: descriptors, layouts and handle are live; the library writes one result, of which zeros are a value too.
+        // SAFETY: descriptors, layouts and handle are live; the library writes one result, for which zeros are a valid
+        // value too.
         unsafe {
             let result = found.as_mut_ptr();
             let status = sys::cublasLtMatmulAlgoCheck(self.handle, plan.operation, b, a, c, c, algorithm, result);
@@ -297,7 +301,7 @@ impl GemmLibrary {
         }
     }
 
-    /// What the library would try, best guess first.
+    /// Lists the algorithms that the library would try, best guess first.
     fn candidates(&self, gemm: &Gemm, plan: &Plan, key: &Key) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
         let fail = |e| failed("looking for an algorithm", gemm, e);
         let preference = result::create_matmul_pref().map_err(fail)?;
@@ -313,8 +317,8 @@ impl GemmLibrary {
         let [a_layout, b_layout, c_layout] = plan.layouts;
         let mut found = Vec::with_capacity(CANDIDATES);
         let mut count = 0;
-        // SAFETY: the preference, layouts and descriptor are live; values have the attributes' sizes; the library writes `count` results
-        // into room for CANDIDATES.
+        // SAFETY: the preference, layouts and descriptor are live; values have the attributes' sizes; the library
+        // writes `count` results into room for CANDIDATES.
         let status = unsafe {
             let bytes = WORKSPACE;
             let attribute = CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
@@ -356,7 +360,8 @@ impl GemmLibrary {
         Ok(found.iter().filter(|h| good(h)).map(|h| h.algo).collect())
     }
 
-    /// The candidate that is fastest into a copy of c's extent; the first one when there is no memory for the copy.
+    /// Returns the candidate that is fastest when it writes to a copy of c's size; the first one when there is no
+    /// memory for the copy.
     fn fastest(
         &self,
         device: &dyn Device,
@@ -366,7 +371,7 @@ impl GemmLibrary {
         candidates: &[sys::cublasLtMatmulAlgo_t],
     ) -> Result<sys::cublasLtMatmulAlgo_t> {
         let bytes = ((gemm.m - 1) * gemm.c.stride + gemm.n) * gemm.c.dtype.size();
-        // The copy must be aligned as c is; arena memory is at least as well.
+        // The copy must be aligned like c; arena memory is aligned at least as well.
         let Ok(copy) = device.alloc(bytes) else { return Ok(candidates[0]) };
         let mut best = (f64::INFINITY, candidates[0]);
         for algorithm in candidates {
@@ -385,7 +390,7 @@ impl GemmLibrary {
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        // SAFETY: made by `plan`, destroyed once. Errors have nobody to go to.
+        // SAFETY: made by `plan`, destroyed once. Errors cannot be reported to anyone.
         unsafe {
             let _ = result::destroy_matmul_desc(self.operation);
             for layout in self.layouts {

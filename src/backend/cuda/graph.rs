@@ -1,6 +1,6 @@
-//! Recorded work as a CUDA graph.
+//! Recorded work as a CUDA graph, which keeps the memory it works in.
 //!
-//! The contract of all `unsafe` here: as in driver.rs.
+//! The contract of all `unsafe` here is that of driver.rs.
 
 use super::driver::{Context, failed};
 use super::memory::{Recorded, State, lock};
@@ -9,10 +9,10 @@ use crate::error::Result;
 use cudarc::driver::{DriverError, result, sys};
 use std::sync::{Arc, Mutex};
 
-/// What the driver is taken to keep for a launch of a graph, in bytes of device memory outside the arena.
+/// Assumed bytes of device memory, outside the arena, that the driver keeps per launch of a graph.
 const LAUNCH: usize = 8 << 10;
 
-/// A CUDA graph and the memory that is its own.
+/// A CUDA graph and the memory that belongs to it.
 pub(super) struct Graph {
     executable: Option<sys::CUgraphExec>,
     context: Context,
@@ -27,12 +27,12 @@ unsafe impl Send for Graph {}
 unsafe impl Sync for Graph {}
 
 impl Graph {
-    /// Owns what was recorded; runs nothing yet. `name` is the GPU's.
+    /// Takes over a recording without running anything. `name` is the GPU's.
     pub fn new(recorded: Recorded, context: Context, state: Arc<Mutex<State>>, name: String) -> Self {
         Self { executable: None, context, recorded, state, name }
     }
 
-    /// Makes `graph`, which is destroyed, what a replay runs. The context is current.
+    /// Instantiates `graph`, so that `replay` runs it, and destroys it. The context must be current.
     pub fn instantiate(&mut self, graph: sys::CUgraph) -> std::result::Result<(), DriverError> {
         // SAFETY: the graph was just made, and is destroyed once it is instantiated.
         unsafe {
@@ -47,7 +47,8 @@ impl Graph {
 impl Recording for Graph {
     fn replay(&self) -> Result<()> {
         let Some(executable) = self.executable else { return Ok(()) };
-        // SAFETY: context, stream and graph are live; the memory that the graph uses is held by it or by tensors of its maker.
+        // SAFETY: context, stream and graph are live; the memory that the graph uses is held by it or by tensors of its
+        // maker.
         unsafe {
             let bound = result::ctx::set_current(self.context.context);
             bound.and_then(|()| result::graph::launch(executable, self.context.stream))
@@ -63,8 +64,8 @@ impl Recording for Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         if let Some(executable) = self.executable {
-            // The thread that drops it need not be one that used the GPU.
-            // SAFETY: destroyed once. An error has nobody to go to, and the memory is given back in any case.
+            // The thread that drops the graph may never have used the GPU.
+            // SAFETY: destroyed once. An error cannot be reported to anyone, and the memory is given back in any case.
             let _ = unsafe {
                 result::ctx::set_current(self.context.context).and_then(|()| result::graph::exec_destroy(executable))
             };

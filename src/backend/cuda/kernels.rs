@@ -1,12 +1,12 @@
-//! The CUDA sources, embedded: one file an op (its stem names the op), header-free but for device.cuh.
+//! The embedded CUDA sources: one file per op, named after it, which includes no header but device.cuh.
 
-/// What every source includes: types, and PTX behind wrappers with a second body for the emulation.
+/// The header of every source: types, and wrappers around PTX that have a second body for the emulation.
 pub const HEADER: &str = include_str!("../../../kernels/device.cuh");
 
-/// A kernel by the stem of its source file and its own name.
+/// A kernel, named by the stem of its source file and its own name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Kernel {
-    /// `add_rmsnorm` for kernels/add_rmsnorm.cu.
+    /// Stem of the source file: `add_rmsnorm` for kernels/add_rmsnorm.cu.
     pub file: &'static str,
     /// The `extern "C"` name.
     pub name: &'static str,
@@ -41,12 +41,12 @@ sources!(
     "value_loss"
 );
 
-/// The source of `stem`.
+/// Returns the source of `stem`.
 pub fn source(stem: &str) -> Option<&'static str> {
     SOURCES.iter().find(|(name, _)| *name == stem).map(|(_, source)| *source)
 }
 
-/// The names of all kernels of a source: what stands in EXPORT(...).
+/// Returns the names of all kernels of a source: the arguments of its EXPORT(...) lines.
 pub fn names(source: &str) -> impl Iterator<Item = &str> {
     source.lines().filter_map(|line| line.strip_prefix("EXPORT(")?.strip_suffix(')'))
 }

@@ -1,5 +1,5 @@
-//! NVIDIA's libraries: looked for in a fixed order of places, opened by absolute path and kept for the life of the process. Nothing
-//! is linked, so the program starts without any of them. Not here: what is done with them.
+//! Finds NVIDIA's libraries in a fixed order of places, opens them by absolute path and keeps them for the life of the
+//! process. Nothing is linked, so the program starts without any of them. Their use is in other files.
 
 use super::probe::{self, GpuInfo};
 use crate::error::{Error, Result};
@@ -13,18 +13,18 @@ use std::sync::OnceLock;
 /// A library that the GPU backend can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Name {
-    /// Comes with NVIDIA's driver.
+    /// The driver's library, which comes with it.
     Driver,
-    /// Compiles kernels at run time.
+    /// The compiler of kernels at run time.
     Nvrtc,
     /// Matrix products.
     CublasLt,
-    /// Between several GPUs.
+    /// Communication between several GPUs.
     Nccl,
 }
 
 impl Name {
-    /// In the order in which they are reported.
+    /// All libraries, in the order in which they are reported.
     pub const ALL: [Name; 4] = [Name::Driver, Name::Nvrtc, Name::CublasLt, Name::Nccl];
 
     fn stem(self) -> &'static str {
@@ -36,7 +36,7 @@ impl Name {
         }
     }
 
-    /// Major versions in the sonames, the best one first. Those of NVRTC and cuBLASLt are CUDA's.
+    /// Major versions in the sonames, best first. Those of NVRTC and cuBLASLt are CUDA's.
     fn majors(self) -> &'static [u32] {
         match self {
             Name::Driver => &[1],
@@ -45,12 +45,12 @@ impl Name {
         }
     }
 
-    /// Whether the version must not be newer than what the driver runs.
+    /// Whether its version must not be newer than the CUDA that the driver runs.
     fn follows_driver(self) -> bool {
         matches!(self, Name::Nvrtc | Name::CublasLt)
     }
 
-    /// What to do when it is missing; `driver` is the CUDA version that the driver runs, where it is known.
+    /// Returns the advice for a missing library; `driver` is the CUDA version that the driver runs, if known.
     pub fn install(self, driver: Option<Version>) -> String {
         let old = driver.is_some_and(|version| version.major < 13);
         let pip = |new: &str, old_name: &str| format!("`python3 -m pip install {}`", if old { old_name } else { new });
@@ -78,12 +78,12 @@ impl fmt::Display for Name {
     }
 }
 
-/// A library's version; the driver's is that of the CUDA it runs.
+/// The version of a library; for the driver, that of the CUDA it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// 13 of 13.0
+    /// The 13 of 13.0.
     pub major: u32,
-    /// 0 of 13.0
+    /// The 0 of 13.0.
     pub minor: u32,
 }
 
@@ -93,18 +93,18 @@ impl fmt::Display for Version {
     }
 }
 
-/// Where libraries are looked for, in order.
+/// The folders that are searched for libraries, in order.
 #[derive(Debug)]
 pub struct Places {
     folders: Vec<(PathBuf, &'static str)>,
-    /// Asked for its packages when no folder has a library.
+    /// The interpreter that is asked for its packages when no folder has a library.
     python: Option<&'static str>,
     packages: OnceLock<Vec<PathBuf>>,
 }
 
-/// The places in words.
+/// The places in words, for messages.
 const PLACES: &str = "LD_LIBRARY_PATH, CUDA_HOME, CUDA_PATH, the usual folders or the packages of python3";
-/// Where distributions and containers put the driver and the toolkit.
+/// Folders where distributions and containers put the driver and the toolkit.
 const SYSTEM: [&str; 9] = [
     "usr/lib/x86_64-linux-gnu",
     "usr/lib64",
@@ -116,19 +116,19 @@ const SYSTEM: [&str; 9] = [
     "usr/lib/x86_64-linux-gnu/nvidia/current",
     "lib/x86_64-linux-gnu",
 ];
-/// Below a toolkit's folder.
+/// Library folders below a toolkit's folder.
 const TOOLKIT: [&str; 3] = ["lib64", "lib", "targets/x86_64-linux/lib"];
-/// Below a site-packages folder: where NVIDIA's packages have their libraries, those for CUDA 13 first.
+/// Library folders of NVIDIA's packages below a site-packages folder, those for CUDA 13 first.
 const PIP: [&str; 4] = ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib", "nvidia/cublas/lib", "nvidia/nccl/lib"];
 
 impl Places {
-    /// LD_LIBRARY_PATH, CUDA_HOME, CUDA_PATH, the usual folders, what the loader is configured for, and the packages of the
-    /// `python3` in PATH. The one place where these variables are read.
+    /// Takes the places from LD_LIBRARY_PATH, CUDA_HOME, CUDA_PATH, the usual folders, the loader's configuration and
+    /// the packages of the `python3` in PATH. These variables are read nowhere else.
     pub fn from_environment() -> Self {
         Self::new(|name| std::env::var_os(name), Path::new("/"), Some("python3"))
     }
 
-    /// Only this folder.
+    /// Searches only this folder.
     pub fn only(folder: &Path) -> Self {
         Self { folders: vec![(folder.to_path_buf(), "given")], python: None, packages: OnceLock::new() }
     }
@@ -155,7 +155,7 @@ impl Places {
         Self { folders, python, packages: OnceLock::new() }
     }
 
-    /// Folders of pip's packages. The interpreter is started once.
+    /// Returns the folders of pip's packages. The interpreter is started only once.
     fn packages(&self) -> &[PathBuf] {
         self.packages.get_or_init(|| {
             let Some(python) = self.python else { return vec![] };
@@ -168,11 +168,11 @@ impl Places {
         })
     }
 
-    /// The first folder's library and from which kind of place it is. `driver`: the CUDA version that the driver runs; a newer
-    /// library would make what the driver cannot load.
+    /// Returns the library of the first folder that has it, and the kind of that place. `driver` is the CUDA version
+    /// that the driver runs; a newer library is skipped, since the driver could not load its output.
     ///
     /// # Errors
-    /// System: it is nowhere; what to install.
+    /// System: it is nowhere; the message says what to install.
     pub fn find(&self, name: Name, driver: Option<Version>) -> Result<(PathBuf, &'static str)> {
         let mut too_new = None;
         let packages = std::iter::once_with(|| self.packages().iter().map(|folder| (folder, "python3")));
@@ -204,7 +204,7 @@ impl Places {
         }))
     }
 
-    /// Finds and opens.
+    /// Finds and opens a library.
     ///
     /// # Errors
     /// System: it is nowhere, or the loader refuses it.
@@ -221,33 +221,33 @@ impl Places {
     }
 }
 
-/// Where this program's libraries come from, read once.
+/// The places of this program's libraries, read once.
 pub fn places() -> &'static Places {
     static PLACES: OnceLock<Places> = OnceLock::new();
     PLACES.get_or_init(Places::from_environment)
 }
 
-/// The CUDA version that the driver runs, where there is a driver.
+/// Returns the CUDA version that the driver runs, if there is a driver.
 pub fn driver_version() -> Option<Version> {
     places().open(Name::Driver, None).ok().map(|driver| driver.version)
 }
 
-/// The GPUs of this machine, at least one; the driver is initialised then. Never panics.
+/// Initialises the driver and lists the GPUs of this machine, at least one. Never panics.
 ///
 /// # Errors
-/// System: no driver, a driver that is too old, no device; each with what to do.
+/// System: no driver, a driver that is too old, no device; each with advice.
 pub fn probe() -> Result<Vec<GpuInfo>> {
     probe::gpus(&places().open(Name::Driver, None)?)
 }
 
-/// Makes cudarc's functions of the driver safe to call: it panics when it finds no library, or one without a function.
+/// Makes cudarc's driver functions safe to call: cudarc panics when it finds no library, or one that lacks a function.
 ///
 /// # Errors
 /// As `probe`.
 pub fn driver() -> Result<()> {
     let driver = places().open(Name::Driver, None)?;
     probe::gpus(&driver)?;
-    // SAFETY: looks for libraries by name; that one is open.
+    // SAFETY: it looks for libraries by name; this one is open.
     if !unsafe { cudarc::driver::sys::is_culib_present() } {
         return Err(unseen(&driver));
     }
@@ -257,7 +257,7 @@ pub fn driver() -> Result<()> {
     same(&driver, "cuInit", seen)
 }
 
-/// The same for cuBLASLt.
+/// Makes cudarc's cuBLASLt functions safe to call.
 ///
 /// # Errors
 /// System: it is missing, or another one shadows the one that fits the driver.
@@ -278,7 +278,7 @@ fn unseen(library: &Loaded) -> Error {
     Error::system(format!("{} is open but not found by its name; is the file renamed?", library.path.display()))
 }
 
-/// The library that was found by name (`seen`: where its `function` lies) must be the one that was opened by path.
+/// Checks that the library found by name (`seen`: the address of its `function`) is the one that was opened by path.
 fn same(library: &Loaded, function: &str, seen: Option<usize>) -> Result<()> {
     // SAFETY: the address is not called.
     let own = unsafe { library.function::<unsafe extern "C" fn()>(function) }? as usize;
@@ -292,7 +292,7 @@ fn same(library: &Loaded, function: &str, seen: Option<usize>) -> Result<()> {
     }
 }
 
-/// Toolkits below `root`: usr/local/cuda, then usr/local/cuda-X.Y from the newest, then opt/cuda.
+/// Lists the toolkits below `root`: usr/local/cuda, then usr/local/cuda-X.Y from the newest, then opt/cuda.
 fn toolkits(root: &Path) -> Vec<PathBuf> {
     let local = root.join("usr/local");
     let numbers = |name: &str| name.split(['-', '.']).filter_map(|part| part.parse::<u32>().ok()).collect::<Vec<_>>();
@@ -304,7 +304,7 @@ fn toolkits(root: &Path) -> Vec<PathBuf> {
     [local.join("cuda")].into_iter().chain(versions).chain([root.join("opt/cuda")]).collect()
 }
 
-/// Folders named in the files of /etc/ld.so.conf.d.
+/// Lists the folders named in the files of /etc/ld.so.conf.d.
 fn configured(folder: &Path) -> Vec<PathBuf> {
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "conf")).collect();
@@ -314,8 +314,8 @@ fn configured(folder: &Path) -> Vec<PathBuf> {
     lines.filter(|folder| folder.is_absolute()).collect()
 }
 
-/// NVRTC opens its builtins by name when it compiles; a library that is open already satisfies that, wherever it lies. Without them
-/// beside it NVRTC looks for them itself and says when there are none.
+/// Opens NVRTC's builtins if they lie beside it. NVRTC opens them by name when it compiles, and a library that is open
+/// already satisfies that, wherever it lies. If there are none here, NVRTC looks for them itself and reports a failure.
 fn builtins(nvrtc: &Path) -> Result<()> {
     let major = nvrtc.extension().unwrap_or_default().to_string_lossy();
     let prefix = format!("libnvrtc-builtins.so.{major}");
@@ -326,9 +326,9 @@ fn builtins(nvrtc: &Path) -> Result<()> {
     names.filter(is_builtins).try_for_each(|path| keep(&path).map(|_| ()))
 }
 
-/// Opens a library for all and never closes it: later lookups by its soname, also those of other code, find this one.
+/// Opens a library globally and never closes it: later lookups by its soname, also by other code, find this one.
 fn keep(path: &Path) -> Result<&'static Library> {
-    // SAFETY: initialisers of NVIDIA's libraries run, as in any program linked with them; they have no other requirement.
+    // SAFETY: initialisers of NVIDIA's libraries run, as in any program linked with them; they need nothing else.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
     let library = library.map_err(|e| {
         let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), |source| source.to_string());
@@ -340,22 +340,22 @@ fn keep(path: &Path) -> Result<&'static Library> {
 /// An open library.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// Which one.
+    /// The library's name.
     pub name: Name,
-    /// Its file.
+    /// Path of its file.
     pub path: PathBuf,
     /// The kind of place where it was found.
     pub origin: &'static str,
-    /// As it says itself.
+    /// The version that it reports.
     pub version: Version,
     library: &'static Library,
 }
 
 impl Loaded {
-    /// A function of the library.
+    /// Returns a function of the library.
     ///
     /// # Errors
-    /// System: it has none of this name; it is too old.
+    /// System: it has no function of this name, so it is too old.
     ///
     /// # Safety
     /// `F` is the function's type, an `unsafe extern "C" fn`.
@@ -368,7 +368,7 @@ impl Loaded {
         })
     }
 
-    /// Fails when a function is missing: to be called before code that takes them for granted.
+    /// Checks that the library has these functions, before code that takes them for granted. Error: one is missing.
     pub fn require(&self, functions: &[&str]) -> Result<()> {
         // SAFETY: the address is not called.
         functions.iter().try_for_each(|name| unsafe { self.function::<unsafe extern "C" fn()>(name) }.map(|_| ()))
@@ -409,7 +409,7 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    /// Empty files below a folder.
+    /// Makes empty files below a temporary folder.
     fn tree(files: &[&str]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for file in files {

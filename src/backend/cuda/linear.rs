@@ -8,37 +8,37 @@ use crate::backend::ops::{self, Linear, LinearGrads, Lora};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-/// How a linear layer with an adapter or a bias is computed. A device without a vendor's library always takes `Fused`.
+/// Method for a linear layer with an adapter or a bias. A device without a vendor's library always uses `Fused`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinearPath {
     /// The product with W by the vendor's library, then one pass over the output for the adapter and the bias.
     Library,
-    /// All of it in one kernel of ours.
+    /// Everything in one of the crate's own kernels.
     Fused,
 }
 
-/// Rows of a block of lora_down, and the most of the contraction that one block takes (kernels/linear.cu). The latter is fixed, so
-/// that the bits of a row depend on K alone.
+/// Rows per block of lora_down, and the most of the contraction that one block takes (kernels/linear.cu). The latter is
+/// fixed, so that the bits of a row depend on K alone.
 const DOWN_ROWS: usize = 32;
 const DOWN_SPLIT: usize = 4096;
-/// Columns and rows of a block of lora_up.
+/// Columns and rows per block of lora_up.
 const UP: [usize; 2] = [256, 64];
-/// Rows of a block of column_sums.
+/// Rows per block of column_sums.
 const SUM_ROWS: usize = 256;
 
 fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "linear", name }
 }
 
-/// y = x op(w), without the rest.
+/// Returns the plain product c = a b.
 fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: Matrix) -> Gemm {
     Gemm { m, n, k, a, transpose_a: false, b, transpose_b: false, c, alpha: 1.0, beta: 0.0 }
 }
 
-/// Layers of one input that a launch of lora_down or lora_up serves: q, k and v.
+/// The most layers of one input that one launch of lora_down or lora_up serves: q, k and v.
 const LAYERS: usize = 3;
 
-/// The one matrix that tensors of equal width are when they lie in memory one behind the other; `None` when they do not.
+/// Returns tensors of equal width as one matrix if they lie one behind the other in memory, else `None`.
 fn stacked<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Option<Matrix>> {
     let mut whole: Option<(Matrix, u64)> = None;
     for tensor in tensors {
@@ -55,7 +55,7 @@ fn stacked<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Option<Matri
     Ok(whole.map(|(first, _)| first))
 }
 
-/// All layers at once where the library has their weights as one matrix, else one by one.
+/// Computes all layers at once where their weights form one matrix and the library has the product, else one by one.
 pub(super) fn linears(be: &Cuda, op: ops::Linears) -> Result<()> {
     let each: Vec<_> = op.side_by_side().collect();
     let ops::Linears { x, layers, y, column, mut s } = op;
@@ -70,7 +70,7 @@ pub(super) fn linears(be: &Cuda, op: ops::Linears) -> Result<()> {
     each.into_iter().zip(s).try_for_each(|((column, layer), s)| linear(be, x, layer, y, column, s))
 }
 
-/// y += scale * s B^T + bias, with s = x A^T, of layers whose products with W are in y.
+/// Adds y += scale * s B^T + bias, with s = x A^T, for layers whose products with W are already in y.
 fn add_adapters(
     be: &Cuda,
     x: &Tensor,
@@ -126,7 +126,7 @@ fn linear(be: &Cuda, x: &Tensor, p: &Linear, y: &mut Tensor, column: usize, s: O
     gemm::product(be, &g, p.bias, Some(&up))
 }
 
-/// One layer of a backward.
+/// One layer of a backward pass.
 struct Layer<'a> {
     p: &'a Linear<'a>,
     column: usize,
@@ -134,7 +134,7 @@ struct Layer<'a> {
     grads: LinearGrads<'a>,
 }
 
-/// All layers at once where the library has their weights as one matrix, else one by one.
+/// Computes all layers at once where their weights form one matrix and the library has the product, else one by one.
 pub(super) fn linears_backward(be: &Cuda, op: ops::LinearsBackward) -> Result<()> {
     let each: Vec<_> = op.side_by_side().collect();
     let ops::LinearsBackward { x, layers, dy, column, s, mut dx, grads } = op;
@@ -159,7 +159,7 @@ pub(super) fn linears_backward(be: &Cuda, op: ops::LinearsBackward) -> Result<()
     parts.into_iter().try_for_each(|layer| linear_backward(be, x, dy, layer, dx.as_deref_mut()))
 }
 
-/// ds (T, R) = scale * dy B of every layer with an adapter.
+/// Computes ds (T, R) = scale * dy B for every layer with an adapter.
 fn through_b(be: &Cuda, layers: &[(usize, &Linear)], dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
     let space = |(_, layer): &(usize, &Linear)| {
         layer.lora.as_ref().map(|lora| be.workspace(&[dy.rows(), lora.a.rows()], DType::BF16)).transpose()
@@ -202,7 +202,7 @@ fn linear_backward(be: &Cuda, x: &Tensor, dy: &Tensor, layer: Layer, dx: Option<
     parameter_gradients(be, x, dy, layer, ds.as_ref())
 }
 
-/// The gradients of a layer's own parameters, from its columns of dy and ds (T, R) = scale * dy B.
+/// Computes the gradients of a layer's own parameters, from its columns of dy and from ds (T, R) = scale * dy B.
 fn parameter_gradients(be: &Cuda, x: &Tensor, dy: &Tensor, layer: Layer, ds: Option<&Tensor>) -> Result<()> {
     let Layer { p, column, s, grads } = layer;
     let (t, n, k) = (x.rows(), p.w.rows(), p.w.columns());
@@ -213,7 +213,7 @@ fn parameter_gradients(be: &Cuda, x: &Tensor, dy: &Tensor, layer: Layer, ds: Opt
     if let (Some(lora), Some(ds), Some((da, db))) = (&p.lora, ds, grads.lora) {
         let s = s.ok_or_else(|| Error::system("linear_backward: the gradient of an adapter without its s"))?;
         let r = ds.columns();
-        // Tall and thin: our own kernel, which splits the sum over tokens.
+        // Tall and thin: the crate's own kernel, which splits the sum over tokens.
         gemm::product(be, &over_tokens(r, k, matrix(ds)?, x, da)?, None, None)?;
         let db = over_tokens(n, r, dy, matrix(s)?, db)?;
         gemm::product(be, &Gemm { alpha: lora.scale, ..db }, None, None)?;
@@ -227,7 +227,7 @@ fn parameter_gradients(be: &Cuda, x: &Tensor, dy: &Tensor, layer: Layer, ds: Opt
     }
 }
 
-/// s (T, R) = scale * x op(w): x (T, K); w (R, K), or (K, R) when the rows are those of K.
+/// s (T, R) = scale * x op(w), with x (T, K) and w (R, K), or w (K, R) when `k_rows`.
 struct Down<'a> {
     x: Matrix,
     w: &'a Tensor,
@@ -235,7 +235,7 @@ struct Down<'a> {
     s: &'a mut Tensor,
 }
 
-/// Up to `LAYERS` of them, their x of one stride, in one launch.
+/// Computes up to `LAYERS` products in one launch; their x have one stride.
 fn lora_down(be: &Cuda, t: usize, k_rows: bool, layers: &mut [Down]) -> Result<()> {
     let Some(first) = layers.first() else { return Ok(()) };
     let stride = first.x.stride;
@@ -273,17 +273,17 @@ fn lora_down(be: &Cuda, t: usize, k_rows: bool, layers: &mut [Down]) -> Result<(
     Ok(())
 }
 
-/// y (T, N) += scale * s op(w) + bias: s (T, R); w (N, R), or (R, N) when the rows are those of R.
+/// y (T, N) += scale * s op(w) + bias, with s (T, R) and w (N, R), or w (R, N) when `r_rows`.
 struct Up<'a> {
-    /// s, w and scale.
+    /// The tensors s and w, and the scale.
     lora: Option<(&'a Tensor, &'a Tensor, f32)>,
     bias: Option<&'a Tensor>,
     n: usize,
     y: Matrix,
 }
 
-/// Up to `LAYERS` of them, their y of one stride and their biases of one type, in one launch. When `r_rows` they have one y, the scales
-/// are 1, and the products are added before y is rounded.
+/// Computes up to `LAYERS` products in one launch; their y have one stride and their biases one type. When `r_rows`,
+/// they share one y, the scales are 1, and the products are added before y is rounded.
 fn lora_up(be: &Cuda, t: usize, r_rows: bool, layers: &[Up]) -> Result<()> {
     let Some(first) = layers.first() else { return Ok(()) };
     let (stride, widest) = (first.y.stride, layers.iter().map(|layer| layer.n).max().unwrap_or(0));
@@ -305,7 +305,7 @@ fn lora_up(be: &Cuda, t: usize, r_rows: bool, layers: &[Up]) -> Result<()> {
     be.launch(kernel(name), [widest.div_ceil(UP[0]), t.div_ceil(UP[1]), depth], 256, 0, &args)
 }
 
-/// dbias (N) += the column sums of dy (T, N).
+/// Adds the column sums of dy (T, N) to dbias (N).
 fn column_sums(be: &Cuda, dy: Matrix, t: usize, n: usize, dbias: &mut Tensor) -> Result<()> {
     let splits = t.div_ceil(SUM_ROWS);
     let partial = be.workspace(&[splits, n], DType::F32)?;

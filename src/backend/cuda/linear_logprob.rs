@@ -1,4 +1,4 @@
-//! From hidden states to log-probabilities: products, and launches of kernels/linear_logprob.cu, chunk by chunk of rows.
+//! Log-probabilities from hidden states: products, and launches of kernels/linear_logprob.cu, chunk by chunk of rows.
 
 use super::device::{Arg, Gemm, Matrix};
 use super::gemm::{gemm, matrix, operand};
@@ -9,17 +9,17 @@ use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;
 
-/// Threads of a block, as in the kernels.
+/// Threads per block, as in the kernels.
 const BLOCK: usize = 512;
-/// Rows of a chunk are a multiple of this: a tile of the product.
+/// Unit of the rows of a chunk: a tile of the product.
 const TILE: usize = 128;
 
 fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "linear_logprob", name }
 }
 
-/// `m` rows in as few chunks as keep the f32 logits (rows, V) within `bytes` (but a tile), all about equally large: a last chunk of a few
-/// rows would take the time of a tile.
+/// Splits `m` rows into as few chunks as keep the f32 logits (rows, V) within `bytes`, but at least a tile. All chunks
+/// are about equally large: a last chunk of a few rows would take as long as a tile.
 fn chunks(m: usize, v: usize, bytes: usize) -> impl Iterator<Item = Range<usize>> {
     let most = (bytes / (v * 4) / TILE * TILE).max(TILE);
     let count = m.div_ceil(most).max(1);
@@ -27,12 +27,12 @@ fn chunks(m: usize, v: usize, bytes: usize) -> impl Iterator<Item = Range<usize>
     (0..m).step_by(rows).map(move |start| start..(start + rows).min(m))
 }
 
-/// The matrix that begins at row `start`.
+/// Returns the matrix that begins at row `start`.
 fn from_row(matrix: Matrix, start: usize) -> Matrix {
     Matrix { address: matrix.address + (start * matrix.stride * matrix.dtype.size()) as u64, ..matrix }
 }
 
-/// The argument for the elements of a vector from `start` on, all of four bytes.
+/// Returns the argument for the elements of a vector from `start` on; elements have four bytes.
 fn from_element(vector: &Tensor, start: usize) -> Result<Arg> {
     Ok(match pointer(vector)? {
         Arg::Pointer(address) => Arg::Pointer(address + 4 * start as u64),
@@ -40,7 +40,7 @@ fn from_element(vector: &Tensor, start: usize) -> Result<Arg> {
     })
 }
 
-/// out (rows, V) = x (rows, C) w^T
+/// Computes out (rows, V) = x (rows, C) w^T.
 fn product(be: &Cuda, x: Matrix, w: &Tensor, rows: usize, out: Matrix) -> Result<()> {
     let (a, b) = (x, matrix(w)?);
     let (n, k) = (w.rows(), w.columns());
@@ -78,7 +78,7 @@ pub(super) fn linear_logprob_backward(be: &Cuda, op: ops::LinearLogprobBackward)
     let ops::LinearLogprobBackward { x, w, targets, temperature, entropy, lse, dlogp, dentropy, dx, mut dw } = op;
     let (m, v, c) = (x.rows(), w.rows(), x.columns());
     let narrow = operand(be, w)?;
-    // Every chunk reads and writes the whole dw, so chunks are larger when it is wanted.
+    // Every chunk reads and writes the whole dw, so chunks are larger when dw is wanted.
     let bytes = if dw.is_some() { 4 * be.logits_bytes } else { be.logits_bytes };
     let mut room = None;
     for rows in chunks(m, v, bytes) {

@@ -1,7 +1,7 @@
-//! Who has which memory of a GPU: tensors, and recordings, which keep what they worked in. Parts of one arena, or, to find accesses
-//! outside of a tensor, an allocation of the driver for each.
+//! Memory of a GPU, for tensors and for recordings, which keep the memory they worked in. It consists of parts of one
+//! arena or, for finding accesses outside a tensor, of one driver allocation per tensor.
 //!
-//! The contract of all `unsafe` here: as in driver.rs.
+//! The contract of all `unsafe` here is that of driver.rs.
 
 use super::arena::{Arena, FreeParts};
 use super::driver::{Context, lost};
@@ -13,31 +13,32 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
-/// What changes as a GPU is used.
+/// State of a GPU that changes as it is used.
 pub(super) struct State {
-    /// Where every tensor has an allocation of its own it only counts.
+    /// Only counts bytes where every tensor has an allocation of its own.
     pub arena: Arena,
     pub functions: HashMap<Kernel, Function>,
     pub modules: HashMap<&'static str, Module>,
-    /// The newest launches, for the message when one failed.
+    /// The newest launches, for the message when one has failed.
     pub recent: VecDeque<&'static str>,
     pub recording: Option<Recorded>,
-    /// Wait after every launch.
+    /// Whether to wait after every launch.
     pub check_each: bool,
 }
 
-/// A recording while it is made.
+/// A recording in progress.
 pub(super) struct Recorded {
-    /// Whose work is recorded. No other thread's tensors may lie in the recording's memory.
+    /// The thread whose work is recorded. No other thread's tensors may lie in the recording's memory.
     thread: ThreadId,
-    /// What was freed since it began: the recording's own. What it takes next it takes from there: the work on it stands in order.
+    /// Memory freed since the recording began, which belongs to it. The recording takes memory from here first: the
+    /// work on it runs in order.
     pub free: FreeParts,
     /// Launches so far.
     pub launches: usize,
 }
 
 impl Recorded {
-    /// Begun by the calling thread.
+    /// Begins a recording of the calling thread.
     pub fn new() -> Self {
         Self { thread: std::thread::current().id(), free: FreeParts::default(), launches: 0 }
     }
@@ -51,7 +52,7 @@ unsafe impl Send for Module {}
 #[derive(Clone, Copy)]
 pub(super) struct Function {
     pub handle: sys::CUfunction,
-    /// Bytes of dynamic shared memory it may take.
+    /// Bytes of dynamic shared memory that it may take.
     pub shared: u32,
 }
 // SAFETY: as `Module`.
@@ -63,7 +64,7 @@ pub(super) fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl State {
-    /// The offset of `bytes` bytes. Error: (free bytes, bytes of the longest part).
+    /// Takes `bytes` bytes and returns their offset. Error: (free bytes, bytes of the longest part).
     pub fn take(&mut self, bytes: usize) -> std::result::Result<usize, (usize, usize)> {
         let own = self.recording.as_mut().filter(|recorded| recorded.thread == std::thread::current().id());
         let own = own.and_then(|recorded| recorded.free.take(bytes));
@@ -78,7 +79,7 @@ impl State {
     }
 }
 
-/// Memory of one tensor.
+/// The memory of one tensor.
 pub(super) struct Memory {
     address: u64,
     offset: usize,
@@ -89,8 +90,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// `bytes` bytes that the state has at `offset`; `base` is the arena's address, or `None` where tensors have allocations of their own,
-    /// in a context that is current then.
+    /// Makes the memory of `bytes` bytes that the state has reserved at `offset`. `base` is the arena's address, or
+    /// `None` where each tensor has an allocation of its own; a context must then be current.
     pub fn new(
         offset: usize,
         bytes: usize,
@@ -118,7 +119,7 @@ impl DeviceMemory for Memory {
             return Err(Error::system("values were read while work was recorded; read them before"));
         }
         let n = bytes.len();
-        // SAFETY: see the contract above; the stream is waited for before the bytes are looked at.
+        // SAFETY: see the contract above; the stream is waited for before the bytes are used.
         unsafe {
             let Context { context, stream } = self.context;
             result::ctx::set_current(context)
@@ -133,7 +134,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         if self.is_separate {
             let Context { context, stream } = self.context;
-            // SAFETY: the allocation is this tensor's; work on it has ended. An error has nobody to go to.
+            // SAFETY: the allocation is this tensor's; work on it has ended. An error cannot be reported to anyone.
             let _ = unsafe {
                 result::ctx::set_current(context)
                     .and_then(|()| result::stream::synchronize(stream))

@@ -1,8 +1,9 @@
-//! The GPU backend: bf16 activations, f32 accumulation, one launch or few an op. Each op has a file here with its launches and a file
-//! in kernels/ with its kernels, both under the oracle's stem. What runs the kernels is a `Device`.
+//! The GPU backend: bf16 activations, f32 accumulation, one or a few launches per op. The launches of an op are in a
+//! file here, and its kernels in kernels/, mostly under the file name that the oracle uses. A `Device` runs the
+//! kernels.
 //!
-//! Index values (ids, rows, slots, offsets) are not read back to be checked: whoever makes the index tensors has checked them, and
-//! kernels leave out, or fill with NaN, what lies outside.
+//! Index values (ids, rows, slots, offsets) are not read back to be checked: the code that makes the index tensors has
+//! checked them. Kernels skip values outside the range, or write NaN for them.
 
 use super::ops::{Op, tensor as door};
 use super::{Backend, Recording};
@@ -51,33 +52,34 @@ pub struct Cuda {
     linear_path: LinearPath,
 }
 
-/// Of f32 logits in memory at a time, about, in `linear_logprob`: some hundred rows of 150,000 tokens, enough for large products.
+/// Approximate bytes of f32 logits in memory at a time in `linear_logprob`: a few hundred rows of 150,000 tokens,
+/// enough for large products.
 const LOGITS_BYTES: usize = 256 << 20;
 
 impl Cuda {
-    /// A backend whose tensors and work are the device's.
+    /// Makes a backend whose tensors and work are on `device`.
     pub fn new(device: Arc<dyn Device>) -> Self {
         Self { device, logits_bytes: LOGITS_BYTES, linear_path: LinearPath::Library }
     }
 
-    /// The same with about `bytes` of f32 logits in memory at a time in `linear_logprob` (at least 128 rows; four times as many bytes where
-    /// the gradient of the head is wanted). By default 256 MiB.
+    /// Keeps about `bytes` of f32 logits in memory at a time in `linear_logprob` (at least 128 rows; four times as many
+    /// bytes where the gradient of the head is wanted). The default is 256 MiB.
     pub fn with_logits_bytes(self, bytes: usize) -> Self {
         Self { logits_bytes: bytes, ..self }
     }
 
-    /// The same, its linear layers computed as said.
+    /// Computes linear layers by `linear_path`.
     pub fn with_linear_path(self, linear_path: LinearPath) -> Self {
         Self { linear_path, ..self }
     }
 
-    /// What runs the kernels.
+    /// The device that runs the kernels.
     pub fn device(&self) -> &dyn Device {
         &*self.device
     }
 
-    /// Fills a bf16 or f32 tensor of the device with normal numbers of this deviation, made on the device. Equal seeds and lengths give
-    /// equal values.
+    /// Fills a bf16 or f32 tensor of the device with normal numbers of this standard deviation, made on the device.
+    /// Equal seeds and lengths give equal values.
     pub fn random_normal(&self, tensor: &mut Tensor, deviation: f32, seed: u64) -> Result<()> {
         tensor::random_normal(self, tensor, deviation, seed)
     }
@@ -94,15 +96,16 @@ impl Cuda {
         self.device.launch(&Launch { kernel, grid, block: extent(block)?, shared: extent(shared)?, args })
     }
 
-    /// A tensor for the time of one op, with anything in it. Its memory may be given out again as soon as it is dropped: work on it stands before whatever
-    /// uses the memory next, in the device's order.
+    /// Allocates a tensor for the duration of one op, with undefined contents. Its memory may be given out again as
+    /// soon as it is dropped: the device runs work in order, so work on it is done before anything that uses the memory
+    /// next.
     fn workspace(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let bytes = shape.iter().product::<usize>() * dtype.size();
         Ok(Tensor::on_device(shape, dtype, self.device.alloc(bytes)?))
     }
 }
 
-/// The argument for a tensor of the device. Error: it lies on the host.
+/// Returns the argument for a tensor of the device. Error: it lies on the host.
 fn pointer(tensor: &Tensor) -> Result<Arg> {
     let address = tensor.device_address();
     address
@@ -110,19 +113,19 @@ fn pointer(tensor: &Tensor) -> Result<Arg> {
         .ok_or_else(|| Error::system(format!("{tensor:?} lies on the host; the GPU needs it placed first")))
 }
 
-/// The argument for a tensor that may be left out: a null pointer then.
+/// Returns the argument for an optional tensor: a null pointer for `None`.
 fn optional(tensor: Option<&Tensor>) -> Result<Arg> {
     tensor.map_or(Ok(Arg::Pointer(0)), pointer)
 }
 
-/// An extent as the kernels' `int`. Error: it does not fit.
+/// Returns an extent as the kernels' `int`. Error: it does not fit.
 fn int(n: usize) -> Result<Arg> {
     i32::try_from(n)
         .map(Arg::I32)
         .map_err(|_| Error::system(format!("an extent of {n} does not fit 32 bits; use a smaller batch")))
 }
 
-/// What an op says of an element type that it has no kernel for.
+/// Returns an op's error for an element type that it has no kernel for.
 fn no_kernel(op: &str, name: &str, tensor: &Tensor) -> Error {
     Error::content(format!("{op}: {name} is {tensor:?}; on the GPU expected bf16 or f32"))
 }

@@ -7,11 +7,11 @@ use crate::backend::ops::{self, KlEstimator, PpoStats, Surrogate};
 use crate::error::Result;
 use crate::tensor::DType;
 
-/// Threads of a block, and the most blocks: as many partial sums are read back. Not the device's size, so that equal inputs give equal
-/// sums on every GPU.
+/// Threads per block, and the most blocks; each block's partial sums are read back. The number does not depend on the
+/// device, so that equal inputs give equal sums on every GPU.
 const BLOCK: usize = 256;
 const MOST_BLOCKS: usize = 256;
-/// What a block says: six sums and the greatest ratio.
+/// Values that a block writes: six sums and the greatest ratio.
 const STATISTICS: usize = 7;
 
 pub(super) fn ppo_loss(be: &Cuda, op: ops::PpoLoss) -> Result<()> {

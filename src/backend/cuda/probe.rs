@@ -1,24 +1,25 @@
-//! Which GPUs there are. Never panics and changes nothing: without a driver, with one that is too old or without a device it says why.
+//! Discovery of GPUs. It never panics and changes nothing: without a driver, with one that is too old or without a
+//! device it returns the reason.
 
 use super::library::{Loaded, Name, Version};
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char};
 
-/// A driver that runs an older CUDA lacks functions that driver.rs calls (cuEventElapsedTime_v2).
+/// The oldest CUDA that a driver may run: older ones lack functions that driver.rs calls (cuEventElapsedTime_v2).
 pub const OLDEST_DRIVER: Version = Version { major: 12, minor: 8 };
-/// GPUs before it have no bf16 tensor cores and no asynchronous copies.
+/// The oldest compute capability: earlier GPUs have no bf16 tensor cores and no asynchronous copies.
 pub const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
 
 /// A GPU as the driver describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GpuInfo {
-    /// Its number in `cuda:N`.
+    /// Index N in `cuda:N`.
     pub index: usize,
-    /// For example "NVIDIA H200".
+    /// Name, for example "NVIDIA H200".
     pub name: String,
     /// Compute capability, (9, 0) for a Hopper.
     pub capability: (u32, u32),
-    /// Bytes.
+    /// Memory in bytes.
     pub memory: u64,
     /// Streaming multiprocessors.
     pub multiprocessors: usize,
@@ -30,21 +31,22 @@ impl GpuInfo {
         self.capability >= OLDEST_CAPABILITY
     }
 
-    /// What its kernels are compiled for.
+    /// Architecture that its kernels are compiled for.
     pub fn arch(&self) -> String {
         arch(self.capability)
     }
 }
 
-/// "sm_80" for (8, 0); from Hopper on with the features of exactly that architecture: "sm_90a" for (9, 0).
+/// Returns "sm_80" for (8, 0). From Hopper on the name includes the features of exactly that architecture: "sm_90a" for
+/// (9, 0).
 pub fn arch((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" })
 }
 
-/// The GPUs that an open driver knows, at least one.
+/// Lists the GPUs that an open driver knows, at least one.
 ///
 /// # Errors
-/// System: a driver that is too old, no device; each with what to do.
+/// System: a driver that is too old, no device; each with advice.
 pub fn gpus(driver: &Loaded) -> Result<Vec<GpuInfo>> {
     if driver.version < OLDEST_DRIVER {
         return Err(Error::system(format!(
@@ -67,7 +69,7 @@ pub fn gpus(driver: &Loaded) -> Result<Vec<GpuInfo>> {
     (0..count).map(|index| gpu(driver, index)).collect()
 }
 
-/// Attributes of the driver's interface.
+/// Attribute numbers of the driver's interface.
 const MULTIPROCESSORS: i32 = 16;
 const CAPABILITY_MAJOR: i32 = 75;
 const CAPABILITY_MINOR: i32 = 76;
@@ -104,7 +106,7 @@ fn gpu(driver: &Loaded, index: i32) -> Result<GpuInfo> {
     })
 }
 
-/// What a status of the driver means, with a way out where there is a known one.
+/// Turns a driver status into an error, with advice where there is any; 0 is success.
 fn checked(driver: &Loaded, call: &str, status: i32) -> Result<()> {
     let advice = match status {
         0 => return Ok(()),

@@ -7,8 +7,8 @@ use crate::backend::ops::{self, Heads, QkNorm};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-/// Blocks that add up the weights' gradients: a constant, so that the sum does not depend on the device; about two for each
-/// multiprocessor of a large GPU.
+/// Blocks that add up the gradients of the weights, about two per multiprocessor of a large GPU. The number is
+/// constant, so that the sum does not depend on the device.
 const BLOCKS: usize = 256;
 const MOST_THREADS: usize = 128;
 
@@ -16,8 +16,9 @@ fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "qk_norm_rope", name }
 }
 
-/// Threads of a block, which has the heads of one token, and how many heads they do side by side: by vectors half the heads (so that
-/// cosines and sines serve two), else one a warp. The rule is that of `has_vectors` in the kernel.
+/// Returns the threads per block, which has the heads of one token, and the number of heads side by side: with vectors
+/// half the heads (so that cosines and sines serve two), else one per warp. The rule is that of `has_vectors` in the
+/// kernel.
 fn geometry(heads: Heads) -> (usize, usize) {
     let (n, lanes) = (heads.nh + heads.nkv, heads.hs / 16);
     if heads.hs.is_multiple_of(16) && lanes.is_power_of_two() && heads.hs <= 512 {
@@ -29,7 +30,7 @@ fn geometry(heads: Heads) -> (usize, usize) {
     }
 }
 
-/// Error: the norm's weights are of two types, or the table is not f32.
+/// Returns the type of the norm's weights. Error: the weights have two types, or the table is not f32.
 fn weights(op: &str, norm: Option<QkNorm>, table: &Tensor) -> Result<DType> {
     if table.dtype() != DType::F32 {
         return Err(Error::content(format!("{op}: the table is {table:?}; on the GPU expected f32")));

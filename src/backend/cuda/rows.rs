@@ -1,4 +1,5 @@
-//! Rows gathered, scattered, appended to a cache, and partial sums added up: launches of kernels/rows.cu.
+//! Gathering rows, adding them back, appending them to a cache, and adding up partial sums: launches of
+//! kernels/rows.cu.
 
 use super::device::Arg;
 use super::kernels::Kernel;
@@ -7,16 +8,17 @@ use crate::backend::{Backend, ops};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
-/// Threads of a block that copies a row: 16 bytes a thread.
+/// The most threads of a block that copies a row, 16 bytes per thread.
 const MOST_THREADS: usize = 256;
-/// Threads of a block that adds rows: less, so that a frequent row's columns are spread over more blocks.
+/// The most threads of a block that adds rows: fewer, so that the columns of a frequent row are spread over more
+/// blocks.
 const ADDING_THREADS: usize = 128;
 
 fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "rows", name }
 }
 
-/// What a row of `c` columns is worked on in: vectors of 8 elements, or single ones.
+/// Returns the work units of a row of `c` columns: vectors of 8 elements, or single elements.
 fn units(c: usize) -> usize {
     if c.is_multiple_of(8) { c / 8 } else { c }
 }
@@ -25,7 +27,7 @@ fn threads(units: usize, most: usize) -> usize {
     units.next_multiple_of(32).clamp(32, most)
 }
 
-/// y (M, C) = rows of x (T, C), which is bf16 or f32, for `op`.
+/// Copies rows of x (T, C), which is bf16 or f32, to y (M, C), for `op`.
 pub(super) fn gather(be: &Cuda, op: &str, x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
     let name = match x.dtype() {
         DType::BF16 => "gather_rows_bf16",
@@ -36,7 +38,7 @@ pub(super) fn gather(be: &Cuda, op: &str, x: &Tensor, rows: &Tensor, y: &mut Ten
     be.launch(kernel(name), [y.rows(), 1, 1], threads(units(x.columns()), MOST_THREADS), 0, &args)
 }
 
-/// Accumulates dy (M, C) into rows of dx (T, C), bf16 or f32, in row order, for `op`.
+/// Adds dy (M, C) to rows of dx (T, C), bf16 or f32, in row order, for `op`.
 pub(super) fn scatter_add(be: &Cuda, op: &str, dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
     let name = match dx.dtype() {
         DType::BF16 => "scatter_add_rows_bf16",
@@ -44,7 +46,7 @@ pub(super) fn scatter_add(be: &Cuda, op: &str, dy: &Tensor, rows: &Tensor, dx: &
         _ => return Err(no_kernel(op, "the matrix", dx)),
     };
     let (m, t, c) = (dy.rows(), dx.rows(), dx.columns());
-    let (first, count) = (be.alloc(&[t], DType::I32)?, be.alloc(&[t], DType::I32)?); // zeros: nobody has named a row
+    let (first, count) = (be.alloc(&[t], DType::I32)?, be.alloc(&[t], DType::I32)?); // zeros: no row is named yet
     let args = [pointer(rows)?, pointer(&first)?, pointer(&count)?, int(m)?, int(t)?];
     be.launch(kernel("name_rows"), [m.div_ceil(256), 1, 1], 256, 0, &args)?;
     let block = threads(units(c), ADDING_THREADS);
@@ -53,7 +55,7 @@ pub(super) fn scatter_add(be: &Cuda, op: &str, dy: &Tensor, rows: &Tensor, dx: &
     be.launch(kernel(name), [m, units(c).div_ceil(block), 1], block, 0, &args)
 }
 
-/// to (C) += the sum over P of part `part` of f32 partials (parts, P, C), in a fixed order.
+/// Adds to `to` (C) the sum over P of part `part` of f32 partials (parts, P, C), in a fixed order.
 pub(super) fn add_partials(be: &Cuda, partials: &Tensor, part: usize, to: &mut Tensor) -> Result<()> {
     let (c, p) = (to.len(), partials.shape()[1]);
     let args = [pointer(partials)?, Arg::I64((part * p * c) as i64), pointer(to)?, int(p)?, int(c)?];

@@ -1,15 +1,15 @@
-//! Drawing tokens: launches of kernels/sample.cu.
+//! Sampling of tokens: launches of kernels/sample.cu.
 
 use super::kernels::Kernel;
 use super::{Cuda, int, pointer};
 use crate::backend::ops;
 use crate::error::Result;
 
-/// Threads of a block: one block a row.
+/// Threads per block; a block has one row.
 const BLOCK: usize = 1024;
 
-/// Settings and logits are not read back to be checked: a row that has NaN, +inf or no finite logit, or a temperature below 0, gets id 0
-/// with a log-probability of NaN.
+/// Draws one id per row. Settings and logits are not read back to be checked: a row that has NaN, +inf or no finite
+/// logit, or a temperature below 0, gets id 0 with a log-probability of NaN.
 pub(super) fn sample(be: &Cuda, op: ops::Sample) -> Result<()> {
     let ops::Sample { logits, sampling, ids, logp } = op;
     let args = [

@@ -9,7 +9,8 @@ fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "swiglu", name }
 }
 
-/// Blocks a row and threads a block: a thread has 8 elements of F, or one where 8 does not divide F.
+/// Returns the blocks per row and the threads per block. A thread has 8 elements of F, or one where 8 does not divide
+/// F.
 fn geometry(f: usize) -> (usize, usize) {
     let units = if f.is_multiple_of(8) { f / 8 } else { f };
     let block = units.next_multiple_of(32).min(256);

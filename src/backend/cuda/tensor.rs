@@ -1,4 +1,4 @@
-//! Whole tensors: between host and device, copies, fills, casts. Launches of kernels/tensor.cu.
+//! Whole-tensor operations: transfers between host and device, copies, fills, casts. Launches of kernels/tensor.cu.
 
 use super::device::Arg;
 use super::kernels::Kernel;
@@ -8,7 +8,7 @@ use crate::backend::oracle::Oracle;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-/// Threads of a block, and the most blocks: the kernels stride over the rest.
+/// Threads per block, and the most blocks: the kernels stride over the rest.
 const BLOCK: usize = 256;
 const MOST_BLOCKS: usize = 4096;
 
@@ -16,7 +16,7 @@ fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "tensor", name }
 }
 
-/// Of the first element, on the device.
+/// Returns the device address of the first element.
 pub(super) fn address(tensor: &Tensor) -> Result<u64> {
     match pointer(tensor)? {
         Arg::Pointer(address) => Ok(address),
@@ -28,7 +28,8 @@ fn bytes(tensor: &Tensor) -> usize {
     tensor.len() * tensor.dtype().size()
 }
 
-/// Values from the host are rounded to the tensor's type there; values of the device are cast on it.
+/// Writes values into the tensor: host values are rounded to its type on the host, device values are cast on the
+/// device.
 pub(super) fn write(be: &Cuda, tensor: &mut Tensor, values: &Tensor) -> Result<()> {
     if values.device_address().is_some() {
         return cast(be, values, tensor);
@@ -41,7 +42,7 @@ pub(super) fn write(be: &Cuda, tensor: &mut Tensor, values: &Tensor) -> Result<(
     be.device.upload(address(tensor)?, rounded.as_bytes())
 }
 
-/// A copy of the tensor on the host.
+/// Copies the tensor to the host.
 pub(super) fn download(tensor: &Tensor) -> Result<Tensor> {
     tensor
         .host_copy()?
@@ -73,7 +74,7 @@ pub(super) fn fill(be: &Cuda, tensor: &mut Tensor, value: f32) -> Result<()> {
     be.launch(kernel(name), blocks(tensor), BLOCK, 0, &args)
 }
 
-/// Between bf16 and f32 on the device, or a plain copy.
+/// Casts between bf16 and f32 on the device; a plain copy for equal types.
 pub(super) fn cast(be: &Cuda, from: &Tensor, to: &mut Tensor) -> Result<()> {
     let name = match (from.dtype(), to.dtype()) {
         (DType::F32, DType::BF16) => "cast_f32_bf16",
@@ -89,7 +90,7 @@ fn blocks(tensor: &Tensor) -> [usize; 3] {
     [tensor.len().div_ceil(BLOCK).min(MOST_BLOCKS), 1, 1]
 }
 
-/// Normal numbers of this deviation; see kernels/tensor.cu.
+/// Fills the tensor with normal numbers of this standard deviation; see kernels/tensor.cu.
 pub(super) fn random_normal(be: &Cuda, tensor: &mut Tensor, deviation: f32, seed: u64) -> Result<()> {
     let name = match tensor.dtype() {
         DType::F32 => "random_normal_f32",

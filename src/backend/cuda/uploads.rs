@@ -1,17 +1,17 @@
-//! The way of values to a GPU: through a ring of host memory that the driver knows. An asynchronous copy of any other memory may read it
-//! after the call has returned, on hosts whose memory the GPU reads itself.
+//! Uploads to a GPU, through a ring of host memory that the driver knows. An asynchronous copy from other host memory
+//! may read it after the call has returned, on hosts whose memory the GPU reads directly.
 //!
-//! The contract of all `unsafe` here: as in driver.rs.
+//! The contract of all `unsafe` here is that of driver.rs.
 
 use cudarc::driver::{DriverError, result, sys};
 use std::collections::VecDeque;
 
-/// Bytes of the ring, and the most that one copy takes of it: several are under way while the next is filled.
+/// Bytes of the ring, and the most that one copy takes of it: several copies can run while the next is filled in.
 const RING: usize = 32 << 20;
 const COPY: usize = 8 << 20;
 /// Copies begin at multiples of this.
 const ALIGNMENT: usize = 256;
-/// Copies that are waited for at most; beyond them the oldest is waited for.
+/// The most pending copies; beyond them the oldest is waited for.
 const MOST_PENDING: usize = 128;
 
 /// A ring of host memory. It lives as long as the program.
@@ -19,16 +19,16 @@ pub(super) struct Uploads {
     memory: *mut u8,
     /// Where the next copy begins.
     next: usize,
-    /// Copies that may not have been done, oldest first.
+    /// Copies that may be unfinished, oldest first.
     pending: VecDeque<Pending>,
-    /// Events of copies that have been done.
+    /// Events of finished copies, for reuse.
     events: Vec<sys::CUevent>,
 }
 
 // SAFETY: the memory is the ring's alone, and events may be used from any thread; the owner holds a mutex around this.
 unsafe impl Send for Uploads {}
 
-/// A copy out of the ring's bytes from `start` to `end`, which is done when `event` is.
+/// A copy out of the ring's bytes from `start` to `end`; it is done when `event` is.
 struct Pending {
     start: usize,
     end: usize,
@@ -36,14 +36,15 @@ struct Pending {
 }
 
 impl Uploads {
-    /// Takes the ring's memory. A context is current.
+    /// Allocates the ring. A context must be current.
     pub fn new() -> Result<Self, DriverError> {
         // SAFETY: a plain allocation of the driver, never freed.
         let memory = unsafe { result::malloc_host(RING, 0) }?;
         Ok(Self { memory: memory.cast(), next: 0, pending: VecDeque::new(), events: vec![] })
     }
 
-    /// Copies `bytes` to the device address `to` in the stream's order; they have been read when the call returns. The context is current.
+    /// Copies `bytes` to the device address `to` in the stream's order; they have been read when the call returns. The
+    /// context must be current.
     pub fn copy(&mut self, to: u64, bytes: &[u8], stream: sys::CUstream) -> Result<(), DriverError> {
         let mut to = to;
         for part in bytes.chunks(COPY) {
@@ -52,7 +53,8 @@ impl Uploads {
                 Some(event) => event,
                 None => result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?,
             };
-            // SAFETY: `reserve` gives `part.len()` bytes of the ring that no copy reads any more; nobody writes them before the event.
+            // SAFETY: `reserve` returns `part.len()` bytes of the ring that no copy reads any more; nobody writes them
+            // before the event.
             unsafe {
                 let room = std::slice::from_raw_parts_mut(self.memory.add(start), part.len());
                 room.copy_from_slice(part);
@@ -65,7 +67,7 @@ impl Uploads {
         Ok(())
     }
 
-    /// The start of `bytes` free bytes, at most `COPY`; waits for the copies that still read there.
+    /// Returns the start of `bytes` free bytes, at most `COPY`; waits for copies that still read there.
     fn reserve(&mut self, bytes: usize) -> Result<usize, DriverError> {
         let start = if self.next + bytes > RING { 0 } else { self.next };
         let end = start + bytes;

@@ -1,4 +1,4 @@
-//! A critic's head: launches of kernels/value_head.cu.
+//! The critic's head: launches of kernels/value_head.cu.
 
 use super::device::Arg;
 use super::kernels::Kernel;
@@ -8,11 +8,11 @@ use crate::backend::ops;
 use crate::error::Result;
 use crate::tensor::DType;
 
-/// Threads of a block; the forward has a warp a row.
+/// Threads per block; the forward has a warp per row.
 const BLOCK: usize = 256;
 const WARPS: usize = BLOCK / 32;
-/// Rows that one block of the backward adds up: as many partial sums as there are such pieces. Not the device's size, so that equal
-/// inputs give equal sums on every GPU.
+/// Rows per block of the backward; each block makes one partial sum. The number does not depend on the device, so that
+/// equal inputs give equal sums on every GPU.
 const ROWS: usize = 64;
 
 fn kernel(name: &'static str) -> Kernel {

@@ -7,7 +7,7 @@ use crate::backend::ops;
 use crate::error::Result;
 use crate::tensor::DType;
 
-/// As in `ppo_loss`.
+/// Threads per block, and the most blocks, as in `ppo_loss`.
 const BLOCK: usize = 256;
 const MOST_BLOCKS: usize = 256;
 

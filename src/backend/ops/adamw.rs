@@ -4,7 +4,7 @@ use super::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// One AdamW step's settings (arXiv 1711.05101): decoupled weight decay, bias-corrected moments.
+/// Settings of one AdamW step (arXiv 1711.05101): decoupled weight decay, bias-corrected moments.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamW {
     /// Learning rate of this step.
@@ -15,7 +15,7 @@ pub struct AdamW {
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
-    /// Decoupled decay, times lr.
+    /// Decoupled decay, multiplied by lr.
     pub weight_decay: f32,
     /// Steps taken including this one, from 1.
     pub step: u32,
@@ -36,18 +36,18 @@ pub struct Trained<'a> {
 }
 
 impl<'a> Trained<'a> {
-    /// Tensors that lie in four lists in one order; what a shorter list lacks is left out.
+    /// Zips four lists of tensors that have one order; stops at the end of the shortest.
     pub fn of(param: &'a mut [Tensor], grad: &'a [Tensor], m: &'a mut [Tensor], v: &'a mut [Tensor]) -> Vec<Self> {
         let moments = m.iter_mut().zip(v);
         param.iter_mut().zip(grad).zip(moments).map(|((param, grad), (m, v))| Self { param, grad, m, v }).collect()
     }
 }
 
-/// One step on every tensor of a list; parameters and moments are updated.
+/// One AdamW step on every tensor of a list; updates parameters and moments.
 pub struct AdamWStep<'a> {
-    /// Its settings.
+    /// Settings of the step.
     pub settings: AdamW,
-    /// What is updated.
+    /// Tensors to update.
     pub tensors: Vec<Trained<'a>>,
 }
 
@@ -68,7 +68,7 @@ impl Operands for AdamWStep<'_> {
 
 /// The sum of squares over all tensors, in f64 in a fixed order.
 pub struct SquaredNorm<'a> {
-    /// In the accumulator type.
+    /// Tensors in the accumulator type.
     pub tensors: &'a [&'a Tensor],
     /// Receives the sum.
     pub sum: &'a mut f64,

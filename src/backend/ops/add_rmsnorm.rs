@@ -4,8 +4,8 @@ use super::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// sum = residual + x, y = sum / rms(sum) * w with rms^2 = mean(sum^2) + eps. `x` and `sum` come together; without them the norm is
-/// that of `residual`.
+/// sum = residual + x, y = sum / rms(sum) * w with rms^2 = mean(sum^2) + eps. `x` and `sum` are given together; without
+/// them `residual` itself is normalised.
 pub struct AddRmsnorm<'a> {
     /// (T, C)
     pub residual: &'a Tensor,
@@ -42,9 +42,9 @@ impl Operands for AddRmsnorm<'_> {
     }
 }
 
-/// The gradient of the norm and of the addition.
+/// The gradients of the norm and of the addition.
 pub struct AddRmsnormBackward<'a> {
-    /// (T, C), what was normalised.
+    /// (T, C), the rows that the forward normalised.
     pub sum: &'a Tensor,
     /// (C), any float type.
     pub w: &'a Tensor,
@@ -52,7 +52,7 @@ pub struct AddRmsnormBackward<'a> {
     pub rstd: &'a Tensor,
     /// (T, C)
     pub dy: &'a Tensor,
-    /// (T, C), accumulates: the gradient of x and of the residual, both.
+    /// (T, C), accumulates; the gradient of both x and the residual.
     pub dsum: &'a mut Tensor,
     /// (C), accumulates, in the accumulator type.
     pub dw: Option<&'a mut Tensor>,

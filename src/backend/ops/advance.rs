@@ -1,13 +1,13 @@
-//! From one decode step to the next.
+//! The update of a batch's positions from one decode step to the next.
 
 use super::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
-/// Positions, lens and counter rise by one, and slots become the cache rows of the tokens that are
-/// now last (see [`super::AttentionPaged`]). Error on the host: a sequence that has no page for its next token.
+/// Adds one to positions, lens and counter, and sets slots to the cache rows of the tokens that are now last (see
+/// [`super::AttentionPaged`]). Error on the host: a sequence has no page for its next token.
 pub struct Advance<'a> {
-    /// Rows of a page.
+    /// Rows per page.
     pub block_size: usize,
     /// (B, P)
     pub block_table: &'a Tensor,

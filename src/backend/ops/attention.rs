@@ -1,12 +1,13 @@
-//! Causal softmax attention inside packed segments, with scale 1/sqrt(HS); query heads share key/value heads (GQA, arXiv 2305.13245).
+//! Causal softmax attention inside packed segments, with scale 1/sqrt(HS). Query heads share key/value heads (GQA,
+//! arXiv 2305.13245).
 
 use super::door::offsets;
 use super::{Door, Heads, Operands, Types, door};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
-/// Packed segments of a batch. A segment sees itself causally and, when it has a parent, the whole parent before itself.
-/// A parent lies earlier and has no parent: one prompt serves many replies.
+/// Packed segments of a batch. A row sees its own segment causally and, where the segment has a parent, the whole
+/// parent. A parent lies earlier and has no parent itself: one prompt serves many replies.
 pub struct Segments<'a> {
     /// (S + 1), offsets into the T rows, from 0 to T.
     pub cu_seqlens: &'a Tensor,
@@ -15,7 +16,7 @@ pub struct Segments<'a> {
 }
 
 impl Segments<'_> {
-    /// On the host: offsets cover the `t` rows, and a parent lies earlier and has no parent itself.
+    /// Checks on the host that the offsets cover the `t` rows, and that a parent lies earlier and has no parent itself.
     fn check_values(&self, op: &str, t: usize) -> Result<()> {
         offsets(op, "cu_seqlens", self.cu_seqlens.slice(), t)?;
         let parent = self.parent.slice::<i32>();
@@ -32,7 +33,7 @@ impl Segments<'_> {
 }
 
 impl Door {
-    /// The rows of qkv.
+    /// Checks qkv and the segments; returns T.
     fn attention(&self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Result<usize> {
         self.heads(heads)?;
         let [t, _] = self.matrix("qkv (T, D)", qkv)?;
@@ -48,9 +49,9 @@ impl Door {
 pub struct Attention<'a> {
     /// (T, D)
     pub qkv: &'a Tensor,
-    /// How its columns are split.
+    /// Head counts, which say how the columns of qkv are split.
     pub heads: Heads,
-    /// Which rows see which.
+    /// Segments, which say which rows see which.
     pub segments: &'a Segments<'a>,
     /// (T, NH HS)
     pub o: &'a mut Tensor,
@@ -71,19 +72,19 @@ impl Operands for Attention<'_> {
     }
 }
 
-/// The gradient of q, k and v.
+/// The gradients of q, k and v.
 pub struct AttentionBackward<'a> {
     /// (T, D)
     pub qkv: &'a Tensor,
-    /// (T, NH HS), of the forward.
+    /// (T, NH HS), from the forward.
     pub o: &'a Tensor,
-    /// (NH, T), of the forward.
+    /// (NH, T), from the forward.
     pub lse: &'a Tensor,
     /// (T, NH HS)
     pub dout: &'a Tensor,
-    /// How the columns of qkv are split.
+    /// Head counts, which say how the columns of qkv are split.
     pub heads: Heads,
-    /// Which rows see which.
+    /// Segments, which say which rows see which.
     pub segments: &'a Segments<'a>,
     /// (T, D), written whole.
     pub dqkv: &'a mut Tensor,

@@ -9,7 +9,7 @@ use crate::tensor::Tensor;
 pub struct KvAppend<'a> {
     /// (T, D)
     pub qkv: &'a Tensor,
-    /// How its columns are split.
+    /// Head counts, which say how the columns of qkv are split.
     pub heads: Heads,
     /// (T)
     pub slots: &'a Tensor,
@@ -36,18 +36,18 @@ impl Operands for KvAppend<'_> {
     }
 }
 
-/// Attention of the q part of qkv over the cache. The queries of sequence b are cu_q[b]..cu_q[b + 1], the last ones of its lens[b]
-/// tokens; its token t lies in row block_table[b, t / block_size] * block_size + t % block_size.
+/// Attention of the q part of qkv over the cache. The queries of sequence b are cu_q[b]..cu_q[b + 1], the last of its
+/// lens[b] tokens. Its token t lies in row block_table[b, t / block_size] * block_size + t % block_size.
 pub struct AttentionPaged<'a> {
     /// (Q, D)
     pub qkv: &'a Tensor,
-    /// How its columns are split.
+    /// Head counts, which say how the columns of qkv are split.
     pub heads: Heads,
     /// (blocks * block_size, NKV HS)
     pub k_cache: &'a Tensor,
     /// The same shape.
     pub v_cache: &'a Tensor,
-    /// Rows of a page.
+    /// Rows per page.
     pub block_size: usize,
     /// (B, P)
     pub block_table: &'a Tensor,
@@ -78,7 +78,7 @@ impl Operands for AttentionPaged<'_> {
         door.output("o (Q, NH HS)", self.o, &[q, heads.nh * heads.hs])
     }
 
-    /// Queries are covered, no sequence has more queries than tokens, and every page in use exists.
+    /// Checks that cu_q covers all queries, no sequence has more queries than tokens, and every page in use exists.
     fn check_values(&self) -> Result<()> {
         let (op, block_size, blocks) = ("attention_paged", self.block_size, self.k_cache.rows() / self.block_size);
         let cu_q = self.cu_q.slice::<i32>();

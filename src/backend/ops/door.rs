@@ -1,4 +1,4 @@
-//! What the doors of ops ask of a tensor: its type, its shape, whether it may be written, and, on the host, its index values.
+//! Checks that ops make on their operands: type, shape, whether a tensor may be written and, on the host, index values.
 
 use super::Heads;
 use crate::error::{Error, Result};
@@ -7,23 +7,23 @@ use crate::tensor::{DType, Tensor};
 /// The float types of a backend's tensors.
 #[derive(Debug, Clone, Copy)]
 pub struct Types {
-    /// Of activations and their gradients.
+    /// Type of activations and their gradients.
     pub activation: DType,
-    /// Of statistics, losses, trained parameters and their gradients.
+    /// Type of statistics, losses, trained parameters and their gradients.
     pub accumulator: DType,
 }
 
 impl From<DType> for Types {
-    /// One type for both.
+    /// Uses one type for both.
     fn from(dtype: DType) -> Self {
         Self { activation: dtype, accumulator: dtype }
     }
 }
 
-/// The door of one op: its name and the float types of the backend.
+/// Operand checks of one op: its name and the float types of the backend.
 pub(super) struct Door(&'static str, Types);
 
-/// The door of an op of a backend with these types.
+/// Returns the checks of `op` for a backend with these types.
 pub(super) fn door(op: &'static str, types: impl Into<Types>) -> Door {
     Door(op, types.into())
 }
@@ -40,34 +40,34 @@ impl Door {
         Ok(())
     }
 
-    /// An input of the activation type.
+    /// Checks an input of the activation type.
     pub fn input(&self, name: &str, t: &Tensor, shape: &[usize]) -> Result<()> {
         self.typed(name, t, self.1.activation, shape)
     }
 
-    /// An output of the activation type.
+    /// Checks an output of the activation type.
     pub fn output(&self, name: &str, t: &Tensor, shape: &[usize]) -> Result<()> {
         self.input(name, t, shape)?;
         self.writable(name, t)
     }
 
-    /// An input of the accumulator type.
+    /// Checks an input of the accumulator type.
     pub fn statistic(&self, name: &str, t: &Tensor, shape: &[usize]) -> Result<()> {
         self.typed(name, t, self.1.accumulator, shape)
     }
 
-    /// An output of the accumulator type.
+    /// Checks an output of the accumulator type.
     pub fn accumulated(&self, name: &str, t: &Tensor, shape: &[usize]) -> Result<()> {
         self.statistic(name, t, shape)?;
         self.writable(name, t)
     }
 
-    /// An input of integers.
+    /// Checks an input of integers.
     pub fn int(&self, name: &str, t: &Tensor, shape: &[usize]) -> Result<()> {
         self.typed(name, t, DType::I32, shape)
     }
 
-    /// A parameter, stored in any float type.
+    /// Checks a parameter, stored in any float type.
     pub fn parameter(&self, name: &str, t: &Tensor, shape: &[usize]) -> Result<()> {
         if t.dtype() == DType::I32 || t.shape() != shape {
             return Err(self.error(format!("{name} is {t:?}, expected a float type and {shape:?}")));
@@ -82,7 +82,7 @@ impl Door {
         Ok(())
     }
 
-    /// The extents of a matrix of any type; it may have no row, but has columns.
+    /// Returns the extents of a matrix of any type; it may have no rows, but must have columns.
     pub fn matrix(&self, name: &str, t: &Tensor) -> Result<[usize; 2]> {
         match t.shape() {
             &[rows, columns] if columns > 0 => Ok([rows, columns]),
@@ -90,7 +90,7 @@ impl Door {
         }
     }
 
-    /// The extent of a vector of any type.
+    /// Returns the extent of a vector of any type.
     pub fn vector(&self, name: &str, t: &Tensor) -> Result<usize> {
         match t.shape() {
             [n] => Ok(*n),
@@ -113,12 +113,13 @@ impl Door {
     }
 }
 
-/// Every value names one of `limit` things; `what` says which (`id`, `position`) and `of` what there are so many (`V`).
+/// Checks that every value lies in 0..`limit`. For the error message, `what` says what a value is (`id`, `position`)
+/// and `of` names the limit (`V`).
 pub(super) fn indices(op: &str, what: &str, values: &Tensor, of: &str, limit: usize) -> Result<()> {
     indices_of(op, what, values.slice(), of, limit)
 }
 
-/// The same of values that are part of a tensor.
+/// Checks values that are only part of a tensor, as `indices` does.
 pub(super) fn indices_of(op: &str, what: &str, values: &[i32], of: &str, limit: usize) -> Result<()> {
     match values.iter().position(|&i| usize::try_from(i).map_or(true, |i| i >= limit)) {
         None => Ok(()),
@@ -129,7 +130,7 @@ pub(super) fn indices_of(op: &str, what: &str, values: &[i32], of: &str, limit: 
     }
 }
 
-/// Offsets run from 0 to `end` and never fall.
+/// Checks that offsets run from 0 to `end` and never fall.
 pub(super) fn offsets(op: &str, name: &str, values: &[i32], end: usize) -> Result<()> {
     let good = values.first() == Some(&0)
         && values.last().is_some_and(|&last| usize::try_from(last) == Ok(end))

@@ -5,7 +5,7 @@ use super::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// Row `ids[t]` of a table becomes row t of the output. Error: an id outside 0..V.
+/// Copies row `ids[t]` of a table to row t of the output. Error: an id outside 0..V.
 pub struct Embed<'a> {
     /// (T)
     pub ids: &'a Tensor,

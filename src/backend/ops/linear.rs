@@ -22,14 +22,14 @@ pub struct Linear<'a> {
     pub w: &'a Tensor,
     /// (N)
     pub bias: Option<&'a Tensor>,
-    /// The adapter in force, if any.
+    /// The adapter, if any.
     pub lora: Option<Lora<'a>>,
 }
 
-/// Where the gradients of a layer's parameters accumulate; `None` is not computed. All in the accumulator type.
+/// Gradients of a layer's parameters, in the accumulator type. They accumulate; `None` is not computed.
 #[derive(Default)]
 pub struct LinearGrads<'a> {
-    /// (R, K) and (N, R), of the adapter.
+    /// (R, K) and (N, R), those of the adapter.
     pub lora: Option<(&'a mut Tensor, &'a mut Tensor)>,
     /// (N, K)
     pub w: Option<&'a mut Tensor>,
@@ -71,7 +71,8 @@ impl Door {
     }
 }
 
-/// Layers with the first column of each one's output in a matrix that has them side by side from `column` on.
+/// Pairs each layer with the first column of its output in a matrix that holds the outputs side by side from `column`
+/// on.
 fn side_by_side<'l, 'a>(layers: &'l [Linear<'a>], mut column: usize) -> impl Iterator<Item = (usize, &'l Linear<'a>)> {
     layers.iter().map(move |layer| {
         column += layer.w.rows();
@@ -79,22 +80,23 @@ fn side_by_side<'l, 'a>(layers: &'l [Linear<'a>], mut column: usize) -> impl Ite
     })
 }
 
-/// Layers of one input, their outputs side by side: y[:, n] = x W^T + bias + scale (x A^T) B^T for the columns n of each.
+/// Linear layers of one input, with their outputs side by side: y[:, n] = x W^T + bias + scale (x A^T) B^T for the
+/// columns n of each.
 pub struct Linears<'a> {
     /// (T, K)
     pub x: &'a Tensor,
-    /// At least one.
+    /// At least one layer.
     pub layers: &'a [Linear<'a>],
     /// (T, >= column + the sum of N)
     pub y: &'a mut Tensor,
-    /// The column of y at which the first layer's output begins.
+    /// The first column of y, where the first layer's output begins.
     pub column: usize,
-    /// One a layer: (T, R), receives x A^T; needed where there is an adapter.
+    /// One per layer: (T, R), receives x A^T; needed where there is an adapter.
     pub s: Vec<Option<&'a mut Tensor>>,
 }
 
 impl<'a> Linears<'a> {
-    /// The layers, with the first column of each one's output.
+    /// The layers, each with the first column of its output.
     pub fn side_by_side(&self) -> impl Iterator<Item = (usize, &'a Linear<'a>)> + use<'a> {
         side_by_side(self.layers, self.column)
     }
@@ -121,22 +123,22 @@ impl Operands for Linears<'_> {
 pub struct LinearsBackward<'a> {
     /// (T, K)
     pub x: &'a Tensor,
-    /// At least one.
+    /// At least one layer.
     pub layers: &'a [Linear<'a>],
     /// (T, >= column + the sum of N)
     pub dy: &'a Tensor,
-    /// The column of dy at which the first layer's begins.
+    /// The first column of dy, where the first layer's part begins.
     pub column: usize,
-    /// One a layer: (T, R), of the forward; needed for the gradient of an adapter.
+    /// One per layer: (T, R), from the forward; needed for the gradient of an adapter.
     pub s: Vec<Option<&'a Tensor>>,
     /// (T, K)
     pub dx: Option<&'a mut Tensor>,
-    /// One a layer.
+    /// One per layer.
     pub grads: Vec<LinearGrads<'a>>,
 }
 
 impl<'a> LinearsBackward<'a> {
-    /// The layers, with the first column of each one's dy.
+    /// The layers, each with the first column of its part of dy.
     pub fn side_by_side(&self) -> impl Iterator<Item = (usize, &'a Linear<'a>)> + use<'a> {
         side_by_side(self.layers, self.column)
     }
@@ -175,7 +177,7 @@ impl Operands for LinearsBackward<'_> {
 pub struct MergeLora<'a> {
     /// (N, K), any float type.
     pub w: &'a mut Tensor,
-    /// What is merged.
+    /// The adapter to merge.
     pub lora: Lora<'a>,
 }
 

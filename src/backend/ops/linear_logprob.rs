@@ -1,4 +1,5 @@
-//! The head and its log-softmax in one op, chunk by chunk: the logits never lie in memory whole. And plain logits, for drawing.
+//! The language-model head and its log-softmax in one op, chunk by chunk, so that the logits are never all in memory.
+//! And plain logits, for sampling.
 
 use super::door::indices;
 use super::{Door, Operands, Types, door};
@@ -6,7 +7,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 
 impl Door {
-    /// M.
+    /// Checks the shared operands; returns M.
     fn head(&self, x: &Tensor, w: &Tensor, targets: &Tensor, temperature: f32) -> Result<usize> {
         let ([m, c], [v, _]) = (self.matrix("x (M, C)", x)?, self.matrix("w (V, C)", w)?);
         self.input("x (M, C)", x, &[m, c])?;
@@ -19,7 +20,7 @@ impl Door {
     }
 }
 
-/// Of the distribution softmax(x w^T / temperature): the log-probability of the target, the entropy and the log-sum-exp.
+/// The log-probability of the target, the entropy and the log-sum-exp of the distribution softmax(x w^T / temperature).
 /// Error: a target outside 0..V.
 pub struct LinearLogprob<'a> {
     /// (M, C)
@@ -52,7 +53,7 @@ impl Operands for LinearLogprob<'_> {
     }
 }
 
-/// The gradient of x and, when wanted, of w. Error: a target outside 0..V.
+/// The gradient of x and, if wanted, of w. Error: a target outside 0..V.
 pub struct LinearLogprobBackward<'a> {
     /// (M, C)
     pub x: &'a Tensor,
@@ -62,9 +63,9 @@ pub struct LinearLogprobBackward<'a> {
     pub targets: &'a Tensor,
     /// Finite, above 0.
     pub temperature: f32,
-    /// (M), of the forward.
+    /// (M), from the forward.
     pub entropy: &'a Tensor,
-    /// (M), of the forward.
+    /// (M), from the forward.
     pub lse: &'a Tensor,
     /// (M), in the accumulator type.
     pub dlogp: &'a Tensor,

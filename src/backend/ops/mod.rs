@@ -1,10 +1,11 @@
-//! The ops: one struct each, its operands with their shapes and its door, which refuses wrong types and shapes before a backend sees
-//! them. `Swiglu { gate_up, y }.run(backend)` does one.
+//! The ops, one struct each: its operands with their shapes, and the check (its "door") that rejects wrong types and
+//! shapes before a backend sees them. `Swiglu { gate_up, y }.run(backend)` runs one.
 //!
-//! Float activations have the backend's activation type, statistics and gradients of parameters its accumulator type; weights may be
-//! stored narrower (f16, bf16) and are widened tile by tile. Integers are `I32`. "Accumulates" means the op adds to what is there.
-//! Dimensions: B batch, T tokens, C channels, NH query heads, NKV key/value heads, HS head size, D = (NH + 2 NKV) HS, F MLP width,
-//! V vocabulary, R adapter rank, S segments, M rows that have a loss.
+//! Float activations have the backend's activation type; statistics and gradients of parameters have its accumulator
+//! type. Weights may be stored narrower (f16, bf16); they are widened tile by tile. Integers are `I32`. "Accumulates"
+//! means that the op adds to the values already there. Dimensions: B batch, T tokens, C channels, NH query heads, NKV
+//! key/value heads, HS head size, D = (NH + 2 NKV) HS, F MLP width, V vocabulary, R adapter rank, S segments, M rows
+//! that have a loss.
 
 use super::Backend;
 use crate::error::Result;
@@ -23,42 +24,43 @@ pub struct Heads {
     pub nh: usize,
     /// Key/value heads; divides `nh`.
     pub nkv: usize,
-    /// Elements of a head.
+    /// Elements per head.
     pub hs: usize,
 }
 
 impl Heads {
-    /// D, the width of a row of q, k and v together: (NH + 2 NKV) HS.
+    /// The width D of a row of q, k and v together: (NH + 2 NKV) HS.
     pub fn qkv_width(&self) -> usize {
         (self.nh + 2 * self.nkv) * self.hs
     }
 }
 
-/// What the operands of an op must be.
+/// Checks of an op's operands.
 trait Operands {
-    /// Types and shapes: they need no data. The error names the op, the tensor and both shapes.
+    /// Checks types and shapes, which needs no data. The error names the op, the tensor and both shapes.
     fn check(&self, types: Types) -> Result<()>;
 
-    /// Values of index tensors and settings, for tensors that lie on the host.
+    /// Checks the values of index tensors and settings, for tensors that lie on the host.
     fn check_values(&self) -> Result<()> {
         Ok(())
     }
 }
 
-/// Declares the files of ops, the ops of each, and what else a file has for callers.
+/// Declares the op files, the ops in each, and what else each file exports.
 macro_rules! ops {
     ($($file:ident: $($op:ident),+ $(; $($other:ident),+)?.)+) => {
         $(mod $file;
         pub use $file::{$($op),+ $(, $($other),+)?};)+
 
-        /// One op with its operands, as a backend is given it.
+        /// One op with its operands, as passed to a backend.
         pub enum Op<'a> {
             $($(#[doc = concat!("See [`", stringify!($op), "`].")]
             $op($op<'a>),)+)+
         }
 
         impl Op<'_> {
-            /// Error: an operand of a wrong type or shape; where tensors lie on the host, also an index out of range.
+            /// Checks the operands. Error: an operand of a wrong type or shape; where tensors lie on the host, also an
+            /// index out of range.
             pub(super) fn check(&self, types: Types, on_host: bool) -> Result<()> {
                 match self {
                     $($(Op::$op(op) => {
@@ -76,7 +78,7 @@ macro_rules! ops {
         }
 
         impl $op<'_> {
-            /// Does it. Error: as the op says, or an operand of a wrong type or shape.
+            /// Runs the op. Error: as the op says, or an operand of a wrong type or shape.
             pub fn run(self, backend: &(impl Backend + ?Sized)) -> Result<()> {
                 backend.run(self.into())
             }

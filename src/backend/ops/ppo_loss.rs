@@ -4,7 +4,8 @@ use super::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// Estimators of KL(policy || reference) from log-probabilities of sampled tokens (Schulman, "Approximating KL divergence").
+/// Estimators of KL(policy || reference) from log-probabilities of sampled tokens, with p the policy's probability and
+/// q the reference's (Schulman, "Approximating KL divergence").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KlEstimator {
@@ -16,36 +17,39 @@ pub enum KlEstimator {
     K3,
 }
 
-/// What the policy part of `ppo_loss` does with a token's ratio.
+/// Form of the policy part of the loss: its use of a token's probability ratio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Surrogate {
-    /// PPO's: the worse of the plain and the clipped ratio times the advantage (arXiv 1707.06347 eq. 7).
+    /// PPO: the worse of the plain and the clipped ratio, times the advantage (arXiv 1707.06347 eq. 7).
     Clip,
-    /// CISPO's: the clipped ratio, without a gradient of its own, weighs the log-probability (arXiv 2506.13585 eq. 4, 5).
+    /// CISPO: the log-probability, weighted by the clipped ratio, which gets no gradient of its own (arXiv 2506.13585
+    /// eq. 4, 5).
     Cispo,
 }
 
-/// Log-probability ratios and differences are held within +-20 before they are exponentiated or squared; outside they have no gradient.
+/// Bound on log-probability ratios and differences: they are clamped to +-20 before they are exponentiated or squared.
+/// Outside the bound they have no gradient.
 pub const MOST_LOG_RATIO: f64 = 20.0;
 
-/// The policy loss of one token and its options.
+/// Options of the policy loss.
 #[derive(Debug, Clone, Copy)]
 pub struct PpoParams {
     /// The form of the policy part.
     pub surrogate: Surrogate,
-    /// The ratio is clipped below at 1 - clip_low.
+    /// Lower clip: the ratio is at least 1 - clip_low.
     pub clip_low: f32,
-    /// The ratio is clipped above at 1 + clip_high.
+    /// Upper clip: the ratio is at most 1 + clip_high.
     pub clip_high: f32,
-    /// Dual clip (arXiv 1912.09729 eq. 5): with a negative advantage A the objective is at least `dual_clip * A`; above 1. CISPO has none.
+    /// Dual clip (arXiv 1912.09729 eq. 5), above 1; CISPO has none. With a negative advantage A the objective is at
+    /// least `dual_clip * A`.
     pub dual_clip: Option<f32>,
-    /// Weight of the KL term in the loss; 0 leaves it out. The term is the estimate times the token's ratio, which has no gradient here
-    /// and makes the term unbiased when the policy has moved since sampling.
+    /// Weight of the KL term in the loss; 0 leaves it out. The term is the estimate times the token's ratio. The ratio
+    /// has no gradient here; it makes the term unbiased when the policy has moved since sampling.
     pub kl_coefficient: f32,
-    /// Which estimator the KL term uses. Its gradient is taken through the policy's log-probability: that of K2 is the gradient of
-    /// KL(policy || reference), K3's that of KL(reference || policy), K1's is 0 on the mean.
+    /// Estimator of the KL term. Its gradient is taken through the policy's log-probability: that of K2 is the gradient
+    /// of KL(policy || reference), that of K3 the gradient of KL(reference || policy), and that of K1 is 0 on average.
     pub kl_estimator: KlEstimator,
-    /// Weight of the entropy bonus (subtracted from the loss).
+    /// Weight of the entropy bonus, which is subtracted from the loss.
     pub entropy_coefficient: f32,
 }
 
@@ -61,34 +65,35 @@ pub struct PpoInputs<'a> {
     pub reference: &'a Tensor,
     /// Advantages.
     pub advantage: &'a Tensor,
-    /// The token's share of the loss: the loss is the weighted sum (token mean: 1 / M each).
+    /// Each token's weight: the loss is the weighted sum (token mean: 1 / M each).
     pub weight: &'a Tensor,
 }
 
-/// Weighted sums over the M tokens of one [`PpoLoss`].
+/// Weighted sums over the M tokens of one [`PpoLoss`], except `ratio_max`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PpoStats {
     /// The whole loss.
     pub loss: f64,
     /// The policy part.
     pub policy_loss: f64,
-    /// The KL estimate (chosen estimator), whatever its coefficient, without the ratio that weighs it in the loss.
+    /// The KL estimate by the chosen estimator, whatever its coefficient, without the ratio that weights it in the
+    /// loss.
     pub kl: f64,
     /// Entropy.
     pub entropy: f64,
-    /// Tokens for which the clip to [1 - clip_low, 1 + clip_high] was in force.
+    /// Weight of the tokens for which the clip to [1 - clip_low, 1 + clip_high] was in force.
     pub clip_fraction: f64,
-    /// k3 between behaviour and policy: how far the update has moved.
+    /// K3 estimate of KL(behaviour || policy): how far the update has moved the policy.
     pub approx_kl: f64,
-    /// No sum: the greatest ratio of a token whose weight is not 0; 0 when there is none.
+    /// The greatest ratio of a token whose weight is above 0; 0 when there is none.
     pub ratio_max: f64,
 }
 
 /// The loss of M tokens and its gradients.
 pub struct PpoLoss<'a> {
-    /// Its options.
+    /// Options of the loss.
     pub params: &'a PpoParams,
-    /// What is known of the tokens.
+    /// Log-probabilities, advantages and weights of the tokens.
     pub inputs: &'a PpoInputs<'a>,
     /// (M), in the accumulator type.
     pub dlogp: &'a mut Tensor,

@@ -1,4 +1,5 @@
-//! Per-head RMSNorm of queries and keys (Qwen3), then rotary embedding (arXiv 2104.09864, halves rotated as in Hugging Face).
+//! Per-head RMSNorm of queries and keys (Qwen3), then rotary embedding (arXiv 2104.09864, halves rotated as in Hugging
+//! Face).
 
 use super::door::indices;
 use super::{Door, Heads, Operands, Types, door};
@@ -36,11 +37,11 @@ impl Door {
     }
 }
 
-/// In place on the q and k parts of qkv. Error: a position outside the table.
+/// Normalises and rotates the q and k parts of qkv in place. Error: a position outside the table.
 pub struct QkNormRope<'a> {
     /// (T, D)
     pub qkv: &'a mut Tensor,
-    /// How its columns are split.
+    /// Head counts, which say how the columns of qkv are split.
     pub heads: Heads,
     /// The norm, where the model has one.
     pub norm: Option<QkNorm<'a>>,
@@ -48,7 +49,7 @@ pub struct QkNormRope<'a> {
     pub positions: &'a Tensor,
     /// (P, HS): HS/2 cosines, then HS/2 sines, any scaling folded in.
     pub table: &'a Tensor,
-    /// (T, (NH + NKV) HS), receives q and k as they were; needed with a norm.
+    /// (T, (NH + NKV) HS), receives q and k as they were before; needed with a norm.
     pub raw: Option<&'a mut Tensor>,
 }
 
@@ -69,11 +70,11 @@ impl Operands for QkNormRope<'_> {
     }
 }
 
-/// In place on the gradient of qkv. Error: a position outside the table.
+/// The gradient of [`QkNormRope`], in place on the gradient of qkv. Error: a position outside the table.
 pub struct QkNormRopeBackward<'a> {
     /// (T, D)
     pub dqkv: &'a mut Tensor,
-    /// How its columns are split.
+    /// Head counts, which say how the columns of qkv are split.
     pub heads: Heads,
     /// The norm, where the model has one.
     pub norm: Option<QkNorm<'a>>,
@@ -81,9 +82,9 @@ pub struct QkNormRopeBackward<'a> {
     pub positions: &'a Tensor,
     /// (P, HS), as in the forward.
     pub table: &'a Tensor,
-    /// (T, (NH + NKV) HS), of the forward; needed with a norm.
+    /// (T, (NH + NKV) HS), from the forward; needed with a norm.
     pub raw: Option<&'a Tensor>,
-    /// (HS) each, of q and of k; accumulate.
+    /// (HS) each, the gradients of the norm weights of q and of k; accumulate.
     pub dnorm: Option<(&'a mut Tensor, &'a mut Tensor)>,
 }
 

@@ -1,11 +1,11 @@
-//! Rows picked out of a matrix, and added back into one.
+//! Gathering rows of a matrix, and adding rows back into one.
 
 use super::door::indices;
 use super::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// Row `rows[m]` of x becomes row m of y. Error: a row outside x.
+/// Copies row `rows[m]` of x to row m of y. Error: a row outside x.
 pub struct GatherRows<'a> {
     /// (T, C)
     pub x: &'a Tensor,

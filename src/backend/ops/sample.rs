@@ -1,10 +1,10 @@
-//! Drawing tokens: temperature, top-k, top-p, then inverse transform with one Philox number.
+//! Sampling of tokens: temperature, top-k, top-p, then inverse transform with one Philox number.
 
 use super::{Operands, Types, door};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-/// How tokens are drawn; one entry a row.
+/// Sampling settings, one entry per row.
 pub struct Sampling<'a> {
     /// (B) f32; 0 is greedy.
     pub temperature: &'a Tensor,
@@ -18,12 +18,12 @@ pub struct Sampling<'a> {
     pub counter: &'a Tensor,
 }
 
-/// Draws one id a row, by inverse transform over ids in ascending order with Philox word 0 at `counter`.
-/// Error on the host: settings out of range, a row without a distribution.
+/// Draws one id per row, by inverse transform over ids in ascending order with Philox word 0 at `counter`. Error on the
+/// host: settings out of range, a row without a distribution.
 pub struct Sample<'a> {
     /// (B, V), in the accumulator type.
     pub logits: &'a Tensor,
-    /// How.
+    /// Settings of each row.
     pub sampling: &'a Sampling<'a>,
     /// (B)
     pub ids: &'a mut Tensor,
@@ -46,7 +46,7 @@ impl Operands for Sample<'_> {
         door.accumulated("logp (B)", self.logp, &[b])
     }
 
-    /// Temperature is finite and at least 0, top_p in (0, 1], top_k at least 0.
+    /// Checks that temperature is finite and at least 0, top_p in (0, 1] and top_k at least 0.
     fn check_values(&self) -> Result<()> {
         let Sampling { temperature, top_p, top_k, .. } = self.sampling;
         let rows = temperature.slice::<f32>().iter().zip(top_p.slice::<f32>()).zip(top_k.slice::<i32>());
@@ -62,7 +62,7 @@ impl Operands for Sample<'_> {
     }
 }
 
-/// The error when nothing can be drawn from row `b`.
+/// Returns the error for row `b`, from which nothing can be drawn.
 pub(in crate::backend) fn no_distribution(b: usize) -> Error {
     Error::content(format!(
         "sample: row {b} of logits has NaN, +inf or no finite logit: the weights or the adapter are broken, or a value overflowed"

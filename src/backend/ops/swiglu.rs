@@ -1,4 +1,4 @@
-//! SwiGLU (arXiv 2002.05202), where a row holds F gates, then F ups.
+//! SwiGLU (arXiv 2002.05202). A row holds F gates, then F ups.
 
 use super::{Operands, Types, door};
 use crate::error::Result;
@@ -21,7 +21,7 @@ impl Operands for Swiglu<'_> {
     }
 }
 
-/// The gradient of gates and ups.
+/// The gradients of gates and ups.
 pub struct SwigluBackward<'a> {
     /// (T, 2F)
     pub gate_up: &'a Tensor,

@@ -1,4 +1,4 @@
-//! A critic's linear head on hidden states, in the accumulator type whatever the activations are.
+//! A critic's linear head on hidden states. It is in the accumulator type whatever type the activations have.
 
 use super::{Operands, Types, door};
 use crate::error::Result;
@@ -27,7 +27,7 @@ impl Operands for ValueHead<'_> {
     }
 }
 
-/// Its gradients.
+/// The gradients of [`ValueHead`].
 pub struct ValueHeadBackward<'a> {
     /// (M, C)
     pub x: &'a Tensor,

@@ -16,11 +16,12 @@ pub struct ValueInputs<'a> {
     pub weight: &'a Tensor,
 }
 
-/// Half the squared error; with a clip, the larger of the plain one and that of the value clipped to old_value +- clip.
+/// Half the squared error of the value. With a clip: the larger of this and the same error of the value clipped to
+/// old_value +- clip.
 pub struct ValueLoss<'a> {
     /// The clip; `None` for the plain error.
     pub clip: Option<f32>,
-    /// What is known of the tokens.
+    /// Values, targets and weights of the tokens.
     pub inputs: &'a ValueInputs<'a>,
     /// (M), in the accumulator type.
     pub dvalue: &'a mut Tensor,

@@ -3,20 +3,20 @@
 use super::Real;
 use crate::backend::ops::{self, AdamW};
 
-/// Each tensor's squares are added in order, then the sums of the tensors.
+/// Adds the squares of each tensor in order, then the tensors' sums.
 pub(super) fn squared_norm<R: Real>(op: ops::SquaredNorm) {
     let squares = |values: &[R]| values.iter().fold(0.0, |sum, v| sum + v.f64() * v.f64());
     *op.sum = op.tensors.iter().fold(0.0, |sum, t| sum + squares(t.slice()));
 }
 
-/// Tensor by tensor.
+/// Updates tensor by tensor.
 pub(super) fn adamw<R: Real>(op: ops::AdamWStep) {
     for t in op.tensors {
         update::<R>(&op.settings, t.param.slice_mut(), t.grad.slice(), t.m.slice_mut(), t.v.slice_mut());
     }
 }
 
-/// One step on one tensor.
+/// Takes one step on one tensor.
 fn update<R: Real>(step: &AdamW, param: &mut [R], grad: &[R], m: &mut [R], v: &mut [R]) {
     let (beta1, beta2) = (f64::from(step.beta1), f64::from(step.beta2));
     let steps = f64::from(step.step);

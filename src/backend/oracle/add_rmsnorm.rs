@@ -1,9 +1,10 @@
-//! Residual addition and RMSNorm (arXiv 1910.07467); the row functions also serve the per-head norm of queries and keys.
+//! Residual addition and RMSNorm (arXiv 1910.07467). The row functions also serve the per-head norm of queries and
+//! keys.
 
 use super::{Real, dot, widen};
 use crate::backend::ops;
 
-/// y = x / rms(x) * w over one row of C elements; returns 1 / rms(x), where rms(x)^2 = mean(x^2) + eps.
+/// Computes y = x / rms(x) * w over one row of C elements; returns 1 / rms(x), where rms(x)^2 = mean(x^2) + eps.
 pub fn rmsnorm_row<R: Real>(x: &[R], w: &[R], eps: f32, y: &mut [R]) -> R {
     let rstd = (dot(x, x) / R::of(x.len() as f64) + R::of(eps.into())).sqrt().recip();
     for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
@@ -12,7 +13,7 @@ pub fn rmsnorm_row<R: Real>(x: &[R], w: &[R], eps: f32, y: &mut [R]) -> R {
     rstd
 }
 
-/// The gradient of `rmsnorm_row`: accumulates into dx (C) and, when wanted, dw (C).
+/// Computes the gradient of `rmsnorm_row`; accumulates into dx (C) and, if given, dw (C).
 ///
 /// With n = x rstd and g = dy w: dx = rstd (g - n mean(g n)), dw = dy n.
 pub fn rmsnorm_row_backward<R: Real>(x: &[R], w: &[R], rstd: R, dy: &[R], dx: &mut [R], dw: Option<&mut [R]>) {
@@ -31,7 +32,7 @@ pub fn rmsnorm_row_backward<R: Real>(x: &[R], w: &[R], rstd: R, dy: &[R], dx: &m
     }
 }
 
-/// Row by row.
+/// Computes `AddRmsnorm` row by row.
 pub(super) fn add_rmsnorm<R: Real>(op: ops::AddRmsnorm) {
     let ops::AddRmsnorm { residual, x, w, eps, sum, y, rstd } = op;
     let (w, residual) = (widen::<R>(w), residual.slice::<R>());
@@ -51,7 +52,7 @@ pub(super) fn add_rmsnorm<R: Real>(op: ops::AddRmsnorm) {
     }
 }
 
-/// Row by row.
+/// Computes `AddRmsnormBackward` row by row.
 pub(super) fn add_rmsnorm_backward<R: Real>(op: ops::AddRmsnormBackward) {
     let ops::AddRmsnormBackward { sum, w, rstd, dy, dsum, dw } = op;
     let (w, mut dw) = (widen::<R>(w), dw.map(|dw| dw.slice_mut::<R>()));

@@ -1,9 +1,9 @@
-//! From one decode step to the next.
+//! The update of a batch's positions from one decode step to the next.
 
 use crate::backend::ops;
 use crate::error::{Error, Result};
 
-/// Error: a sequence that has no block for its next token.
+/// Advances every sequence. Error: a sequence has no page for its next token.
 pub(super) fn advance(op: ops::Advance) -> Result<()> {
     let ops::Advance { block_size, block_table, positions, lens, slots, counter } = op;
     for (b, blocks) in block_table.slice::<i32>().chunks(block_table.columns()).enumerate() {

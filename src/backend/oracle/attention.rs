@@ -4,8 +4,8 @@ use super::{Real, dot};
 use crate::backend::ops::{self, Heads};
 use std::ops::Range;
 
-/// softmax(q k^T / sqrt(HS)) v for one query over `keys` (pairs of a key and a value, each HS); writes o (HS), returns the log
-/// of the sum of exponentials.
+/// Computes softmax(q k^T / sqrt(HS)) v for one query over `keys` (pairs of a key and a value, each HS). Writes o (HS)
+/// and returns the log of the sum of exponentials.
 pub fn attend<'a, R: Real>(q: &[R], keys: impl Iterator<Item = (&'a [R], &'a [R])> + Clone, o: &mut [R]) -> R {
     let scale = R::of(q.len() as f64).sqrt().recip();
     let scores = keys.clone().map(|(k, _)| dot(q, k) * scale);
@@ -21,20 +21,21 @@ pub fn attend<'a, R: Real>(q: &[R], keys: impl Iterator<Item = (&'a [R], &'a [R]
     max + sum.ln()
 }
 
-/// The rows that row t of segment s sees: the whole parent (an empty range without one), then its own segment up to itself.
+/// Returns the rows that row t of segment s sees: the whole parent (an empty range without one), then its own segment
+/// up to and including itself.
 pub fn visible(cu_seqlens: &[i32], parent: &[i32], s: usize, t: usize) -> (Range<usize>, Range<usize>) {
     let prefix = usize::try_from(parent[s]).map_or(0..0, |p| cu_seqlens[p] as usize..cu_seqlens[p + 1] as usize);
     (prefix, cu_seqlens[s] as usize..t + 1)
 }
 
-/// Where query head h, and the key and value it uses, begin in a row of qkv.
+/// Returns the columns of a row of qkv at which query head h and the key and value it uses begin.
 fn columns(heads: Heads, h: usize) -> (usize, usize, usize) {
     let Heads { nh, nkv, hs } = heads;
     let shared = h / (nh / nkv);
     (h * hs, (nh + shared) * hs, (nh + nkv + shared) * hs)
 }
 
-/// Query by query.
+/// Computes `Attention` query by query.
 pub(super) fn attention<R: Real>(op: ops::Attention) {
     let ops::Attention { heads, segments, .. } = op;
     let (cu_seqlens, parent) = (segments.cu_seqlens.slice(), segments.parent.slice());
@@ -53,8 +54,8 @@ pub(super) fn attention<R: Real>(op: ops::Attention) {
     }
 }
 
-/// With p = exp(score - lse), D = dout . o and ds = p (dout . v - D) / sqrt(HS): dq = ds k, dk = ds q, dv = p dout
-/// (FlashAttention, arXiv 2205.14135, appendix B.2).
+/// Computes dq = ds k, dk = ds q and dv = p dout, with p = exp(score - lse), D = dout . o and ds = p (dout . v - D) /
+/// sqrt(HS) (FlashAttention, arXiv 2205.14135, appendix B.2).
 pub(super) fn attention_backward<R: Real>(op: ops::AttentionBackward) {
     let ops::AttentionBackward { heads, segments, .. } = op;
     let (cu_seqlens, parent) = (segments.cu_seqlens.slice(), segments.parent.slice());

@@ -4,7 +4,7 @@ use super::Real;
 use super::attention::attend;
 use crate::backend::ops::{self, Heads};
 
-/// Row by row.
+/// Copies k and v row by row.
 pub(super) fn kv_append<R: Real>(op: ops::KvAppend) {
     let (heads, qkv, slots) = (op.heads, op.qkv.slice::<R>(), op.slots.slice::<i32>());
     let (k_cache, v_cache) = (op.k_cache.slice_mut::<R>(), op.v_cache.slice_mut::<R>());
@@ -16,7 +16,7 @@ pub(super) fn kv_append<R: Real>(op: ops::KvAppend) {
     }
 }
 
-/// Query by query.
+/// Computes `AttentionPaged` query by query.
 pub(super) fn attention_paged<R: Real>(op: ops::AttentionPaged) {
     let ops::AttentionPaged { heads, block_size, .. } = op;
     let (block_table, lens, cu_q) = (op.block_table.slice::<i32>(), op.lens.slice::<i32>(), op.cu_q.slice::<i32>());

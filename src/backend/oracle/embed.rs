@@ -1,9 +1,9 @@
-//! Token embedding: rows of a table, and the scatter of their gradients.
+//! Token embedding: gathers rows of a table and scatters their gradients.
 
 use super::{Real, rows, widen_range};
 use crate::backend::ops;
 
-/// Row by row.
+/// Copies the rows one by one.
 pub(super) fn embed<R: Real>(op: ops::Embed) {
     let c = op.wte.columns();
     for (&id, out) in op.ids.slice::<i32>().iter().zip(op.out.slice_mut::<R>().chunks_exact_mut(c)) {
@@ -12,7 +12,7 @@ pub(super) fn embed<R: Real>(op: ops::Embed) {
     }
 }
 
-/// Row by row.
+/// Adds the rows of dout in token order.
 pub(super) fn embed_backward<R: Real>(op: ops::EmbedBackward) {
     rows::scatter_add_rows::<R>(ops::ScatterAddRows { dy: op.dout, rows: op.ids, dx: op.dwte });
 }

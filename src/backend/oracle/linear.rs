@@ -13,7 +13,7 @@ pub(super) fn matmul_nt<R: Real>(x: &[R], w: &[R], k: usize, y: &mut [R], width:
     }
 }
 
-/// What the backward of a product y = x w^T reads: x (T, K), w (N, K), and dy, which lies in columns [column, column + N) of rows of
+/// Inputs of the backward of a product y = x w^T: x (T, K), w (N, K), and dy in columns [column, column + N) of rows of
 /// `width`.
 struct Product<'a, R> {
     x: &'a [R],
@@ -49,14 +49,14 @@ fn axpy<R: Real>(a: R, x: &[R], y: &mut [R]) {
     }
 }
 
-/// Layer by layer.
+/// Computes `Linears` layer by layer.
 pub(super) fn linears<R: Real>(mut op: ops::Linears) {
     for ((column, layer), s) in op.side_by_side().zip(std::mem::take(&mut op.s)) {
         linear::<R>(op.x, layer, op.y, column, s);
     }
 }
 
-/// Layer by layer.
+/// Computes `LinearsBackward` layer by layer.
 pub(super) fn linears_backward<R: Real>(mut op: ops::LinearsBackward) {
     let operands = op.side_by_side().zip(std::mem::take(&mut op.s)).zip(std::mem::take(&mut op.grads));
     for (((column, layer), s), grads) in operands {
@@ -110,7 +110,7 @@ fn linear_backward<R: Real>(
     if let Some(lora) = &p.lora {
         let (r, scale) = (lora.a.rows(), R::of(lora.scale.into()));
         let (da, db) = grads.lora.map(|(da, db)| (da.slice_mut::<R>(), db.slice_mut::<R>())).unzip();
-        // s is only read for db, so zeros serve where nobody gave it.
+        // s is read only for db, so zeros stand in for it where it is missing.
         let zeros = vec![R::zero(); t * r];
         let s = s.map_or(zeros.as_slice(), |s| s.slice::<R>());
         let mut ds = vec![R::zero(); t * r];
@@ -119,7 +119,7 @@ fn linear_backward<R: Real>(
     }
 }
 
-/// Computed in `R` and rounded once to w's type.
+/// Merges the adapter in `R` and rounds once, to w's type.
 pub(super) fn merge_lora<R: Real>(op: ops::MergeLora) {
     let ops::MergeLora { w, lora } = op;
     let (k, r, scale) = (w.columns(), lora.a.rows(), R::of(lora.scale.into()));

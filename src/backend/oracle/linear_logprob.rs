@@ -1,17 +1,17 @@
-//! The head and its log-softmax in one op, one row of logits in memory at a time.
+//! The language-model head and its log-softmax in one op, with one row of logits in memory at a time.
 
 use super::linear::matmul_nt;
 use super::{Real, dot, widen};
 use crate::backend::ops;
 
-/// logits (V) of one row x (C) over w (V, C), divided by the temperature.
+/// Computes the logits (V) of one row x (C) over w (V, C), divided by the temperature.
 fn scaled_logits<R: Real>(x: &[R], w: &[R], temperature: R, logits: &mut [R]) {
     for (logit, w) in logits.iter_mut().zip(w.chunks_exact(x.len())) {
         *logit = dot(x, w) / temperature;
     }
 }
 
-/// Row by row.
+/// Computes `LinearLogprob` row by row.
 pub(super) fn linear_logprob<R: Real>(op: ops::LinearLogprob) {
     let (x, w, c, temperature) = (op.x.slice::<R>(), widen::<R>(op.w), op.w.columns(), op.temperature);
     let (w, targets) = (&*w, op.targets.slice::<i32>());
@@ -28,7 +28,7 @@ pub(super) fn linear_logprob<R: Real>(op: ops::LinearLogprob) {
     }
 }
 
-/// dlogit_j = (dlogp (1[j = target] - p_j) - dentropy p_j (log p_j + H)) / temperature.
+/// Computes the gradients through dlogit_j = (dlogp (1[j = target] - p_j) - dentropy p_j (log p_j + H)) / temperature.
 pub(super) fn linear_logprob_backward<R: Real>(op: ops::LinearLogprobBackward) {
     let (x, w, c, temperature) = (op.x.slice::<R>(), widen::<R>(op.w), op.w.columns(), op.temperature);
     let (w, targets) = (&*w, op.targets.slice::<i32>());
@@ -44,7 +44,7 @@ pub(super) fn linear_logprob_backward<R: Real>(op: ops::LinearLogprobBackward) {
             let (logp, w) = (logit - lse[m], &w[j * c..][..c]);
             let p = logp.exp();
             let hit = if j == targets[m] as usize { R::one() } else { R::zero() };
-            // p log p tends to 0, also where log p is -inf.
+            // p log p tends to 0, even where log p is -inf.
             let dh =
                 if p > R::zero() { dentropy.map_or(R::zero(), |d| d[m]) * p * (logp + entropy[m]) } else { R::zero() };
             let dlogit = (dlogp[m] * (hit - p) - dh) / temperature;
@@ -60,7 +60,7 @@ pub(super) fn linear_logprob_backward<R: Real>(op: ops::LinearLogprobBackward) {
     }
 }
 
-/// Row by row.
+/// Computes `Logits`.
 pub(super) fn logits<R: Real>(op: ops::Logits) {
     let (v, c) = (op.w.rows(), op.w.columns());
     matmul_nt::<R>(op.x.slice(), &widen(op.w), c, op.out.slice_mut(), v, 0);

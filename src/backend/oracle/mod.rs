@@ -1,7 +1,7 @@
-//! The naive backend: every op as a plain loop, generic over f32 and f64. Kept for ever as what the fast backends are compared
-//! with, and for gradient checks in f64. It does nothing for speed.
+//! The naive backend: every op as a plain loop, generic over f32 and f64, with nothing done for speed. The fast
+//! backends are compared with it, and gradients are checked with it in f64.
 //!
-//! The functions of its modules take operands that have passed the door of their op (`backend::ops`).
+//! The functions of its modules take operands that have passed the checks of their op (`backend::ops`).
 
 use super::Backend;
 use super::ops::{Op, tensor as door};
@@ -27,11 +27,11 @@ mod swiglu;
 mod value_head;
 mod value_loss;
 
-/// What the loops compute in: f32 or f64.
+/// Number type of the loops: f32 or f64.
 pub trait Real: Element + num_traits::Float + num_traits::NumAssign {
-    /// Rounded from f64.
+    /// Rounds from f64.
     fn of(x: f64) -> Self;
-    /// Widened to f64.
+    /// Widens to f64.
     fn f64(self) -> f64;
 }
 
@@ -75,8 +75,9 @@ pub fn widen_range<R: Real>(tensor: &Tensor, range: Range<usize>) -> Cow<'_, [R]
     }
 }
 
-/// Writes values of as many elements into a float tensor, rounded to its type.
-// `half` rounds an f64 by its upper 20 bits of mantissa, which misses ties of an f32: half types are rounded from f32.
+/// Writes values into a tensor of the same length, rounded to its type.
+// The half types are rounded by `to_f16` and `to_bf16`: `half` rounds an f64 by its upper half alone, which gets values
+// just above a tie wrong.
 pub fn store<R: Real>(values: &[R], tensor: &mut Tensor) {
     match tensor.dtype() {
         DType::F32 => tensor.slice_mut::<f32>().iter_mut().zip(values).for_each(|(t, v)| *t = v.f64() as f32),

@@ -4,8 +4,8 @@ use super::Real;
 use crate::backend::ops::{self, KlEstimator, MOST_LOG_RATIO, PpoParams, PpoStats, Surrogate};
 use crate::tensor::Tensor;
 
-/// loss = sum of weight (policy + kl_coefficient r kl - entropy_coefficient entropy) with the ratio r = exp(logp - behaviour). The r
-/// before kl has no gradient.
+/// loss = sum of weight (policy + kl_coefficient r kl - entropy_coefficient entropy) with the ratio r = exp(logp -
+/// behaviour). The r before kl has no gradient.
 pub(super) fn ppo_loss<R: Real>(op: ops::PpoLoss) {
     let ops::PpoLoss { params, inputs, .. } = op;
     let (dlogp, dentropy) = (op.dlogp.slice_mut::<R>(), op.dentropy.slice_mut::<R>());
@@ -33,7 +33,7 @@ pub(super) fn ppo_loss<R: Real>(op: ops::PpoLoss) {
     *op.stats = stats;
 }
 
-/// `d` within +-[`MOST_LOG_RATIO`], and its derivative: 1 inside, 0 outside.
+/// Clamps `d` to +-[`MOST_LOG_RATIO`] and returns the derivative too: 1 inside, 0 outside.
 fn bounded(d: f64) -> (f64, f64) {
     (d.clamp(-MOST_LOG_RATIO, MOST_LOG_RATIO), if d.abs() > MOST_LOG_RATIO { 0.0 } else { 1.0 })
 }
@@ -45,7 +45,7 @@ struct Policy {
     is_clipped: bool,
 }
 
-/// `moves` is the derivative of the log ratio by logp.
+/// Computes the policy part of one token. `moves` is the derivative of the log ratio by logp.
 fn policy(params: &PpoParams, logp: f64, ratio: f64, moves: f64, advantage: f64) -> Policy {
     let within = ratio.clamp(1.0 - f64::from(params.clip_low), 1.0 + f64::from(params.clip_high));
     if params.surrogate == Surrogate::Cispo {
@@ -59,7 +59,7 @@ fn policy(params: &PpoParams, logp: f64, ratio: f64, moves: f64, advantage: f64)
     if loss > most { Policy { loss: most, dlogp: 0.0, is_clipped } } else { Policy { loss, dlogp, is_clipped } }
 }
 
-/// The estimate of one token and its derivative by logp, from `d` = logp - reference.
+/// Returns the KL estimate of one token and its derivative by logp, from `d` = logp - reference.
 fn kl(estimator: KlEstimator, d: f64) -> (f64, f64) {
     let (d, moves) = bounded(d);
     let (kl, dkl) = match estimator {

@@ -1,10 +1,11 @@
-//! Per-head RMSNorm of queries and keys (Qwen3), then rotary embedding (arXiv 2104.09864), in place on the q and k parts of qkv.
+//! Per-head RMSNorm of queries and keys (Qwen3), then rotary embedding (arXiv 2104.09864), in place on the q and k
+//! parts of qkv.
 
 use super::add_rmsnorm::{rmsnorm_row, rmsnorm_row_backward};
 use super::{Real, dot, widen};
 use crate::backend::ops::{self, Heads};
 
-/// Rotates one head (HS), its halves as the two coordinates; `row` holds HS/2 cosines, then HS/2 sines.
+/// Rotates one head (HS), whose halves are the two coordinates; `row` holds HS/2 cosines, then HS/2 sines.
 fn rotate<R: Real>(head: &mut [R], row: &[R]) {
     let half = head.len() / 2;
     for i in 0..half {
@@ -14,7 +15,7 @@ fn rotate<R: Real>(head: &mut [R], row: &[R]) {
     }
 }
 
-/// The gradient of `rotate`, in place: the transposed map (the inverse, when cos^2 + sin^2 = 1).
+/// Applies the gradient of `rotate` in place: the transposed map (the inverse, when cos^2 + sin^2 = 1).
 fn rotate_backward<R: Real>(head: &mut [R], row: &[R]) {
     let half = head.len() / 2;
     for i in 0..half {
@@ -24,7 +25,7 @@ fn rotate_backward<R: Real>(head: &mut [R], row: &[R]) {
     }
 }
 
-/// Head by head.
+/// Computes `QkNormRope` head by head.
 pub(super) fn qk_norm_rope<R: Real>(op: ops::QkNormRope) {
     let ops::QkNormRope { heads, norm, table, .. } = op;
     let (qkv, positions) = (op.qkv.slice_mut::<R>(), op.positions.slice::<i32>());
@@ -48,7 +49,7 @@ pub(super) fn qk_norm_rope<R: Real>(op: ops::QkNormRope) {
     }
 }
 
-/// Head by head.
+/// Computes `QkNormRopeBackward` head by head.
 pub(super) fn qk_norm_rope_backward<R: Real>(op: ops::QkNormRopeBackward) {
     let ops::QkNormRopeBackward { heads, norm, table, .. } = op;
     let (dqkv, positions) = (op.dqkv.slice_mut::<R>(), op.positions.slice::<i32>());

@@ -1,9 +1,9 @@
-//! Rows picked out of a matrix, and added back into one.
+//! Gathering rows of a matrix, and adding rows back into one.
 
 use super::Real;
 use crate::backend::ops;
 
-/// Row by row.
+/// Copies the rows one by one.
 pub(super) fn gather_rows<R: Real>(op: ops::GatherRows) {
     let (x, c) = (op.x.slice::<R>(), op.x.columns());
     for (&row, y) in op.rows.slice::<i32>().iter().zip(op.y.slice_mut::<R>().chunks_exact_mut(c)) {
@@ -11,7 +11,7 @@ pub(super) fn gather_rows<R: Real>(op: ops::GatherRows) {
     }
 }
 
-/// Row by row.
+/// Adds the rows one by one.
 pub(super) fn scatter_add_rows<R: Real>(op: ops::ScatterAddRows) {
     let (c, dx) = (op.dy.columns(), op.dx.slice_mut::<R>());
     for (&row, dy) in op.rows.slice::<i32>().iter().zip(op.dy.slice::<R>().chunks_exact(c)) {

@@ -1,11 +1,11 @@
-//! Drawing tokens: temperature, top-k, top-p, then inverse transform with one Philox number. All arithmetic in f64.
+//! Sampling of tokens: temperature, top-k, top-p, then inverse transform with one Philox number. All arithmetic in f64.
 
 use super::Real;
 use crate::backend::ops::{self, no_distribution};
 use crate::error::Result;
 use crate::rng::{philox4x32, unit_f32};
 
-/// Row by row. Error: a row without a finite logit, or with one that is NaN or +inf.
+/// Draws row by row. Error: a row without a finite logit, or with one that is NaN or +inf.
 pub(super) fn sample<R: Real>(op: ops::Sample) -> Result<()> {
     let (logits, v, sampling) = (op.logits.slice::<R>(), op.logits.columns(), op.sampling);
     let (ids, logp) = (op.ids.slice_mut::<i32>(), op.logp.slice_mut::<R>());
@@ -38,8 +38,9 @@ pub(super) fn sample<R: Real>(op: ops::Sample) -> Result<()> {
     Ok(())
 }
 
-/// One id from logits whose largest is 0: of the `top_k` most probable (0: all), the fewest that hold `top_p` of their
-/// probability, ties to the lower id; then the first id, in ascending order, at which the cumulated probability passes `u`.
+/// Draws one id from logits whose largest is 0. Keeps the `top_k` most probable ids (0: all), and of these the fewest
+/// that hold `top_p` of their probability, ties to the lower id. Returns the first of the kept ids, in ascending order,
+/// at which the cumulated probability passes `u`.
 fn draw(logits: &[f64], top_k: usize, top_p: f64, u: f64) -> usize {
     let mut weights: Vec<f64> = logits.iter().map(|z| z.exp()).collect();
     if top_k > 0 || top_p < 1.0 {

@@ -1,9 +1,9 @@
-//! SwiGLU (arXiv 2002.05202): silu(gate) * up, where a row holds F gates, then F ups.
+//! SwiGLU (arXiv 2002.05202): silu(gate) * up. A row holds F gates, then F ups.
 
 use super::Real;
 use crate::backend::ops;
 
-/// Row by row.
+/// Computes `Swiglu` row by row.
 pub(super) fn swiglu<R: Real>(op: ops::Swiglu) {
     let f = op.y.columns();
     let rows = op.gate_up.slice::<R>().chunks_exact(2 * f);

@@ -3,7 +3,7 @@
 use super::{Real, dot};
 use crate::backend::ops;
 
-/// Row by row.
+/// Computes `ValueHead` row by row.
 pub(super) fn value_head<R: Real>(op: ops::ValueHead) {
     let (w, bias) = (op.w.slice::<R>(), op.bias.slice::<R>()[0]);
     for (x, value) in op.x.slice::<R>().chunks_exact(w.len()).zip(op.value.slice_mut::<R>()) {
@@ -11,7 +11,7 @@ pub(super) fn value_head<R: Real>(op: ops::ValueHead) {
     }
 }
 
-/// Row by row.
+/// Computes `ValueHeadBackward` row by row.
 pub(super) fn value_head_backward<R: Real>(op: ops::ValueHeadBackward) {
     let w = op.w.slice::<R>();
     let (dx, dw, dbias) = (op.dx.slice_mut::<R>(), op.dw.slice_mut::<R>(), op.dbias.slice_mut::<R>());

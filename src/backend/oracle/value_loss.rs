@@ -4,7 +4,7 @@ use super::Real;
 use crate::backend::ops;
 use crate::tensor::Tensor;
 
-/// The weighted sum of 0.5 max((v - t)^2, (v' - t)^2), v' = v clipped to old_value +- clip.
+/// Computes the weighted sum of 0.5 max((v - t)^2, (v' - t)^2), with v' = v clipped to old_value +- clip.
 pub(super) fn value_loss<R: Real>(op: ops::ValueLoss) {
     let ops::ValueLoss { clip, inputs, .. } = op;
     let at = |t: &Tensor, i: usize| t.slice::<R>()[i].f64();

@@ -1,42 +1,42 @@
-//! Public data files as tables: .npz, .npy and .csv. They are the task's own, so trusted.
+//! Reads public data files (.npz, .npy and .csv) as tables. They are the task's own files, and therefore trusted.
 
 use super::super::npy::Array;
 use super::runs::token;
 use std::io::{Cursor, Read};
 
-/// A column: a token a row that is equal where the values are, and the numbers, if all are.
+/// A column: one token a row, equal where the values are equal, and the values as numbers if all of them are.
 pub struct Column {
-    /// Its name in its table; empty where the table is one column.
+    /// Its name in its table; empty when the table has only one column.
     pub name: String,
-    /// One a row.
+    /// One token per row.
     pub tokens: Vec<u64>,
-    /// One a row; none when a value is no finite number.
+    /// One number per row; None when a value is not a finite number.
     pub numbers: Option<Vec<f64>>,
 }
 
 /// A table of a public file.
 pub struct PublicTable {
-    /// Where it is.
+    /// Name of the file, with the member's name for .npz.
     pub name: String,
-    /// Its columns, ids among them.
+    /// Its columns, including ids.
     pub columns: Vec<Column>,
-    /// The texts of the column `id`, where there is one.
+    /// Texts of the column `id`, if there is one.
     pub ids: Option<Vec<String>>,
     rows: usize,
 }
 
 impl PublicTable {
-    /// Rows there are.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// The names of the columns that describe an example: all but `id`.
+    /// Returns the names of the columns that describe an example: all but `id`.
     pub fn names(&self) -> Vec<&str> {
         self.columns.iter().map(|c| c.name.as_str()).filter(|name| *name != "id").collect()
     }
 
-    /// The rows as if these columns were one; none when the table lacks one of them.
+    /// Joins these columns into one, whose values are whole rows; None when the table lacks one of them.
     pub fn as_one(&self, names: &[&str]) -> Option<Column> {
         let find = |name: &&str| self.columns.iter().find(|c| c.name == *name);
         let columns = names.iter().map(find).collect::<Option<Vec<&Column>>>()?;
@@ -51,7 +51,8 @@ impl PublicTable {
     }
 }
 
-/// The tables of a file; none when it has another format. The error continues a sentence whose subject is the file.
+/// Reads the tables of a file. Error: another format or a malformed file; the text continues a sentence whose subject
+/// is the file.
 pub fn read(name: &str, bytes: &[u8]) -> Result<Vec<PublicTable>, String> {
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
     match extension {
@@ -96,7 +97,7 @@ fn of_csv(name: &str, bytes: &[u8]) -> Result<PublicTable, String> {
     Ok(table(name, names, rows.len(), |i, j| text(&rows[i], j)))
 }
 
-/// A table of what `text` says of each row and column.
+/// Makes a table whose cell in row i and column j is `text(i, j)`.
 fn table(name: &str, names: Vec<String>, rows: usize, text: impl Fn(usize, usize) -> String) -> PublicTable {
     let mut ids = None;
     let mut columns = Vec::with_capacity(names.len());

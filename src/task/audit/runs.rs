@@ -1,22 +1,23 @@
-//! Runs of labels: so many of them, in order, that no other numbers agree by chance.
+//! Finds runs of labels in numbers and texts: so many labels in order that no other numbers match them by chance.
 
 use std::collections::HashSet;
 
 /// The shortest run that counts.
 const SHORTEST: usize = 16;
-/// A run holds so many bits: with 2^20 places on either side, chance finds one in 2^24 audits.
+/// Bits that a run holds: with 2^20 places on either side, chance finds one run in 2^24 audits.
 const BITS: f64 = 64.0;
-/// An odd multiplier (of PCG) for the rolling hash of a run.
+/// Odd multiplier (that of PCG) for the rolling hash of a run.
 const BASE: u64 = 0x5851_F42D_4C95_7F2D;
 
-/// Every run of one length in a list of labels, as hashes.
+/// All runs of one length in a list of labels, as hashes.
 pub struct Runs {
     length: usize,
     hashes: HashSet<u64>,
 }
 
 impl Runs {
-    /// The runs of `labels`: as long as `SHORTEST` and `BITS` ask, at most all of them; none when all labels are equal.
+    /// Collects the runs of `labels`: as long as `SHORTEST` and `BITS` ask, but at most all of them; none when all
+    /// labels are equal.
     pub fn of(labels: &[f64]) -> Self {
         let bits = entropy(labels);
         if bits == 0.0 {
@@ -26,12 +27,12 @@ impl Runs {
         Self { length, hashes: rolling(labels, length).collect() }
     }
 
-    /// The length of a run that lies in `numbers`, if one does.
+    /// Returns the length of a run that lies in `numbers`, if one does.
     pub fn within(&self, numbers: &[f64]) -> Option<usize> {
         rolling(numbers, self.length).any(|hash| self.hashes.contains(&hash)).then_some(self.length)
     }
 
-    /// The same among the numbers that stand in a text with nothing but separators between them.
+    /// Does the same for the numbers of a text that have nothing but separators between them.
     pub fn in_text(&self, bytes: &[u8]) -> Option<usize> {
         let is_word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.' | b'_' | 128..);
         let words = bytes.split(|b| !is_word(b)).filter(|word| !word.is_empty());
@@ -48,12 +49,12 @@ impl Runs {
     }
 }
 
-/// A number's bits; both zeros are one.
+/// Returns the bits of a number; both zeros give the same.
 pub fn token(x: f64) -> u64 {
     (x + 0.0).to_bits()
 }
 
-/// Bits a label.
+/// Computes the entropy in bits per label.
 fn entropy(labels: &[f64]) -> f64 {
     let mut tokens: Vec<u64> = labels.iter().map(|y| token(*y)).collect();
     tokens.sort_unstable();
@@ -61,10 +62,10 @@ fn entropy(labels: &[f64]) -> f64 {
     -shares.map(|p| p * p.log2()).sum::<f64>()
 }
 
-/// The hash of each run of `length` numbers: the sum of their tokens times falling powers of `BASE`.
+/// Computes the hash of each run of `length` numbers: the sum of their tokens times falling powers of `BASE`.
 fn rolling(numbers: &[f64], length: usize) -> impl Iterator<Item = u64> {
     let top = (1..length.min(numbers.len() + 1)).fold(1_u64, |power, _| power.wrapping_mul(BASE));
-    // A float's low bits are often 0; multiplied by an odd number they would stay so.
+    // A float's low bits are often 0, and multiplication by an odd number alone would leave them so.
     let mixed = |x: f64| token(x).wrapping_mul(BASE).rotate_left(32).wrapping_mul(BASE);
     let mut hash = 0_u64;
     numbers.iter().enumerate().filter_map(move |(i, x)| {

@@ -1,9 +1,9 @@
-//! The kernels of `gemm` for x86: multiply-add tiles for AVX-512 and AVX2, and 8 by 8 transpositions.
+//! Kernels of `gemm` for x86: multiply-add tiles for AVX-512 and AVX2, and 8 by 8 transpositions.
 
 use super::Kernel;
 use std::arch::x86_64::*;
 
-/// One instance of a kernel for each number of rows.
+/// Lists one instance of a kernel for each number of rows.
 macro_rules! for_rows {
     ($kernel:ident, $columns:tt; $($rows:literal)*) => { [$($kernel::<$rows, $columns>),*] };
 }
@@ -13,7 +13,7 @@ pub static WIDE2: [Kernel; 12] = for_rows!(wide, 2; 1 2 3 4 5 6 7 8 9 10 11 12);
 pub static WIDE1: [Kernel; 12] = for_rows!(wide, 1; 1 2 3 4 5 6 7 8 9 10 11 12);
 pub static NARROW: [Kernel; 6] = [narrow::<1>, narrow::<2>, narrow::<3>, narrow::<4>, narrow::<5>, narrow::<6>];
 
-/// M rows by V vectors of 16 columns, the sums in registers.
+/// Computes M rows by V vectors of 16 columns, with the sums in registers.
 ///
 /// # Safety
 /// The processor has AVX-512F; A, B and C hold what the sizes and strides name.
@@ -30,7 +30,7 @@ unsafe fn wide<const M: usize, const V: usize>(
     c_width: usize,
 ) {
     let mut sums = [[_mm512_setzero_ps(); V]; M];
-    // SAFETY: the caller's.
+    // SAFETY: the caller's promise.
     unsafe {
         for p in 0..k {
             let mut y = [_mm512_setzero_ps(); V];
@@ -54,7 +54,8 @@ unsafe fn wide<const M: usize, const V: usize>(
     }
 }
 
-/// Columns (a multiple of 16), steps, A with its two strides, B's rows as bytes and their distance in elements, C.
+/// Arguments: columns (a multiple of 16), steps, A with its two strides, B's rows as bytes and their distance in
+/// elements, C with the distance between rows.
 pub type Slim = unsafe fn(usize, usize, *const f32, usize, usize, *const u8, usize, *mut f32, usize);
 pub static SLIM_F32: [Slim; 6] = [
     slim::<1, 2, false>,
@@ -73,8 +74,8 @@ pub static SLIM_BF16: [Slim; 6] = [
     slim::<6, 1, true>,
 ];
 
-/// M rows of C += A B^T with B (N, K) in f32 or bf16: G groups of 8 columns at a time, 32 bytes of each of their rows. A pair
-/// of bf16 travels as one 32-bit word through the transposition and is widened after it.
+/// Computes M rows of C += A B^T with B (N, K) in f32 or bf16: G groups of 8 columns at a time, 32 bytes of each of
+/// their rows. A pair of bf16 goes through the transposition as one 32-bit word and is widened after it.
 ///
 /// # Safety
 /// The processor has AVX2 and FMA; A, B and C hold what the sizes and strides name; steps fill whole 32 bytes of B.
@@ -93,7 +94,7 @@ unsafe fn slim<const M: usize, const G: usize, const BF16: bool>(
 ) {
     let size = if BF16 { 2 } else { 4 };
     for j in (0..n).step_by(8 * G) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's promise.
         unsafe {
             let mut sums = [[_mm256_setzero_ps(); G]; M];
             for p in (0..steps).step_by(32 / size) {
@@ -127,8 +128,8 @@ unsafe fn slim<const M: usize, const G: usize, const BF16: bool>(
     }
 }
 
-/// Eight words of each of eight rows as eight columns. The halves meet while they are loaded, so that
-/// only sixteen shuffles are left.
+/// Transposes eight words of each of eight rows into eight columns. The halves are joined while they are loaded, so
+/// that only sixteen shuffles are left.
 ///
 /// # Safety
 /// The rows can be read.
@@ -139,7 +140,7 @@ unsafe fn transpose_words(rows: [*const f32; 8]) -> [__m256; 8] {
     for half in 0..2 {
         let mut r = [_mm256_setzero_ps(); 4];
         for (i, r) in r.iter_mut().enumerate() {
-            // SAFETY: the caller's.
+            // SAFETY: the caller's promise.
             unsafe {
                 let (low, high) = (rows[i].add(4 * half), rows[i + 4].add(4 * half));
                 *r = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
@@ -159,7 +160,7 @@ unsafe fn transpose_words(rows: [*const f32; 8]) -> [__m256; 8] {
     out
 }
 
-/// M rows by 16 columns.
+/// Computes M rows by 16 columns.
 ///
 /// # Safety
 /// The processor has AVX2 and FMA; A, B and C hold what the sizes and strides name.
@@ -176,7 +177,7 @@ unsafe fn narrow<const M: usize>(
     c_width: usize,
 ) {
     let mut sums = [[_mm256_setzero_ps(); 2]; M];
-    // SAFETY: the caller's.
+    // SAFETY: the caller's promise.
     unsafe {
         for p in 0..k {
             let y = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];
@@ -195,7 +196,7 @@ unsafe fn narrow<const M: usize>(
     }
 }
 
-/// Eight rows become eight columns.
+/// Transposes eight rows into eight columns.
 ///
 /// # Safety
 /// The processor has AVX2; there are 8 rows of at least `k` elements, and `out` has `k` rows of 8, `width` apart.
@@ -203,7 +204,7 @@ unsafe fn narrow<const M: usize>(
 pub unsafe fn transpose8(rows: &[&[f32]], k: usize, out: *mut f32, width: usize) {
     let whole = k / 8 * 8;
     for p in (0..whole).step_by(8) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's promise.
         unsafe {
             let columns = transpose_words(std::array::from_fn(|i| rows[i].as_ptr().add(p)));
             for (i, column) in columns.into_iter().enumerate() {
@@ -213,7 +214,7 @@ pub unsafe fn transpose8(rows: &[&[f32]], k: usize, out: *mut f32, width: usize)
     }
     for p in whole..k {
         for (j, row) in rows.iter().enumerate() {
-            // SAFETY: the caller's.
+            // SAFETY: the caller's promise.
             unsafe { *out.add(p * width + j) = row[p] };
         }
     }
