@@ -1,4 +1,4 @@
-//! Memory and pids limits of one slot by control groups, of version 2 or 1, where this process may make them.
+//! Limits memory and processes of one slot by control groups (version 2 or 1), where this process may make them.
 
 use super::Limits;
 use crate::files::scratch::{Held, sweep};
@@ -6,24 +6,24 @@ use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The groups of one slot: one folder in version 2, one a controller in version 1. Removed when dropped, or when they are swept after the
-/// worker's death.
+/// The control groups of one slot: one folder in version 2, one per controller in version 1. Removed when dropped, or
+/// by a sweep after the worker's death.
 #[derive(Debug)]
 pub(super) struct Cgroup {
     memory: Held,
-    /// None in version 2, where the other is for both.
+    /// `None` in version 2, where `memory` has both controllers.
     pids: Option<Held>,
-    /// Bytes and processes that are allowed by now.
+    /// Limits in force: bytes and processes. `None` where they are not known to be written.
     allowed: Cell<Option<(u64, u64)>>,
 }
 
-/// Processes in the groups that are no script's: the loader, which forks them.
+/// Processes in the groups that belong to no script: the loader, which forks the scripts.
 const OWN: u64 = 1;
-/// At least what a script's process that waits for its job holds of its own: some 3 MB, of which the job has no part.
+/// Bytes added to a job's limit for what the script's process holds while it waits for the job (some 3 MB).
 const OWN_BYTES: u64 = 8 << 20;
 
 impl Cgroup {
-    /// New groups below this process's own. Error: why that is not possible here.
+    /// Makes groups below this process's own. Error: why that is not possible here.
     pub fn create() -> Result<Self, String> {
         Self::create_v2()
             .or_else(|why_not_2| Self::create_v1().map_err(|why_not_1| format!("{why_not_2}; {why_not_1}")))
@@ -35,7 +35,7 @@ impl Cgroup {
         if !["memory", "pids"].iter().all(|c| text.split_ascii_whitespace().any(|found| found == *c)) {
             return Err(format!("{}: the controllers memory and pids are not delegated", parent.display()));
         }
-        // Possible where no process lives in the parent itself; where it is done already, nothing changes.
+        // Works where no process lives in the parent itself; changes nothing where it is already done.
         let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory +pids");
         let group = Self { memory: make(&parent)?, pids: None, allowed: Cell::default() };
         match group.memory.path.join("memory.max").exists() && group.memory.path.join("pids.max").exists() {
@@ -54,7 +54,7 @@ impl Cgroup {
         Ok(Self { memory, pids: Some(pids), allowed: Cell::default() })
     }
 
-    /// Removes groups that workers which are dead have left, of this pool or of another.
+    /// Removes groups left by dead workers of this pool or any other.
     pub fn sweep() {
         let parents = [None, Some("memory"), Some("pids")].into_iter().filter_map(place);
         parents.for_each(|parent| sweep(&parent, remove));
@@ -69,7 +69,7 @@ impl Cgroup {
         &self.pids.as_ref().unwrap_or(&self.memory).path
     }
 
-    /// Puts a process into the groups. What it forks is born there: moving each script would take some 10 ms in version 1.
+    /// Puts a process into the groups. Its children are born there; moving each script would take some 10 ms in v1.
     pub fn join(&self, pid: i32) -> std::io::Result<()> {
         for group in [Some(&self.memory), self.pids.as_ref()].into_iter().flatten() {
             fs::write(group.path.join("cgroup.procs"), pid.to_string())?;
@@ -77,13 +77,13 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The limits of the next job.
+    /// Sets the limits of the next job.
     pub fn limit(&self, limits: &Limits) -> std::io::Result<()> {
         if !self.is_v2() {
-            let _ = fs::write(self.memory.path.join("memory.max_usage_in_bytes"), "0"); // the peak begins anew
+            let _ = fs::write(self.memory.path.join("memory.max_usage_in_bytes"), "0"); // resets the peak
         }
         let allowed = (limits.memory_bytes.saturating_add(OWN_BYTES), limits.processes.saturating_add(OWN));
-        // Unknown until all is written.
+        // Unknown until everything is written.
         if self.allowed.replace(None) != Some(allowed) {
             fs::write(self.pids().join("pids.max"), allowed.1.to_string())?;
             if self.is_v2() {
@@ -96,16 +96,16 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Processes that the kernel has killed for memory so far.
+    /// Returns how many processes the kernel has killed for memory so far.
     pub fn out_of_memory_kills(&self) -> u64 {
         let name = if self.is_v2() { "memory.events" } else { "memory.oom_control" };
         let text = fs::read_to_string(self.memory.path.join(name)).unwrap_or_default();
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
     }
 
-    /// The most bytes of the last job; `None` where the kernel does not say.
+    /// Returns the peak memory of the last job in bytes; `None` where the kernel does not report it.
     pub fn peak_bytes(&self) -> Option<u64> {
-        // In version 2 the peak cannot be set back, and is that of all jobs.
+        // In version 2 the peak cannot be reset, so it would cover all jobs.
         let text = (!self.is_v2()).then(|| fs::read_to_string(self.memory.path.join("memory.max_usage_in_bytes")));
         text?.ok()?.trim().parse().ok()
     }
@@ -117,12 +117,12 @@ impl Drop for Cgroup {
     }
 }
 
-/// A new group in the folder of another.
+/// Makes a new group in the folder of another.
 fn make(parent: &Path) -> Result<Held, String> {
     Held::make(parent).map_err(|e| format!("a group in {}: {e}", parent.display()))
 }
 
-/// A group is empty by now; a dying process may hold it for a moment.
+/// Removes an empty group. Tries again for up to 1 s, since a dying process may hold it for a moment.
 fn remove(folder: &Path) {
     for _ in 0..100 {
         match fs::remove_dir(folder) {
@@ -134,7 +134,7 @@ fn remove(folder: &Path) {
     }
 }
 
-/// The folder of this process's own group: of a version 1 controller, or of version 2.
+/// Finds the folder of this process's own group: in version 1 for a `controller`, in version 2 for `None`.
 fn place(controller: Option<&str>) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let (root, mounted) = mounts.lines().find_map(|line| {

@@ -1,5 +1,5 @@
-//! The keeper of one job: the first process of its namespaces, with which everything in them dies. It lays out the job's files before the
-//! script and carries out afterwards what the script has made.
+//! The keeper of one job: the first process of its namespaces; everything in them dies with it. It lays out the job's
+//! files before the script begins and carries out what the script has made afterwards.
 
 use super::protocol::Job;
 use super::pulse::{KILL_GRACE, LOOK, Listener, Pulse, SILENCE};
@@ -19,47 +19,49 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-/// The namespaces of a job; those of network and host name are its slot's, since nothing in them outlives a job.
+/// Namespaces of a job. Those of network and host name belong to its slot, since nothing in them outlives a job.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
-/// Bytes from which a data file is shown to the script in place of being copied for it.
+/// Bytes from which a data file is shown to the script by a mount instead of a copy.
 const LARGE: u64 = 1 << 16;
-/// Of what a script leaves behind: entries, and folders inside each other, that are carried out.
+/// Most entries, and most levels of nested folders, that are carried out of what a script leaves behind.
 pub(super) const MOST_ENTRIES: usize = 2000;
 pub(super) const MOST_DEPTH: usize = 16;
 const INODES: u32 = 20_000;
-/// Errors in carrying out that are the host's; any other is of what the script left, a name too long, a file in a folder's place.
+/// Errors in carrying out that are the host's. Any other comes from what the script left: a name too long, a file in a
+/// folder's place.
 const HOST_ERRORS: [Errno; 6] = [Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::ROFS, Errno::MFILE, Errno::NFILE];
 
-/// What is known of a job ahead of it.
+/// Settings for a job that has not arrived yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ahead<'a> {
-    /// The script's, where it is another than ours.
+    /// User of the script, where it is not ours.
     pub user: Option<u32>,
     /// The folder for its temporary files.
     pub scratch: &'a Path,
-    /// The limit of the job before: the next one's is most often the same.
+    /// Disk limit of the previous job, which the next one usually has too.
     pub disk_bytes: u64,
 }
 
 /// A running keeper, as the process that forked it sees it.
 pub(super) struct Keeper {
     pub pid: i32,
-    /// The CPU seconds that it has used, once it is gone: then `pid` may be another's.
+    /// CPU seconds that it has used, once it is gone; from then on `pid` may be another process's.
     gone: Option<f64>,
     link: OwnedFd,
     listener: Listener,
-    /// What it said that was not asked for: why it has ended.
+    /// Message that was not asked for: why it has ended.
     last: Option<Said>,
 }
 
 impl Keeper {
-    /// Forks it, from a process with one thread in a root of [`super::root`]. `script` leads to the process that waits for what it is to run.
-    /// Returns also descriptors of its namespaces (of processes, of messages, of mounts) and of the script's Landlock rules.
+    /// Forks a keeper. The calling process must have one thread and a root made by [`super::root`]. `script` is the
+    /// socket to the script's process, which waits to be told what to run. Also returns descriptors of the keeper's
+    /// namespaces (pid, ipc, mount) and of the script's Landlock rules.
     pub fn start(ahead: Ahead, script: OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
         let (link, theirs) = system::socket_pair()?;
         // SAFETY: no process of a worker has a second thread.
         let Some(pid) = unsafe { system::fork_into(NAMESPACES) }.map_err(doing("namespaces of a job"))? else {
-            // SAFETY: whoever owns a descriptor in this copy of the process is never come back to.
+            // SAFETY: control never returns to any owner of a descriptor in this copy of the process.
             unsafe { system::close_all_but([theirs.as_fd(), script.as_fd()]) };
             if let Err(error) = keep(ahead, theirs.as_fd(), script) {
                 let _ = say(theirs.as_fd(), &Err(error.to_string()), &[]);
@@ -81,15 +83,15 @@ impl Keeper {
         }
     }
 
-    /// Has it lay out the job's files and then send the script with its `outputs`, stdout and stderr, on its way.
+    /// Tells it to lay out the job's files and then to start the script with its `outputs`, stdout and stderr.
     pub fn begin(&mut self, job: &Job, outputs: [BorrowedFd; 2]) -> io::Result<()> {
         self.listener.heard();
         system::send(self.link.as_fd(), &serde_json::to_vec(job)?, &outputs)
     }
 
-    /// Ends everything in its namespaces, with the files carried out: nothing but the keeper itself lives then. CPU seconds of what it has
-    /// waited for, and its own; what could not be laid or carried out, or that it was killed. Calls `beat` meanwhile. An error when it says
-    /// nothing for too long.
+    /// Ends all other processes in its namespaces and has the files carried out. Returns CPU seconds (the keeper's own
+    /// and of what it has waited for), and what could not be laid or carried out, or that it was killed. Calls `beat`
+    /// meanwhile. Error: it is silent for too long.
     pub fn end(&mut self, mut beat: impl FnMut() -> io::Result<()>) -> io::Result<(f64, Option<String>)> {
         let _ = system::send(self.link.as_fd(), b"end", &[]);
         let said = match self.last.take() {
@@ -102,12 +104,12 @@ impl Keeper {
         })
     }
 
-    /// Its link, to be listened to during the job, until it has ended.
+    /// Returns its link, to be listened to during the job; `None` once it has sent its last message.
     pub fn speaking(&self) -> Option<BorrowedFd<'_>> {
         self.last.is_none().then(|| self.link.as_fd())
     }
 
-    /// Hears what it says during the job, when there is something. An error when it has said nothing for too long.
+    /// Receives its message during the job, if there is one. Error: it has been silent for too long.
     pub fn listen(&mut self, has_said: bool) -> io::Result<()> {
         if has_said {
             self.listener.heard();
@@ -123,10 +125,11 @@ impl Keeper {
         }
     }
 
-    /// Waits until it is gone, which has said its last, and all processes of its namespaces and its mounts with it: the CPU seconds that they
-    /// have used. Calls `beat` meanwhile. An error when they do not go.
+    /// Kills it and waits until it is gone, with all processes of its namespaces and its mounts. Call it when no more
+    /// messages are expected. Returns the CPU seconds that they have used. Calls `beat` meanwhile. Error: it does not
+    /// end.
     pub fn wait(&mut self, beat: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
-        // Or it would stay if it is stopped.
+        // A stopped keeper would never end by itself.
         self.kill();
         let seconds = match self.gone {
             Some(seconds) => seconds,
@@ -136,7 +139,7 @@ impl Keeper {
         Ok(seconds)
     }
 
-    /// Waits for what it says.
+    /// Waits for a message that is no heartbeat. Calls `beat` meanwhile. Error: it is silent for too long.
     fn said(&mut self, mut beat: impl FnMut() -> io::Result<()>) -> io::Result<(Said, Vec<OwnedFd>)> {
         self.listener.heard();
         loop {
@@ -151,7 +154,7 @@ impl Keeper {
         }
     }
 
-    /// One message; none when it only says that the keeper lives.
+    /// Receives one message; `None` for a heartbeat.
     fn message(&self) -> Option<(Said, Vec<OwnedFd>)> {
         let (message, fds) = system::receive(self.link.as_fd()).unwrap_or_default();
         let killed = |_| Err("the keeper was killed".to_string());
@@ -159,17 +162,17 @@ impl Keeper {
     }
 }
 
-/// What a keeper says: CPU seconds, its own and those of what it has waited for, or what it could not do.
+/// A keeper's message: CPU seconds (its own and of what it has waited for), or what it could not do.
 type Said = Result<f64, String>;
 
-/// Says that the keeper lives.
+/// The keeper's heartbeat.
 const ALIVE: &[u8] = b"alive";
 
 fn say(link: BorrowedFd, said: &Said, fds: &[BorrowedFd]) -> io::Result<()> {
     system::send(link, &serde_json::to_vec(said)?, fds)
 }
 
-/// The keeper's life.
+/// Runs the keeper, from its fork to its last message.
 fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
     system::die_with_parent();
     system::new_session();
@@ -187,7 +190,7 @@ fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
     say(link, &Ok(0.0), &roads.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(roads);
 
-    // Until a job comes nobody listens.
+    // Nobody listens until a job comes, so there are no heartbeats before.
     let (message, outputs) = system::receive(link)?;
     let mut pulse = Pulse::new(link, ALIVE);
     let job: Job = serde_json::from_slice(&message)?;
@@ -208,11 +211,11 @@ fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
     };
     set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
     set_no_new_privs(true)?;
-    // Whoever waits for the script knows whether it is there.
+    // Ignored: whoever waits for the script's process knows whether it still exists.
     let _ = begin_script(script, &job, &outputs.iter().map(AsFd::as_fd).collect::<Vec<_>>());
     drop(outputs);
 
-    // Orphans of the script become ours, and what they have used is counted when they are waited for.
+    // Orphans of the script become our children, and their CPU time is counted when they are waited for.
     while let [false, has_ended] = system::wait_readable([Some(link), Some(ended.as_fd())], LOOK)? {
         files.pulse.beat()?;
         if has_ended {
@@ -220,10 +223,10 @@ fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
             system::reap();
         }
     }
-    // Read, or the answer would be lost with what is not.
+    // Closing the socket with an unread message would lose the answer.
     system::receive(link)?;
     system::end_namespace();
-    // Many take long to be gone.
+    // Many processes take long to end.
     while system::reap() {
         if let [true] = system::wait_readable([Some(ended.as_fd())], LOOK)? {
             let _ = (&ended).read(&mut [0; 1024]);
@@ -231,16 +234,16 @@ fn keep(ahead: Ahead, link: BorrowedFd, script: OwnedFd) -> io::Result<()> {
         files.pulse.beat()?;
     }
     files.carry_out(&job, host.as_fd())?;
-    // Before anything is closed: with `host` goes the last of the host's mounts, which takes its time.
+    // Answer before closing anything: closing `host` releases the last of the host's mounts, which takes time.
     say(link, &Ok(system::cpu_seconds()), &[])
 }
 
-/// Tells a script's process that waits what to run, and in which limits.
+/// Tells a waiting script's process what to run and within which limits.
 pub(super) fn begin_script(script: OwnedFd, job: &Job, outputs: &[BorrowedFd]) -> io::Result<()> {
     system::send(script.as_fd(), &serde_json::to_vec(&(&job.script, &job.limits))?, outputs)
 }
 
-/// Mounts what is this job's own, in the slot's root.
+/// Mounts the job's own file systems in the slot's root, makes the root read-only and enters the script's folder.
 fn enter(ahead: Ahead) -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
     mount("proc", "/proc", "proc", flags, None).map_err(doing("mounting /proc"))?;
@@ -255,7 +258,7 @@ fn enter(ahead: Ahead) -> io::Result<()> {
     std::env::set_current_dir(WORKSPACE)
 }
 
-/// What of a file says that it was changed: bytes, and the time of the last change in seconds and nanoseconds.
+/// Values that tell whether a file was changed: bytes, and the time of the last change in seconds and nanoseconds.
 type Stamp = (u64, i64, i64);
 
 fn stamp(info: &fs::Metadata) -> Stamp {
@@ -266,12 +269,12 @@ fn stamp(info: &fs::Metadata) -> Stamp {
 struct Files<'a, 'b> {
     pulse: &'a mut Pulse<'b>,
     user: Option<u32>,
-    /// Files as they were laid out.
+    /// Stamps of the files as they were laid out.
     laid: HashMap<PathBuf, Stamp>,
 }
 
 impl Files<'_, '_> {
-    /// Lays out the job's files and leaves the host behind but for the job's folder, which is returned.
+    /// Lays out the job's files and detaches the host's root. Returns a descriptor of the job's folder on the host.
     fn lay_out_all(&mut self, job: &Job) -> io::Result<OwnedFd> {
         let folder = old(&job.folder);
         let opening = || doing(format!("opening {}", job.folder.display()));
@@ -313,7 +316,8 @@ impl Files<'_, '_> {
         Ok(())
     }
 
-    /// A file that all jobs share, to be read only: by a mount, unless it is small or shut to the script's user.
+    /// Shows a read-only file that all jobs share: by a mount, or by a copy if it is small or shut to the script's
+    /// user.
     fn lay_data(&mut self, source: &Path, path: &Path) -> io::Result<()> {
         let info = fs::metadata(source)?;
         let own = self.user.unwrap_or(rustix::process::getuid().as_raw());
@@ -328,22 +332,23 @@ impl Files<'_, '_> {
         Ok(())
     }
 
-    /// Copies the regular files that the script made or changed into the job's folder `host`. What is none is left behind: links, pipes,
-    /// devices, what is too large, too deep or shut. A file that is changed meanwhile is the script's own affair.
+    /// Copies the regular files that the script made or changed into the job's folder `host`. Leaves behind everything
+    /// else: links, pipes, devices, and what is too large, too deep or not readable. A file that is changed meanwhile
+    /// may be copied in part.
     fn carry_out(self, job: &Job, host: BorrowedFd) -> io::Result<()> {
         let device = fs::symlink_metadata(WORKSPACE)?.dev();
         let (entries, bytes) = (MOST_ENTRIES, job.limits.disk_bytes);
         let (file_bytes, laid) = (job.limits.file_bytes, &self.laid);
         let mut carrier = Carrier { pulse: self.pulse, device, entries, bytes, file_bytes, laid };
         match carrier.folder(Path::new(WORKSPACE), host, 0) {
-            // The script has shut its own folder.
+            // The script has made its own folder unreadable.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             result => result.map_err(doing(format!("carrying out what was written to {}", job.folder.display()))),
         }
     }
 }
 
-/// What may still be carried out.
+/// Copies files out of the sandbox and counts what may still be copied.
 struct Carrier<'a, 'b> {
     pulse: &'a mut Pulse<'b>,
     device: u64,
@@ -403,16 +408,16 @@ impl Carrier<'_, '_> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut copy = File::from(openat(outside, name, flags, Mode::from_raw_mode(0o644))?);
         io::copy(&mut file.take(info.len()), &mut copy).map(drop).inspect_err(|_| {
-            // A part of it is no file.
+            // Leave no partial file.
             let _ = unlinkat(outside, name, AtFlags::empty());
         })
     }
 }
 
-/// A copy of its own for one job, which shares the blocks where the file system can, and cannot be written.
+/// Makes a read-only copy for one job, which shares blocks with the source where the file system can.
 pub(super) fn copy_data(source: &Path, path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error), // left by a job that lost its worker
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error), // left by a job whose worker died
         _ => {}
     }
     let whole = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(source)?;
@@ -421,11 +426,11 @@ pub(super) fn copy_data(source: &Path, path: &Path) -> io::Result<()> {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)?;
-    // No more than it had: it may grow meanwhile.
+    // No more than its length now: it may grow meanwhile.
     io::copy(&mut whole.take(info.len()), &mut copy).map(drop)
 }
 
-/// Opens a file that may meanwhile be a link or a pipe: without following or waiting.
+/// Opens a file without following a link or waiting for a pipe, as it may have become one.
 fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }

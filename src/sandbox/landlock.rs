@@ -1,4 +1,4 @@
-//! Rules of Landlock for one script. Only the script's own process can restrict itself: these are made ahead, as a descriptor.
+//! Makes the Landlock rules for one script, as a descriptor. Only the script's own process can apply them to itself.
 
 use super::system;
 use landlock::{
@@ -9,11 +9,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// The newest version whose rights are known here; an older kernel enforces those it knows.
+/// Newest Landlock version whose rights are used; an older kernel enforces those it knows.
 const VERSION: ABI = ABI::V6;
 
-/// A ruleset: what lies below `readable` is read and executed, below `writable` changed too, below `listable` seen by its name; nothing
-/// else is reached. No TCP, no abstract sockets and no signals to outside, where the kernel knows them. Error: it has no Landlock.
+/// Makes a ruleset: a script may read and execute below `readable`, also write below `writable`, only list names below
+/// `listable`, and reach nothing else. No TCP, no abstract sockets and no signals to the outside, where the kernel
+/// supports that. Error: the kernel has no Landlock.
 pub(super) fn ruleset<R: AsRef<Path>, W: AsRef<Path>>(
     readable: &[R],
     writable: &[W],
@@ -34,8 +35,8 @@ pub(super) fn ruleset<R: AsRef<Path>, W: AsRef<Path>>(
     Option::<OwnedFd>::from(ruleset).ok_or_else(|| io::Error::other("the kernel has no Landlock"))
 }
 
-/// `folders` as those to be listed only, since some of `hidden` lies in them, and what else is in them, to be read. What a link there
-/// leads to is not in them.
+/// Splits `folders` around `hidden`. Returns the folders to be listed only, since some of `hidden` lies in them, and
+/// the paths to be read: everything else in `folders`. Does not follow symbolic links inside them.
 pub(super) fn around(folders: &[PathBuf], hidden: &[PathBuf]) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let (mut listable, mut readable, mut todo) = (vec![], vec![], folders.to_vec());
     while let Some(path) = todo.pop() {

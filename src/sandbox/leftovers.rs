@@ -1,5 +1,6 @@
-//! What a script leaves in its folder where it wrote on the host's own tree (tier 1): afterwards the folder holds regular files and
-//! folders, not too many and not too deep, that their owner can read. Runs when the script and all it started are dead.
+//! Tidies the job's folder after a script that wrote on the host's own tree (tiers 0 and 1): only regular files and
+//! folders stay, not too many and not too deep, which their owner can read. Runs when the script and all its processes
+//! are dead.
 
 use super::keeper::{MOST_DEPTH, MOST_ENTRIES};
 use crate::files::scratch::{entries, remove_trees};
@@ -7,11 +8,11 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Bytes of a path below which each entry's own path is short enough for the kernel.
+/// Paths below this length in bytes leave room for an entry's name within the kernel's limit.
 const LONGEST: usize = 2048;
 
-/// Removes from `folder` what is neither a regular file nor a folder, what is too much and what is too deep. What cannot be
-/// removed stays: whoever reads a file there looks at what it is first.
+/// Removes everything from `folder` that is neither a regular file nor a folder, and what is too much or too deep. What
+/// cannot be removed stays: whoever reads a file there must check its type first.
 pub(super) fn tidy(folder: &Path) {
     let (mut left, mut todo, mut too_deep) = (MOST_ENTRIES, vec![(folder.to_path_buf(), 0)], Vec::new());
     while let Some((folder, depth)) = todo.pop() {
@@ -50,7 +51,7 @@ mod tests {
         symlink("/etc/passwd", place("link")).unwrap();
         fs::create_dir(place("many")).unwrap();
         (0..3000).for_each(|i| fs::write(place("many").join(i.to_string()), "").unwrap());
-        // Deeper than a path is long: made from the inside out.
+        // Deeper than a path can be long, so made from the inside out.
         let mut inner = place("deep");
         fs::create_dir(&inner).unwrap();
         for _ in 0..3000 {

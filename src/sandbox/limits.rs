@@ -1,4 +1,4 @@
-//! What one script may use.
+//! The limits of one script and their valid ranges. Others enforce them.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,30 +10,31 @@ pub struct Limits {
     pub cpu_seconds: f64,
     /// Seconds of wall time, far above the CPU limit.
     pub wall_seconds: f64,
-    /// Bytes of memory beyond what the idle interpreter with its loaded libraries holds (shared by all jobs): data of each
-    /// process by the kernel, the sum over the group by its control group (with 8 MiB for what is no job's) or a watch every 0.1 s.
+    /// Bytes of memory beyond those of the idle interpreter with its loaded libraries (shared by all jobs). The kernel
+    /// limits the data of each process; a control group (with 8 MiB more, for memory that is no job's) or a check every
+    /// 0.1 s limits the sum over the group.
     pub memory_bytes: u64,
     /// Bytes of stdout and stderr together; past it the group is killed.
     pub output_bytes: u64,
     /// Bytes of any one file written.
     pub file_bytes: u64,
-    /// Bytes of all files in the script's folder, and of those in its /tmp.
+    /// Bytes of all files in the script's folder, and separately of those in its /tmp.
     pub disk_bytes: u64,
     /// Processes and threads at one time.
     pub processes: u64,
 }
 
-/// The longest time, in seconds: eleven days.
+/// Largest limit on time, in seconds: eleven days.
 pub const MOST_SECONDS: u64 = 1_000_000;
-/// The least memory, in bytes: a Python that runs an empty script holds 5 MB of its own, as a control group counts it.
+/// Smallest limit on memory, in bytes: a control group counts 5 MB for a Python that runs an empty script.
 pub const LEAST_MEMORY: u64 = 8 << 20;
-/// The most bytes: 1 PiB, more than any machine has.
+/// Largest limit in bytes: 1 PiB, more than any machine has.
 pub const MOST_BYTES: u64 = 1 << 50;
-/// The most processes and threads that a Linux system can have.
+/// Largest number of processes and threads that a Linux system can have.
 pub const MOST_PROCESSES: u64 = 1 << 22;
 
 impl Limits {
-    /// Which limit is out of its range, and its value with the range; none when all are in theirs.
+    /// Returns the first limit out of range: its name, and its value with the range. `None` when all are in range.
     pub fn out_of_range(&self) -> Option<(&'static str, String)> {
         let seconds = [("cpu_seconds", self.cpu_seconds), ("wall_seconds", self.wall_seconds)].map(|(name, value)| {
             (

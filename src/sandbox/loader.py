@@ -1,9 +1,10 @@
 """Holds the numerical libraries and forks a sealed process for each script.
 
-Started by server.rs as `python -s -c <this text> <settings>` inside the isolation of its slot; stdin is a SOCK_SEQPACKET socket. What no
-script may have it takes from itself before any is forked; what it needs until then (namespaces, the change of user) goes last, in the
-script's process. A request is one JSON message: the modules to load, or the folder of a script to fork, with descriptors: the socket at
-which its process waits for its job, sealed, then the namespaces to join, then Landlock's rules. It enforces nothing that needs a clock.
+Started by server.rs as `python -s -c <this text> <settings>` in the isolation of its slot; stdin is a SOCK_SEQPACKET
+socket. It gives up what no script may have before it forks any. What it needs itself (joining namespaces, changing the
+user) is given up last, in the script's process. A request is one JSON message: the modules to load, or the folder of a
+script to fork, with descriptors: the socket at which the script's process, already sealed, waits for its job, then the
+namespaces to join, then Landlock's rules. It enforces nothing that needs a clock.
 """
 
 import _io
@@ -26,7 +27,7 @@ import threading
 import time
 import types
 
-# What is loaded unless the settings say otherwise.
+# Modules to load unless the settings name others.
 LIBRARIES = """
 numpy scipy.stats scipy.optimize scipy.sparse
 sklearn.cluster sklearn.compose sklearn.decomposition sklearn.discriminant_analysis sklearn.dummy sklearn.ensemble
@@ -34,34 +35,36 @@ sklearn.feature_extraction.text sklearn.feature_selection sklearn.impute sklearn
 sklearn.metrics sklearn.model_selection sklearn.naive_bayes sklearn.neighbors sklearn.neural_network sklearn.pipeline
 sklearn.preprocessing sklearn.svm sklearn.tree
 """.split()
-# Parts that numpy loads at their first use, which would be in every script anew.
+# Parts that numpy loads at their first use, which would otherwise be in each script anew.
 NUMPY = ["numpy.random", "numpy.linalg", "numpy.fft", "numpy.ma", "numpy.polynomial"]
 
 SETTINGS = json.loads(sys.argv[1])
 TIER, USER = SETTINGS["tier"], SETTINGS["user"]
-# PyDLL keeps the interpreter's lock over a call: nothing here waits.
+# PyDLL keeps the interpreter's lock during a call, which is fine as no call here waits.
 LIBC = ctypes.PyDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 22, 24, 38, 47
-# Seconds after which this process says again that it lives.
+# Seconds between heartbeats.
 HEARTBEAT = SETTINGS["heartbeat"]
 SYS_LANDLOCK_RESTRICT, NEWPID = 446, 0x20000000
-# Written by a script's process until it begins: why the job failed. It is unmapped before the script is read.
+# Memory in which a script's process writes why the job failed, until the script begins. It is unmapped before the
+# script is read.
 FAILURE = mmap.mmap(-1, 4096)
 NOT_BEGUN = "its process ended before the script began"
-# What a script's finalizers no longer find in `sys`, and what they find in builtins: what is there before `open` and what `site` adds.
+# Names of `sys` that are None for a script's finalizers, and names of builtins that are gone: `open` and those that
+# `site` adds.
 GONE_OF_SYS = "path argv ps1 ps2 last_type last_value last_traceback last_exc meta_path path_hooks path_importer_cache".split()
 LATER = "open exit quit copyright credits license help".split()
 BUILTINS = {name: value for name, value in vars(builtins).items() if name not in LATER}
-# Files, each kind before those that it may write to.
+# Kinds of files, each before those that it may write to.
 BUFFERS = (_io.BufferedWriter, _io.BufferedRandom)
 FILES = (_io._TextIOBase, BUFFERS, _io._RawIOBase)
-# The signal of which a script's process dies when its uncaught exception is a MemoryError. A script shares no memory with the loader to say
-# so, and whatever is shared would be there for the next one: only the way its process ends tells.
+# Signal that a script's process dies of when its uncaught exception is a MemoryError. Only the way it ends can tell the
+# loader: a script shares no memory with the loader, as the next script would see that too.
 OUT_OF_MEMORY = signal.SIGVTALRM
 
 
 class Program(ctypes.Structure):
-    """A filter as the kernel takes it: how many statements of 8 bytes, and where they are."""
+    """A filter in the kernel's form: the number of its 8-byte statements, and where they are."""
 
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
@@ -70,7 +73,8 @@ class Program(ctypes.Structure):
 
 
 FILTERS, LAST = ([Program(bytes.fromhex(code)) for code in SETTINGS[name]] for name in ("filters", "last"))
-# Version 3 of the structures, for the calling process; none effective, permitted, inheritable, for each half.
+# Arguments of capset: version 3 of the structures, for the calling process; no effective, permitted or inheritable
+# capabilities, for each half.
 CAPABILITIES = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
 
 
@@ -90,14 +94,15 @@ def seccomp(programs):
 
 
 def limit(which, soft, hard=None):
-    """Never above the hard limit in force, which only some may raise."""
+    """Sets a resource limit, but never above the hard limit in force, which only some may raise."""
     most = resource.getrlimit(which)[1]
     values = soft, soft if hard is None else hard
     resource.setrlimit(which, values if most == resource.RLIM_INFINITY else tuple(min(value, most) for value in values))
 
 
 def deny_from_the_start():
-    """What holds for this process and all it forks: no capability for what is executed, no new rights, filters, constant limits."""
+    """Restricts this process and all it forks: no capabilities for what is executed, no new rights, filters, constant
+    limits."""
     for capability in range(64):
         prctl(PR_CAPBSET_DROP, capability)
     prctl(PR_CAP_AMBIENT, 4)
@@ -108,18 +113,19 @@ def deny_from_the_start():
     limit(resource.RLIMIT_MEMLOCK, 0)
     limit(resource.RLIMIT_SIGPENDING, 1024)
     if TIER == 1 and USER is None:
-        os.nice(19)  # all of the user's processes count there, so a bomb has hundreds: the worker must still get its turn
+        # All of the user's processes count here, so a fork bomb has hundreds: the worker must still get its turn.
+        os.nice(19)
     seccomp(FILTERS)
 
 
 def data_bytes():
-    """Of data that this process has mapped, which a limit of its data counts."""
+    """Returns the bytes of data that this process has mapped, which a limit of its data counts."""
     with open(f"{SETTINGS['old']}/proc/self/statm") as file:
         return int(file.read().split()[5]) * resource.getpagesize()
 
 
 def drop_capabilities():
-    """All, for good, and all rights of root with them: as the script's user, when it is another."""
+    """Drops all capabilities for good, and becomes the script's user, when it is another, without rights of root."""
     if USER is not None:
         os.setgroups([])
         os.setresgid(USER, USER, USER)
@@ -133,26 +139,26 @@ def fail(why):
 
 
 def open_stdin():
-    """Puts /dev/null, opened anew, in the place of stdin."""
+    """Replaces stdin with /dev/null, opened anew."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
 
 
 def seal(folder, fds):
-    """In the script's own process, before it knows its job."""
+    """Restricts the script's own process, before it knows its job."""
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-    open_stdin()  # flags and locks belong to what was opened, which would be one for all scripts
+    open_stdin()  # anew, or all scripts would share the flags and locks of one open file
     if TIER >= 3:
-        # The kernel kills it before the loader, which is in its group.
+        # The kernel then kills it before the loader, which is in its group.
         with open(f"{SETTINGS['old']}/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
     for namespace in fds[2:4] if TIER >= 2 else []:
         check(LIBC.setns(namespace, 0), "setns")
     os.chdir(folder)
     drop_capabilities()
-    # A change of user takes both away.
+    # Both only now, since a change of user resets them.
     prctl(PR_SET_DUMPABLE, 1)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if TIER >= 1:
@@ -161,16 +167,16 @@ def seal(folder, fds):
 
 
 def await_job(link):
-    """The script's file name, when its job comes: with its stdout and stderr, and its limits in force."""
+    """Waits for the job, puts its stdout, stderr and limits in force, and returns the script's file name."""
     message, outputs, _, _ = socket.recv_fds(link, 1 << 16, 2)
     if not message:
-        os._exit(1)  # there will be none
+        os._exit(1)  # no job will come
     script, limits = json.loads(message)
     os.dup2(outputs[0], 1)
     os.dup2(outputs[1], 2)
     link.close()
     os.closerange(3, 4096)
-    # The worker counts CPU time of the group finely; the kernel's whole seconds a process are the backstop.
+    # The worker counts the group's CPU time finely; the kernel's limit in whole seconds per process is the backstop.
     cpu = math.ceil(limits["cpu_seconds"])
     limit(resource.RLIMIT_CPU, cpu + 1, cpu + 2)
     limit(resource.RLIMIT_DATA, LOADED[0] + limits["memory_bytes"])
@@ -180,7 +186,7 @@ def await_job(link):
 
 
 def settle(folder):
-    """What `python` does before it runs a script in its folder."""
+    """Does what `python` does before it runs a script in its folder; seeds the random generators."""
     os.environ.update(HOME=folder, TMPDIR=SETTINGS["scratch"] if TIER >= 2 else folder)
     sys.path.insert(0, folder)
     random.seed(0)
@@ -189,7 +195,7 @@ def settle(folder):
 
 
 def run_script(folder, script):
-    """What `python script` does, up to its exit."""
+    """Runs a script as `python script` does, up to its exit. Returns the exit code, or minus the signal to die of."""
     sys.argv = [script]
     main = types.ModuleType("__main__")
     main.__file__ = os.path.join(folder, script)
@@ -211,18 +217,18 @@ def run_script(folder, script):
         try:
             getattr(sys, name).flush()
         except BaseException:
-            pass  # said at the end, if it is so then
+            pass  # reported at the end, if it still fails then
     if isinstance(error, SystemExit):
         code = exit_code(error)
     else:
         code = 0 if error is None else uncaught(error)
         main.__dict__.pop("__file__", None)
-    error = None  # its frames lead back here: what they hold ends with it, in order, and not as garbage
+    error = None  # its frames lead back here: without it, what they hold ends in order and not as garbage
     return code
 
 
 def exit_code(error):
-    """What a SystemExit asks for."""
+    """Returns the exit code that a SystemExit asks for."""
     code = error.code
     if code is None:
         return 0
@@ -233,7 +239,7 @@ def exit_code(error):
 
 
 def complain(text):
-    """To the script's stderr; to that of the process where the script has put that away."""
+    """Prints to the script's stderr, or to that of the process where the script has put its own away."""
     stream = getattr(sys, "stderr", None)
     if stream is None:
         os.write(2, f"{text}\n".encode(errors="backslashreplace"))
@@ -242,7 +248,7 @@ def complain(text):
 
 
 def uncaught(error):
-    """Tells of an exception that the script has not caught. The exit code, or the signal that it dies of, less than 0."""
+    """Reports an exception that the script has not caught. Returns the exit code, or minus the signal to die of."""
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
     if sys.version_info >= (3, 12):
         sys.last_exc = error
@@ -261,21 +267,22 @@ def uncaught(error):
 
 
 def tell(error):
-    """Prints an exception, without the frame that called for it, which is ours."""
+    """Prints an exception without its first frame, which is ours."""
     error.__traceback__ = error.__traceback__.tb_next
     sys.__excepthook__(type(error), error, error.__traceback__)
 
 
 def ignored(error, thing):
-    """Says as Python does that `thing` raised what nobody can catch."""
+    """Reports, as Python does, that `thing` raised an exception that nobody can catch."""
     complain(f"Exception ignored in: {thing!r}")
     tell(error)
 
 
 def end(code):
-    """What Python does from a script's last line to the end of its process (Py_FinalizeEx in CPython's pylifecycle.c), for what the script has
-    made: threads are awaited, atexit handlers called, streams flushed, its modules dropped, and what they held finalized, open files with it.
-    What was loaded before it stays, as taking that apart takes longer than most scripts; what that holds of the script's is finalized last."""
+    """Does what Python does from a script's last line to the end of its process (Py_FinalizeEx in CPython's
+    pylifecycle.c), for what the script has made: awaits threads, calls atexit handlers, flushes streams, drops its
+    modules and finalizes what they held, including open files. What was loaded before the script stays, as taking that
+    apart takes longer than most scripts; what it holds of the script's is finalized last."""
     for last in (lambda: threading._shutdown(), lambda: atexit._run_exitfuncs()):
         try:
             last()
@@ -314,8 +321,8 @@ def end(code):
 
 
 def run_out_of_memory():
-    """Dies of OUT_OF_MEMORY: by a timer, since a script may send no signals in tier 1 on older kernels. A process that the script has forked
-    ends as Python does."""
+    """Dies of OUT_OF_MEMORY. A timer sends the signal, since a script may send none in tier 1 on older kernels. A
+    process that the script has forked ends with exit code 1, as in Python."""
     if os.getpid() != SCRIPT[0]:
         os._exit(1)
     _signal.signal(OUT_OF_MEMORY, _signal.SIG_DFL)
@@ -346,7 +353,8 @@ def drop_modules():
 
 
 def finalize_the_rest():
-    """Finalizes what is left of the script's, a file before what it writes to; but not what a daemon thread still has in hand."""
+    """Finalizes what is left of the script's, a file before what it writes to, except what a daemon thread still
+    uses."""
     rest = gc.get_objects()
     held = held_by_threads({id(thing) for thing in rest}) if len(sys._current_frames()) > 1 else ()
     finalizable = [thing for thing in rest if has_finalizer(type(thing)) and id(thing) not in held]
@@ -362,12 +370,12 @@ def finalize_the_rest():
 def has_finalizer(kind):
     try:
         return hasattr(kind, "__del__")
-    except BaseException:  # of the script's own metaclass
+    except BaseException:  # raised by the script's own metaclass
         return False
 
 
 def held_by_threads(known):
-    """Of the things with these ids, the ids of those that other threads' frames lead to."""
+    """Returns those of the ids `known` whose things are reachable from other threads' frames."""
     found, todo = set(), []
     for thread, frame in sys._current_frames().items():
         while frame and thread != threading.get_ident():
@@ -387,7 +395,7 @@ def script_process(folder, fds):
         link = socket.socket(fileno=fds[0])
         settle(folder)
         seal(folder, fds)
-        # Memory that is shared with the loader is copied, and code mapped, when it is first touched: ahead of the job.
+        # The first touch copies memory shared with the loader and maps code: do that ahead of the job.
         json.loads('["", {"": 1.0}]')
         run_script("", os.devnull)
         BUILTINS.copy()
@@ -405,13 +413,13 @@ def script_process(folder, fds):
 
 
 def await_end(pid, alive):
-    """As os.wait4, with a heartbeat meanwhile: status and use of the process `pid`."""
+    """Waits for the process `pid` as os.wait4, with heartbeats meanwhile. Returns its status and resource usage."""
     beat = time.monotonic() + HEARTBEAT
     while True:
         ended, status, usage = os.wait4(pid, os.WNOHANG)
         if ended:
             return status, usage
-        # A script can have this signal sent as often as it likes, by stopping and going on.
+        # A script can cause this signal as often as it likes, by stopping and going on.
         signal.sigtimedwait([signal.SIGCHLD], max(0.0, beat - time.monotonic()))
         if time.monotonic() >= beat:
             alive()
@@ -419,7 +427,8 @@ def await_end(pid, alive):
 
 
 def run(folder, fds, answer, alive):
-    """Forks the process of a script, which waits for its job, and waits for its end: how it ended, as the worker reads it."""
+    """Forks the process of a script, which waits for its job, and waits for its end. Returns how it ended (`Ended` of
+    server.rs)."""
     fail(NOT_BEGUN)
     if TIER >= 2:
         check(LIBC.setns(fds[1], NEWPID), "setns")  # what is forked next lives in that namespace
@@ -427,7 +436,7 @@ def run(folder, fds, answer, alive):
     if pid == 0:
         script_process(folder, fds)
     if TIER < 2:
-        answer({"pid": pid})  # where there is a keeper, it is what is killed
+        answer({"pid": pid})  # where there is a keeper, that is killed instead
     status, usage = await_end(pid, alive)
     return {
         "exit": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
@@ -440,7 +449,7 @@ def run(folder, fds, answer, alive):
 
 
 def warm_up():
-    """Two tiny fits, so that what is loaded or searched at the first use is there before the first fork."""
+    """Makes two tiny fits, so that what is loaded or searched at the first use is there before the first fork."""
     import numpy
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
@@ -469,16 +478,17 @@ def main():
     open_stdin()
     sys.path[:] = [entry for entry in sys.path if entry]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Python ignores it; the default lets the kernel say who wrote too large a file.
+    # Python ignores this signal; by default it kills a process that writes too large a file, which shows in how it
+    # ended.
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    # The first use of the compiler makes its tables, 1 ms of each script where none is made before.
+    # The first use of the compiler makes its tables, which would cost each script 1 ms.
     compile("pass", "warm_up", "exec")
     answer = lambda message: control.send(json.dumps(message).encode())
-    # Waited for, not handled.
+    # SIGCHLD is waited for, not handled.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
 
     def alive():
-        """Between jobs nobody may listen: what cannot be said then is left out."""
+        """Sends a heartbeat, or drops it when the socket is full: between jobs nobody may be listening."""
         try:
             control.send(b'"alive"', socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -503,15 +513,15 @@ def main():
             for fd in fds:
                 os.close(fd)
             answer({"ended": ended})
-            ended = None  # of no interest to the next script
+            ended = None  # not to be in the next script
     except BaseException as error:
         answer({"error": f"{type(error).__name__}: {error}"})
 
 
 # Bytes of data that the loaded libraries hold.
 LOADED = [data_bytes()]
-# The process id of the script, in its own process.
+# Process id of the script, in its own process.
 SCRIPT = [None]
-# The module that was loaded last before any script.
+# Module that was loaded last before any script.
 LOADED_LAST = [next(reversed(sys.modules))]
 main()

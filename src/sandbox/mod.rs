@@ -1,10 +1,11 @@
-//! A folder and a script in, a verdict out. Never sees tokens, tasks or metrics.
+//! Runs a script in a folder, isolated and within limits, and returns a verdict. Never sees tokens, tasks or metrics.
 //!
-//! The trainer ([`Pool`]) starts one small helper process (our own binary), which forks workers ([`worker`]). A worker enforces from
-//! outside the limits on time, output and memory; it forks the fork-server of its slot (`server`), which enters the slot's isolation
-//! (`root`), keeps there a Python that has the libraries loaded (loader.py) and takes each job through its steps: `keeper` makes
-//! namespaces, the loader forks the script's process into them under the rules of `landlock` and the filters of `seccomp`, both ahead of the
-//! job where there are namespaces; then `keeper` lays out the files and the script begins.
+//! The trainer ([`Pool`]) starts one small helper process (our own binary), which forks workers ([`worker`]). A worker
+//! enforces the limits on time, output and memory from outside. It forks the fork-server of its slot (`server`), which
+//! enters the slot's isolation (`root`), keeps a Python with the libraries loaded there (loader.py) and takes each job
+//! through its steps: `keeper` makes namespaces, and the loader forks the script's process into them under the rules of
+//! `landlock` and the filters of `seccomp` (both before the job arrives, where there are namespaces); then `keeper`
+//! lays out the files and the script begins.
 
 mod cgroup;
 mod keeper;

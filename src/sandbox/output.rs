@@ -1,10 +1,10 @@
-//! What a script prints, as much of it as is kept.
+//! Captures a script's stdout and stderr, up to a limit on their sum.
 
 use super::system;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Bytes of a pipe, unless somebody has changed that.
+/// Default capacity of a pipe in bytes.
 const BUFFER: usize = 64 << 10;
 
 /// One captured stream.
@@ -14,7 +14,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Lossy UTF-8. A character cut in two by the limit is left out.
+    /// Decodes the kept bytes as lossy UTF-8. A character cut in two by the limit is left out.
     pub fn text(&self) -> String {
         let complete = match std::str::from_utf8(&self.kept) {
             Err(error) if error.error_len().is_none() => &self.kept[..error.valid_up_to()],
@@ -24,7 +24,7 @@ impl Stream {
     }
 }
 
-/// Both streams, read as far as the limit on their sum.
+/// Both streams, kept up to a limit on their sum.
 pub(super) struct Output {
     pub stdout: Stream,
     pub stderr: Stream,
@@ -34,7 +34,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Of the readers' ends of two pipes, `limit` bytes at most.
+    /// Captures from the read ends of two pipes, at most `limit` bytes in all.
     pub fn new(stdout: PipeReader, stderr: PipeReader, limit: u64) -> io::Result<Self> {
         system::set_nonblocking(stdout.as_fd())?;
         system::set_nonblocking(stderr.as_fd())?;
@@ -42,7 +42,7 @@ impl Output {
         Ok(Self { stdout: stream(stdout), stderr: stream(stderr), left: limit, over: false, buffer: vec![0; BUFFER] })
     }
 
-    /// Those that are still read.
+    /// Returns the pipes that are still open for reading.
     pub fn readers(&self) -> [Option<BorrowedFd<'_>>; 2] {
         [&self.stdout, &self.stderr].map(|stream| stream.reader.as_ref().map(AsFd::as_fd))
     }
@@ -52,7 +52,7 @@ impl Output {
         self.over
     }
 
-    /// Reads what is there, without waiting. Past the limit both pipes are closed.
+    /// Reads everything that is available, without waiting. Closes both pipes once there is more than the limit.
     pub fn read(&mut self) -> io::Result<()> {
         for stream in [&mut self.stdout, &mut self.stderr] {
             while let Some(reader) = &mut stream.reader {

@@ -1,4 +1,4 @@
-//! Many workers executing jobs in parallel, forked from one small helper process. Owns their lives; runs no script itself.
+//! Runs jobs in parallel on many workers, forked from one small helper process. Owns their lives; runs no script.
 
 use super::cgroup::Cgroup;
 use super::protocol::{Isolation, Job, Outcome, Protection, Reply, Verdict, Wanted};
@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 
 /// How long the helper may take to end by itself when the pool is dropped.
 const SHUTDOWN: Duration = Duration::from_secs(10);
-/// How often those who wait look whether they are to go on.
+/// How often a waiting thread checks whether to go on.
 const LOOK: Duration = Duration::from_millis(100);
-/// After so many workers that died or hung over it, a job is not tried again.
+/// A job is not tried again after this many workers died or hung on it.
 const STRIKES: usize = 3;
 const PROBE: &str = include_str!("probe.py");
 const PROBE_LIMITS: Limits = Limits {
@@ -37,44 +37,44 @@ const PROBE_LIMITS: Limits = Limits {
 };
 
 /// Sandbox workers of one trainer. Dropping it ends the helper and everything below it; so does the death of this
-/// process, however it comes.
+/// process, whatever its cause.
 pub struct Pool {
-    /// None only while being dropped.
+    /// `None` only while being dropped.
     control: Option<Mutex<OwnedFd>>,
     helper: Child,
     queue: Mutex<Queue>,
     freed: Condvar,
     workers: usize,
     protection: Protection,
-    /// What all workers have had since the start.
+    /// Isolation that all workers had at the start.
     begun: Isolation,
     /// Ids of jobs that are given up.
     quarantine: Mutex<HashSet<String>>,
     cancelled: Arc<AtomicBool>,
-    /// Of this pool, and of its helper and workers.
+    /// Folder for temporary files of this pool, its helper and its workers.
     scratch: Scratch,
 }
 
-/// Who waits for a slot, and who has one.
+/// Idle slots, running jobs and waiting jobs.
 #[derive(Default)]
 struct Queue {
     idle: Vec<Slot>,
     /// Running jobs by group.
     running: HashMap<String, usize>,
-    /// Number and group of each that waits, in the order they came.
+    /// Number and group of each waiting job, in order of arrival.
     waiting: Vec<(u64, String)>,
     next_number: u64,
 }
 
 impl Queue {
-    /// Who is next: of the groups with the fewest running jobs the one that has waited longest.
+    /// Returns the number of the next job: the one that has waited longest in the groups with the fewest running jobs.
     fn next(&self) -> Option<u64> {
         let running = |group: &String| self.running.get(group).copied().unwrap_or(0);
         self.waiting.iter().min_by_key(|(number, group)| (running(group), *number)).map(|(number, _)| *number)
     }
 }
 
-/// A place for one job at a time. Its worker is none when it has died and was not needed since.
+/// A place for one job at a time. It has no worker when that has died and has not been needed since.
 struct Slot {
     number: usize,
     worker: Option<Worker>,
@@ -88,11 +88,11 @@ struct Worker {
 
 /// Why a job has no verdict.
 enum Lost {
-    /// It was not run.
+    /// The job failed, or no worker could be started for it.
     Failed(String),
     /// Its worker died or hung.
     Worker(String),
-    /// No job is run any more: they are not wanted, or there is no helper to make workers.
+    /// No job can be run any more: the run was interrupted, or there is no helper to make workers.
     Over(Error),
 }
 
@@ -106,13 +106,14 @@ impl Lost {
 }
 
 impl Pool {
-    /// Starts `helper` (our own binary, whose main calls [`worker::helper_main`]) and `workers` workers (at least 1), waits
-    /// until their libraries are loaded, and tries out the protection. With no more workers than processors each has one of its own.
+    /// Starts `helper` (our own binary, whose main calls [`worker::helper_main`]) and `workers` workers (at least 1),
+    /// waits until their libraries are loaded, and tests the protection. With no more workers than processors, each
+    /// worker has a processor of its own.
     ///
     /// Call it early, before threads, weights and devices: the helper is made by fork and exec of this process.
     ///
-    /// While `cancelled` is set nothing is waited for and no job is begun, and jobs that run are ended: all calls, this one too, return an
-    /// error (interrupted).
+    /// While `cancelled` is set, no call waits or begins a job, and running jobs are ended: all calls, including this
+    /// one, return an error (interrupted).
     pub fn start(
         helper: &Path,
         workers: usize,
@@ -168,13 +169,13 @@ impl Pool {
         if let Some(control) = &pool.control {
             system::send(lock(control).as_fd(), &start, &[]).map_err(doing)?;
         }
-        // All are forked first, so that they load their libraries side by side.
+        // Fork all first, so that they load their libraries in parallel.
         let links = (0..workers).map(|number| pool.fork_worker(number)).collect::<Result<Vec<_>>>()?;
         let mut weakest: Option<Isolation> = None;
         let mut all_have_users = true;
         for (number, link) in links.into_iter().enumerate() {
             let (worker, found) = pool.await_ready(link).map_err(Lost::into_error)?;
-            // What not all have is not what is in force.
+            // Only what all workers have is in force.
             all_have_users &= found.own_user;
             if weakest.as_ref().is_none_or(|weakest| (found.tier, found.own_user) < (weakest.tier, weakest.own_user)) {
                 weakest = Some(found);
@@ -186,17 +187,17 @@ impl Pool {
         Ok(pool)
     }
 
-    /// The protection in force, found by trying it in a sandbox of this pool.
+    /// Returns the protection in force, found by testing it in a sandbox of this pool.
     pub fn protection(&self) -> &Protection {
         &self.protection
     }
 
-    /// How many jobs run side by side.
+    /// Returns how many jobs run in parallel.
     pub fn workers(&self) -> usize {
         self.workers
     }
 
-    /// The helper's process id: the root of all processes of this pool.
+    /// Returns the process id of the helper, the root of all processes of this pool.
     pub fn helper_pid(&self) -> u32 {
         self.helper.id()
     }
@@ -210,17 +211,17 @@ impl Pool {
         result
     }
 
-    /// Runs jobs on all workers in parallel; verdicts in the order of the jobs. Callers on several threads share the workers, groups of
-    /// jobs share them evenly.
+    /// Runs jobs on all workers in parallel and returns the verdicts in the order of the jobs. Callers on several
+    /// threads share the workers; groups of jobs share them evenly.
     ///
-    /// A worker or fork-server that dies or hangs is replaced and its job is run again, in the folder as it is then. A job that has
-    /// taken three of them with it while another runs well ends as [`Outcome::Quarantined`], and so does from then on every job of
-    /// its id.
+    /// A worker or fork-server that dies or hangs is replaced, and its job is run again in the folder as it is then. If
+    /// three of them die or hang on a job while another job runs well, it ends as [`Outcome::Quarantined`], and so does
+    /// every later job with its id.
     ///
     /// # Errors
-    /// Content: a folder that is none, a script outside it, data that is not there, a limit outside its range. System: no
-    /// worker can be started, or a job could not be sealed. Interrupted: see [`Pool::start`]. After the first error no further job
-    /// is begun.
+    /// Content: the folder or data does not exist, the name of the script or of data is not valid, a limit is outside
+    /// its range. System: no worker can be started, or a job could not be run. Interrupted: see [`Pool::start`]. After
+    /// the first error no further job is begun.
     pub fn run_many(&self, jobs: Vec<Job>) -> Result<Vec<Verdict>> {
         let order = round_robin(&jobs);
         let next = AtomicUsize::new(0);
@@ -241,7 +242,7 @@ impl Pool {
             work();
         });
         let results = results.into_iter().map(|cell| cell.into_inner().unwrap_or_else(PoisonError::into_inner));
-        // What is missing was not begun after an error, which is among the others.
+        // Missing results are of jobs that were not begun after an error, which is among the results.
         results.flatten().collect()
     }
 
@@ -261,7 +262,7 @@ impl Pool {
                 if taken.is_ok() {
                     *queue.running.entry(group.to_string()).or_default() += 1;
                 }
-                // Another may be next now, and a second slot idle.
+                // Another job may be next now, and a second slot idle.
                 self.freed.notify_all();
                 return taken;
             }
@@ -291,7 +292,7 @@ impl Pool {
                 Err(Lost::Failed(why)) => last = why,
                 Err(Lost::Worker(why)) => (strikes, last) = (strikes + 1, why),
                 Err(Lost::Over(error)) => {
-                    slot.worker = None; // with its link closed it ends the job and itself
+                    slot.worker = None; // closing its link makes it end the job and itself
                     return Err(error);
                 }
             }
@@ -306,7 +307,7 @@ impl Pool {
         if strikes < STRIKES {
             return Err(failed(&last));
         }
-        // The job is at fault when another one runs.
+        // The job is at fault if another one runs.
         let folder = self.folder().map_err(|error| failed(&error.to_string()))?;
         std::fs::write(folder.path().join("empty.py"), "").map_err(|error| failed(&error.to_string()))?;
         let empty = validated(Job::new(folder.path(), "empty.py", PROBE_LIMITS))?;
@@ -319,10 +320,10 @@ impl Pool {
         }
     }
 
-    /// Runs a job once, by the slot's worker or a new one.
+    /// Runs a job once, on the slot's worker or a new one.
     fn attempt(&self, slot: &mut Slot, job: &Job) -> std::result::Result<Verdict, Lost> {
         let mut line = serde_json::to_vec(job).map_err(|error| Lost::Failed(error.to_string()))?;
-        // On its way it gets longer by some digits.
+        // The job gets longer by some digits on its way.
         let most = system::MAX_MESSAGE - 64;
         if line.len() > most {
             return Err(Lost::Failed(format!("its names and paths have {} bytes, at most {most}", line.len())));
@@ -343,7 +344,7 @@ impl Pool {
             match read_reply(&mut worker.link).map_err(|error| Lost::Worker(error.to_string()))? {
                 Reply::Alive => {}
                 Reply::Done(verdict) => {
-                    // Who wants this process to stop may have told the script's too.
+                    // Whoever stopped this process may have stopped the script too.
                     check_interrupt(&self.cancelled).map_err(Lost::Over)?;
                     return Ok(verdict);
                 }
@@ -353,7 +354,7 @@ impl Pool {
         }
     }
 
-    /// Waits until a worker says something, as long as the job is wanted.
+    /// Waits until a worker says something. Error: interrupted, or it is silent for longer than [`SILENCE`].
     fn await_reply(&self, link: &BufReader<UnixStream>) -> std::result::Result<(), Lost> {
         let silent_until = Instant::now() + SILENCE;
         while link.buffer().is_empty() {
@@ -370,7 +371,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Asks the helper for a worker. It cannot take jobs before it is ready.
+    /// Asks the helper for a worker and returns the link to it. It cannot take jobs before it is ready.
     fn fork_worker(&self, slot: usize) -> Result<UnixStream> {
         let Some(control) = &self.control else { return Err(Error::system("the sandbox pool has ended")) };
         let (ours, theirs) =
@@ -380,7 +381,7 @@ impl Pool {
         Ok(ours)
     }
 
-    /// Waits until a worker that the helper was asked for is ready; it says meanwhile that it lives, for the first time when it is forked.
+    /// Waits until a requested worker is ready. It sends heartbeats meanwhile, the first when it is forked.
     fn await_ready(&self, link: UnixStream) -> std::result::Result<(Worker, Isolation), Lost> {
         let failed = |error: io::Error| Lost::Failed(start_error(&error));
         link.set_read_timeout(Some(SILENCE)).map_err(failed)?;
@@ -398,14 +399,14 @@ impl Pool {
             }
             let reply = read_reply(&mut link);
             if reply.is_err() {
-                // Who wants this process to stop may have told the helper too.
+                // Whoever stopped this process may have stopped the helper too.
                 check_interrupt(&self.cancelled).map_err(Lost::Over)?;
             }
             match reply.map_err(failed)? {
                 Reply::Alive => is_forked = true,
                 Reply::Ready(isolation, pid) if is_forked => {
                     let process = system::process_handle(pid);
-                    // As long as it has its end of the link it lives, and the number is no other's.
+                    // While it holds its end of the link it lives, and its number belongs to no other process.
                     let process = process.filter(|_| !system::peer_is_gone(link.get_ref().as_fd()));
                     return Ok((Worker { link, process }, isolation));
                 }
@@ -415,7 +416,7 @@ impl Pool {
         }
     }
 
-    /// What is wrong with the helper, without which this process makes no workers, and what to do.
+    /// Makes an error that says what is wrong with the helper, without which no workers can be made, and what to do.
     fn helper_error(&self, what: &str) -> Error {
         Error::system(format!(
             "the sandbox helper (process {}) {what}; no job can be run any more: start the same command again, a run of training with --resume",
@@ -423,12 +424,12 @@ impl Pool {
         ))
     }
 
-    /// A folder for a job of the pool's own.
+    /// Makes a folder for one of the pool's own jobs.
     fn folder(&self) -> io::Result<tempfile::TempDir> {
         tempfile::Builder::new().prefix("job-").tempdir_in(self.scratch.path())
     }
 
-    /// Runs probe.py and checks from this side what it says.
+    /// Runs probe.py and derives the protection from its answer and from whether its file was written outside.
     fn probe(&self, isolation: Isolation) -> Result<Protection> {
         let doing = |error: io::Error| Error::system(format!("trying out the sandbox: {error}"));
         let making = |path: &Path| {
@@ -465,7 +466,7 @@ impl Pool {
             tier: isolation.tier,
             files_hidden: !answer.read,
             network_closed: !answer.connected,
-            // The first two processes of a namespace; outside of one these numbers belong to the system.
+            // The script is one of the first two processes of a pid namespace; elsewhere the system has these numbers.
             pid_namespace: answer.pid <= 2,
             files_closed: !answer.wrote && !outside.exists(),
             notes: isolation.notes,
@@ -484,7 +485,7 @@ impl Drop for Pool {
             match self.helper.try_wait() {
                 Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
                 Ok(None) => {
-                    // Its workers ask the kernel to die with it.
+                    // Its workers have asked the kernel to die with it.
                     let _ = self.helper.kill();
                     break self.helper.wait().ok();
                 }
@@ -492,7 +493,7 @@ impl Drop for Pool {
             }
         };
         if !ended.is_some_and(|status| status.success()) {
-            // It cannot have removed what its workers leave.
+            // It cannot have removed what its workers left.
             for worker in &workers {
                 let _ = system::wait_readable([Some(worker.as_fd())], SHUTDOWN);
             }
@@ -501,7 +502,7 @@ impl Drop for Pool {
     }
 }
 
-/// A panic elsewhere leaves lists of sockets as valid as before.
+/// Locks a mutex even after a panic elsewhere, which leaves the lists of sockets valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -516,7 +517,7 @@ fn read_reply(link: &mut BufReader<UnixStream>) -> io::Result<Reply> {
     Ok(serde_json::from_str(&line)?)
 }
 
-/// True for the error of a read that has waited for as long as it may.
+/// True for the error of a read that has timed out.
 fn is_silence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
@@ -525,7 +526,7 @@ fn out_of_turn() -> io::Error {
     io::Error::other("a worker answered out of turn")
 }
 
-/// A worker that takes another's place protects no less than the run was told. Error: what it found.
+/// Checks that a new worker protects no less than the run was told. Error: what it lacks.
 fn is_no_weaker(found: &Isolation, begun: &Isolation) -> std::result::Result<(), String> {
     let (now, tier, notes) = (found.tier, begun.tier, found.notes.join("; "));
     if now < tier {
@@ -539,7 +540,7 @@ fn is_no_weaker(found: &Isolation, begun: &Isolation) -> std::result::Result<(),
     Ok(())
 }
 
-/// What a job that is given up is told to have done.
+/// Makes the verdict of a job that is given up.
 fn quarantined() -> Verdict {
     let outcome = Outcome::Quarantined;
     let text = String::new;
@@ -547,7 +548,7 @@ fn quarantined() -> Verdict {
     Verdict { outcome, stdout: text(), stderr: text(), cpu_seconds, wall_seconds, peak_bytes, is_truncated }
 }
 
-/// The order in which jobs are begun: the first of each group, then the second of each, ...
+/// Returns the order in which jobs begin, as indices: the first of each group, then the second of each, ...
 fn round_robin(jobs: &[Job]) -> Vec<usize> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     let mut order: Vec<(usize, usize)> = Vec::with_capacity(jobs.len());
@@ -566,7 +567,7 @@ fn start_error(error: &io::Error) -> String {
     )
 }
 
-/// The job with its folder resolved, when it can be run.
+/// Checks that a job can be run, and returns it with the paths of its folder and data resolved.
 fn validated(mut job: Job) -> Result<Job> {
     let folder = &job.folder;
     job.folder = folder.canonicalize().map_err(|error| Error::io("opening the job's folder", folder, &error))?;

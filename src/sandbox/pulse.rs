@@ -1,39 +1,40 @@
-//! Heartbeats: who is waited for says from time to time that it lives, each process for itself and by its own doing, so that one that is
-//! stopped or hangs falls silent, whatever the others do.
+//! Heartbeats: each process that others wait for says from time to time that it lives. Each does so by itself, so that
+//! one that is stopped or hangs falls silent, whatever the others do.
 
 use super::system;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-/// How often a process that is waited for says that it lives.
+/// How often a process that others wait for sends a heartbeat.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
-/// How often one that waits for others looks whether it is time to say so: far more often.
+/// How often a process that itself waits checks whether its heartbeat is due: far more often.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
-/// A process that has said nothing for two heartbeats is stopped or hangs.
+/// Silence after which a process counts as stopped or hanging: two heartbeats.
 pub(super) const SILENCE: Duration = Duration::from_secs(2 * HEARTBEAT.as_secs());
-/// How long what is killed may take to be gone before it is given up: more than anything may be silent, so who waits says meanwhile that it lives.
+/// How long a killed process may take to end before it is given up. Longer than [`SILENCE`], so whoever waits for it
+/// must send heartbeats meanwhile.
 pub(super) const KILL_GRACE: Duration = Duration::from_secs(60);
-/// How long an isolation may take to be entered, and libraries to be loaded: the loader says nothing meanwhile, unless
-/// it is stopped, which the worker sees.
+/// How long entering an isolation may take, and loading the libraries. The loader sends no heartbeats meanwhile, but
+/// the worker sees whether it is stopped.
 pub(super) const LOADING: Duration = Duration::from_secs(300);
 
-/// Says that this process lives, when it is time to.
+/// Sends this process's heartbeats when they are due.
 pub(super) struct Pulse<'a> {
-    /// Who waits for this process.
+    /// Socket to the process that waits for this one.
     pub to: BorrowedFd<'a>,
     message: &'static [u8],
-    /// When it is time to.
+    /// When the next heartbeat is due.
     pub next: Instant,
 }
 
 impl<'a> Pulse<'a> {
-    /// One that says `message`, a heartbeat from now for the first time.
+    /// Makes a pulse that sends `message` to `to`, the first time after one [`HEARTBEAT`].
     pub fn new(to: BorrowedFd<'a>, message: &'static [u8]) -> Self {
         Self { to, message, next: Instant::now() + HEARTBEAT }
     }
 
-    /// Called every LOOK or more often. An error when the other has gone.
+    /// Sends the heartbeat if it is due. Must be called every [`LOOK`] or more often. Error: the other has gone.
     pub fn beat(&mut self) -> io::Result<()> {
         let now = Instant::now();
         if now >= self.next {
@@ -44,7 +45,7 @@ impl<'a> Pulse<'a> {
     }
 }
 
-/// Listens to a process that is waited for.
+/// Watches whether a process falls silent.
 pub(super) struct Listener {
     who: &'static str,
     patience: Duration,
@@ -52,17 +53,17 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// `who` may be silent for `patience`, most often SILENCE.
+    /// Starts to watch `who`, which may be silent for `patience`, usually [`SILENCE`].
     pub fn new(who: &'static str, patience: Duration) -> Self {
         Self { who, patience, until: Instant::now() + patience }
     }
 
-    /// It has said something.
+    /// Records that the process has said something.
     pub fn heard(&mut self) {
         self.until = Instant::now() + self.patience;
     }
 
-    /// An error when it has been silent for too long.
+    /// Error: the process has been silent for too long.
     pub fn check(&self) -> io::Result<()> {
         if Instant::now() < self.until {
             return Ok(());

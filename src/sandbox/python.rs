@@ -1,5 +1,5 @@
-//! The private Python environment of the tasks: pinned packages in a venv under the cache folder, made on first use.
-//! Nothing is installed anywhere else, and an interpreter that was given is used as it is.
+//! Makes the private Python environment of the tasks on first use: pinned packages in a venv under the cache folder.
+//! Installs nothing anywhere else, and uses an interpreter given by the user as it is.
 
 use crate::error::{Error, Result};
 use crate::files::lock;
@@ -11,17 +11,18 @@ use std::process::{Command, Stdio};
 
 /// Exact versions, in pip's format.
 const REQUIREMENTS: &str = include_str!("../../data/python/requirements.txt");
-/// What the pins have wheels for.
+/// Minor versions of Python 3 for which the pinned packages have wheels.
 const SUPPORTED: std::ops::RangeInclusive<u32> = 10..=13;
 /// Interpreters that are tried, in this order.
 const CANDIDATES: [&str; 5] = ["python3", "python3.13", "python3.12", "python3.11", "python3.10"];
-/// Written into an environment when it is complete and its imports have been tried.
+/// File written into an environment when it is complete and its imports have been tested.
 const MARKER: &str = "onestep.json";
-/// Megabytes of an environment, and of what is unpacked on the way.
+/// Megabytes that an environment needs, with what is unpacked while it is made.
 const ROOM_MB: u64 = 600;
-/// The way out of every failure here.
+/// Advice that ends the error messages here.
 const ELSEWHERE: &str = "or name an interpreter that has numpy and scikit-learn with --python PATH";
-/// Prints one line of JSON: interpreter, version, and of each package its version, or null where it cannot be imported.
+/// Python program that prints one line of JSON: interpreter, version, and the version of each package, or null where it
+/// cannot be imported.
 const INSPECT: &str = "
 import importlib, importlib.metadata, json, sys
 versions = {}
@@ -34,8 +35,9 @@ for name in sys.argv[1:]:
 print(json.dumps({'executable': sys.executable, 'version': list(sys.version_info[:3]), 'packages': versions}))
 ";
 
-/// Prints, parents first, the folders of the system's libraries and of the interpreter (its prefix where it has one of its own), and
-/// those inside them that hold data sets: labels of whoever makes a task of one.
+/// Python program that prints the folders of the system's libraries and of the interpreter (its prefix where it has one
+/// of its own), parents first, and the folders inside them that hold data sets: they have the labels of a task made
+/// from one.
 const FOLDERS: &str = "
 import json, os, sys
 system = ['/lib', '/lib32', '/lib64', '/libx32', '/bin', '/usr/lib', '/usr/lib32', '/usr/lib64', '/usr/libx32', '/usr/bin',
@@ -52,7 +54,7 @@ print(json.dumps({'read': found, 'hidden': sorted({p for p in data if os.path.is
 /// An interpreter that can import what the tasks need.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Python {
-    /// What is executed.
+    /// Path of the executable.
     pub interpreter: PathBuf,
     /// Names and versions, `python` first.
     pub versions: Vec<(String, String)>,
@@ -60,16 +62,16 @@ pub struct Python {
     pub id: String,
 }
 
-/// What scripts may read of the machine.
+/// Folders of the machine that scripts may read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Folders {
-    /// Folders with all that is in them, parents first.
+    /// Folders that may be read with everything in them, parents first.
     pub read: Vec<PathBuf>,
-    /// Folders inside those whose files are not there for a script: data sets that packages ship, with their labels.
+    /// Folders inside `read` whose files are hidden from scripts: data sets that packages ship, with their labels.
     pub hidden: Vec<PathBuf>,
 }
 
-/// What INSPECT prints.
+/// Output of [`INSPECT`].
 #[derive(Deserialize)]
 struct Inspected {
     executable: PathBuf,
@@ -78,13 +80,13 @@ struct Inspected {
 }
 
 impl Python {
-    /// The interpreter of the tasks. `base` (the option `--python PATH`) is used as it is when it can import the packages;
-    /// without it the private environment below `cache` is used, and made if it is not there (`progress` gets a line for
-    /// each step). Safe when several processes do it at once; an environment appears whole.
+    /// Returns the interpreter of the tasks. `base` (the option `--python PATH`) is used as it is when it can import
+    /// the packages. Without it, the private environment below `cache` is used, and made if it does not exist
+    /// (`progress` gets a line for each step). Several processes may do this at once; an environment appears whole.
     ///
     /// # Errors
-    /// Content: `base` cannot be executed or lacks packages (named). System: no usable Python 3, venv or pip, no network;
-    /// the message says which package or option helps.
+    /// Content: `base` cannot be executed or lacks packages (named). System: no usable Python 3, venv or pip, no
+    /// network; the message says which package or option helps.
     pub fn ensure(base: Option<&Path>, cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Self> {
         match base {
             Some(interpreter) => given(interpreter, progress),
@@ -92,10 +94,10 @@ impl Python {
         }
     }
 
-    /// The folders that the interpreter and its libraries are read from, and what in them scripts must not read.
+    /// Returns the folders of the interpreter and its libraries, and those inside them that scripts must not read.
     ///
     /// # Errors
-    /// System: it cannot be executed.
+    /// System: the interpreter cannot be executed.
     pub fn folders(&self) -> Result<Folders> {
         let mut command = Command::new(&self.interpreter);
         command.args(["-s", "-c", FOLDERS]).stdin(Stdio::null()).env_remove("PYTHONPATH").env_remove("PYTHONHOME");
@@ -104,10 +106,10 @@ impl Python {
         serde_json::from_slice(&output.stdout).map_err(|_| failed(io::Error::other(last_lines(&output.stderr))))
     }
 
-    /// What the private environment is made with: path and version. Makes nothing.
+    /// Returns path and version of the interpreter that the private environment is made with. Makes nothing.
     ///
     /// # Errors
-    /// System: no usable Python 3; what to install.
+    /// System: no usable Python 3; the message says what to install.
     pub fn base() -> Result<(PathBuf, [u32; 3])> {
         find_python().map(|found| (found.executable, found.version))
     }
@@ -129,7 +131,7 @@ fn pins() -> impl Iterator<Item = (&'static str, &'static str)> {
     REQUIREMENTS.lines().filter_map(|line| line.trim().split_once("=="))
 }
 
-/// The version of a package that could be imported.
+/// Returns the version of a package; `None` if it could not be imported.
 fn version_of<'a>(inspected: &'a Inspected, package: &str) -> Option<&'a str> {
     inspected.packages.get(package)?.as_deref()
 }
@@ -138,7 +140,7 @@ fn hash(text: &str) -> String {
     blake3::hash(text.as_bytes()).to_hex()[..16].to_string()
 }
 
-/// Asks an interpreter about itself and `packages`, in the environment scripts will have: cleared, no user site.
+/// Asks an interpreter about itself and `packages`, without PYTHONPATH, PYTHONHOME and the user's site folder.
 fn inspect(interpreter: &Path, packages: impl Iterator<Item = &'static str>) -> io::Result<Inspected> {
     let mut command = Command::new(interpreter);
     command.args(["-s", "-c", INSPECT]).args(packages).stdin(Stdio::null());
@@ -163,7 +165,7 @@ fn last_lines(text: &[u8]) -> String {
 
 fn given(interpreter: &Path, progress: &mut dyn FnMut(&str)) -> Result<Python> {
     let shown = interpreter.display();
-    // A name is looked for in PATH; a path is made absolute, because the sandbox starts elsewhere.
+    // A name is looked up in PATH; a path is made absolute, because the sandbox starts elsewhere.
     let inspected = if interpreter.components().count() > 1 {
         let path = std::path::absolute(interpreter).map_err(|error| Error::io("opening", interpreter, &error))?;
         inspect(&path, pins().map(|(name, _)| name))
@@ -238,15 +240,15 @@ fn private(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Python> {
     Ok(python)
 }
 
-/// A finished environment, as its marker describes it; None when it is not there or its base interpreter has gone. The folder may be a
-/// link to one elsewhere.
+/// Reads a finished environment from its marker; `None` when it does not exist or its base interpreter has gone.
+/// `folder` may be a link to one elsewhere.
 fn complete(folder: &Path) -> Option<Python> {
     let folder = folder.canonicalize().ok()?;
     let python: Python = serde_json::from_slice(&std::fs::read(folder.join(MARKER)).ok()?).ok()?;
     (python.interpreter.starts_with(folder) && python.interpreter.exists()).then_some(python)
 }
 
-/// The first interpreter in PATH that the pins support.
+/// Finds the first candidate in PATH that the pins support.
 fn find_python() -> Result<Inspected> {
     let mut seen = Vec::new();
     for candidate in CANDIDATES {
@@ -264,10 +266,10 @@ fn find_python() -> Result<Inspected> {
     )))
 }
 
-/// An error when what a program `said` as it failed is that the disk is full, or that the user has no more room on it: where there is how much.
+/// Error: the output `said` of a failed program shows a full disk or a used-up quota; it says how much is free where.
 fn refuse_full_disk(said: &[u8], folder: &Path) -> Result<()> {
     let said = String::from_utf8_lossy(said);
-    // Python gives the number beside the text, which other programs may translate.
+    // Python prints the error number too; other programs may translate the text.
     let signs = ["[Errno 28]", "[Errno 122]", "No space left on device", "Disk quota exceeded"];
     let Some(line) = said.lines().rev().find(|line| signs.iter().any(|sign| line.contains(sign))) else {
         return Ok(());
@@ -286,7 +288,7 @@ fn refuse_full_disk(said: &[u8], folder: &Path) -> Result<()> {
     )))
 }
 
-/// A venv with the pinned packages.
+/// Makes a venv with the pinned packages.
 fn build(base: &Path, folder: &Path, progress: &mut dyn FnMut(&str)) -> Result<()> {
     let venv = Command::new(base).args(["-m", "venv"]).arg(folder).stdin(Stdio::null()).output();
     let venv = venv.map_err(|error| Error::io("executing", base, &error))?;
@@ -313,7 +315,7 @@ fn build(base: &Path, folder: &Path, progress: &mut dyn FnMut(&str)) -> Result<(
         .spawn()
         .map_err(|error| Error::io("executing pip in", folder, &error))?;
     for line in pip.stdout.take().into_iter().flat_map(|pipe| BufReader::new(pipe).lines()).map_while(io::Result::ok) {
-        // Without the note in brackets where the requirement comes from.
+        // Drop the note in brackets that says where the requirement comes from.
         let line = line.split(" (from").next().unwrap_or_default().trim();
         if line.starts_with("Collecting ") || line.starts_with("Installing ") {
             progress(line);
@@ -371,7 +373,7 @@ mod tests {
         };
         let full = "echo 'OSError: [Errno 28] No space left on device' >&2; exit 1";
         let (base, made) = (folder.path().join("base"), folder.path().join("made"));
-        // The environment itself does not fit, then what pip puts there.
+        // First the environment itself does not fit, then what pip puts there.
         program(&base, full);
         let by_venv = build(&base, &made, &mut |_| ()).unwrap_err();
         std::fs::create_dir_all(made.join("bin")).unwrap();
@@ -384,7 +386,7 @@ mod tests {
             assert!(text.contains("the disk is full") && text.contains(&made.display().to_string()), "{text}");
             assert!(!text.contains("apt-get") && !text.contains("proxy"), "{text}");
         }
-        // What is no full disk is not called one.
+        // Another failure is not reported as a full disk.
         program(&made.join("bin/python"), "echo 'no route to host' >&2; exit 1");
         let error = build(&base, &made, &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains("proxy") && !error.contains("full"), "{error}");
@@ -393,7 +395,7 @@ mod tests {
     #[test]
     fn a_given_interpreter_without_packages_says_what_is_missing() {
         let folder = tempfile::tempdir().unwrap();
-        // An interpreter of which only what INSPECT prints matters.
+        // A stand-in for an interpreter: only what INSPECT prints matters.
         let path = folder.path().join("python");
         let answer = r#"{"executable":"/x/python","version":[3,11,0],"packages":{"numpy":"1.0","scipy":null}}"#;
         std::fs::write(&path, format!("#!/bin/sh\necho '{answer}'\n")).unwrap();

@@ -1,4 +1,4 @@
-//! The root of one slot's scripts: nothing of the host but the interpreter, libraries and a few devices, all to be read only.
+//! Builds the root of one slot's scripts: only the host's interpreter, libraries and a few devices, all read-only.
 
 use super::python::Folders;
 use super::system::{self, doing};
@@ -11,14 +11,15 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-/// Where the host's root is, as long as it is.
+/// Where the host's root is mounted until the keeper detaches it.
 pub(super) const OLD: &str = "/old";
 pub(super) const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
-/// What a root of its own has anew, beside the folder for temporary files.
+/// Folders that the new root replaces, besides the folder for temporary files.
 const COVERED: [&str; 4] = ["/dev", "/proc", super::WORKSPACE, OLD];
 
-/// The folder for a script's temporary files, new for each: one in which the interpreter does not lie.
+/// Chooses the folder for a script's temporary files, mounted anew for each: the first of /tmp and /var/tmp that exists
+/// and does not contain the interpreter. Error: there is none.
 pub(super) fn scratch(folders: &Folders) -> io::Result<&'static Path> {
     let is_free = |folder: &&Path| !folders.read.iter().any(|read| read.starts_with(folder));
     let candidates = ["/tmp", "/var/tmp"].map(Path::new);
@@ -26,22 +27,22 @@ pub(super) fn scratch(folders: &Folders) -> io::Result<&'static Path> {
     found.ok_or_else(|| io::Error::other(format!("the interpreter lies in each of {candidates:?} that is there")))
 }
 
-/// A path of the host, seen from inside.
+/// Maps a path of the host to its place below [`OLD`].
 pub(super) fn old(path: impl AsRef<Path>) -> PathBuf {
     Path::new(OLD).join(path.as_ref().strip_prefix("/").unwrap_or(path.as_ref()))
 }
 
-/// A tmpfs on `target`; `options` as mount(8) takes them.
+/// Mounts a tmpfs on `target`, with `options` as in mount(8).
 pub(super) fn mount_tmpfs(target: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
     let options = CString::new(options)?;
     mount("tmpfs", target, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | flags, options.as_c_str())
         .map_err(doing(format!("mounting {}", target.display())))
 }
 
-/// Moves this process, once, into namespaces of its own (mounts, network, host name; users too where that needs no rights), with a root
-/// that holds `folders`, a few devices, empty folders for what each job mounts, and the host's root at [`OLD`]. True when it made a
-/// namespace of users: then no other user exists there. `root` is the folder of [`scratch`], which is uncovered again when the new root is
-/// moved from it.
+/// Moves this process into namespaces of its own (mounts, network, host name; also users, where the others need it),
+/// with a root that holds `folders`, a few devices, empty folders for the mounts of each job, and the host's root at
+/// [`OLD`]. May be called once. Returns true when it made a user namespace, in which no other user exists. `root` is
+/// the folder from [`scratch`]: it serves as mount point of the new root and is uncovered when that is moved away.
 pub(super) fn enter(folders: &Folders, root: &Path) -> io::Result<bool> {
     let has_users = unshare(getuid().is_root())?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
@@ -81,11 +82,12 @@ pub(super) fn enter(folders: &Folders, root: &Path) -> io::Result<bool> {
     Ok(has_users)
 }
 
-/// New namespaces: without one of users where this process may, else with one in which it is who it was.
+/// Enters new namespaces. Adds a user namespace, in which this process keeps its ids, unless it may do without one.
+/// Returns true when it added one.
 fn unshare(is_root: bool) -> io::Result<bool> {
     let flags = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWUTS;
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
-    // SAFETY: the table of descriptors is not among the flags.
+    // SAFETY: the flags do not include the table of descriptors.
     if is_root && unsafe { unshare_unsafe(flags) }.is_ok() {
         return Ok(false);
     }
@@ -97,7 +99,8 @@ fn unshare(is_root: bool) -> io::Result<bool> {
     Ok(true)
 }
 
-/// A folder of the host at `inside`, to be read only; a link as the link it is. One that is there already, in an earlier one, stays.
+/// Shows a folder of the host read-only at `inside`; a symbolic link becomes the same link. Skips a folder that does
+/// not exist, and one that is already there as part of an earlier one.
 fn show(folder: &Path, inside: &Path) -> io::Result<()> {
     let Ok(info) = fs::symlink_metadata(folder) else { return Ok(()) };
     if fs::symlink_metadata(inside).is_ok() {

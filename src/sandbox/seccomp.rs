@@ -1,5 +1,6 @@
-//! The system calls that a script has no use for, as filters that loader.py installs. Deny lists: Python and its libraries call much, and
-//! namespaces, Landlock and lost capabilities stand behind. Unknown and 32-bit-pointer calls do not exist.
+//! Makes the filters of system calls that a script has no use for; loader.py installs them. They are deny lists, since
+//! Python and its libraries use many calls, and namespaces, Landlock and dropped capabilities protect behind them.
+//! Unknown calls and those with 32-bit pointers fail as if they did not exist.
 
 use crate::error::{Error, Result};
 use seccompiler::{
@@ -8,7 +9,7 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 
-/// Mounting, namespaces, other processes, the kernel, its keys and its clocks.
+/// Calls refused to every script: mounting, namespaces, other processes, the kernel, its keys and its clocks.
 const REFUSED: &[i64] = &[
     libc::SYS_mount,
     libc::SYS_umount2,
@@ -78,8 +79,8 @@ const REFUSED: &[i64] = &[
     libc::SYS_msgctl,
     libc::SYS_mq_open,
     libc::SYS_mq_unlink,
-    libc::SYS_sched_setaffinity, // a slot has a processor
-    libc::SYS_memfd_create,      // memory that no process seems to hold
+    libc::SYS_sched_setaffinity, // would leave the slot's processor
+    libc::SYS_memfd_create,      // memory that is counted for no process
     libc::SYS_memfd_secret,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_mknod,
@@ -91,13 +92,14 @@ const REFUSED: &[i64] = &[
     libc::SYS_modify_ldt,
 ];
 
-/// What joins a job's namespaces, for which a script's process needs it first.
+/// Calls refused last: a script's process first needs them to join the job's namespaces.
 const REFUSED_LAST: &[i64] = &[libc::SYS_setns];
 
-/// Not yet among libc's names.
+/// Number of fchmodat2, which libc does not name yet.
 const FCHMODAT2: i64 = 452;
 
-/// What Landlock leaves open on the host's own tree: modes, owners and times of files, priorities of other processes.
+/// Calls refused on the host's own tree, where Landlock leaves them open: they change modes, owners, attributes and
+/// times of files, and priorities of other processes.
 const REFUSED_ON_THE_HOST: &[i64] = &[
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
@@ -130,7 +132,7 @@ const REFUSED_ON_THE_HOST: &[i64] = &[
     libc::SYS_ioprio_set,
 ];
 
-/// Signals to others, which Landlock confines from its version 6 on.
+/// Calls that send signals, which Landlock confines from its version 6 on.
 const SIGNALS: &[i64] = &[
     libc::SYS_kill,
     libc::SYS_tkill,
@@ -139,43 +141,43 @@ const SIGNALS: &[i64] = &[
     libc::SYS_rt_tgsigqueueinfo,
     libc::SYS_pidfd_send_signal,
 ];
-/// The same by a descriptor's owner, which gets a signal when there is something to read: commands of fcntl, and of ioctl.
+/// Commands of fcntl, and of ioctl, that set a descriptor's owner, which gets a signal when there is something to read.
 const SIGNALS_BY_FCNTL: [u64; 2] = [libc::F_SETOWN as u64, 15]; // F_SETOWN_EX
 const SIGNALS_BY_IOCTL: [u64; 2] = [0x8901, 0x8902]; // FIOSETOWN, SIOCSPGRP
-/// Kinds of a pair of sockets that can send to any address: datagrams, by their name and by that of raw sockets.
+/// Types of socket pairs that can send to any address: datagrams, by their name and by that of raw sockets.
 const ADDRESSABLE: [u64; 2] = [libc::SOCK_DGRAM as u64, libc::SOCK_RAW as u64];
-/// What makes others wait who open a file of the same user.
+/// Command of fcntl that makes others wait when they open a file of the same user.
 const LEASES: [u64; 1] = [1024]; // F_SETLEASE
-/// What types into a terminal.
+/// Commands of ioctl that type into a terminal.
 const TYPING: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
 
-/// The newest call that is known here (mseal); what comes later does not exist for a script.
+/// Newest call that is known here (mseal); later ones do not exist for a script.
 const LAST_CALL: u32 = 462;
-/// Flags of clone that make a namespace (time, mount, cgroup, uts, ipc, user, pid, net), and the one that makes a sibling: a child of our
-/// process, which does not wait for it.
+/// Flags of clone that make a namespace (time, mount, cgroup, uts, ipc, user, pid, net), and the one that makes a
+/// sibling: a child of the loader, which does not wait for it.
 const CLONE_FLAGS: [u64; 9] =
     [0x80, 0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000, 0x8000];
 
-/// Filters as bytes, in the order they are installed.
+/// Filters as hexadecimal bytes, in the order they are installed.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(super) struct Filters {
     /// For every script.
     pub all: Vec<String>,
-    /// Also where a script lives on the host's own tree (tier 1).
+    /// In addition where a script lives on the host's own tree (tier 1).
     pub host: Vec<String>,
-    /// Also there, where Landlock does not confine signals.
+    /// In addition there, where Landlock does not confine signals.
     pub signals: Vec<String>,
-    /// For every script too, when all else is done.
+    /// For every script too, installed after everything else.
     pub last: Vec<String>,
 }
 
-/// The filters for this processor. Error: it is none that they are known for.
+/// Makes the filters for this processor. Error: they are not known for it.
 pub(super) fn filters() -> Result<Filters> {
     let eperm = SeccompAction::Errno(libc::EPERM as u32);
     let mut refused = list(REFUSED);
     let flags = CLONE_FLAGS.iter().map(|&flag| rule(0, SeccompCmpOp::MaskedEq(flag), flag));
     refused.insert(libc::SYS_clone, flags.collect::<Result<Vec<_>>>()?);
-    refused.insert(libc::SYS_prlimit64, vec![rule(0, SeccompCmpOp::Ne, 0)?]); // another process
+    refused.insert(libc::SYS_prlimit64, vec![rule(0, SeccompCmpOp::Ne, 0)?]); // limits of another process
     refused.insert(libc::SYS_ioctl, equal(1, &TYPING)?);
     refused.insert(libc::SYS_fcntl, equal(1, &LEASES)?);
     let mut pairs = vec![rule(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?];
@@ -186,7 +188,7 @@ pub(super) fn filters() -> Result<Filters> {
     let mut signals = list(SIGNALS);
     signals.insert(libc::SYS_fcntl, equal(1, &SIGNALS_BY_FCNTL)?);
     signals.insert(libc::SYS_ioctl, equal(1, &SIGNALS_BY_IOCTL)?);
-    let missing = list(&[libc::SYS_clone3]); // glibc then takes clone, whose flags can be seen
+    let missing = list(&[libc::SYS_clone3]); // glibc then uses clone, whose flags a filter can see
     Ok(Filters {
         all: vec![
             hex(&known_calls()),
@@ -203,7 +205,7 @@ fn list(calls: &[i64]) -> BTreeMap<i64, Vec<SeccompRule>> {
     calls.iter().map(|&call| (call, vec![])).collect()
 }
 
-/// Rules for the calls whose `argument` is one of `values`.
+/// Makes rules that match calls whose `argument` is one of `values`.
 fn equal(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>> {
     values.iter().map(|&value| rule(argument, SeccompCmpOp::Eq, value)).collect()
 }
@@ -218,7 +220,7 @@ fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>, action: SeccompAction) -> Res
     SeccompFilter::new(rules, SeccompAction::Allow, action, arch).and_then(BpfProgram::try_from).map_err(failed)
 }
 
-/// Calls beyond the newest known one, x86's 32-bit-pointer ones among them, fail as if the kernel had none.
+/// Makes the filter by which unknown newer calls, including x86's with 32-bit pointers, fail as if there were none.
 fn known_calls() -> BpfProgram {
     let statement = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
     vec![

@@ -1,8 +1,10 @@
-//! The fork-server of one slot: enters the isolation of a tier, keeps the loader (loader.py) inside it, and takes each job through its
-//! steps. From tier 2 on the next job's keeper, in new namespaces, and the script's process, which the loader forks into them, wait for it:
-//! then the keeper lays out the files and sends the script on its way, and afterwards ends what is left.
+//! The fork-server of one slot: enters the isolation of a tier, keeps the loader (loader.py) inside it, and takes each
+//! job through its steps. From tier 2 on, the next job's keeper (in new namespaces) and the script's process (which the
+//! loader forks into them) wait for the job. Then the keeper lays out the files and starts the script, and ends what is
+//! left afterwards.
 //!
-//! Two processes beside the script, because the fork of the loaded Python is what a job costs: this one is small, and forks the keeper.
+//! Fork-server and loader are two processes because most of a job's cost is the fork of the loaded Python: this process
+//! is small, so its fork of the keeper is cheap.
 
 use super::keeper::{Ahead, Keeper, begin_script, copy_data};
 use super::limits::Limits;
@@ -23,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const LOADER: &str = include_str!("loader.py");
-/// What the loader's environment is cleared to. One thread a script, and nothing that differs between two runs.
+/// The loader's whole environment: one thread per script, and nothing that differs between two runs.
 const ENVIRONMENT: [(&str, &str); 10] = [
     ("PATH", "/usr/local/bin:/usr/bin:/bin"),
     ("LANG", "C.UTF-8"),
@@ -36,9 +38,10 @@ const ENVIRONMENT: [(&str, &str); 10] = [
     ("LOKY_MAX_CPU_COUNT", "1"),
     ("JOBLIB_MULTIPROCESSING", "0"),
 ];
-/// Of the user's own new processes while a script runs, where they count with the script's.
+/// Room for new processes of the user while a script runs, where they count together with the script's.
 const SPARE_TASKS: u64 = 256;
-/// By which a tier is tried out: its name, and what it does. Its user may not reach an interpreter below a home folder.
+/// Name and source of the script that tests a tier. It reads the interpreter's files, as a user of its own may not
+/// reach them below a home folder.
 pub(super) const TRIAL_SCRIPT: (&str, &str) =
     ("trial.py", "import os, sys\nos.stat(sys.prefix)\nopen(os.__file__).close()\n");
 const TRIAL: Limits = Limits {
@@ -51,20 +54,20 @@ const TRIAL: Limits = Limits {
     processes: 8,
 };
 
-/// What the loader says to the fork-server, and the fork-server to the worker.
+/// Messages of the loader to the fork-server, and of the fork-server to the worker.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
-    /// It goes on: first when it is in force (has started), then when the libraries are loaded. The loader's process id.
+    /// The loader's process id, sent once the isolation is in force and again once the libraries are loaded.
     Ready(i32),
-    /// It ends, and why.
+    /// The sender ends, and why.
     Error(String),
-    /// It is at work.
+    /// Heartbeat.
     Alive,
-    /// What has to be killed to end the job: its keeper or, without namespaces, the script.
+    /// Process to kill to end the job: its keeper or, without namespaces, the script.
     Pid(i32),
     Ended(Ended),
-    /// From tier 2 on, after each job: nothing of it is left, and the next one's keeper, if one waits already.
+    /// From tier 2 on, after each job: nothing of it is left. With the next job's keeper, if one already waits.
     Free(Option<i32>),
 }
 
@@ -75,24 +78,25 @@ pub(super) struct Ended {
     pub signal: Option<i32>,
     pub memory_error: bool,
     pub cpu_seconds: f64,
-    /// Of its largest process.
+    /// Peak memory of its largest process, in bytes.
     pub peak_bytes: u64,
-    /// Why no script has run, or what it has made is not carried out.
+    /// Why no script has run, or why its files were not carried out.
     pub failure: Option<String>,
 }
 
 impl Ended {
-    /// Of a script that has not run, and why.
+    /// Makes the result of a script that has not run, and why.
     fn not_run(why: &io::Error) -> Self {
         let (signal, failure) = (Some(libc::SIGKILL), Some(why.to_string()));
         Self { exit: None, signal, memory_error: false, cpu_seconds: 0.0, peak_bytes: 0, failure }
     }
 }
 
-/// An answer that says that its sender lives.
+/// The heartbeat: [`Answer::Alive`] as JSON.
 const ALIVE: &[u8] = b"\"alive\"";
 
-/// Waits for an answer other than that the other lives, and calls `beat` meanwhile. An error when it has ended or is silent for too long.
+/// Waits for an answer that is no heartbeat, and calls `beat` meanwhile. Error: the other process has ended or is
+/// silent for too long.
 pub(super) fn await_answer(
     from: BorrowedFd,
     mut listener: Listener,
@@ -110,7 +114,7 @@ pub(super) fn await_answer(
     }
 }
 
-/// Receives one answer. An error when the other has ended.
+/// Receives one answer. Error: the other process has ended.
 pub(super) fn receive_answer(from: BorrowedFd) -> io::Result<Answer> {
     let (message, _) = system::receive(from)?;
     if message.is_empty() {
@@ -128,14 +132,14 @@ fn answer(worker: BorrowedFd, answer: &Answer) -> io::Result<()> {
 pub(super) struct Tried {
     /// See [`super::Isolation`].
     pub tier: u8,
-    /// The user of the slot's scripts, when it is another than ours.
+    /// User of the slot's scripts, where it is not ours.
     pub user: Option<u32>,
 }
 
-/// The fork-server's life, in a fork of the worker. `trial` is a folder of its own with [`TRIAL_SCRIPT`].
+/// Runs the fork-server, in a fork of the worker. `trial` is a folder of its own with [`TRIAL_SCRIPT`].
 pub(super) fn serve(worker: OwnedFd, start: &Start, tried: Tried, trial: &Path) -> ! {
     system::die_with_parent();
-    // SAFETY: whoever owns a descriptor in this copy of the process is never come back to.
+    // SAFETY: control never returns to any owner of a descriptor in this copy of the process.
     unsafe { system::close_all_but([worker.as_fd()]) };
     let ended = Server::start(start, tried, trial).and_then(|server| {
         answer(worker.as_fd(), &Answer::Ready(server.loader))?;
@@ -154,16 +158,16 @@ pub(super) fn serve(worker: OwnedFd, start: &Start, tried: Tried, trial: &Path) 
 struct Server {
     tier: u8,
     user: Option<u32>,
-    /// In tier 1, what scripts may list and what they may read.
+    /// In tier 1, paths that scripts may list, and paths that they may read.
     seen: (Vec<PathBuf>, Vec<PathBuf>),
-    /// From tier 2 on, for temporary files.
+    /// Folder for temporary files, from tier 2 on.
     scratch: &'static Path,
     loader: i32,
     link: OwnedFd,
 }
 
 impl Server {
-    /// Enters the isolation, starts the loader in it and tries both out.
+    /// Enters the isolation, starts the loader in it and tests both.
     fn start(start: &Start, Tried { tier, user }: Tried, trial: &Path) -> io::Result<Self> {
         let mut seen = (vec![], vec![]);
         if tier == 1 {
@@ -191,7 +195,7 @@ impl Server {
         }
     }
 
-    /// Until the worker closes its end; an error when the loader has ended.
+    /// Serves jobs until the worker closes its end. Error: the loader has ended.
     fn serve(&self, worker: BorrowedFd) -> io::Result<()> {
         let mut keeper = None;
         loop {
@@ -200,7 +204,8 @@ impl Server {
             let job: Job = serde_json::from_slice(&message)?;
             let (outputs, disk_bytes) = ([stdout.as_fd(), stderr.as_fd()], job.limits.disk_bytes);
             let ended = self.run(job, outputs, &mut keeper, Some(worker))?;
-            // Until the next job comes, what waits for it must live in the limits of this one: as this one's own did.
+            // Whatever waits for the next job lives within this job's limits until then, so it is made ahead only after
+            // a job that ended well.
             let was_well = ended.signal.is_none() && ended.failure.is_none();
             answer(worker, &Answer::Ended(ended))?;
             if let Some(mut ended) = keeper.take() {
@@ -214,9 +219,10 @@ impl Server {
         }
     }
 
-    /// Runs one job to its end. `outputs` are stdout and stderr; `keeper` is the one that waits for a job, and afterwards the one that has
-    /// ended this; `worker` is told what is to be killed to end the job, unless it waits already, and that this process lives. What fails
-    /// before the script is in what is returned; an error means that this process cannot go on.
+    /// Runs one job to its end. `outputs` are stdout and stderr. `keeper` is the one that waits for a job, if any, and
+    /// afterwards the one that has ended this job. `worker` gets heartbeats and, unless the keeper was already waiting,
+    /// the process to kill to end the job. A failure before the script begins is in the result. Error: this process
+    /// cannot go on.
     fn run(
         &self,
         mut job: Job,
@@ -225,8 +231,9 @@ impl Server {
         worker: Option<BorrowedFd>,
     ) -> io::Result<Ended> {
         let mut report = Report(worker.map(|worker| Pulse::new(worker, ALIVE)));
-        // In a user namespace of our own the keeper and our two processes count too. On the host's tree, as an ordinary user, all that
-        // user's processes do: there the worker counts, and this only keeps a bomb small enough to be stopped.
+        // In a user namespace of our own, the keeper and our two processes count too. On the host's tree, for an
+        // ordinary user, all processes of that user count: there the worker counts the job's, and this limit only keeps
+        // a fork bomb small enough to be stopped.
         job.limits.processes += match (self.user, self.tier) {
             (Some(_), _) => 0,
             (None, 2..) => 3,
@@ -237,7 +244,7 @@ impl Server {
                 Ok(rules) => {
                     let (script, theirs) = system::socket_pair()?;
                     self.fork_script(&job.folder, theirs, rules.as_slice())?;
-                    // Whether it is there is in the loader's answer.
+                    // Ignored: the loader's answer says whether the script's process still exists.
                     let _ = begin_script(script, &job, &outputs);
                     self.ended(None, &mut report)
                 }
@@ -264,7 +271,7 @@ impl Server {
         Ok(ended)
     }
 
-    /// A keeper, and a script's process in its namespaces, that wait for a job.
+    /// Makes a keeper, and a script's process in its namespaces, that wait for a job.
     fn keeper(&self, disk_bytes: u64) -> io::Result<Keeper> {
         let (script, theirs) = system::socket_pair()?;
         let ahead = Ahead { user: self.user, scratch: self.scratch, disk_bytes };
@@ -273,7 +280,8 @@ impl Server {
         Ok(keeper)
     }
 
-    /// On the host's own tree: the data copied and the folder given to the script's user. Landlock's rules, from tier 1 on.
+    /// Prepares a job on the host's own tree: copies the data and gives the folder to the script's user. Returns
+    /// Landlock's rules in tier 1.
     fn prepare(&self, job: &Job) -> io::Result<Option<OwnedFd>> {
         for (name, source) in &job.data {
             copy_data(source, &job.folder.join(name)).map_err(doing(format!("copying {name}")))?;
@@ -285,15 +293,16 @@ impl Server {
         (self.tier == 1).then(|| landlock::ruleset(&self.seen.1, &writable, &self.seen.0)).transpose()
     }
 
-    /// Has the loader fork a script's process that waits at `link` for its job, in `folder` as it sees it, and then wait for its end. `sealed`
-    /// are descriptors of the namespaces that it joins and of Landlock's rules.
+    /// Tells the loader to fork a script's process, which waits at `link` for its job, and then to wait for its end.
+    /// `folder` is the script's folder as the process sees it. `sealed` are descriptors of the namespaces that it joins
+    /// and of Landlock's rules.
     fn fork_script(&self, folder: &Path, link: OwnedFd, sealed: &[OwnedFd]) -> io::Result<()> {
         let fds: Vec<_> = [&link].into_iter().chain(sealed).map(AsFd::as_fd).collect();
         system::send(self.link.as_fd(), serde_json::json!({ "folder": folder }).to_string().as_bytes(), &fds)
     }
 
-    /// How the script's process has ended; what the loader says of its start goes into `report`. An error when the loader or the keeper, which
-    /// both say that they live, is silent for too long.
+    /// Waits until the script's process has ended and returns how. Passes what the loader says of its start to
+    /// `report`. Error: the loader or the keeper, which both send heartbeats, is silent for too long.
     fn ended(&self, mut keeper: Option<&mut Keeper>, report: &mut Report) -> io::Result<Ended> {
         let mut loader = Listener::new("the loader", SILENCE);
         loop {
@@ -317,28 +326,28 @@ impl Server {
         }
     }
 
-    /// The loader's answer, which may take as long as loading takes.
+    /// Waits for the loader's answer, which may take as long as loading takes.
     fn await_loader(&self) -> io::Result<Answer> {
         await_answer(self.link.as_fd(), Listener::new("the loader", LOADING), || Ok(()))
     }
 }
 
-/// What the worker is told during a job; of a trial nobody is told.
+/// Reports to the worker during a job; `None` during a trial.
 struct Report<'a>(Option<Pulse<'a>>);
 
 impl Report<'_> {
-    /// What is to be killed to end the job.
+    /// Says which process to kill to end the job.
     fn pid(&self, pid: i32) -> io::Result<()> {
         self.0.as_ref().map_or(Ok(()), |pulse| answer(pulse.to, &Answer::Pid(pid)))
     }
 
-    /// That this process lives, when it is time to.
+    /// Sends this process's heartbeat when it is due.
     fn beat(&mut self) -> io::Result<()> {
         self.0.as_mut().map_or(Ok(()), Pulse::beat)
     }
 }
 
-/// The process id of an answer that says that all is well.
+/// Returns the process id of [`Answer::Ready`]. Error: any other answer.
 pub(super) fn ready(answer: Answer) -> io::Result<i32> {
     match answer {
         Answer::Ready(pid) => Ok(pid),
@@ -347,7 +356,7 @@ pub(super) fn ready(answer: Answer) -> io::Result<i32> {
     }
 }
 
-/// Executes the loader, with the capabilities that this process has: where it is no root it would lose them by that.
+/// Starts the loader with this process's capabilities: without root it would lose them on exec. Returns its process id.
 fn start_loader(start: &Start, Tried { tier, user }: Tried, scratch: &Path, stdin: OwnedFd) -> io::Result<i32> {
     let filters = match tier {
         0 => vec![],
@@ -370,7 +379,7 @@ fn start_loader(start: &Start, Tried { tier, user }: Tried, scratch: &Path, stdi
     let own = capabilities(None)?.permitted;
     set_capabilities(None, CapabilitySets { effective: own, permitted: own, inheritable: own })?;
     for capability in own.iter().filter(|one| one.bits().count_ones() == 1) {
-        // One that this kernel does not have is none to keep.
+        // Fails for a capability that this kernel does not have.
         let _ = configure_capability_in_ambient_set(capability, true);
     }
     let mut command = Command::new(&start.interpreter);
@@ -390,7 +399,7 @@ fn start_loader(start: &Start, Tried { tier, user }: Tried, scratch: &Path, stdi
     Ok(loader.id() as i32)
 }
 
-/// The folder and what is in it to the slot's user.
+/// Gives a folder and everything in it to the slot's user.
 fn give(folder: &Path, user: u32) -> io::Result<()> {
     let mut todo = vec![folder.to_path_buf()];
     while let Some(path) = todo.pop() {

@@ -1,5 +1,5 @@
-//! The few Linux calls the sandbox needs and the standard library lacks: passing descriptors, polling, forking, signals,
-//! and a reading of the process table. No policy here.
+//! Wraps the few Linux calls that the sandbox needs and the standard library lacks: passing descriptors, polling,
+//! forking, signals, and reading the process table. No policy here.
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// Most descriptors one message carries.
 const MAX_FDS: usize = 8;
-/// Most bytes one message between the processes of a worker has.
+/// Most bytes in one message between the processes of a worker.
 pub(super) const MAX_MESSAGE: usize = 1 << 16;
 /// Bytes of ancillary data that `MAX_FDS` descriptors need, rounded up generously.
 const CONTROL_BYTES: usize = 64;
@@ -21,7 +21,7 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// The same error, saying what was being done.
+/// Adds to an error what was being done.
 pub(super) fn doing<E: Into<io::Error>>(what: impl std::fmt::Display) -> impl FnOnce(E) -> io::Error {
     move |error| {
         let error = error.into();
@@ -29,7 +29,7 @@ pub(super) fn doing<E: Into<io::Error>>(what: impl std::fmt::Display) -> impl Fn
     }
 }
 
-/// Two connected sockets that keep message boundaries; both close on exec.
+/// Makes two connected sockets that keep message boundaries; both close on exec.
 pub(super) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];
     // SAFETY: `fds` has room for the two descriptors the call writes.
@@ -76,7 +76,7 @@ pub(super) fn send(socket: BorrowedFd, message: &[u8], fds: &[BorrowedFd]) -> io
     }
 }
 
-/// Receives one message of at most `MAX_MESSAGE` bytes (empty when the peer is gone) and the descriptors it carried, at most `MAX_FDS`.
+/// Receives one message of at most `MAX_MESSAGE` bytes (empty when the peer is gone) and at most `MAX_FDS` descriptors.
 pub(super) fn receive(socket: BorrowedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut message = Vec::<u8>::with_capacity(MAX_MESSAGE);
     let mut control = ControlBuffer([0; CONTROL_BYTES]);
@@ -88,7 +88,8 @@ pub(super) fn receive(socket: BorrowedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)>
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = CONTROL_BYTES as _;
     let length = loop {
-        // SAFETY: `header` points to `data` and `control`, both alive and writable for the call, and `data` to room that is reserved.
+        // SAFETY: `header` points to `data` and `control`, both alive and writable for the call, `data` to reserved
+        // room.
         let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC) };
         if length >= 0 {
             break length as usize;
@@ -100,8 +101,8 @@ pub(super) fn receive(socket: BorrowedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)>
     };
     // SAFETY: the kernel has written the first `length` bytes, no more than there is room for.
     unsafe { message.set_len(length) };
-    // SAFETY: the kernel filled `control` up to msg_controllen; a SCM_RIGHTS header is followed by as many descriptors as its length
-    // says, which are new and ours.
+    // SAFETY: the kernel filled `control` up to msg_controllen; a SCM_RIGHTS header is followed by as many descriptors
+    // as its length says, which are new and ours.
     let fds = unsafe {
         let first = libc::CMSG_FIRSTHDR(&header);
         let carries = !first.is_null() && (*first).cmsg_type == libc::SCM_RIGHTS;
@@ -113,7 +114,7 @@ pub(super) fn receive(socket: BorrowedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)>
     Ok((message, fds))
 }
 
-/// Waits until one of `fds` can be read or its peer is gone, or the time is over. A flag for each.
+/// Waits until one of `fds` can be read or its peer is gone, for `timeout` or 60 s at most. Returns a flag for each.
 pub(super) fn wait_readable<const N: usize>(fds: [Option<BorrowedFd>; N], timeout: Duration) -> io::Result<[bool; N]> {
     // A negative descriptor is skipped by the kernel.
     let mut polled =
@@ -128,7 +129,7 @@ pub(super) fn wait_readable<const N: usize>(fds: [Option<BorrowedFd>; N], timeou
     }
 }
 
-/// True when nobody has the other end of a socket any more, whatever is still to be read from it.
+/// True when nobody holds the other end of a socket any more, even if there is still something to read from it.
 pub(super) fn peer_is_gone(socket: BorrowedFd) -> bool {
     let mut polled = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
     // SAFETY: one entry, alive over the call.
@@ -144,23 +145,23 @@ pub(super) fn set_nonblocking(fd: BorrowedFd) -> io::Result<()> {
     }
 }
 
-/// Sends SIGKILL to a child of this process that nobody has waited for yet: until then its number is no other's.
+/// Sends SIGKILL to a child of this process that nobody has waited for yet: until then no other process has its number.
 pub(super) fn kill_child(pid: i32) {
     signal_number(pid, libc::SIGKILL);
 }
 
-/// Sends SIGKILL to a process of the table. One that has ended is no error, and whoever has its number now gets nothing.
+/// Sends SIGKILL to a process of the table. Does nothing if it has ended, even if another process has its number now.
 pub(super) fn kill(target: &Process) {
     signal(target, libc::SIGKILL);
 }
 
-/// The same with SIGSTOP.
+/// Sends SIGSTOP, else as [`kill`].
 pub(super) fn stop(target: &Process) {
     signal(target, libc::SIGSTOP);
 }
 
 fn signal(target: &Process, number: i32) {
-    // Opened before the table is read again: when the number is still the same process's, the handle is that one's.
+    // Opened before the table is read again: if the number still belongs to the same process then, so does the handle.
     let handle = process_handle(target.pid as u32);
     if process(target.pid).is_none_or(|now| now.started != target.started) {
         return;
@@ -173,12 +174,13 @@ fn signal(target: &Process, number: i32) {
 
 fn signal_number(pid: i32, number: i32) {
     if pid > 1 {
-        // SAFETY: a plain call; what means more than one process is excluded.
+        // SAFETY: a plain call; numbers that mean more than one process are excluded.
         unsafe { libc::kill(pid, number) };
     }
 }
 
-/// A handle of the process `pid` that no later process of this number can be taken for. None on kernels that have none.
+/// Opens a handle of the process `pid`, which never stands for a later process with this number. `None` when the
+/// process is gone or the kernel has no handles.
 pub(super) fn process_handle(pid: u32) -> Option<OwnedFd> {
     // SAFETY: a plain call; a descriptor it returns is new and ours.
     unsafe {
@@ -187,7 +189,7 @@ pub(super) fn process_handle(pid: u32) -> Option<OwnedFd> {
     }
 }
 
-/// Sends SIGKILL to the process of a handle. One that is gone is no error.
+/// Sends SIGKILL to the process of a handle. Does nothing if it is gone.
 pub(super) fn kill_handle(process: BorrowedFd) {
     signal_handle(process, libc::SIGKILL);
 }
@@ -199,7 +201,7 @@ fn signal_handle(process: BorrowedFd, number: i32) {
     };
 }
 
-/// The processors that this process may run on.
+/// Returns the processors that this process may run on; empty if that cannot be found out.
 pub(super) fn processors() -> Vec<usize> {
     // SAFETY: all-zero bytes are a valid set, and the call writes no more than its size.
     unsafe {
@@ -211,7 +213,7 @@ pub(super) fn processors() -> Vec<usize> {
     }
 }
 
-/// Keeps this process, and what it starts from now on, on one processor. Best effort.
+/// Pins this process, and what it starts from now on, to one processor. Best effort.
 pub(super) fn stay_on(processor: usize) {
     // SAFETY: all-zero bytes are a valid set; `processor` is one of `processors`, so it lies in the set.
     unsafe {
@@ -231,13 +233,13 @@ pub(super) unsafe fn fork() -> io::Result<Option<i32>> {
     Ok((pid != 0).then_some(pid))
 }
 
-/// The same, with the child in new namespaces: their clone flags.
+/// Forks with the child in new namespaces, given by their clone flags.
 ///
 /// # Safety
 /// As for `fork`.
 pub(super) unsafe fn fork_into(namespaces: libc::c_int) -> io::Result<Option<i32>> {
     let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
-    // SAFETY: the caller's promise; without a stack of its own the child goes on with a copy of this one, as after fork.
+    // SAFETY: the caller's promise; without its own stack the child goes on with a copy of this one, as after fork.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) };
     if pid < 0 { Err(io::Error::last_os_error()) } else { Ok((pid != 0).then_some(pid as i32)) }
 }
@@ -251,7 +253,7 @@ pub(super) fn exit_now(code: i32) -> ! {
 /// Closes every descriptor above 2 but `kept`, where the kernel can.
 ///
 /// # Safety
-/// Whoever owns one of the others never uses or drops it again.
+/// The owners of the closed descriptors never use or drop them again.
 pub(super) unsafe fn close_all_but<const N: usize>(kept: [BorrowedFd; N]) {
     let mut kept = kept.map(|fd| fd.as_raw_fd() as u32);
     kept.sort_unstable();
@@ -265,7 +267,7 @@ pub(super) unsafe fn close_all_but<const N: usize>(kept: [BorrowedFd; N]) {
     }
 }
 
-/// A descriptor that can be read whenever children of this process have ended; the signal itself does nothing from now on.
+/// Returns a descriptor that can be read whenever children of this process have ended. Blocks SIGCHLD from now on.
 pub(super) fn child_ends() -> io::Result<std::fs::File> {
     // SAFETY: all-zero bytes are room for a set, which the first call makes; the descriptor is new and ours.
     unsafe {
@@ -278,7 +280,7 @@ pub(super) fn child_ends() -> io::Result<std::fs::File> {
     }
 }
 
-/// Waits for a child's end: seconds of CPU time, its own and those of children it has waited for.
+/// Waits for a child's end and returns its CPU time in seconds, including that of children it has waited for.
 pub(super) fn wait(pid: i32) -> io::Result<f64> {
     loop {
         // SAFETY: all-zero bytes are a valid rusage.
@@ -291,7 +293,8 @@ pub(super) fn wait(pid: i32) -> io::Result<f64> {
     }
 }
 
-/// The same for one that is killed: calls `beat` at least every `look` meanwhile. An error when it is not gone after `most`.
+/// Does the same as [`wait`] for a killed child, and calls `beat` at least every `look` meanwhile. Error: it is not
+/// gone after `most`.
 pub(super) fn wait_meanwhile(
     pid: i32,
     most: Duration,
@@ -299,7 +302,7 @@ pub(super) fn wait_meanwhile(
     mut beat: impl FnMut() -> io::Result<()>,
 ) -> io::Result<f64> {
     let until = Instant::now() + most;
-    // Without handles there is nothing to be waited for but the end itself.
+    // Without handles, nothing but the end itself can be waited for.
     let handle = process_handle(pid as u32);
     while let Some(handle) = &handle {
         if let [true] = wait_readable([Some(handle.as_fd())], look)? {
@@ -313,7 +316,7 @@ pub(super) fn wait_meanwhile(
     wait(pid)
 }
 
-/// Seconds of CPU time of this process and of children it has waited for.
+/// Returns the CPU time in seconds of this process and of children it has waited for.
 pub(super) fn cpu_seconds() -> f64 {
     let of = |who| {
         // SAFETY: all-zero bytes are a valid rusage.
@@ -330,18 +333,18 @@ fn seconds(usage: &libc::rusage) -> f64 {
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
-/// In the first process of a pid namespace: kills all others in it.
+/// Kills all other processes of a pid namespace. Panics unless this process is its first.
 pub(super) fn end_namespace() {
     assert_eq!(std::process::id(), 1, "only the first process of a pid namespace may end it");
-    // SAFETY: -1 means every process but this one that it can see, which are those of its namespace.
+    // SAFETY: -1 means every process that this one can see but itself, which are those of its namespace.
     unsafe { libc::kill(-1, libc::SIGKILL) };
 }
 
-/// What a mount does not allow (mount_setattr(2)). On a read-only one devices are written all the same, but keep modes and times.
+/// Attributes of a read-only mount (mount_setattr(2)). Devices on it can be written, but keep their modes and times.
 pub(super) const READ_ONLY: u64 = READ_ONLY_DEVICE | 4; // MOUNT_ATTR_NODEV
 pub(super) const READ_ONLY_DEVICE: u64 = 1 | 2; // MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID
 
-/// What is mounted at `path`, and with `below` everything there, has these attributes from now on.
+/// Sets attributes of the mount at `path`, and with `below` of everything mounted below it.
 pub(super) fn set_mount(path: &std::path::Path, attributes: u64, below: bool) -> io::Result<()> {
     let attributes: [u64; 4] = [attributes, 0, 0, 0]; // struct mount_attr
     let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))?;
@@ -360,8 +363,8 @@ pub(super) fn set_mount(path: &std::path::Path, attributes: u64, below: bool) ->
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Takes back the handlers of faults that Rust's runtime installs: the first process of a pid namespace gets no signal from inside that it
-/// does not handle.
+/// Removes the fault handlers that Rust's runtime installs, since the first process of a pid namespace gets only the
+/// signals from inside that it handles.
 pub(super) fn handle_no_faults() {
     for number in [libc::SIGSEGV, libc::SIGBUS] {
         // SAFETY: the default runs no code of ours.
@@ -369,20 +372,20 @@ pub(super) fn handle_no_faults() {
     }
 }
 
-/// Of Landlock in this kernel; 0 is none.
+/// Returns the version of Landlock in this kernel; 0 is none.
 pub(super) fn landlock_version() -> i64 {
     // SAFETY: without attributes and with this flag the call only answers.
     unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, 1u32) }.max(0)
 }
 
-/// Puts /dev/null in the place of stdin.
+/// Replaces stdin with /dev/null.
 pub(super) fn null_stdin() -> io::Result<()> {
     let null = std::fs::File::open("/dev/null")?;
     // SAFETY: both descriptors are open; what 0 was is closed.
     checked(unsafe { libc::dup2(null.as_raw_fd(), 0) }).map(drop)
 }
 
-/// Leaves the terminal: Ctrl-C reaches the parent only, which decides.
+/// Starts a session without a terminal: Ctrl-C reaches only the parent, which decides.
 pub(super) fn new_session() {
     // SAFETY: a plain call; it fails harmlessly for a group leader.
     unsafe { libc::setsid() };
@@ -394,13 +397,14 @@ pub(super) fn die_with_parent() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong) };
 }
 
-/// Orphaned descendants become children of this process instead of escaping to init.
+/// Makes orphaned descendants children of this process instead of init.
 pub(super) fn adopt_orphans() {
     // SAFETY: a plain call.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong) };
 }
 
-/// Requests to stop (SIGTERM, SIGINT) end this process, or (false) do nothing: they are meant for the trainer, with which it ends.
+/// Makes requests to stop (SIGTERM, SIGINT) end this process, or (false) ignores them: they are meant for the trainer,
+/// and this process ends with it.
 pub(super) fn heed_requests(yes: bool) {
     for number in [libc::SIGTERM, libc::SIGINT] {
         // SAFETY: a plain call; neither choice runs code of ours in a handler.
@@ -408,7 +412,7 @@ pub(super) fn heed_requests(yes: bool) {
     }
 }
 
-/// Children that end are reaped by the kernel at once, or (false) by whoever waits for them.
+/// Has the kernel reap children as soon as they end, or (false) leaves that to whoever waits for them.
 pub(super) fn reap_at_once(yes: bool) {
     // SAFETY: a plain call; neither choice runs code of ours in a handler.
     unsafe { libc::signal(libc::SIGCHLD, if yes { libc::SIG_IGN } else { libc::SIG_DFL }) };
@@ -421,7 +425,7 @@ pub(super) fn fix_addresses() {
     unsafe { libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong) };
 }
 
-/// Reaps every child that has ended; false when there are no children left.
+/// Reaps every child that has ended. Returns false when there are no children left.
 pub(super) fn reap() -> bool {
     loop {
         // SAFETY: a null status is allowed.
@@ -438,17 +442,18 @@ pub(super) fn reap() -> bool {
 pub(super) struct Process {
     pub pid: i32,
     pub parent: i32,
-    /// When it began, in ticks since the machine did: no other process has had this number and this time.
+    /// Start time in ticks since boot: no other process has had this number and this time.
     pub started: u64,
-    /// By a signal or by who traces it: it does nothing until it is let go on.
+    /// True when a signal or a tracer has stopped it, until it goes on.
     pub is_stopped: bool,
-    /// Seconds, its own and those of children it has waited for.
+    /// CPU time in seconds, including that of children it has waited for.
     pub cpu_seconds: f64,
     /// Resident bytes, shared pages included.
     pub resident_bytes: u64,
 }
 
-/// Processes and threads of this user on the whole machine, as the kernel counts them for RLIMIT_NPROC, which knows no limit for root.
+/// Counts processes and threads of this user on the whole machine, as the kernel does for RLIMIT_NPROC. Returns 0 for
+/// root, which has no such limit.
 pub(super) fn tasks_of_user() -> u64 {
     let user = rustix::process::getuid();
     let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
@@ -459,7 +464,7 @@ pub(super) fn tasks_of_user() -> u64 {
     own.map(tasks).sum()
 }
 
-/// All processes below `root`, at any depth. Those that end meanwhile may be missing.
+/// Returns all processes below `root`, at any depth. Those that end meanwhile may be missing.
 pub(super) fn descendants(root: i32) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let table: Vec<Process> =
@@ -467,14 +472,14 @@ pub(super) fn descendants(root: i32) -> Vec<Process> {
     below(&table, &[root]).into_iter().cloned().collect()
 }
 
-/// None when it is gone.
+/// Reads one process from the table; `None` when it is gone.
 pub(super) fn process(pid: i32) -> Option<Process> {
-    let mut line = [0; 1024]; // in one piece, and longer than any: this is read of all processes, over and over
+    let mut line = [0; 1024]; // longer than any line, for a single read: this is called for all processes, often
     let length = std::io::Read::read(&mut std::fs::File::open(format!("/proc/{pid}/stat")).ok()?, &mut line).ok()?;
     parse_stat(pid, &String::from_utf8_lossy(&line[..length]))
 }
 
-/// Those of `table` below any of `roots`, at any depth.
+/// Returns the processes of `table` that are below any of `roots`, at any depth.
 pub(super) fn below<'a>(table: &'a [Process], roots: &[i32]) -> Vec<&'a Process> {
     let (mut found, mut parents) = (Vec::new(), roots.to_vec());
     while let Some(parent) = parents.pop() {
@@ -502,12 +507,13 @@ fn parse_stat(pid: i32, line: &str) -> Option<Process> {
     })
 }
 
-/// Resident bytes of a process, shared pages included; 0 when it is gone.
+/// Returns the resident bytes of a process, shared pages included; 0 when it is gone.
 pub(super) fn resident_bytes(pid: i32) -> u64 {
     process(pid).map_or(0, |process| process.resident_bytes)
 }
 
-/// Bytes of anonymous and shared memory of a process, pages shared with others by their share. None when it cannot be read.
+/// Returns the bytes of anonymous and shared memory of a process, which counts its share of shared pages. `None` when
+/// they cannot be read.
 pub(super) fn proportional_bytes(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let kilobytes = |name| -> Option<u64> {
@@ -543,7 +549,7 @@ mod tests {
     fn whoever_has_the_number_of_an_ended_process_gets_no_signal() {
         let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let now = process(child.id() as i32).unwrap();
-        // One that had this number before.
+        // A process that had this number before.
         kill(&Process { started: now.started - 1, ..now.clone() });
         drop(child.stdin.take());
         assert_eq!(child.wait().unwrap().code(), Some(0));
@@ -555,7 +561,7 @@ mod tests {
     #[test]
     fn who_waits_for_a_long_end_says_meanwhile_that_it_lives() {
         let cat = || std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        // It ends when there were three beats.
+        // The child ends after three beats.
         let (mut child, mut beats) = (cat(), 0);
         let input = &mut child.stdin.take();
         let beat = || {

@@ -1,4 +1,4 @@
-//! The hidden helper process and the workers it forks: a worker owns one fork-server, runs one job at a time, and
+//! The hidden helper process and the workers it forks. A worker owns one fork-server, runs one job at a time, and
 //! enforces from outside what the kernel does not: wall clock, output, CPU time and memory of the whole group.
 
 use super::cgroup::Cgroup;
@@ -23,22 +23,23 @@ use std::time::{Duration, Instant};
 /// The first argument that turns our binary into the helper.
 pub const HELPER_ARGUMENT: &str = "__sandbox-helper";
 
-/// The users of slots, when we are root: this and the worker's process id. No system gives these numbers away.
+/// User id of a slot's scripts, when we are root: this plus the worker's process id. No system assigns these numbers.
 const FIRST_UID: u32 = 2_000_000_000;
-/// Of a job's processes: the keeper of its namespaces.
+/// Processes of a job beside the script's: the keeper of its namespaces.
 const OWN_PROCESSES: u64 = 1;
-/// By how many bytes a fork-server may grow before another takes its place.
+/// Bytes that the loader may grow by before its worker ends and another takes its place.
 const MOST_GROWTH: u64 = 64 << 20;
-/// For so long after a worker was asked for the helper looks often for processes that a lost one has left; later, how often it looks.
+/// How long after a request for a worker the helper looks every [`SCAN`] for processes that a lost one has left; after
+/// that it looks every [`PATROL`].
 const AFTERMATH: Duration = Duration::from_secs(10);
 const PATROL: Duration = Duration::from_secs(1);
 /// How often a running group's CPU time and memory are added up.
 const SCAN: Duration = Duration::from_millis(100);
 /// How long workers may take to clean up after the trainer has gone before they are killed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
-/// Whom a worker listens to.
+/// Name of the process that a worker listens to.
 const SERVER: &str = "the fork-server";
-/// What is in force in each tier.
+/// Description of each tier.
 const TIERS: [&str; 4] = [
     "tier 0: nothing, as asked for",
     "tier 1: Landlock and seccomp on the host's own tree",
@@ -46,24 +47,24 @@ const TIERS: [&str; 4] = [
     "tier 3: namespaces, Landlock, seccomp, memory and pids cgroups",
 ];
 
-/// What the helper is started with.
+/// Settings that the helper is started with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Start {
     /// The Python interpreter.
     pub interpreter: PathBuf,
-    /// What its scripts may read.
+    /// Folders that its scripts may read.
     pub folders: Folders,
     pub filters: Filters,
     pub wanted: Wanted,
-    /// Of slot n the n-th, when each is to have one of its own.
+    /// Processor of each slot; empty when slots have none of their own.
     pub processors: Vec<usize>,
     /// The pool's folder for temporary files.
     pub scratch: PathBuf,
 }
 
-/// The helper's whole life; returns its exit code. Called by main when the first argument is [`HELPER_ARGUMENT`], before
-/// anything else: it forks, so it must have one thread. Stdin is the trainer's control socket, which carries a `Start` as JSON
-/// and then one message for each worker to fork: its slot's number and its end of its socket.
+/// Runs the helper and returns its exit code. Main calls it before anything else when the first argument is
+/// [`HELPER_ARGUMENT`]: it forks, so the process must have one thread. Stdin is the trainer's control socket, which
+/// carries a `Start` as JSON and then one message for each worker to fork: its slot's number and its end of its socket.
 pub fn helper_main() -> i32 {
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let (message, _) = system::receive(control.as_fd()).unwrap_or_default();
@@ -74,13 +75,14 @@ pub fn helper_main() -> i32 {
     system::new_session();
     system::heed_requests(false);
     system::adopt_orphans();
-    // The first process of a pid namespace cannot end before all others are reaped, and those of a dead worker are ours.
+    // Processes of a dead worker become our children. If we are the first process of a pid namespace, we cannot end
+    // before all others are reaped.
     system::reap_at_once(true);
     Cgroup::sweep();
     let mut workers: Vec<Process> = Vec::new();
     let mut disturbed = Instant::now();
     loop {
-        // What was below a lost worker becomes ours one after the other, late on a busy machine.
+        // Processes below a lost worker become our children one after another, late on a busy machine.
         loop {
             let pause = if disturbed.elapsed() < AFTERMATH { SCAN } else { PATROL };
             match system::wait_readable([Some(control.as_fd())], pause) {
@@ -94,14 +96,14 @@ pub fn helper_main() -> i32 {
         let _ = kill_strays(Keep::Trees(&workers), &mut || Ok(()));
         bury(&mut workers);
         match message.map(|(text, mut fds)| (text, fds.pop())) {
-            // What it has asked for before it died is not wanted any more.
+            // What a dead trainer has asked for is not wanted any more.
             _ if system::peer_is_gone(control.as_fd()) => break,
             Ok((text, Some(link))) => {
                 // SAFETY: nothing has started a thread in this process.
                 match unsafe { system::fork() } {
                     Ok(None) => {
                         drop(control);
-                        // Nor may stdin, which is the same socket, stay open.
+                        // Stdin is the same socket and may not stay open either.
                         if system::null_stdin().is_err() {
                             return 1;
                         }
@@ -111,9 +113,9 @@ pub fn helper_main() -> i32 {
                         }
                         return worker_main(UnixStream::from(link), &start);
                     }
-                    // One that has ended already has nothing to be killed or kept.
+                    // A worker that has already ended needs no entry.
                     Ok(Some(pid)) => workers.extend(system::process(pid)),
-                    // The trainer sees the link close and says what it could not do.
+                    // The trainer sees the link close and reports the failure.
                     Err(error) => errln!("cannot fork a sandbox worker: {error}"),
                 }
             }
@@ -135,7 +137,7 @@ pub fn helper_main() -> i32 {
     0
 }
 
-/// Forgets workers that have ended, and removes the control groups of those that could not do it themselves.
+/// Forgets workers that have ended, and removes the control groups that they could not remove themselves.
 fn bury(workers: &mut Vec<Process>) {
     let living: BTreeSet<_> = system::descendants(std::process::id() as i32).iter().map(identity).collect();
     let before = workers.len();
@@ -145,13 +147,13 @@ fn bury(workers: &mut Vec<Process>) {
     }
 }
 
-/// What tells a process from a later one of its number.
+/// Returns what tells a process from a later one with the same number: number and start time.
 fn identity(process: &Process) -> (i32, u64) {
     (process.pid, process.started)
 }
 
-/// Kills every process below this one, at any depth, that is not in `keep`. True when there was any. An error is one of `alive`.
-/// All are stopped first: while some are killed, others could fork on.
+/// Kills every process below this one, at any depth, that is not in `keep`. Stops all of them first: while some are
+/// killed, others could go on forking. Returns true when there was any. Error: one of `alive`.
 fn kill_strays(keep: Keep, alive: &mut impl FnMut() -> io::Result<()>) -> io::Result<bool> {
     let own = std::process::id() as i32;
     let mut stopped = BTreeSet::new();
@@ -169,7 +171,7 @@ fn kill_strays(keep: Keep, alive: &mut impl FnMut() -> io::Result<()>) -> io::Re
         strays.retain(|process| !kept.contains(&process.pid));
         let new: Vec<&Process> = strays.iter().filter(|process| stopped.insert(identity(process))).collect();
         if new.is_empty() {
-            // Some of those that were stopped may have been killed by others since: what lives still is in the table.
+            // Others may have killed some of the stopped processes since; the table has those that still live.
             strays.iter().for_each(system::kill);
             return Ok(!stopped.is_empty());
         }
@@ -178,15 +180,15 @@ fn kill_strays(keep: Keep, alive: &mut impl FnMut() -> io::Result<()>) -> io::Re
     }
 }
 
-/// Processes that are no strays.
+/// Processes that are not strays.
 #[derive(Clone, Copy)]
 enum Keep<'a> {
     Only(&'a [i32]),
-    /// With everything below them.
+    /// These and everything below them.
     Trees(&'a [Process]),
 }
 
-/// Kills strays until there are none. An error when some do not go.
+/// Kills strays until there are none. Error: some do not end.
 fn clear_strays(keep: Keep, mut alive: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     let deadline = Instant::now() + KILL_GRACE;
     while kill_strays(keep, &mut alive)? {
@@ -200,22 +202,22 @@ fn clear_strays(keep: Keep, mut alive: impl FnMut() -> io::Result<()>) -> io::Re
     Ok(())
 }
 
-/// A worker's whole life: starts its fork-server, then answers jobs until the trainer closes the link.
+/// Runs a worker: starts its fork-server, then answers jobs until the trainer closes the link. Returns the exit code.
 fn worker_main(mut link: UnixStream, start: &Start) -> i32 {
     system::die_with_parent();
     system::adopt_orphans();
     system::reap_at_once(false);
-    // The trainer knows from now on that the helper has done its part.
+    // Tells the trainer that the helper has done its part.
     let ended = send_reply(&mut link, &Reply::Alive).and_then(|()| match Worker::start(start, link.as_fd()) {
         Ok((mut worker, ready)) => send_reply(&mut link, &ready).and_then(|()| worker.serve(&mut link)),
         Err(error) => send_reply(&mut link, &Reply::Failed(error.to_string())).and(Err(error)),
     });
-    // Without a reply to its job, the trainer takes a closed link for the worker's death, and forks another.
+    // The trainer takes a link that closes without a reply for the worker's death, and has another one forked.
     drop(link);
     i32::from(ended.and(clear_strays(Keep::Only(&[]), || Ok(()))).is_err())
 }
 
-/// The line of `Reply::Alive`.
+/// `Reply::Alive` as a line.
 const ALIVE: &[u8] = b"\"alive\"\n";
 
 fn send_reply(link: &mut UnixStream, reply: &Reply) -> io::Result<()> {
@@ -224,26 +226,26 @@ fn send_reply(link: &mut UnixStream, reply: &Reply) -> io::Result<()> {
     link.write_all(&line)
 }
 
-/// One worker: the serial executor.
+/// One worker, which runs its jobs one at a time.
 struct Worker {
     server: OwnedFd,
     process: i32,
     /// The child of `process` that has the libraries loaded.
     loader: i32,
-    /// From 2 on everything of a job dies with its keeper; below, what is left over must be looked for.
+    /// From tier 2 on, everything of a job dies with its keeper; below, leftover processes must be searched for.
     tier: u8,
     /// Limits of memory and processes, in tier 3.
     cgroup: Option<Cgroup>,
-    /// Memory of the idle fork-server, which a job shares and is not charged for.
+    /// Bytes of the idle fork-server and loader, which a job shares and is not charged for.
     idle_bytes: u64,
-    /// Resident bytes of the loader when it was idle first.
+    /// Resident bytes of the loader when it was first idle.
     loader_bytes: u64,
     /// The keeper that waits for the next job.
     waiting: Option<Process>,
 }
 
 impl Worker {
-    /// In the best tier that works here and is wanted: with its fork-server, whose libraries are loaded.
+    /// Starts a worker in the highest wanted tier that works here, and loads the libraries. Error: why no tier works.
     fn start(start: &Start, trainer: BorrowedFd) -> io::Result<(Self, Reply)> {
         let mut pulse = Pulse::new(trainer, ALIVE);
         let (own, mut notes) = (std::process::id(), vec![]);
@@ -261,7 +263,7 @@ impl Worker {
                     }
                 };
                 worker.load(&mut pulse)?;
-                // Not before: what the libraries take is no script's.
+                // Not earlier, or the memory of the libraries would be charged to scripts.
                 match worker.cgroup.as_ref().map_or(Ok(()), |group| group.join(worker.loader)) {
                     Ok(()) => {
                         notes.push(format!("in force: {name}{users}"));
@@ -280,7 +282,7 @@ impl Worker {
         Err(io::Error::other(notes.join("; ")))
     }
 
-    /// A worker whose fork-server has entered and tried out an isolation, before libraries are loaded.
+    /// Makes a worker whose fork-server has entered and tested an isolation, without the libraries.
     fn in_force(start: &Start, tried: Tried, pulse: &mut Pulse) -> io::Result<Self> {
         let cgroup = match tried.tier {
             3.. => Some(Cgroup::create().map_err(io::Error::other)?),
@@ -298,7 +300,8 @@ impl Worker {
         Ok(Self { server, process, loader, tier: tried.tier, cgroup, idle_bytes: 0, loader_bytes: 0, waiting: None })
     }
 
-    /// Waits until the libraries are loaded. Who loads may say nothing for long, in one call: that it is not stopped is seen from here.
+    /// Waits until the libraries are loaded. The loader may be silent for long in a single call, so this checks from
+    /// outside that neither it nor the fork-server is stopped.
     fn load(&mut self, pulse: &mut Pulse) -> io::Result<()> {
         let mut watched = Listener::new("a stopped fork-server or loader", SILENCE);
         let beat = || {
@@ -316,7 +319,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Until the trainer closes the link, or the fork-server dies or has grown (an error).
+    /// Runs jobs until the trainer closes the link. Error: the fork-server died or has grown too much.
     fn serve(&mut self, link: &mut UnixStream) -> io::Result<()> {
         let mut requests = BufReader::new(link.try_clone()?);
         let mut line = String::new();
@@ -343,8 +346,8 @@ impl Worker {
         }
     }
 
-    /// Waits until nothing of the last job is left: what it has in files counts against the next one's memory as long as it is. The
-    /// keeper that waits for the next.
+    /// Waits until nothing of the last job is left, as its files count against the next job's memory until then.
+    /// Returns the keeper that waits for the next job, if any.
     fn free(&self, pulse: &mut Pulse) -> io::Result<Option<Process>> {
         match await_answer(self.server.as_fd(), Listener::new(SERVER, SILENCE), || pulse.beat())? {
             Answer::Free(keeper) => Ok(keeper.and_then(|pid| self.below(pid))),
@@ -352,12 +355,13 @@ impl Worker {
         }
     }
 
-    /// The process of this number, if it is a child of the fork-server or the loader, and not one that has the number of one that has ended.
+    /// Returns the process with this number if it is a child of the fork-server or the loader; another process may have
+    /// taken the number of one that has ended.
     fn below(&self, pid: i32) -> Option<Process> {
         system::process(pid).filter(|process| [self.process, self.loader].contains(&process.parent))
     }
 
-    /// One job. An error when the fork-server dies or the trainer goes: then the worker ends.
+    /// Runs one job. Error: the fork-server died or the trainer has gone, and the worker ends.
     fn run(&mut self, job: &Job, trainer: BorrowedFd, pulse: &mut Pulse) -> io::Result<Reply> {
         let limits = &job.limits;
         let started = Instant::now();
@@ -376,7 +380,8 @@ impl Worker {
         system::send(self.server.as_fd(), &serde_json::to_vec(job)?, &writers)?;
         drop((stdout_writer, stderr_writer));
 
-        // The keeper or, without namespaces, the script, once known. Its number is another's as soon as its parent has waited for it.
+        // The keeper or, without namespaces, the script, once known. Once its parent has waited for it, its number may
+        // be another process's.
         let mut group = self.waiting.take();
         let mut stopped: Option<(Outcome, Instant)> = None; // why we killed it, and when it must be gone
         let (mut next_scan, mut shares) = (started + SCAN, Shares::default());
@@ -431,7 +436,7 @@ impl Worker {
                 stopped = Some((reason, now + KILL_GRACE));
             }
         };
-        // What is in the pipes is read; their end is not waited for.
+        // Read what is in the pipes, without waiting for their end.
         output.read()?;
         let kills = self.cgroup.as_ref().map_or(0, Cgroup::out_of_memory_kills);
         let stopped = if kills > kills_before { Some(Outcome::MemoryLimit) } else { stopped.map(|(reason, _)| reason) };
@@ -451,7 +456,7 @@ impl Worker {
         }))
     }
 
-    /// CPU time and memory of the running group, added up over its processes.
+    /// Returns the limit that the running group exceeds, if any: number of processes, CPU time or memory in all.
     fn over_limit(&self, limits: &Limits, shares: &mut Shares) -> Option<Outcome> {
         let all = system::descendants(std::process::id() as i32);
         let group = || all.iter().filter(|process| process.pid != self.process && process.pid != self.loader);
@@ -461,29 +466,32 @@ impl Worker {
         if group().map(|process| process.cpu_seconds).sum::<f64>() > limits.cpu_seconds {
             return Some(Outcome::CpuLimit);
         }
-        // A control group counts memory itself; to read that of a process here would keep it from being freed when the process is killed.
+        // A control group counts memory itself. To read a process's memory here would delay its release after a kill.
         if self.cgroup.is_some() {
             return None;
         }
-        // Resident bytes count a shared page in each process: they only say whether the exact, slower sum is worth reading.
-        // That goes over the fork-server too, with which pages are shared, less what it holds when it is alone.
+        // Resident bytes count a shared page in each process, so they only tell whether the exact, slower sum is worth
+        // reading. That sum includes the fork-server and loader, which share pages with the group, minus what they hold
+        // when idle.
         let at_most: u64 = group().map(|process| process.resident_bytes).sum();
         (at_most > limits.memory_bytes && shares.sum(&all) > limits.memory_bytes.saturating_add(self.idle_bytes))
             .then_some(Outcome::MemoryLimit)
     }
 }
 
-/// Bytes of processes, pages shared with others by their share, as they were last read. One is read in milliseconds, or in seconds where it
-/// forks all the time: those of many are read over several scans, so that a bomb's number is seen meanwhile.
+/// Memory of processes in bytes, as last read; each counts its share of shared pages. Reading one takes milliseconds,
+/// or seconds if it forks all the time. Many are therefore read over several scans, so that the number of processes of
+/// a fork bomb is checked in between.
 #[derive(Default)]
 struct Shares {
     known: BTreeMap<i32, u64>,
-    /// The one that was read last.
+    /// Process id that was read last.
     last: i32,
 }
 
 impl Shares {
-    /// The sum over `all`, as far as it is known: those that were not read for longest are read now, as long as a scan may take.
+    /// Returns the sum over `all`, as far as it is known. Reads those first that have waited longest, until the time of
+    /// one [`SCAN`] is over.
     fn sum(&mut self, all: &[system::Process]) -> u64 {
         let until = Instant::now() + SCAN;
         let mut pids: Vec<i32> = all.iter().map(|process| process.pid).collect();
@@ -507,12 +515,12 @@ impl Shares {
 /// Ends a fork-server that is not needed, with its loader.
 fn end(process: i32) {
     system::kill_child(process);
-    // What stays is found by the helper.
+    // The helper finds whatever stays.
     let _ = system::wait(process).and_then(|_| clear_strays(Keep::Only(&[]), || Ok(())));
 }
 
-/// How a job ended. Output and CPU time are decided by amounts, however the process ended, so that the same script gets
-/// the same outcome wherever the kill happened to hit it.
+/// Decides how a job ended. The amounts of output and CPU time count more than how the process ended, so that the same
+/// script gets the same outcome wherever the kill happened to hit it.
 fn outcome(ended: &Ended, stopped: Option<Outcome>, output_over: bool, limits: &Limits) -> Outcome {
     if output_over {
         return Outcome::OutputLimit;
