@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
-use ops::{Op, Types};
+use ops::Execute;
 
 pub mod cpu;
 pub mod cuda;
@@ -29,21 +29,9 @@ pub fn duplicate(be: &dyn Backend, tensor: &Tensor) -> Result<Tensor> {
 }
 
 /// A backend: it holds tensors and computes ops.
-pub trait Backend: Send + Sync {
+pub trait Backend: Execute {
     /// `oracle`, `cpu` or `cuda`.
     fn name(&self) -> &'static str;
-    /// The type of activations and of their gradients.
-    fn activation(&self) -> DType;
-    /// The type of values that need more precision than activations: statistics (rstd, lse, log-probabilities, logits),
-    /// losses, trained parameters, their gradients and moments.
-    fn accumulator(&self) -> DType {
-        self.activation()
-    }
-    /// True when tensors lie in host memory. Index values are then checked before each op; on other backends the code
-    /// that makes the index tensors has checked them.
-    fn is_host(&self) -> bool {
-        true
-    }
 
     /// True when `record` returns recordings.
     fn records(&self) -> bool {
@@ -84,13 +72,4 @@ pub trait Backend: Send + Sync {
     fn copy(&self, from: &Tensor, to: &mut Tensor) -> Result<()>;
     /// Sets every element.
     fn fill(&self, tensor: &mut Tensor, value: f32) -> Result<()>;
-
-    /// Runs an op whose operands have been checked.
-    fn execute(&self, op: Op) -> Result<()>;
-    /// Checks the operands of an op, then runs it. Error: an operand does not fit; the message has the op's name, the
-    /// tensor and both shapes.
-    fn run(&self, op: Op) -> Result<()> {
-        op.check(Types { activation: self.activation(), accumulator: self.accumulator() }, self.is_host())?;
-        self.execute(op)
-    }
 }

@@ -2,7 +2,7 @@
 //! rounded to bf16, as in PyTorch. Statistics, log-probabilities and gradients of parameters stay f32.
 
 use crate::backend::Backend;
-use crate::backend::ops::{self, Op};
+use crate::backend::ops::{self, Execute, Op};
 use crate::backend::oracle::Oracle;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
@@ -30,30 +30,9 @@ fn round(tensor: &mut Tensor) {
     tensor.slice_mut::<f32>().iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
 }
 
-impl Backend for Plain {
-    fn name(&self) -> &'static str {
-        "plain bf16"
-    }
+impl Execute for Plain {
     fn activation(&self) -> DType {
         DType::F32
-    }
-    fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        self.inner.alloc(shape, dtype)
-    }
-    fn write(&self, tensor: &mut Tensor, values: &Tensor) -> Result<()> {
-        self.inner.write(tensor, values)
-    }
-    fn read(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        self.inner.read(tensor)
-    }
-    fn read_i32(&self, tensor: &Tensor) -> Result<Vec<i32>> {
-        self.inner.read_i32(tensor)
-    }
-    fn copy(&self, from: &Tensor, to: &mut Tensor) -> Result<()> {
-        self.inner.copy(from, to)
-    }
-    fn fill(&self, tensor: &mut Tensor, value: f32) -> Result<()> {
-        self.inner.fill(tensor, value)
     }
 
     fn execute(&self, op: Op) -> Result<()> {
@@ -122,6 +101,30 @@ impl Backend for Plain {
         };
         round(activation);
         Ok(())
+    }
+}
+
+impl Backend for Plain {
+    fn name(&self) -> &'static str {
+        "plain bf16"
+    }
+    fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        self.inner.alloc(shape, dtype)
+    }
+    fn write(&self, tensor: &mut Tensor, values: &Tensor) -> Result<()> {
+        self.inner.write(tensor, values)
+    }
+    fn read(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        self.inner.read(tensor)
+    }
+    fn read_i32(&self, tensor: &Tensor) -> Result<Vec<i32>> {
+        self.inner.read_i32(tensor)
+    }
+    fn copy(&self, from: &Tensor, to: &mut Tensor) -> Result<()> {
+        self.inner.copy(from, to)
+    }
+    fn fill(&self, tensor: &mut Tensor, value: f32) -> Result<()> {
+        self.inner.fill(tensor, value)
     }
 }
 

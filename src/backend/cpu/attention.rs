@@ -4,8 +4,8 @@
 //! Keys are taken in blocks of 64, counted from the first key of the list, so a row's result depends only on its keys.
 
 use super::gemm::{LANES, Left, multiply, transpose};
-use super::run;
 use super::simd::{self, KEYS, Seen};
+use super::tasks::run;
 use crate::backend::ops::{self, Heads};
 use std::cell::RefCell;
 

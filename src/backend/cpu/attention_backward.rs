@@ -4,7 +4,7 @@
 use super::attention::{Queries, ROWS, rows_of, with_scratch};
 use super::gemm::{LANES, Left, multiply, transpose};
 use super::simd::{self, KEYS, Seen};
-use super::{chunk_rows, run};
+use super::tasks::{chunk_rows, run};
 use crate::backend::ops::{self, Heads};
 use rayon::prelude::*;
 

@@ -1,7 +1,7 @@
 //! Ops without a contraction: embedding, RMSNorm, rotary embedding, SwiGLU, AdamW; rows or pieces in parallel.
 
 use super::simd::{self, AdamFactors, Floats};
-use super::{GRAIN, chunk_rows, run};
+use super::tasks::{GRAIN, chunk_rows, run};
 use crate::backend::ops::{self, Heads};
 use crate::tensor::Tensor;
 use rayon::prelude::*;

@@ -3,7 +3,7 @@
 
 use super::gemm::{Left, Right, Start, Term, gemm};
 use super::simd::{self, Floats};
-use super::{chunk_rows, run};
+use super::tasks::{chunk_rows, run};
 use crate::backend::ops;
 use crate::tensor::Tensor;
 

@@ -3,12 +3,11 @@
 //! on the other rows of the call.
 
 use super::Backend;
-use super::ops::{Op, tensor as door};
+use super::ops::{Execute, Op, tensor as door};
 use super::oracle::Oracle;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 mod attention;
 mod attention_backward;
@@ -18,23 +17,7 @@ mod linear;
 mod linear_logprob;
 mod sample;
 mod simd;
-
-/// Elements per task of an element-wise op.
-const GRAIN: usize = 16_384;
-
-/// Returns the rows of `width` elements per task.
-fn chunk_rows(width: usize) -> usize {
-    (GRAIN / width.max(1)).max(1)
-}
-
-/// Runs `f` on every task: on this thread if there is only one, else on the thread pool.
-fn run<T: Send>(tasks: Vec<T>, f: impl Fn(T) + Send + Sync) {
-    if tasks.len() <= 1 {
-        tasks.into_iter().for_each(f);
-    } else {
-        tasks.into_par_iter().for_each(f);
-    }
-}
+mod tasks;
 
 /// The CPU backend, on rayon's current thread pool.
 #[derive(Debug, Clone, Copy)]
@@ -45,13 +28,39 @@ fn oracle() -> Oracle {
     Oracle::f32()
 }
 
+impl Execute for Cpu {
+    fn activation(&self) -> DType {
+        DType::F32
+    }
+
+    fn execute(&self, op: Op) -> Result<()> {
+        match op {
+            Op::Embed(op) => elementwise::embed(op),
+            Op::AddRmsnorm(op) => elementwise::add_rmsnorm(op),
+            Op::AddRmsnormBackward(op) => elementwise::add_rmsnorm_backward(op),
+            Op::Linears(op) => linear::linears(op),
+            Op::LinearsBackward(op) => linear::linears_backward(op),
+            Op::QkNormRope(op) if op.norm.is_none() => elementwise::rope(op),
+            Op::QkNormRopeBackward(op) if op.norm.is_none() => elementwise::rope_backward(op),
+            Op::Attention(op) => attention::attention(op),
+            Op::AttentionBackward(op) => attention_backward::attention_backward(op),
+            Op::AttentionPaged(op) => attention::attention_paged(op),
+            Op::Swiglu(op) => elementwise::swiglu(op),
+            Op::SwigluBackward(op) => elementwise::swiglu_backward(op),
+            Op::LinearLogprob(op) => linear_logprob::linear_logprob(op),
+            Op::LinearLogprobBackward(op) => linear_logprob::linear_logprob_backward(op),
+            Op::Logits(op) => linear::logits(op),
+            Op::Sample(op) => return sample::sample(op),
+            Op::AdamWStep(op) => elementwise::adamw(op),
+            other => return oracle().execute(other),
+        }
+        Ok(())
+    }
+}
+
 impl Backend for Cpu {
     fn name(&self) -> &'static str {
         "cpu"
-    }
-
-    fn activation(&self) -> DType {
-        DType::F32
     }
 
     fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -88,30 +97,6 @@ impl Backend for Cpu {
         }
         door::fill(tensor)?;
         tensor.slice_mut::<f32>().fill(value);
-        Ok(())
-    }
-
-    fn execute(&self, op: Op) -> Result<()> {
-        match op {
-            Op::Embed(op) => elementwise::embed(op),
-            Op::AddRmsnorm(op) => elementwise::add_rmsnorm(op),
-            Op::AddRmsnormBackward(op) => elementwise::add_rmsnorm_backward(op),
-            Op::Linears(op) => linear::linears(op),
-            Op::LinearsBackward(op) => linear::linears_backward(op),
-            Op::QkNormRope(op) if op.norm.is_none() => elementwise::rope(op),
-            Op::QkNormRopeBackward(op) if op.norm.is_none() => elementwise::rope_backward(op),
-            Op::Attention(op) => attention::attention(op),
-            Op::AttentionBackward(op) => attention_backward::attention_backward(op),
-            Op::AttentionPaged(op) => attention::attention_paged(op),
-            Op::Swiglu(op) => elementwise::swiglu(op),
-            Op::SwigluBackward(op) => elementwise::swiglu_backward(op),
-            Op::LinearLogprob(op) => linear_logprob::linear_logprob(op),
-            Op::LinearLogprobBackward(op) => linear_logprob::linear_logprob_backward(op),
-            Op::Logits(op) => linear::logits(op),
-            Op::Sample(op) => return sample::sample(op),
-            Op::AdamWStep(op) => elementwise::adamw(op),
-            other => return oracle().execute(other),
-        }
         Ok(())
     }
 }

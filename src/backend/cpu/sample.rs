@@ -1,7 +1,8 @@
 //! Sampling, rows in parallel, in f32. The exponential and the sums are those of `linear_logprob`, so the
 //! log-probability of a drawn token has the bits that training computes for it.
 
-use super::{chunk_rows, linear_logprob, run, simd};
+use super::tasks::{chunk_rows, run};
+use super::{linear_logprob, simd};
 use crate::backend::ops::{self, no_distribution};
 use crate::error::Result;
 use crate::rng::{philox4x32, unit_f32};

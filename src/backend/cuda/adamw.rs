@@ -2,7 +2,8 @@
 
 use super::device::Arg;
 use super::kernels::Kernel;
-use super::{Cuda, int, pointer, tensor};
+use super::launch::{Cuda, int, pointer};
+use super::tensor;
 use crate::backend::ops;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};

@@ -1,7 +1,7 @@
 //! The update of a batch's positions from one decode step to the next: launches of kernels/advance.cu.
 
 use super::kernels::Kernel;
-use super::{Cuda, int, pointer};
+use super::launch::{Cuda, int, pointer};
 use crate::backend::ops;
 use crate::error::Result;
 

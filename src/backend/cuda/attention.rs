@@ -2,7 +2,7 @@
 
 use super::device::Arg;
 use super::kernels::Kernel;
-use super::{Cuda, int, pointer};
+use super::launch::{Cuda, int, pointer};
 use crate::backend::Backend;
 use crate::backend::ops::{self, Heads, Segments};
 use crate::error::{Error, Result};

@@ -1,6 +1,7 @@
 //! Embedding: gathers rows of a table and adds their gradients back, both with the kernels of kernels/rows.cu.
 
-use super::{Cuda, rows};
+use super::launch::Cuda;
+use super::rows;
 use crate::backend::ops;
 use crate::error::Result;
 

@@ -2,7 +2,7 @@
 
 use super::device::{Arg, Gemm, Matrix};
 use super::kernels::Kernel;
-use super::{Cuda, int, optional, pointer};
+use super::launch::{Cuda, int, optional, pointer};
 use crate::backend::Backend;
 use crate::backend::ops::Lora;
 use crate::error::{Error, Result};

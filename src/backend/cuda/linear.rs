@@ -3,19 +3,10 @@
 use super::device::{Arg, Gemm, Matrix};
 use super::gemm::{self, Operand, Second, columns, matrix, operand};
 use super::kernels::Kernel;
-use super::{Cuda, int, no_kernel, optional, pointer};
+use super::launch::{Cuda, LinearPath, int, no_kernel, optional, pointer};
 use crate::backend::ops::{self, Linear, LinearGrads, Lora};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
-
-/// Method for a linear layer with an adapter or a bias. A device without a vendor's library always uses `Fused`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinearPath {
-    /// The product with W by the vendor's library, then one pass over the output for the adapter and the bias.
-    Library,
-    /// Everything in one of the crate's own kernels.
-    Fused,
-}
 
 /// Rows per block of lora_down, and the most of the contraction that one block takes (kernels/linear.cu). The latter is
 /// fixed, so that the bits of a row depend on K alone.

@@ -3,7 +3,7 @@
 use super::device::{Arg, Gemm, Matrix};
 use super::gemm::{gemm, matrix, operand};
 use super::kernels::Kernel;
-use super::{Cuda, int, pointer};
+use super::launch::{Cuda, int, pointer};
 use crate::backend::ops;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};

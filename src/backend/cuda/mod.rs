@@ -5,12 +5,12 @@
 //! Index values (ids, rows, slots, offsets) are not read back to be checked: the code that makes the index tensors has
 //! checked them. Kernels skip values outside the range, or write NaN for them.
 
-use super::ops::{Op, tensor as door};
+use super::ops::{Execute, Op, tensor as door};
 use super::{Backend, Recording};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{DType, Tensor};
-use device::{Arg, Device, Launch};
-use kernels::Kernel;
+use device::Device;
+use launch::LOGITS_BYTES;
 use std::sync::Arc;
 
 mod arena;
@@ -20,6 +20,7 @@ pub mod driver;
 mod gemm_library;
 mod graph;
 pub mod kernels;
+mod launch;
 pub mod library;
 mod memory;
 pub mod probe;
@@ -43,18 +44,7 @@ mod tensor;
 mod value_head;
 mod value_loss;
 
-pub use linear::LinearPath;
-
-/// The GPU backend over one device.
-pub struct Cuda {
-    device: Arc<dyn Device>,
-    logits_bytes: usize,
-    linear_path: LinearPath,
-}
-
-/// Approximate bytes of f32 logits in memory at a time in `linear_logprob`: a few hundred rows of 150,000 tokens,
-/// enough for large products.
-const LOGITS_BYTES: usize = 256 << 20;
+pub use launch::{Cuda, LinearPath};
 
 impl Cuda {
     /// Makes a backend whose tensors and work are on `device`.
@@ -83,58 +73,9 @@ impl Cuda {
     pub fn random_normal(&self, tensor: &mut Tensor, deviation: f32, seed: u64) -> Result<()> {
         tensor::random_normal(self, tensor, deviation, seed)
     }
-
-    fn launch(&self, kernel: Kernel, grid: [usize; 3], block: usize, shared: usize, args: &[Arg]) -> Result<()> {
-        if grid.contains(&0) {
-            return Ok(());
-        }
-        let extent = |n: usize| {
-            u32::try_from(n)
-                .map_err(|_| Error::system(format!("{}: {n} blocks are too many; use a smaller batch", kernel.name)))
-        };
-        let grid = [extent(grid[0])?, extent(grid[1])?, extent(grid[2])?];
-        self.device.launch(&Launch { kernel, grid, block: extent(block)?, shared: extent(shared)?, args })
-    }
-
-    /// Allocates a tensor for the duration of one op, with undefined contents. Its memory may be given out again as
-    /// soon as it is dropped: the device runs work in order, so work on it is done before anything that uses the memory
-    /// next.
-    fn workspace(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let bytes = shape.iter().product::<usize>() * dtype.size();
-        Ok(Tensor::on_device(shape, dtype, self.device.alloc(bytes)?))
-    }
 }
 
-/// Returns the argument for a tensor of the device. Error: it lies on the host.
-fn pointer(tensor: &Tensor) -> Result<Arg> {
-    let address = tensor.device_address();
-    address
-        .map(Arg::Pointer)
-        .ok_or_else(|| Error::system(format!("{tensor:?} lies on the host; the GPU needs it placed first")))
-}
-
-/// Returns the argument for an optional tensor: a null pointer for `None`.
-fn optional(tensor: Option<&Tensor>) -> Result<Arg> {
-    tensor.map_or(Ok(Arg::Pointer(0)), pointer)
-}
-
-/// Returns an extent as the kernels' `int`. Error: it does not fit.
-fn int(n: usize) -> Result<Arg> {
-    i32::try_from(n)
-        .map(Arg::I32)
-        .map_err(|_| Error::system(format!("an extent of {n} does not fit 32 bits; use a smaller batch")))
-}
-
-/// Returns an op's error for an element type that it has no kernel for.
-fn no_kernel(op: &str, name: &str, tensor: &Tensor) -> Error {
-    Error::content(format!("{op}: {name} is {tensor:?}; on the GPU expected bf16 or f32"))
-}
-
-impl Backend for Cuda {
-    fn name(&self) -> &'static str {
-        "cuda"
-    }
-
+impl Execute for Cuda {
     fn activation(&self) -> DType {
         DType::BF16
     }
@@ -145,6 +86,45 @@ impl Backend for Cuda {
 
     fn is_host(&self) -> bool {
         false
+    }
+
+    fn execute(&self, op: Op) -> Result<()> {
+        match op {
+            Op::Embed(op) => embed::embed(self, op),
+            Op::EmbedBackward(op) => embed::embed_backward(self, op),
+            Op::AddRmsnorm(op) => add_rmsnorm::add_rmsnorm(self, op),
+            Op::AddRmsnormBackward(op) => add_rmsnorm::add_rmsnorm_backward(self, op),
+            Op::Linears(op) => linear::linears(self, op),
+            Op::LinearsBackward(op) => linear::linears_backward(self, op),
+            Op::MergeLora(op) => linear::merge_lora(self, op),
+            Op::QkNormRope(op) => qk_norm_rope::qk_norm_rope(self, op),
+            Op::QkNormRopeBackward(op) => qk_norm_rope::qk_norm_rope_backward(self, op),
+            Op::Attention(op) => attention::attention(self, op),
+            Op::AttentionBackward(op) => attention::attention_backward(self, op),
+            Op::KvAppend(op) => rows::kv_append(self, op),
+            Op::AttentionPaged(op) => attention_paged::attention_paged(self, op),
+            Op::Advance(op) => advance::advance(self, op),
+            Op::Swiglu(op) => swiglu::swiglu(self, op),
+            Op::SwigluBackward(op) => swiglu::swiglu_backward(self, op),
+            Op::GatherRows(op) => rows::gather_rows(self, op),
+            Op::ScatterAddRows(op) => rows::scatter_add_rows(self, op),
+            Op::LinearLogprob(op) => linear_logprob::linear_logprob(self, op),
+            Op::LinearLogprobBackward(op) => linear_logprob::linear_logprob_backward(self, op),
+            Op::Logits(op) => linear_logprob::logits(self, op),
+            Op::Sample(op) => sample::sample(self, op),
+            Op::ValueHead(op) => value_head::value_head(self, op),
+            Op::ValueHeadBackward(op) => value_head::value_head_backward(self, op),
+            Op::PpoLoss(op) => ppo_loss::ppo_loss(self, op),
+            Op::ValueLoss(op) => value_loss::value_loss(self, op),
+            Op::AdamWStep(op) => adamw::adamw(self, op),
+            Op::SquaredNorm(op) => adamw::squared_norm(self, op),
+        }
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> &'static str {
+        "cuda"
     }
 
     fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -198,38 +178,5 @@ impl Backend for Cuda {
     fn fill(&self, tensor: &mut Tensor, value: f32) -> Result<()> {
         door::fill(tensor)?;
         tensor::fill(self, tensor, value)
-    }
-
-    fn execute(&self, op: Op) -> Result<()> {
-        match op {
-            Op::Embed(op) => embed::embed(self, op),
-            Op::EmbedBackward(op) => embed::embed_backward(self, op),
-            Op::AddRmsnorm(op) => add_rmsnorm::add_rmsnorm(self, op),
-            Op::AddRmsnormBackward(op) => add_rmsnorm::add_rmsnorm_backward(self, op),
-            Op::Linears(op) => linear::linears(self, op),
-            Op::LinearsBackward(op) => linear::linears_backward(self, op),
-            Op::MergeLora(op) => linear::merge_lora(self, op),
-            Op::QkNormRope(op) => qk_norm_rope::qk_norm_rope(self, op),
-            Op::QkNormRopeBackward(op) => qk_norm_rope::qk_norm_rope_backward(self, op),
-            Op::Attention(op) => attention::attention(self, op),
-            Op::AttentionBackward(op) => attention::attention_backward(self, op),
-            Op::KvAppend(op) => rows::kv_append(self, op),
-            Op::AttentionPaged(op) => attention_paged::attention_paged(self, op),
-            Op::Advance(op) => advance::advance(self, op),
-            Op::Swiglu(op) => swiglu::swiglu(self, op),
-            Op::SwigluBackward(op) => swiglu::swiglu_backward(self, op),
-            Op::GatherRows(op) => rows::gather_rows(self, op),
-            Op::ScatterAddRows(op) => rows::scatter_add_rows(self, op),
-            Op::LinearLogprob(op) => linear_logprob::linear_logprob(self, op),
-            Op::LinearLogprobBackward(op) => linear_logprob::linear_logprob_backward(self, op),
-            Op::Logits(op) => linear_logprob::logits(self, op),
-            Op::Sample(op) => sample::sample(self, op),
-            Op::ValueHead(op) => value_head::value_head(self, op),
-            Op::ValueHeadBackward(op) => value_head::value_head_backward(self, op),
-            Op::PpoLoss(op) => ppo_loss::ppo_loss(self, op),
-            Op::ValueLoss(op) => value_loss::value_loss(self, op),
-            Op::AdamWStep(op) => adamw::adamw(self, op),
-            Op::SquaredNorm(op) => adamw::squared_norm(self, op),
-        }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::device::Arg;
 use super::kernels::Kernel;
-use super::{Cuda, pointer, tensor};
+use super::launch::{Cuda, pointer};
+use super::tensor;
 use crate::backend::ops::{self, KlEstimator, PpoStats, Surrogate};
 use crate::error::Result;
 use crate::tensor::DType;

@@ -2,7 +2,8 @@
 
 use super::device::Arg;
 use super::kernels::Kernel;
-use super::{Cuda, int, no_kernel, optional, pointer, rows};
+use super::launch::{Cuda, int, no_kernel, optional, pointer};
+use super::rows;
 use crate::backend::ops::{self, Heads, QkNorm};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};

@@ -3,7 +3,7 @@
 
 use super::device::Arg;
 use super::kernels::Kernel;
-use super::{Cuda, int, no_kernel, pointer};
+use super::launch::{Cuda, int, no_kernel, pointer};
 use crate::backend::{Backend, ops};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};

@@ -1,7 +1,7 @@
 //! Sampling of tokens: launches of kernels/sample.cu.
 
 use super::kernels::Kernel;
-use super::{Cuda, int, pointer};
+use super::launch::{Cuda, int, pointer};
 use crate::backend::ops;
 use crate::error::Result;
 

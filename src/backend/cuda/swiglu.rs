@@ -1,7 +1,7 @@
 //! SwiGLU: launches of kernels/swiglu.cu.
 
 use super::kernels::Kernel;
-use super::{Cuda, int, pointer};
+use super::launch::{Cuda, int, pointer};
 use crate::backend::ops;
 use crate::error::Result;
 

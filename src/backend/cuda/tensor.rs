@@ -2,7 +2,7 @@
 
 use super::device::Arg;
 use super::kernels::Kernel;
-use super::{Cuda, no_kernel, pointer};
+use super::launch::{Cuda, no_kernel, pointer};
 use crate::backend::Backend;
 use crate::backend::oracle::Oracle;
 use crate::error::{Error, Result};

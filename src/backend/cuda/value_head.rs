@@ -2,8 +2,8 @@
 
 use super::device::Arg;
 use super::kernels::Kernel;
+use super::launch::{Cuda, int, pointer};
 use super::rows::add_partials;
-use super::{Cuda, int, pointer};
 use crate::backend::ops;
 use crate::error::Result;
 use crate::tensor::DType;

@@ -1,6 +1,6 @@
 //! The optimiser: the norm of gradients and AdamW (arXiv 1711.05101).
 
-use super::{Operands, Types, door};
+use super::door::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -1,6 +1,6 @@
 //! Residual addition and RMSNorm (arXiv 1910.07467).
 
-use super::{Operands, Types, door};
+use super::door::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -1,6 +1,6 @@
 //! The update of a batch's positions from one decode step to the next.
 
-use super::{Operands, Types, door};
+use super::door::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 

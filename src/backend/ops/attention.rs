@@ -1,8 +1,7 @@
 //! Causal softmax attention inside packed segments, with scale 1/sqrt(HS). Query heads share key/value heads (GQA,
 //! arXiv 2305.13245).
 
-use super::door::offsets;
-use super::{Door, Heads, Operands, Types, door};
+use super::door::{Door, Heads, Operands, Types, door, offsets};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 

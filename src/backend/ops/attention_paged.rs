@@ -1,7 +1,6 @@
 //! The key/value cache in pages (vLLM, arXiv 2309.06180): appending to it, and attention over it.
 
-use super::door::{indices, indices_of, offsets};
-use super::{Heads, Operands, Types, door};
+use super::door::{Heads, Operands, Types, door, indices, indices_of, offsets};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 

@@ -1,8 +1,36 @@
 //! Checks that ops make on their operands: type, shape, whether a tensor may be written and, on the host, index values.
 
-use super::Heads;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
+
+/// Head counts of one attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub nh: usize,
+    /// Key/value heads; divides `nh`.
+    pub nkv: usize,
+    /// Elements per head.
+    pub hs: usize,
+}
+
+impl Heads {
+    /// The width D of a row of q, k and v together: (NH + 2 NKV) HS.
+    pub fn qkv_width(&self) -> usize {
+        (self.nh + 2 * self.nkv) * self.hs
+    }
+}
+
+/// Checks of an op's operands.
+pub(super) trait Operands {
+    /// Checks types and shapes, which needs no data. The error names the op, the tensor and both shapes.
+    fn check(&self, types: Types) -> Result<()>;
+
+    /// Checks the values of index tensors and settings, for tensors that lie on the host.
+    fn check_values(&self) -> Result<()> {
+        Ok(())
+    }
+}
 
 /// The float types of a backend's tensors.
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,6 @@
 //! Token embedding.
 
-use super::door::indices;
-use super::{Operands, Types, door};
+use super::door::{Operands, Types, door, indices};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -1,6 +1,6 @@
 //! Linear layers with an optional bias and adapter (LoRA, arXiv 2106.09685).
 
-use super::{Door, Operands, Types, door};
+use super::door::{Door, Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -1,8 +1,7 @@
 //! The language-model head and its log-softmax in one op, chunk by chunk, so that the logits are never all in memory.
 //! And plain logits, for sampling.
 
-use super::door::indices;
-use super::{Door, Operands, Types, door};
+use super::door::{Door, Operands, Types, door, indices};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

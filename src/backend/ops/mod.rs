@@ -7,42 +7,38 @@
 //! key/value heads, HS head size, D = (NH + 2 NKV) HS, F MLP width, V vocabulary, R adapter rank, S segments, M rows
 //! that have a loss.
 
-use super::Backend;
 use crate::error::Result;
-use door::{Door, door};
+use crate::tensor::DType;
+use door::Operands;
 
 mod door;
 pub(super) mod tensor;
 
-pub use door::Types;
+pub use door::{Heads, Types};
 pub(super) use sample::no_distribution;
 
-/// Head counts of one attention layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads.
-    pub nh: usize,
-    /// Key/value heads; divides `nh`.
-    pub nkv: usize,
-    /// Elements per head.
-    pub hs: usize,
-}
-
-impl Heads {
-    /// The width D of a row of q, k and v together: (NH + 2 NKV) HS.
-    pub fn qkv_width(&self) -> usize {
-        (self.nh + 2 * self.nkv) * self.hs
+/// What computes ops, and the types that it computes in.
+pub trait Execute: Send + Sync {
+    /// The type of activations and of their gradients.
+    fn activation(&self) -> DType;
+    /// The type of values that need more precision than activations: statistics (rstd, lse, log-probabilities, logits),
+    /// losses, trained parameters, their gradients and moments.
+    fn accumulator(&self) -> DType {
+        self.activation()
     }
-}
+    /// True when tensors lie in host memory. Index values are then checked before each op; on other backends the code
+    /// that makes the index tensors has checked them.
+    fn is_host(&self) -> bool {
+        true
+    }
 
-/// Checks of an op's operands.
-trait Operands {
-    /// Checks types and shapes, which needs no data. The error names the op, the tensor and both shapes.
-    fn check(&self, types: Types) -> Result<()>;
+    /// Runs an op whose operands have passed its door.
+    fn execute(&self, op: Op) -> Result<()>;
 
-    /// Checks the values of index tensors and settings, for tensors that lie on the host.
-    fn check_values(&self) -> Result<()> {
-        Ok(())
+    /// Runs an op. Error: as the op says, or an operand of a wrong type or shape.
+    fn run(&self, op: Op) -> Result<()> {
+        op.check(Types { activation: self.activation(), accumulator: self.accumulator() }, self.is_host())?;
+        self.execute(op)
     }
 }
 
@@ -61,7 +57,7 @@ macro_rules! ops {
         impl Op<'_> {
             /// Checks the operands. Error: an operand of a wrong type or shape; where tensors lie on the host, also an
             /// index out of range.
-            pub(super) fn check(&self, types: Types, on_host: bool) -> Result<()> {
+            fn check(&self, types: Types, on_host: bool) -> Result<()> {
                 match self {
                     $($(Op::$op(op) => {
                         op.check(types)?;
@@ -79,7 +75,7 @@ macro_rules! ops {
 
         impl $op<'_> {
             /// Runs the op. Error: as the op says, or an operand of a wrong type or shape.
-            pub fn run(self, backend: &(impl Backend + ?Sized)) -> Result<()> {
+            pub fn run(self, backend: &(impl Execute + ?Sized)) -> Result<()> {
                 backend.run(self.into())
             }
         })+)+

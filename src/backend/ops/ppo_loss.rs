@@ -1,6 +1,6 @@
 //! The policy loss: PPO's clipped surrogate (arXiv 1707.06347 eq. 7) or CISPO's, a KL term and an entropy bonus.
 
-use super::{Operands, Types, door};
+use super::door::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -1,8 +1,7 @@
 //! Per-head RMSNorm of queries and keys (Qwen3), then rotary embedding (arXiv 2104.09864, halves rotated as in Hugging
 //! Face).
 
-use super::door::indices;
-use super::{Door, Heads, Operands, Types, door};
+use super::door::{Door, Heads, Operands, Types, door, indices};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

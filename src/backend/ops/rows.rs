@@ -1,7 +1,6 @@
 //! Gathering rows of a matrix, and adding rows back into one.
 
-use super::door::indices;
-use super::{Operands, Types, door};
+use super::door::{Operands, Types, door, indices};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

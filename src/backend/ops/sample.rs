@@ -1,6 +1,6 @@
 //! Sampling of tokens: temperature, top-k, top-p, then inverse transform with one Philox number.
 
-use super::{Operands, Types, door};
+use super::door::{Operands, Types, door};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 

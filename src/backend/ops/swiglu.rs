@@ -1,6 +1,6 @@
 //! SwiGLU (arXiv 2002.05202). A row holds F gates, then F ups.
 
-use super::{Operands, Types, door};
+use super::door::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -1,6 +1,6 @@
 //! A critic's linear head on hidden states. It is in the accumulator type whatever type the activations have.
 
-use super::{Operands, Types, door};
+use super::door::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -1,6 +1,6 @@
 //! The critic's squared error with PPO2's clip around the old value.
 
-use super::{Operands, Types, door};
+use super::door::{Operands, Types, door};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

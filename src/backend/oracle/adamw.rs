@@ -1,6 +1,6 @@
 //! The optimiser's ops: gradient norm and AdamW (arXiv 1711.05101).
 
-use super::Real;
+use super::real::Real;
 use crate::backend::ops::{self, AdamW};
 
 /// Adds the squares of each tensor in order, then the tensors' sums.

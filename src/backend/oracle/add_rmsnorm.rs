@@ -1,7 +1,7 @@
 //! Residual addition and RMSNorm (arXiv 1910.07467). The row functions also serve the per-head norm of queries and
 //! keys.
 
-use super::{Real, dot, widen};
+use super::real::{Real, dot, widen};
 use crate::backend::ops;
 
 /// Computes y = x / rms(x) * w over one row of C elements; returns 1 / rms(x), where rms(x)^2 = mean(x^2) + eps.

@@ -1,6 +1,6 @@
 //! Causal softmax attention inside packed segments, query heads sharing key/value heads (GQA, arXiv 2305.13245).
 
-use super::{Real, dot};
+use super::real::{Real, dot};
 use crate::backend::ops::{self, Heads};
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! The key/value cache in pages: appending to it, and attention over it (vLLM, arXiv 2309.06180).
 
-use super::Real;
 use super::attention::attend;
+use super::real::Real;
 use crate::backend::ops::{self, Heads};
 
 /// Copies k and v row by row.

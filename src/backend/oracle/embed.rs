@@ -1,6 +1,7 @@
 //! Token embedding: gathers rows of a table and scatters their gradients.
 
-use super::{Real, rows, widen_range};
+use super::real::{Real, widen_range};
+use super::rows;
 use crate::backend::ops;
 
 /// Copies the rows one by one.

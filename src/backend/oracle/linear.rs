@@ -1,6 +1,6 @@
 //! Linear layers with an optional bias and low-rank adapter (LoRA, arXiv 2106.09685).
 
-use super::{Real, dot, store, widen};
+use super::real::{Real, dot, store, widen};
 use crate::backend::ops::{self, Linear, LinearGrads};
 use crate::tensor::Tensor;
 

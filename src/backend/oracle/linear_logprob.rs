@@ -1,7 +1,7 @@
 //! The language-model head and its log-softmax in one op, with one row of logits in memory at a time.
 
 use super::linear::matmul_nt;
-use super::{Real, dot, widen};
+use super::real::{Real, dot, widen};
 use crate::backend::ops;
 
 /// Computes the logits (V) of one row x (C) over w (V, C), divided by the temperature.

@@ -1,6 +1,6 @@
 //! The policy loss with its clips, KL term and entropy bonus; per token, in f64.
 
-use super::Real;
+use super::real::Real;
 use crate::backend::ops::{self, KlEstimator, MOST_LOG_RATIO, PpoParams, PpoStats, Surrogate};
 use crate::tensor::Tensor;
 

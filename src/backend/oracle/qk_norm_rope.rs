@@ -2,7 +2,7 @@
 //! parts of qkv.
 
 use super::add_rmsnorm::{rmsnorm_row, rmsnorm_row_backward};
-use super::{Real, dot, widen};
+use super::real::{Real, dot, widen};
 use crate::backend::ops::{self, Heads};
 
 /// Rotates one head (HS), whose halves are the two coordinates; `row` holds HS/2 cosines, then HS/2 sines.

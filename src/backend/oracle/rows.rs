@@ -1,6 +1,6 @@
 //! Gathering rows of a matrix, and adding rows back into one.
 
-use super::Real;
+use super::real::Real;
 use crate::backend::ops;
 
 /// Copies the rows one by one.

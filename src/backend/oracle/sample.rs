@@ -1,6 +1,6 @@
 //! Sampling of tokens: temperature, top-k, top-p, then inverse transform with one Philox number. All arithmetic in f64.
 
-use super::Real;
+use super::real::Real;
 use crate::backend::ops::{self, no_distribution};
 use crate::error::Result;
 use crate::rng::{philox4x32, unit_f32};

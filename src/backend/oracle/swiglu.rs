@@ -1,6 +1,6 @@
 //! SwiGLU (arXiv 2002.05202): silu(gate) * up. A row holds F gates, then F ups.
 
-use super::Real;
+use super::real::Real;
 use crate::backend::ops;
 
 /// Computes `Swiglu` row by row.

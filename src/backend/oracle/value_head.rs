@@ -1,6 +1,6 @@
 //! A critic's linear head on hidden states.
 
-use super::{Real, dot};
+use super::real::{Real, dot};
 use crate::backend::ops;
 
 /// Computes `ValueHead` row by row.

@@ -1,6 +1,6 @@
 //! The critic's squared error with PPO2's clip around the old value; per token, in f64.
 
-use super::Real;
+use super::real::Real;
 use crate::backend::ops;
 use crate::tensor::Tensor;
 
