@@ -12,6 +12,7 @@ pub use peft::{load_adapter, open_adapter, save_adapter};
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::files::json;
 use crate::files::{self, write_whole};
 use crate::model::Model;
 use crate::optimizer::Optimizer;
@@ -95,7 +96,7 @@ pub fn save_checkpoint(
         remove_folder(&temporary)?;
         make_folder(&temporary)?;
         write(&temporary)?;
-        write_json(&temporary.join(STATE), state)?;
+        json::write(&temporary.join(STATE), state)?;
         manifest::write(&temporary, step)?;
         files::sync_folder(&temporary)?;
         if target.exists() {
@@ -207,7 +208,7 @@ pub fn exists(root: &Path) -> Result<bool> {
 
 /// The state that `save_checkpoint` stored in the folder `checkpoint`.
 pub fn load_state<T: DeserializeOwned>(checkpoint: &Path) -> Result<T> {
-    read_json(&checkpoint.join(STATE))
+    json::read(&checkpoint.join(STATE))
 }
 
 /// What the name of an entry in a phase's checkpoint folder means.
@@ -286,24 +287,6 @@ pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Writes `value` as indented JSON, whole or not at all.
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text =
-        serde_json::to_string_pretty(value).map_err(|e| Error::system(format!("writing {}: {e}", path.display())))?;
-    write_whole(path, format!("{text}\n").as_bytes())
-}
-
-/// Reads a JSON file. Errors name the file, line and column.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_str(&read_text(path)?).map_err(|e| Error::content(format!("{}: {e}", path.display())))
-}
-
-fn read_text(path: &Path) -> Result<String> {
-    /// Maximum bytes; configurations and states have a few kilobytes.
-    const MOST: u64 = 64 << 20;
-    files::regular::read_text(path, MOST)
 }
 
 fn make_folder(path: &Path) -> Result<()> {

@@ -3,6 +3,7 @@
 
 mod file;
 mod format;
+mod item;
 mod json;
 mod keys;
 mod notes;
@@ -17,7 +18,8 @@ use crate::message::{Conversation, Message};
 use crate::rng::Philox;
 use crate::tokenizer::Tokenizer;
 use crate::trajectory::{self, Step};
-use format::{EXPECTED, Format, Parsed, brief};
+use format::Parsed;
+use item::{EXPECTED, Format, brief};
 use notes::Notes;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};

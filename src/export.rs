@@ -2,6 +2,7 @@
 //! gguf.rs). Holds one tensor in memory at a time, beside the maps. Trains nothing.
 
 pub mod gguf;
+mod header;
 
 mod pre_tokenizer;
 mod vocabulary;
@@ -9,8 +10,9 @@ mod vocabulary;
 use crate::backend::Backend;
 use crate::backend::ops::{self};
 use crate::chat::{CHATML, ChatTemplate};
-use crate::checkpoint::{self, read_json, write_json};
+use crate::checkpoint::{self};
 use crate::error::{Error, Result};
+use crate::files::json;
 use crate::files::{self, write_whole};
 use crate::model::{self, Activations, Batch, Model, Policy, Segment};
 use crate::rng::Philox;
@@ -80,7 +82,7 @@ pub fn hugging_face(
         if shards.len() > 1 {
             let total: usize = model.weights.iter().map(|w| w.len() * dtype.size()).sum();
             let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
-            write_json(&folder.join("model.safetensors.index.json"), &index)?;
+            json::write(&folder.join("model.safetensors.index.json"), &index)?;
         }
         notes = describe(folder, source.folder, model, dtype)?;
         Ok(())
@@ -130,7 +132,7 @@ fn describe(to: &Path, from: &Path, model: &Model, dtype: DType) -> Result<Vec<S
     let (stop, note) = stop_ids(&tokenizer);
     let path = to.join("generation_config.json");
     let mut settings: Map<String, Value> = match path.exists() {
-        true => read_json(&path)?,
+        true => json::read(&path)?,
         false => Map::new(),
     };
     if settings.is_empty() {
@@ -143,7 +145,7 @@ fn describe(to: &Path, from: &Path, model: &Model, dtype: DType) -> Result<Vec<S
     if !stop.is_empty() {
         settings.insert("eos_token_id".into(), stop.into());
     }
-    write_json(&path, &settings)?;
+    json::write(&path, &settings)?;
     Ok(note.into_iter().collect())
 }
 
@@ -171,7 +173,7 @@ fn configuration(from: &Path, model: &Model, dtype: DType) -> Result<String> {
     if !path.exists() {
         return Ok(model.config.to_json(torch_dtype));
     }
-    let mut map: Map<String, Value> = read_json(&path)?;
+    let mut map: Map<String, Value> = json::read(&path)?;
     // transformers 5 writes `dtype`, earlier ones `torch_dtype`; all read the latter.
     let key = if map.contains_key("dtype") && !map.contains_key("torch_dtype") { "dtype" } else { "torch_dtype" };
     map.shift_remove(if key == "dtype" { "torch_dtype" } else { "dtype" });

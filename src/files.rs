@@ -1,6 +1,7 @@
 //! Writes files and folders that appear whole: to a temporary sibling, synced, then renamed. Also renames, hashes and
 //! lists files. Knows no formats.
 
+pub mod json;
 pub mod lock;
 pub mod regular;
 pub mod scratch;

@@ -1,9 +1,10 @@
 //! The identity of a run: hashes of everything it reads, its settings, and the program. Checkpoints carry it,
 //! `--resume` compares it, and it tells evaluations apart. Also lists which settings each verb reads.
 
-use crate::checkpoint::{TEXT_FILES, adapter_folder, read_json};
+use crate::checkpoint::{TEXT_FILES, adapter_folder};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::json;
 use crate::task::PreparedTask;
 use crate::version;
 use serde::{Deserialize, Serialize};
@@ -181,7 +182,7 @@ impl Identity {
     /// Reads `dir`/identity.json; `None` when it is not there.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(FILE);
-        if path.exists() { read_json(&path).map(Some) } else { Ok(None) }
+        if path.exists() { json::read(&path).map(Some) } else { Ok(None) }
     }
 }
 
@@ -196,7 +197,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     if single.exists() || !index.exists() {
         return Ok(vec![single]);
     }
-    let shards: BTreeSet<String> = read_json::<Index>(&index)?.weight_map.into_values().collect();
+    let shards: BTreeSet<String> = json::read::<Index>(&index)?.weight_map.into_values().collect();
     Ok(std::iter::once(index).chain(shards.into_iter().map(|shard| dir.join(shard))).collect())
 }
 

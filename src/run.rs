@@ -4,16 +4,18 @@ mod divergence;
 mod folder;
 mod lost;
 mod settings;
+mod suspects;
 
 pub use divergence::Divergence;
 pub use folder::{Folder, Place};
-pub use lost::{Suspect, Suspects, finite};
 pub use settings::{Device, Settings};
+pub use suspects::{Suspect, Suspects, finite};
 
 use crate::backend::Backend;
-use crate::checkpoint::{self, write_json};
+use crate::checkpoint::{self};
 use crate::console::errln;
 use crate::error::{Error, Kind, Result, check_interrupt};
+use crate::files::json;
 use crate::identity;
 use crate::metrics::{self, MetricsLog};
 use crate::progress::Progress;
@@ -117,7 +119,7 @@ impl<'a> Run<'a> {
     fn save(&self, step: usize, state: &impl Serialize, write: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         self.log.sync()?;
         let with_identity = |dir: &Path| {
-            write_json(&dir.join(identity::FILE), &self.folder.identity)?;
+            json::write(&dir.join(identity::FILE), &self.folder.identity)?;
             write(dir)
         };
         checkpoint::save_checkpoint(&self.checkpoints, step as u64, self.settings.keep, state, &say, with_identity)

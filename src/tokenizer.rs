@@ -2,9 +2,11 @@
 //! chat template writes them. Does not render conversations (chat.rs does).
 
 mod added;
+mod file;
 
 use crate::error::{Error, Result};
 use crate::files::regular;
+use file::{read_object, read_text};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -215,16 +217,6 @@ fn parsed(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
     parsed.unwrap_or_else(|| Err("a part of it has fields that the library does not take".to_string()))
 }
 
-/// Reads a JSON object; a file that is absent gives an empty one.
-fn read_object(path: &Path) -> Result<Value> {
-    let Some(text) = read_text(path)? else { return Ok(Value::Object(serde_json::Map::new())) };
-    match serde_json::from_str(&text) {
-        Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err(Error::content(format!("{}: expected a JSON object", path.display()))),
-        Err(e) => Err(Error::content(format!("{}: {e}; expected a JSON object", path.display()))),
-    }
-}
-
 /// The ids under `key`, which may be absent, null, a number or a list of numbers.
 fn ids_of(path: &Path, key: &str) -> Result<Vec<u32>> {
     let object = read_object(path)?;
@@ -238,11 +230,6 @@ fn ids_of(path: &Path, key: &str) -> Result<Vec<u32>> {
         Value::Array(list) => list.iter().map(number).collect(),
         one => Ok(vec![number(one)?]),
     }
-}
-
-/// The text of a file; `None` if it is absent.
-fn read_text(path: &Path) -> Result<Option<String>> {
-    if path.exists() { regular::read_text(path, u64::MAX).map(Some) } else { Ok(None) }
 }
 
 #[cfg(test)]

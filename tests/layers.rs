@@ -44,7 +44,7 @@ const NEVER: &[(&str, &[&str])] = &[
 ];
 
 /// (library, the only file that may use it).
-const ONLY: &[(&str, &str)] = &[("rusqlite", "environment/store.rs"), ("zstd", "environment/store.rs")];
+const ONLY: &[(&str, &str)] = &[("rusqlite", "environment/database.rs"), ("zstd", "environment/database.rs")];
 
 /// Where `unsafe` may stand.
 const UNSAFE: &[&str] =

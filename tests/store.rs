@@ -1,8 +1,7 @@
 //! The database of runs and snapshots: what a killed process leaves, several processes at once, damage, other versions, tidying.
 #![allow(clippy::unwrap_used)]
 
-use onestep::environment::cache::{Executed, RunKey, RunResult};
-use onestep::environment::snapshot::{BlobId, Snapshot};
+use onestep::environment::record::{BlobId, Executed, RunKey, RunResult, Snapshot};
 use onestep::environment::{Files, SnapshotId, Store};
 use onestep::error::{Error, Kind};
 use onestep::sandbox::Outcome;

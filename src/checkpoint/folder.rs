@@ -2,6 +2,7 @@
 //! no weights.
 
 use crate::error::{Error, Result};
+use crate::files::json;
 use std::path::{Path, PathBuf};
 
 const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -144,7 +145,7 @@ fn hub_name(text: &str) -> Option<&str> {
 
 /// The base model that the configuration of the adapter in `dir` names.
 fn base_of(dir: &Path) -> Option<String> {
-    let config: serde_json::Value = super::read_json(&dir.join(ADAPTER_CONFIG)).ok()?;
+    let config: serde_json::Value = json::read(&dir.join(ADAPTER_CONFIG)).ok()?;
     config["base_model_name_or_path"].as_str().filter(|base| !base.is_empty()).map(str::to_string)
 }
 

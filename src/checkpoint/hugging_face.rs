@@ -2,9 +2,9 @@
 //! Notes tell what is in the folder but not used.
 
 use super::folder::{check_model, listed};
-use super::read_text;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::files::json;
 use crate::model::Model;
 use crate::model::config::ModelConfig;
 use crate::tensor::{DType, Tensor};
@@ -52,7 +52,7 @@ pub fn read_config_with_notes(dir: &Path) -> Result<(ModelConfig, Vec<String>)> 
     if !path.exists() {
         check_model(dir)?; // says what is there instead
     }
-    ModelConfig::read(&read_text(&path)?, &path)
+    ModelConfig::read(&json::read_text(&path)?, &path)
 }
 
 /// The type in which a model trained from the folder `dir` is written so that it loses nothing against its base: the

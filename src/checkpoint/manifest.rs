@@ -1,9 +1,9 @@
 //! The list of a checkpoint's files with their hashes, written last: a checkpoint that does not match its list is
 //! damaged.
 
-use super::write_json;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::json;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub fn write(folder: &Path, step: u64) -> Result<()> {
         Ok((name, Entry { bytes, blake3: hash.to_hex().to_string() }))
     };
     let files = files::below(folder, |_| true)?.into_iter().map(entry).collect::<Result<_>>()?;
-    write_json(&folder.join(FILE), &Manifest { step, files })
+    json::write(&folder.join(FILE), &Manifest { step, files })
 }
 
 /// Checks every file of the checkpoint of `step` in `folder` against the list. Errors say what is wrong: a file is

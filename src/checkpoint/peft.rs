@@ -1,9 +1,10 @@
 //! Adapters in PEFT layout: adapter_config.json and adapter_model.safetensors. Options that this program does not
 //! support are refused by key; keys that it does not know are noted.
 
-use super::{adapter_folder, make_folder, named, read_json, write_json};
+use super::{adapter_folder, make_folder, named};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::files::json;
 use crate::model::config::ModelConfig;
 use crate::model::lora::{Adapter, LoraConfig, Module};
 use crate::tensor::{DType, Tensor};
@@ -42,7 +43,7 @@ pub fn save_adapter(dir: &Path, adapter: &Adapter, base: &str) -> Result<()> {
         "task_type": "CAUSAL_LM",
         "use_rslora": rslora,
     });
-    write_json(&dir.join(CONFIG), &config)
+    json::write(&dir.join(CONFIG), &config)
 }
 
 /// Loads the adapter that a user means by `dir` (its own folder, a run's or a checkpoint's), as `load_adapter` does.
@@ -322,7 +323,7 @@ impl Settings {
     /// fewer keys.
     fn read(path: &Path) -> Result<Self> {
         let fail = |key: &str, what: String| Error::content(format!("{}: {key}: {what}", path.display()));
-        let map: Map<String, Value> = read_json(path)?;
+        let map: Map<String, Value> = json::read(path)?;
         let get = |key: &str| map.get(key).filter(|value| !value.is_null());
         for (key, only) in [("peft_type", "LORA"), ("bias", "none")] {
             if let Some(value) = get(key).filter(|&value| value != only) {

@@ -5,12 +5,12 @@ use super::given::{Given, needed};
 use super::session::{self, World};
 use super::train::{self, names, save_trajectories};
 use crate::backend::Backend;
-use crate::checkpoint;
 use crate::config::Config;
 use crate::console::{errln, out, outln};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Evaluations};
+use crate::files::json;
 use crate::files::{lock, write_whole};
 use crate::identity::{self, Identity};
 use crate::model::Policy;
@@ -47,7 +47,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let backend = session::backend(&config, Some(out))?;
     let speaker = session::speaker(&*backend, model, &config)?;
     let adapter_loaded = session::adapter(&*backend, &speaker.model, model, adapter)?;
-    let mut played = identity(&config, &world, "eval", model)?;
+    let mut played = session::identity(&config, &world, "eval", model)?;
     played.add_adapter(adapter)?;
 
     let evaluations = read(out)?;
@@ -73,21 +73,10 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-/// The identity of an evaluation, or of a run on tasks, without its data and adapter.
-pub fn identity(config: &Config, world: &World, verb: &str, model: &Path) -> Result<Identity> {
-    let mut identity = Identity::new(verb, &config.to_toml()?)?;
-    identity.add_model(model)?;
-    identity.add_tasks(world.environment.tasks().map(|task| &**task))?;
-    identity.add("device", session::device(config));
-    identity.add("python", &world.python);
-    identity.add("sandbox", format!("tier {}", world.tier));
-    Ok(identity)
-}
-
 /// Reads the scores in a run's folder; empty when there are none.
 fn read(out: &Path) -> Result<Evaluations> {
     let path = out.join(FILE);
-    if path.exists() { checkpoint::read_json(&path) } else { Ok(Evaluations::default()) }
+    if path.exists() { json::read(&path) } else { Ok(Evaluations::default()) }
 }
 
 fn trajectories(out: &Path, name: &str) -> PathBuf {

@@ -5,6 +5,7 @@ use super::session;
 use crate::backend::cuda::compiler::{self, ARCHS, Compiler, Resources};
 use crate::backend::cuda::kernels::{self, SOURCES};
 use crate::backend::cuda::library::{self, Name};
+use crate::backend::cuda::ready;
 use crate::console::{errln, outln};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
@@ -28,7 +29,7 @@ pub fn doctor() -> Result<()> {
         };
         say(&name.to_string(), &found);
     }
-    match library::probe() {
+    match ready::probe() {
         Err(_) if driver.is_none() => say("GPU", "none without a driver"),
         Err(why) => say("GPU", &why.to_string()),
         Ok(gpus) => {

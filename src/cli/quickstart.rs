@@ -2,7 +2,7 @@
 //! by SFT and step-wise RL, evaluates after each, and writes the report.
 
 use super::args::QuickstartArgs;
-use super::evaluation::{self, evaluated};
+use super::evaluation::evaluated;
 use super::given::Given;
 use super::session::{self, World};
 use super::train::{self, collected, reinforced, save_trajectories, snapshots};
@@ -59,7 +59,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
     let world = session::world(&config, args.python.python.as_deref(), tasks)?;
     world.announce();
     session::threads(&config)?;
-    let identity = evaluation::identity(&config, &world, "quickstart", &model_dir)?;
+    let identity = session::identity(&config, &world, "quickstart", &model_dir)?;
     let folder = place.begin(&config.to_toml()?, identity)?;
     print_recipe(&config);
     let backend = session::backend(&config, Some(out))?;
@@ -68,7 +68,7 @@ pub fn run(args: &QuickstartArgs) -> Result<()> {
 
     let evaluation = |name: &str, adapter: Option<(&Path, &_)>| -> Result<Evaluations> {
         check_interrupt(&world.interrupted)?;
-        let mut played = evaluation::identity(&config, &world, "eval", &model_dir)?;
+        let mut played = session::identity(&config, &world, "eval", &model_dir)?;
         played.add_adapter(adapter.map(|(dir, _)| dir))?;
         let adapter = adapter.map(|(_, adapter)| adapter);
         let evaluations = evaluated(&*backend, &config, &world, &speaker, adapter, name, out, played)?;

@@ -7,13 +7,14 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cuda::device::Device as _;
 use crate::backend::cuda::driver::{self, Gpu};
 use crate::backend::cuda::probe::GpuInfo;
-use crate::backend::cuda::{Cuda, library};
+use crate::backend::cuda::{Cuda, ready};
 use crate::checkpoint;
 use crate::config::{self, Config};
 use crate::console::errln;
 use crate::environment::{Environment, Store};
 use crate::error::{self, Error, Result};
 use crate::files::scratch::Scratch;
+use crate::identity::Identity;
 use crate::machine;
 use crate::model::Model;
 use crate::model::config::ModelConfig;
@@ -95,7 +96,7 @@ pub fn threads(config: &Config) -> Result<()> {
 pub fn backend(config: &Config, out: Option<&Path>) -> Result<Box<dyn Backend>> {
     let ordinal = match config.run.device {
         Device::Cpu => return Ok(Box::new(Cpu)),
-        Device::Auto if library::probe().is_err() => return Ok(Box::new(Cpu)),
+        Device::Auto if ready::probe().is_err() => return Ok(Box::new(Cpu)),
         Device::Auto => 0,
         Device::Cuda(ordinal) => ordinal,
     };
@@ -116,7 +117,7 @@ pub fn present_gpu(config: &Config) -> Option<GpuInfo> {
         Device::Auto => 0,
         Device::Cuda(ordinal) => ordinal,
     };
-    library::probe().ok()?.into_iter().nth(ordinal)
+    ready::probe().ok()?.into_iter().nth(ordinal)
 }
 
 /// The name of the GPU that computes under these settings; without one, `cpu` and the CPU's name.
@@ -126,7 +127,7 @@ pub fn device(config: &Config) -> String {
 
 /// Refuses a device that this machine does not have, without opening it.
 pub fn check_device(config: &Config) -> Result<()> {
-    match (config.run.device, library::probe()) {
+    match (config.run.device, ready::probe()) {
         (Device::Cuda(_), Err(why)) => Err(Error::system(format!("run.device = \"cuda\": {why}"))),
         (Device::Cuda(ordinal), Ok(gpus)) if ordinal >= gpus.len() => Err(Error::usage(format!(
             "run.device = \"cuda:{ordinal}\": this machine has {} GPUs, from cuda:0",
@@ -385,6 +386,17 @@ pub fn check_out(out: &Path) -> Result<()> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// The identity of an evaluation, or of a run on tasks, without its data and adapter.
+pub fn identity(config: &Config, world: &World, verb: &str, model: &Path) -> Result<Identity> {
+    let mut identity = Identity::new(verb, &config.to_toml()?)?;
+    identity.add_model(model)?;
+    identity.add_tasks(world.environment.tasks().map(|task| &**task))?;
+    identity.add("device", device(config));
+    identity.add("python", &world.python);
+    identity.add("sandbox", format!("tier {}", world.tier));
+    Ok(identity)
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! anything.
 
 use super::args::{CollectArgs, DeviceArgs, PretrainArgs, RlArgs, RunArgs, SftArgs};
-use super::evaluation;
 use super::given::{Given, needed};
 use super::session::{self, World};
 use crate::backend::Backend;
@@ -340,7 +339,7 @@ pub fn rl(args: &RlArgs) -> Result<()> {
     };
     load_states(&world.environment.store, data)?;
     let pool = state_pool(&world.environment, &names(&world.environment), &expert)?;
-    let mut identity = evaluation::identity(&config, &world, "rl", model)?;
+    let mut identity = session::identity(&config, &world, "rl", model)?;
     identity.add_adapter(adapter)?;
     identity.add_data(data)?;
     let folder = place.begin(&config.to_toml()?, identity)?;

@@ -1,6 +1,6 @@
 //! Reads files of items: JSON lines, a JSON array, parquet. What an item means is left to format.rs.
 
-use super::format::{EXPECTED, brief};
+use super::item::{EXPECTED, brief};
 use super::json::Unique;
 use crate::error::{Error, Result, caught};
 use parquet::file::reader::{FileReader, SerializedFileReader};

@@ -1,7 +1,7 @@
 //! Decides what becomes of each key of an item and of a message: understood here, handed to the template that reads it,
 //! refused if it would change what is learnt, or else reported. The one place that knows all keys.
 
-use super::format::{Format, brief};
+use super::item::{Format, brief};
 use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::message::{CALLS, THOUGHT};

@@ -1,7 +1,7 @@
 //! Reads tools and template arguments of an item, and tool calls of a message: as objects, or as JSON text, which is
 //! how tables hold them.
 
-use super::format::brief;
+use super::item::brief;
 use super::keys::says_nothing;
 use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};

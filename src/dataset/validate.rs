@@ -1,7 +1,7 @@
 //! Checks a data file before training: reports everything that `load` would refuse, not only the first problem, and
 //! what is odd although it loads.
 
-use super::format::Format;
+use super::item::Format;
 use super::notes::Notes;
 use super::{Limit, Reader, file};
 use crate::chat::ChatTemplate;

@@ -1,7 +1,7 @@
 //! Tests which tasks give equal results for equal scripts, by running the baseline twice. Runs of a task that fails the
 //! test are shared within one seed only. A difference that is rare, or appears only after an edit, is not found.
 
-use super::cache::{Executed, RunKey, RunResult};
+use super::record::{Executed, RunKey, RunResult};
 use super::step::Pending;
 use super::{Environment, RunCache, SnapshotStore, Store};
 use crate::error::Result;

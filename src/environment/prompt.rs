@@ -2,22 +2,12 @@
 //! any other.
 
 use super::action::ReplyFormat;
-use super::snapshot::Files;
-use super::{Settings, State, cut_middle};
+use super::record::Files;
+use super::settings::{Settings, Style};
+use super::state::{State, cut_middle};
 use crate::error::Result;
 use crate::message::Message;
 use crate::task::{PreparedTask, Task};
-use serde::{Deserialize, Serialize};
-
-/// How a state is shown to the agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Style {
-    /// One short user message: task, entry script as it is now, last observation.
-    Compact,
-    /// System message, task, and the whole history.
-    Full,
-}
 
 /// Builds the messages of a state, not shortened. `files` are those of the state's snapshot.
 pub fn messages(state: &State, files: &Files, prepared: &PreparedTask, settings: &Settings) -> Vec<Message> {

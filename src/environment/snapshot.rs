@@ -1,48 +1,14 @@
 //! Content-addressed store of workspaces: the agent's text files by their hash. Task data is not part of it; the
 //! sandbox puts it beside the files, read-only, when a workspace is made.
 
-use super::store::Store;
+use super::database::Store;
+use super::record::{BlobId, Files, Snapshot, SnapshotId};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// The agent's files: name (relative, `/` between folders) to text.
-pub type Files = BTreeMap<String, Arc<str>>;
-
-/// blake3 of a text, in hex.
-pub type BlobId = String;
-
-/// blake3 of a snapshot's names and blob ids, in hex.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SnapshotId(pub String);
-
-impl std::fmt::Display for SnapshotId {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// The files of a workspace by content.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Snapshot {
-    /// Name to blob.
-    pub files: BTreeMap<String, BlobId>,
-}
-
-impl Snapshot {
-    /// Computes the snapshot's id. Lengths are hashed too, so that no two snapshots hash the same bytes.
-    pub fn id(&self) -> SnapshotId {
-        let mut hash = blake3::Hasher::new();
-        for part in self.files.iter().flat_map(|(name, blob)| [name, blob]) {
-            hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-        }
-        SnapshotId(hash.finalize().to_hex().to_string())
-    }
-}
 
 /// All snapshots of a run: in memory and, if there is one, in a database behind it. Threads share it.
 #[derive(Debug, Default)]

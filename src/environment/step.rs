@@ -2,11 +2,11 @@
 //! here is random.
 
 use super::action::{self, Action};
-use super::cache::{Executed, RunKey, RunResult};
 use super::patch::{self, PatchError};
-use super::snapshot::{Files, SnapshotId};
+use super::record::{Executed, Files, RunKey, RunResult, SnapshotId};
+use super::state::{State, StepResult, Turn, cut_middle};
 use super::workspace::{self, FileError, Workspace};
-use super::{Environment, Loaded, State, StepResult, Turn, cut_middle};
+use super::{Environment, Loaded};
 use crate::error::{Error, Result};
 use crate::reward::Case;
 use crate::sandbox::{Job, Outcome, Verdict, WORKSPACE};

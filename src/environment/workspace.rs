@@ -1,7 +1,7 @@
 //! The agent's view of its folder: its text files and the task's read-only data. Also writes the files into a real
 //! folder for a run, and finds what the run left there. Nothing here runs code.
 
-use super::snapshot::Files;
+use super::record::Files;
 use crate::error::{Error, Result};
 use crate::files::regular;
 use crate::task::PreparedTask;

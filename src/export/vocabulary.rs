@@ -1,10 +1,10 @@
 //! Converts a byte-level BPE vocabulary from tokenizer.json to GGUF metadata. Other kinds of tokenizer are refused.
 
-use super::gguf::Header;
+use super::header::Header;
 use super::pre_tokenizer;
 use super::stop_ids;
-use crate::checkpoint::read_json;
 use crate::error::{Error, Result};
+use crate::files::json;
 use crate::tokenizer::Tokenizer;
 use serde_json::Value;
 use std::path::Path;
@@ -45,7 +45,7 @@ impl Vocabulary {
         let tokenizer = Tokenizer::open(folder)?;
         tokenizer.check(rows)?;
         let path = folder.join("tokenizer.json");
-        let json: Value = read_json(&path)?;
+        let json: Value = json::read(&path)?;
         let wrong = |what: &str| Error::content(format!("{}: {what}", path.display()));
         let model = &json["model"];
         if model["type"] != "BPE" || !json.pointer("/decoder").is_some_and(is_byte_level) {
@@ -100,7 +100,7 @@ impl Vocabulary {
         }
         let bos = tokenizer.bos().and_then(|token| tokenizer.id(token));
         let config_path = folder.join("tokenizer_config.json");
-        let config: Value = if config_path.exists() { read_json(&config_path)? } else { Value::Null };
+        let config: Value = if config_path.exists() { json::read(&config_path)? } else { Value::Null };
         let adds = |key: &str| match &config[key] {
             Value::Null => Ok(None),
             Value::Bool(on) => Ok(Some(*on)),

@@ -1,9 +1,10 @@
 //! A run's folder: decides whether a run may take it, renames an earlier run that is there, and finds the checkpoint
 //! that a resumed run goes on from.
 
-use crate::checkpoint::{self, write_json};
+use crate::checkpoint::{self};
 use crate::console::errln;
 use crate::error::{Error, Result};
+use crate::files::json;
 use crate::files::{self, write_whole};
 use crate::identity::{self, Identity};
 use std::fs::{File, Metadata, TryLockError};
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 /// Name of the settings file in a run's folder.
 pub const CONFIG: &str = "config.toml";
+/// Name of the file with the batch of a step that failed.
+pub const FAILED_STEP: &str = "failed_step.json";
 /// Name of the file with the GEMM algorithms that a run chose for its GPU.
 const GEMMS: &str = "gemms.json";
 
@@ -27,7 +30,7 @@ const ENTRIES: &[&str] = &[
     "checkpoints",
     "collect.toml",
     "evaluation.json",
-    super::lost::FILE,
+    FAILED_STEP,
     "model",
     "report.html",
     "rl",
@@ -208,7 +211,7 @@ impl Place<'_> {
             }
         }
         write_whole(&path.join(CONFIG), settings.as_bytes())?;
-        write_json(&path.join(identity::FILE), &identity)?;
+        json::write(&path.join(identity::FILE), &identity)?;
         Ok(Folder { path, resumed: None, identity, _lock: held })
     }
 
@@ -223,7 +226,7 @@ impl Place<'_> {
             if is_evaluated && ["trajectories", "evaluation.json"].contains(&stem.unwrap_or(&name)) {
                 continue;
             }
-            if stem.is_some() || name == super::lost::FILE {
+            if stem.is_some() || name == FAILED_STEP {
                 drop(std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path)));
             } else {
                 files::sweep(&path);

@@ -1,6 +1,6 @@
 //! Reads the files beside tokenizer.json: special tokens by name, tokens that tokenizer.json lacks, chat templates.
 
-use super::read_object;
+use super::file::read_object;
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};

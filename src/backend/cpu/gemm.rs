@@ -6,6 +6,7 @@
 //! has the same bits alone, in any batch and on any number of threads.
 
 use super::simd::{Floats, Level, level};
+use kernel::Kernel;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
@@ -371,10 +372,6 @@ unsafe fn multiply_to(
     }
 }
 
-/// C (M, columns) += A B. Arguments: contraction length, A with its two strides, B and C each with the distance between
-/// rows.
-type Kernel = unsafe fn(usize, *const f32, usize, usize, *const f32, usize, *mut f32, usize);
-
 /// Rows of the tallest kernel.
 const MOST_ROWS: usize = 12;
 
@@ -429,6 +426,7 @@ unsafe fn portable<const M: usize>(
 #[cfg(target_arch = "x86_64")]
 use x86::transpose8;
 
+mod kernel;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

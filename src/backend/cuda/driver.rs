@@ -8,12 +8,13 @@
 
 use super::arena::Arena;
 use super::compiler::Compiler;
+use super::context::{Context, failed};
 use super::device::{Arg, Device, Gemm, Launch};
 use super::gemm_library::GemmLibrary;
 use super::graph::Graph;
 use super::kernels::Kernel;
-use super::library;
-use super::memory::{Function, Memory, Module, Recorded, State, lock};
+use super::memory::{Function, Memory, Module, Recorded, State, lock, lost};
+use super::ready;
 use super::uploads::Uploads;
 use crate::backend::Recording;
 use crate::error::{Error, Result};
@@ -60,26 +61,6 @@ pub struct Gpu {
     gemms: Result<Mutex<GemmLibrary>>,
 }
 
-/// Handles of the primary context. It is current on every thread that calls.
-#[derive(Clone, Copy)]
-pub(super) struct Context {
-    pub context: sys::CUcontext,
-    pub stream: sys::CUstream,
-}
-
-// SAFETY: CUDA contexts and streams may be used from any thread; calls on one stream are ordered by the driver.
-unsafe impl Send for Context {}
-// SAFETY: as above.
-unsafe impl Sync for Context {}
-
-/// Returns the error of a failed wait for the GPU, with the launches that may have caused it.
-pub(super) fn lost(state: &Mutex<State>, doing: &str, error: DriverError) -> Error {
-    let State { recent, check_each, .. } = &*lock(state);
-    let recent: Vec<&str> = recent.iter().copied().collect();
-    let hint = if *check_each { "the last one failed" } else { "run again with run.gpu_check=true to see which" };
-    failed(doing, error).context(format!("newest launches: {}; {hint}", recent.join(", ")))
-}
-
 /// Bytes of dynamic shared memory that every kernel may take without an attribute.
 const DEFAULT_SHARED: u32 = 48 * 1024;
 /// Launches remembered for error messages.
@@ -87,15 +68,10 @@ const RECENT: usize = 8;
 /// Bytes left to the driver, modules and the GEMM library beside the arena.
 const SPARE: usize = 600 << 20;
 
-pub(super) fn failed(doing: &str, error: DriverError) -> Error {
-    let text = error.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("no text").to_string();
-    Error::system(format!("{doing}: CUDA says {:?}: {text}", error.0))
-}
-
 impl Gpu {
     /// Opens a GPU and takes its memory. Errors: no driver, no such GPU, no memory, each with advice.
     pub fn open(options: &Options) -> Result<Self> {
-        library::driver()?;
+        ready::driver()?;
         let ordinal = options.ordinal as i32;
         let count = result::device::get_count().map_err(|e| failed("counting GPUs", e))?;
         if ordinal >= count {
@@ -138,7 +114,7 @@ impl Gpu {
                 failed(&format!("taking {taken} MB of the {free} MB free of {total} MB on {name}"), e)
             })?),
         };
-        let gemms = match library::cublaslt() {
+        let gemms = match ready::cublaslt() {
             Ok(()) => Ok(Mutex::new(GemmLibrary::open(options.gemms.clone(), options.fixed_gemms)?)),
             Err(why) => Err(why),
         };

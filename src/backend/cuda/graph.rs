@@ -2,7 +2,7 @@
 //!
 //! The contract of all `unsafe` here is that of driver.rs.
 
-use super::driver::{Context, failed};
+use super::context::{Context, failed};
 use super::memory::{Recorded, State, lock};
 use crate::backend::Recording;
 use crate::error::Result;

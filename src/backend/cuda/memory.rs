@@ -4,7 +4,7 @@
 //! The contract of all `unsafe` here is that of driver.rs.
 
 use super::arena::{Arena, FreeParts};
-use super::driver::{Context, lost};
+use super::context::{Context, failed};
 use super::kernels::Kernel;
 use crate::error::{Error, Result};
 use crate::tensor::DeviceMemory;
@@ -57,6 +57,14 @@ pub(super) struct Function {
 }
 // SAFETY: as `Module`.
 unsafe impl Send for Function {}
+
+/// Returns the error of a failed wait for the GPU, with the launches that may have caused it.
+pub(super) fn lost(state: &Mutex<State>, doing: &str, error: DriverError) -> Error {
+    let State { recent, check_each, .. } = &*lock(state);
+    let recent: Vec<&str> = recent.iter().copied().collect();
+    let hint = if *check_each { "the last one failed" } else { "run again with run.gpu_check=true to see which" };
+    failed(doing, error).context(format!("newest launches: {}; {hint}", recent.join(", ")))
+}
 
 /// The state is consistent between statements, so a panic of another thread does not spoil it.
 pub(super) fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {

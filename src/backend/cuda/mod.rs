@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 mod arena;
 pub mod compiler;
+mod context;
 pub mod device;
 pub mod driver;
 mod gemm_library;
@@ -24,6 +25,7 @@ mod launch;
 pub mod library;
 mod memory;
 pub mod probe;
+pub mod ready;
 mod uploads;
 
 mod adamw;

@@ -1,6 +1,6 @@
 //! Kernels of `gemm` for x86: multiply-add tiles for AVX-512 and AVX2, and 8 by 8 transpositions.
 
-use super::Kernel;
+use super::kernel::Kernel;
 use std::arch::x86_64::*;
 
 /// Lists one instance of a kernel for each number of rows.

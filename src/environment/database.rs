@@ -8,8 +8,7 @@
 //!
 //! Two processes that execute the same run at the same moment both execute it; the first to finish is kept.
 
-use super::cache::{Executed, RunKey, RunResult};
-use super::snapshot::{BlobId, Files, Snapshot, SnapshotId};
+use super::record::{BlobId, Executed, Files, RunKey, RunResult, Snapshot, SnapshotId};
 use crate::error::{Error, Result};
 use crate::files::{self, lock};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params};
