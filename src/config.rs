@@ -3,11 +3,7 @@
 //! environment.
 
 use crate::error::{Error, Result};
-use crate::model::lora;
-use crate::settings::section;
-use crate::{chat, environment, evaluate, expert, ppo, pretrain, reward, rollout, run, sft, task};
 use range::shortened;
-use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
@@ -15,23 +11,12 @@ use toml::{Table, Value};
 
 mod check;
 mod range;
+mod sections;
 mod table;
 
 pub use range::Range;
-pub use table::{SETTINGS, Setting};
-
-/// The defaults, as text.
-pub const DEFAULTS: &str = include_str!("../data/config/default.toml");
-
-section! {
-    /// A whole run's settings.
-    Config {
-        run: run::Settings, tasks: task::Settings, chat: chat::Settings, environment: environment::Settings,
-        reward: reward::Settings, sampling: rollout::Sampling, engine: rollout::Settings, lora: lora::Settings,
-        sft: sft::Settings, rl: ppo::Settings, eval: evaluate::Settings, collect: expert::Settings,
-        pretrain: pretrain::Settings,
-    }
-}
+pub use sections::Config;
+pub use table::{DEFAULTS, SETTINGS, Setting};
 
 /// The quickstart's settings file. Its keys serve several algorithms, so none is noted as doing nothing.
 const BUNDLED: &str = "data/config/quickstart.toml";
@@ -159,11 +144,6 @@ impl Config {
         };
         idle.iter().filter(|(key, _)| telling.iter().any(|given| given == key)).map(note).collect()
     }
-}
-
-/// A setting's word as written in TOML.
-fn word(value: &impl Serialize) -> String {
-    Value::try_from(value).ok().and_then(|value| value.as_str().map(String::from)).unwrap_or_default()
 }
 
 fn keys(table: &Table) -> String {

@@ -12,7 +12,8 @@ use onestep::backend::cpu::Cpu;
 use onestep::backend::ops::{self};
 use onestep::backend::oracle::Oracle;
 use onestep::batch::{self, LossBatch};
-use onestep::checkpoint::{load_adapter, load_model, read_config, read_json};
+use onestep::checkpoint::{load_adapter, load_model, read_config};
+use onestep::files::json;
 use onestep::model::config::RopeScaling;
 use onestep::model::{self, Activations, Gradients, Policy};
 use onestep::tensor::{DType, Tensor};
@@ -63,7 +64,7 @@ fn case(folder: PathBuf) -> Case {
         name: folder.file_name().unwrap().to_str().unwrap().to_string(),
         sequences: trajectories.into_iter().flat_map(|t| t.steps).map(|s| (s.ids, s.is_sampled)).collect(),
         exact: map.names().map(|name| (name.to_string(), values(&map.get_any(name).unwrap()))).collect(),
-        record: read_json(&folder.join("reference.json")).unwrap(),
+        record: json::read(&folder.join("reference.json")).unwrap(),
         folder,
     }
 }
@@ -239,7 +240,7 @@ fn the_cases_hold_every_family_and_feature() {
     let mut seen = BTreeSet::new();
     for case in cases() {
         let config = read_config(&case.folder).unwrap();
-        let json: Value = read_json(&case.folder.join("config.json")).unwrap();
+        let json: Value = json::read(&case.folder.join("config.json")).unwrap();
         let rope = match &config.rope.scaling {
             RopeScaling::None => ("rope plain", config.max_positions),
             RopeScaling::Linear { factor } => ("rope linear", (config.max_positions as f64 / factor) as usize),

@@ -1,12 +1,14 @@
 //! Checks settings when every layer and override is known, so that their order does not matter: values outside their
 //! ranges, settings that exclude each other, settings that do nothing beside others.
 
-use super::{Config, SETTINGS};
+use super::sections::Config;
+use super::table::SETTINGS;
 use crate::backend::ops::KlEstimator;
 use crate::ppo::{Algorithm, GroupDeviation, KlIn, LossAverage, Objective, Overlong};
 use crate::reward::Form;
 use crate::sft::SaveDtype;
-use toml::Table;
+use serde::Serialize;
+use toml::{Table, Value};
 
 /// Why settings are refused, and the keys whose values are to blame.
 pub(super) struct Fault {
@@ -160,7 +162,7 @@ pub(super) fn combinations(config: &Config, section: &str) -> Option<Fault> {
 pub(super) fn idle(config: &Config) -> Vec<(&'static str, String)> {
     let rl = &config.rl;
     let quoted = |key: &str, value: String| format!("rl.{key} = \"{value}\"");
-    let algorithm = quoted("algorithm", super::word(&rl.algorithm));
+    let algorithm = quoted("algorithm", word(&rl.algorithm));
     let rules: [(bool, &[&'static str], String); 10] = [
         (
             rl.algorithm == Algorithm::Grpo,
@@ -172,27 +174,28 @@ pub(super) fn idle(config: &Config) -> Vec<(&'static str, String)> {
             &["rl.group_baseline", "rl.group_deviation", "rl.group_epsilon", "rl.drop_dead_groups"],
             algorithm,
         ),
-        (rl.objective != Objective::Clip, &["rl.dual_clip"], quoted("objective", super::word(&rl.objective))),
+        (rl.objective != Objective::Clip, &["rl.dual_clip"], quoted("objective", word(&rl.objective))),
         (
             rl.algorithm == Algorithm::Grpo && rl.group_deviation == GroupDeviation::None,
             &["rl.group_epsilon"],
-            quoted("group_deviation", super::word(&rl.group_deviation)),
+            quoted("group_deviation", word(&rl.group_deviation)),
         ),
         (
             matches!(rl.overlong, Overlong::Keep | Overlong::Mask),
             &["rl.overlong_penalty"],
-            quoted("overlong", super::word(&rl.overlong)),
+            quoted("overlong", word(&rl.overlong)),
         ),
-        (rl.overlong != Overlong::Soft, &["rl.overlong_buffer"], quoted("overlong", super::word(&rl.overlong))),
-        (
-            rl.loss_average != LossAverage::Sample,
-            &["rl.reply_scale"],
-            quoted("loss_average", super::word(&rl.loss_average)),
-        ),
+        (rl.overlong != Overlong::Soft, &["rl.overlong_buffer"], quoted("overlong", word(&rl.overlong))),
+        (rl.loss_average != LossAverage::Sample, &["rl.reply_scale"], quoted("loss_average", word(&rl.loss_average))),
         (rl.kl_coefficient == 0.0, &["rl.kl_in", "rl.kl_estimator"], "rl.kl_coefficient = 0".into()),
         (rl.epochs == 1, &["rl.target_kl"], "rl.epochs = 1: it ends passes over a batch, of which there is one".into()),
         (config.reward.form == Form::Sigmoid, &["reward.clip"], "reward.form = \"sigmoid\"".into()),
     ];
     let broken = rules.into_iter().filter(|(is_idle, ..)| *is_idle);
     broken.flat_map(|(_, keys, why)| keys.iter().map(move |key| (*key, why.clone())).collect::<Vec<_>>()).collect()
+}
+
+/// A setting's word as written in TOML.
+fn word(value: &impl Serialize) -> String {
+    Value::try_from(value).ok().and_then(|value| value.as_str().map(String::from)).unwrap_or_default()
 }

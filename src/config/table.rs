@@ -1,10 +1,12 @@
 //! The table of settings: each key's range and its meaning to a user. Defaults, and the values that the paper or
 //! another program has, are in data/config/default.toml.
 
-use super::DEFAULTS;
 use super::range::{Range, above, below, within};
 use Range::{Device, Flag, Modules, Names, PerCore, Table, Text, Whole, Word, ZeroOr};
 use std::ops::Bound::{Excluded, Included};
+
+/// The defaults, as text.
+pub const DEFAULTS: &str = include_str!("../../data/config/default.toml");
 
 /// One setting.
 #[derive(Debug, Clone, Copy)]

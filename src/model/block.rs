@@ -6,7 +6,7 @@ use crate::backend::ops::{self, Heads, Linear, LinearGrads, QkNorm, Segments};
 use crate::error::Result;
 use crate::model::kv_cache::PagedPlan;
 use crate::model::parameters::{LayerPlaces, Module};
-use crate::model::{Gradients, Policy, two};
+use crate::model::policy::{Gradients, Policy, two};
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;
 

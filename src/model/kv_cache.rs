@@ -4,7 +4,7 @@
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
-use crate::model::{index_tensor, narrow};
+use crate::model::indices::{index_tensor, narrow};
 use crate::tensor::Tensor;
 use std::ops::Range;
 

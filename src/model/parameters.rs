@@ -128,3 +128,8 @@ pub(super) fn parameters(config: &ModelConfig) -> (Vec<(String, Vec<usize>)>, Pl
     let lm_head = if config.tied { embed } else { add("lm_head.weight".into(), &[vocab, hidden]) };
     (list, Places { embed, layers, norm, lm_head })
 }
+
+/// Name and shape of every parameter of a model of this shape, in the order of `Model::weights`.
+pub fn parameter_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    parameters(config).0
+}

@@ -2,7 +2,7 @@
 //! bytes over its memory bandwidth. Does not count norms, sampling, launches and RL's sandboxes, which only add to
 //! them.
 
-use super::{Asked, Kind, Work, count, grouped};
+use super::asked::{Asked, Kind, Work, count, grouped};
 use serde::Serialize;
 
 /// Best rates of a device.

@@ -1,7 +1,7 @@
 //! Finds settings that a model cannot work under, whatever the memory: lengths against its positions, the cache against
 //! one request, the rank of an adapter against its layers.
 
-use super::Asked;
+use super::asked::Asked;
 use crate::error::{Error, Result};
 use crate::model::lora::Module;
 

@@ -1,7 +1,7 @@
 //! Computes bytes by part: what the code allocates for a model's shape under the settings, formula by formula.
 //! tests/plan.rs checks them against the allocations.
 
-use super::{Asked, Part, Work, count, size};
+use super::asked::{Asked, Part, Work, count, size};
 use crate::backend::ops::Heads;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;

@@ -1,8 +1,8 @@
 //! The sections of the page about numbers: scores, training curves, evaluation, time, settings. viewer.rs has the
 //! trajectories.
 
-use super::Run;
 use super::html::{escape, fixed, number};
+use super::run::Run;
 use super::svg::{self, Dot, Frame, Layer, Series};
 use crate::evaluate::{self, Evaluation, Mean};
 use serde_json::Value;

@@ -1,9 +1,9 @@
 //! Runs jobs in parallel on many workers, forked from one small helper process. Owns their lives; runs no script.
 
 use super::cgroup::Cgroup;
-use super::protocol::{Isolation, Job, Outcome, Protection, Reply, Verdict, Wanted};
+use super::protocol::{Isolation, Job, Outcome, Protection, Reply, Start, Verdict, Wanted};
 use super::pulse::SILENCE;
-use super::worker::{self, Start};
+use super::worker::{self};
 use super::{Limits, Python, seccomp, system};
 use crate::error::{Error, Result, check_interrupt};
 use crate::files::scratch::Scratch;

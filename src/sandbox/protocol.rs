@@ -1,6 +1,8 @@
 //! Messages between the trainer, the helper process and its workers.
 
 use super::limits::Limits;
+use super::python::Folders;
+use super::seccomp::Filters;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -133,4 +135,19 @@ pub struct Protection {
     pub files_closed: bool,
     /// Notes for the user, one line per fact.
     pub notes: Vec<String>,
+}
+
+/// Settings that the helper is started with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Start {
+    /// The Python interpreter.
+    pub interpreter: PathBuf,
+    /// Folders that its scripts may read.
+    pub folders: Folders,
+    pub filters: Filters,
+    pub wanted: Wanted,
+    /// Processor of each slot; empty when slots have none of their own.
+    pub processors: Vec<usize>,
+    /// The pool's folder for temporary files.
+    pub scratch: PathBuf,
 }

@@ -8,11 +8,10 @@
 
 use super::keeper::{Ahead, Keeper, begin_script, copy_data};
 use super::limits::Limits;
-use super::protocol::Job;
+use super::protocol::{Job, Start};
 use super::pulse::{HEARTBEAT, LOADING, LOOK, Listener, Pulse, SILENCE};
 use super::root::{self, OLD};
 use super::system::doing;
-use super::worker::Start;
 use super::{WORKSPACE, landlock, system};
 use rustix::fs::{AtFlags, CWD, Uid, chownat};
 use rustix::thread::{CapabilitySets, capabilities, configure_capability_in_ambient_set, set_capabilities};

@@ -5,19 +5,15 @@ use super::cgroup::Cgroup;
 use super::leftovers;
 use super::limits::Limits;
 use super::output::Output;
-use super::protocol::{Isolation, Job, Outcome, Reply, Verdict, Wanted};
+use super::protocol::{Isolation, Job, Outcome, Reply, Start, Verdict};
 use super::pulse::{KILL_GRACE, LOADING, Listener, Pulse, SILENCE};
-use super::python::Folders;
-use super::seccomp::Filters;
 use super::server::{self, Answer, Ended, Tried, await_answer, receive_answer};
 use super::system::{self, Process};
 use crate::console::errln;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The first argument that turns our binary into the helper.
@@ -46,21 +42,6 @@ const TIERS: [&str; 4] = [
     "tier 2: namespaces, Landlock, seccomp",
     "tier 3: namespaces, Landlock, seccomp, memory and pids cgroups",
 ];
-
-/// Settings that the helper is started with.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Start {
-    /// The Python interpreter.
-    pub interpreter: PathBuf,
-    /// Folders that its scripts may read.
-    pub folders: Folders,
-    pub filters: Filters,
-    pub wanted: Wanted,
-    /// Processor of each slot; empty when slots have none of their own.
-    pub processors: Vec<usize>,
-    /// The pool's folder for temporary files.
-    pub scratch: PathBuf,
-}
 
 /// Runs the helper and returns its exit code. Main calls it before anything else when the first argument is
 /// [`HELPER_ARGUMENT`]: it forks, so the process must have one thread. Stdin is the trainer's control socket, which

@@ -7,6 +7,7 @@ use crate::simt::Order;
 use crate::support::{Draw, ORDERS, error, gpu};
 use half::bf16;
 use onestep::backend::Backend;
+use onestep::backend::ops::Execute as _;
 use onestep::backend::ops::{self, Heads, Segments};
 use onestep::backend::oracle::Oracle;
 use onestep::backend::oracle::attention::visible;

@@ -3,6 +3,7 @@
 use crate::simt::Order;
 use crate::support::{Draw, check, gpu};
 use onestep::backend::Backend;
+use onestep::backend::ops::Execute as _;
 use onestep::backend::ops::{self, Heads};
 use onestep::tensor::Tensor;
 

@@ -3,6 +3,7 @@
 use crate::support::{check, gpu};
 use crate::{simt::Order, support::Draw};
 use onestep::backend::Backend;
+use onestep::backend::ops::Execute as _;
 use onestep::backend::ops::{self, Heads};
 
 /// (T, C, M): widths for vectors and for single elements; rows named by indices of one warp, of two and of two rounds; two slabs of columns.

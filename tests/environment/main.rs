@@ -313,7 +313,7 @@ fn what_a_result_depends_on_is_in_its_key() {
     let task = prepared(folder.path(), START);
     let id = SnapshotId("a".into());
     let of = |python: &str, task: &PreparedTask, limit, seed, id: &str, script: &str| {
-        cache::RunKey::new(python, task, limit, seed, &SnapshotId(id.into()), script)
+        record::RunKey::new(python, task, limit, seed, &SnapshotId(id.into()), script)
     };
     let key = |change: &dyn Fn(&mut PreparedTask)| {
         let mut other = task.clone();

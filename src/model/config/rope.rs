@@ -2,7 +2,7 @@
 //! (modeling_rope_utils.py).
 
 use super::keys::Keys;
-use super::{RopeConfig, RopeScaling};
+use super::shape::{RopeConfig, RopeScaling};
 use crate::error::Result;
 
 const ROPE_TYPES: &str = "default, linear, llama3, yarn";
