@@ -1,4 +1,4 @@
-//! Makes the short table for the README from rows: each figure beside its floor and its bar. Work that was not measured
+//! Makes the short table for docs/gpu.md from rows: each figure beside its floor and its bar. Work that was not measured
 //! says so.
 
 use super::record::{Ceilings, Row, read};

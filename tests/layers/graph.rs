@@ -111,8 +111,7 @@ impl Names {
     /// The file that defines what `path` names.
     fn file(&self, mut from: Module, path: Vec<String>) -> String {
         let mut rest = VecDeque::from(path);
-        loop {
-            let Some(name) = rest.front() else { break };
+        while let Some(name) = rest.front() {
             let below = [from.clone(), vec![name.clone()]].concat();
             if self.files.contains_key(&below) {
                 from = below;

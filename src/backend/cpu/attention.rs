@@ -159,11 +159,11 @@ pub(super) fn attention_paged(op: ops::AttentionPaged) {
     // The heads of a single query are consecutive in its output, so each key/value head is a task of its own; several
     // rows stay together.
     let mut tasks = Vec::with_capacity(lens.len() * nkv);
-    for b in 0..lens.len() {
+    for (b, &len) in lens.iter().enumerate() {
         let own = rows_of(cu_q, b);
         for t in own.clone().step_by(ROWS) {
             let rows = ROWS.min(own.end - t);
-            let seen = lens[b] as usize - (own.end - t) + 1;
+            let seen = len as usize - (own.end - t) + 1;
             let (mut out, rest) = std::mem::take(&mut o).split_at_mut(rows * nh * hs);
             o = rest;
             if rows > 1 {
