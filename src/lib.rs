@@ -16,8 +16,6 @@ pub mod version;
 
 pub mod backend;
 
-pub mod chat;
-pub mod tokenizer;
 pub mod weights;
 
 pub mod model;
@@ -34,9 +32,10 @@ pub mod message;
 pub mod reward;
 pub mod trajectory;
 
-pub mod environment;
+pub mod chat;
+pub mod tokenizer;
 
-pub mod config;
+pub mod environment;
 
 pub mod batch;
 pub mod rollout;
@@ -45,21 +44,24 @@ pub mod agent;
 pub mod dataset;
 pub mod state_pool;
 
-pub mod expert;
-pub mod ideas;
-
 pub mod export;
 pub mod identity;
-pub mod plan;
 pub mod progress;
 pub mod run;
 
-pub mod evaluate;
 pub mod exercises;
+pub mod expert;
+pub mod ideas;
+
+pub mod evaluate;
 pub mod ppo;
 pub mod pretrain;
 pub mod rl;
 pub mod sft;
+
+pub mod config;
+
+pub mod plan;
 
 pub mod bench;
 pub mod report;

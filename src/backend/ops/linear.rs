@@ -75,8 +75,9 @@ impl Door {
 /// on.
 fn side_by_side<'l, 'a>(layers: &'l [Linear<'a>], mut column: usize) -> impl Iterator<Item = (usize, &'l Linear<'a>)> {
     layers.iter().map(move |layer| {
-        column += layer.w.rows();
-        (column - layer.w.rows(), layer)
+        let first = column;
+        column = column.saturating_add(layer.w.rows()); // the door has yet to see that it lies in the matrix
+        (first, layer)
     })
 }
 
