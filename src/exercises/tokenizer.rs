@@ -4,6 +4,7 @@
 use super::{ENTRY, Exercises};
 use crate::environment::action::{self, Action};
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 use crate::rng::Philox;
 use std::path::Path;
 use tokenizers::models::TrainerWrapper;
@@ -76,7 +77,7 @@ pub fn train_tokenizer(seed: u64) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// Trains the tokenizer and writes `tokenizer.json` and `tokenizer_config.json` into `folder`.
+/// Trains the tokenizer and writes `tokenizer.json` and `tokenizer_config.json` into `folder`, each whole or not at all.
 ///
 /// # Errors
 /// Those of [`train_tokenizer`]; input and output errors that name the file.
@@ -98,7 +99,8 @@ pub fn save_tokenizer(folder: &Path, seed: u64) -> Result<()> {
         .map_err(|e| Error::system(format!("writing the tokenizer's configuration: {e}")))?;
     for (name, text) in [("tokenizer.json", json), ("tokenizer_config.json", config)] {
         let path = folder.join(name);
-        std::fs::write(&path, text + "\n").map_err(|e| Error::io("writing", &path, &e))?;
+        folder.metadata().map_err(|e| Error::io("writing", &path, &e))?; // a missing folder is not made
+        write_whole(&path, (text + "\n").as_bytes())?;
     }
     Ok(())
 }
