@@ -77,7 +77,8 @@ pub fn train_tokenizer(seed: u64) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// Trains the tokenizer and writes `tokenizer.json` and `tokenizer_config.json` into `folder`, each whole or not at all.
+/// Trains the tokenizer and writes `tokenizer.json` and `tokenizer_config.json` into `folder`, each whole or not at
+/// all.
 ///
 /// # Errors
 /// Those of [`train_tokenizer`]; input and output errors that name the file.
